@@ -1,0 +1,116 @@
+#include "base/thread_pool.h"
+
+#include <immintrin.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <string>
+
+#include "base/check.h"
+
+namespace weft {
+namespace {
+
+constexpr int kSpins = 20000;         // about 0.3 ms of pauses before a worker sleeps
+constexpr int kSpinsBeforeYield = 64;  // when there are more threads than CPUs, let others run
+
+/// CPUs granted by a cgroup quota, or 0 when there is none.
+double cgroup_cpus() {
+  if (std::ifstream v2("/sys/fs/cgroup/cpu.max"); v2) {
+    std::string quota;
+    double period = 0;
+    if (v2 >> quota >> period && quota != "max" && period > 0) return std::stod(quota) / period;
+    return 0;
+  }
+  std::ifstream quota_file("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
+  std::ifstream period_file("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
+  double quota = 0, period = 0;
+  if (quota_file >> quota && period_file >> period && quota > 0 && period > 0) return quota / period;
+  return 0;
+}
+
+void relax(int spin, bool oversubscribed) {
+  if (oversubscribed && spin % kSpinsBeforeYield == kSpinsBeforeYield - 1) {
+    sched_yield();
+  } else {
+    _mm_pause();
+  }
+}
+
+}  // namespace
+
+int usable_cpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  int cpus = 1;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) cpus = std::max(1, CPU_COUNT(&set));
+  if (const double quota = cgroup_cpus(); quota > 0) {
+    cpus = std::min(cpus, std::max(1, static_cast<int>(std::ceil(quota))));
+  }
+  return cpus;
+}
+
+ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads) {
+  CHECK(num_threads >= 1);
+  threads_.reserve(static_cast<size_t>(num_threads - 1));
+  for (int worker = 1; worker < num_threads; ++worker) {
+    threads_.emplace_back([this, worker] { worker_main(worker); });
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  stop_.store(true, std::memory_order_relaxed);
+  generation_.fetch_add(1, std::memory_order_release);
+  generation_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void ThreadPool::run(Entry entry, void* context) {
+  if (num_threads_ == 1) {
+    entry(context, 0);
+    return;
+  }
+  entry_ = entry;
+  context_ = context;
+  pending_.store(num_threads_ - 1, std::memory_order_relaxed);
+  generation_.fetch_add(1, std::memory_order_release);
+  generation_.notify_all();
+  entry(context, 0);
+  static const int kCpus = usable_cpus();
+  for (int spin = 0; pending_.load(std::memory_order_acquire) != 0; ++spin) {
+    relax(spin, num_threads_ > kCpus);
+  }
+}
+
+void ThreadPool::worker_main(int worker) {
+  static const int kCpus = usable_cpus();
+  uint32_t seen = 0;
+  for (;;) {
+    for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spin) {
+      relax(spin, num_threads_ > kCpus);
+    }
+    while (generation_.load(std::memory_order_acquire) == seen) generation_.wait(seen);
+    ++seen;
+    if (stop_.load(std::memory_order_relaxed)) return;
+    entry_(context_, worker);
+    pending_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+void ThreadPool::barrier() {
+  if (num_threads_ == 1) return;
+  const uint32_t generation = barrier_generation_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == num_threads_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    barrier_generation_.fetch_add(1, std::memory_order_release);
+    return;
+  }
+  static const int kCpus = usable_cpus();
+  for (int spin = 0; barrier_generation_.load(std::memory_order_acquire) == generation; ++spin) {
+    relax(spin, num_threads_ > kCpus);
+  }
+}
+
+}  // namespace weft
