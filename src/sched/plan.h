@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/ids.h"
+#include "sched/request.h"
+
+namespace weft {
+
+/// Prefill boundaries are absolute multiples of this many tokens (design.md section 4, rule 3).
+inline constexpr int kChunk = 64;
+
+/// A token of a slice that the host does not know yet: the executor uses the last token it sampled
+/// for that sequence.
+inline constexpr int32_t kDeviceToken = -1;
+
+/// The two arithmetics of design.md section 4, rule 2. A slice never mixes them.
+enum class Arithmetic : uint8_t {
+  kPrompt,  ///< prompt tokens: chunked operators; starts at a multiple of kChunk
+  kDecode,  ///< generated tokens (new or replayed), row by row: any start, any count
+};
+
+/// Consecutive tokens of one sequence in one step. Several slices of one sequence may follow each
+/// other in a step (a recurrent-state checkpoint lies between them); they are in order.
+struct Slice {
+  SeqId seq;
+  int64_t first = 0;                ///< position of tokens[0] = number of tokens already computed
+  std::span<const int32_t> tokens;  ///< ids, or one kDeviceToken; lives until launch() returns
+  Arithmetic arithmetic = Arithmetic::kPrompt;
+  bool sample = false;               ///< sample the token that follows the last one of the slice
+  std::span<const BlockId> blocks;   ///< the sequence's whole block table, covering first + size
+  SlotId state_read;                 ///< recurrent state before tokens[0]; invalid: zero state
+  SlotId state_write;                ///< receives the state after the last token; may equal read
+};
+
+/// Copy of whole blocks (all layers and planes), done before the step's slices.
+struct BlockCopy {
+  BlockId from, to;
+};
+
+/// What the executor does in one step: plain data, the same for every rank.
+struct StepPlan {
+  uint64_t step = 0;
+  std::vector<std::shared_ptr<const Request>> admitted;  ///< first seen in this step
+  std::vector<Slice> slices;
+  std::vector<SeqId> preempted;  ///< lost their blocks and state (they come back from position 0)
+  std::vector<SeqId> retired;    ///< ended or aborted: forget them; no later step names them
+  std::vector<BlockCopy> copies;
+  bool empty() const { return slices.empty() && retired.empty() && admitted.empty(); }
+};
+
+/// Results of one slice with `sample`, in slice order, and of prompt slices with prompt_logprobs.
+struct SampledRow {
+  SeqId seq;
+  std::vector<int32_t> tokens;  ///< accepted tokens: one without speculation; empty after an error
+  std::vector<TokenLogprob> logprobs;         ///< one a token, when asked for
+  std::vector<TokenLogprob> prompt_logprobs;  ///< of the slice's tokens, when asked for: entry i is
+                                              ///< the token at first + i + 1 within the prompt
+  bool numeric_error = false;  ///< the row's logits held NaN: the request ends with kError
+};
+
+struct StepResult {
+  uint64_t step = 0;
+  std::vector<SampledRow> rows;
+};
+
+}  // namespace weft
