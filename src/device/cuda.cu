@@ -1,0 +1,72 @@
+#include "device/cuda.h"
+
+#include <cuda_runtime_api.h>
+
+namespace weft {
+namespace {
+
+Error cuda_error(const char* what, cudaError_t status) {
+  return unavailable(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
+}
+
+std::string version_text(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+}  // namespace
+
+Result<std::vector<CudaDeviceInfo>> cuda_devices() {
+  int count = 0;
+  if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess) {
+    return cuda_error("no usable device", status);
+  }
+  std::vector<CudaDeviceInfo> devices;
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp properties;
+    if (const cudaError_t status = cudaGetDeviceProperties(&properties, i); status != cudaSuccess) {
+      return cuda_error("device properties", status);
+    }
+    CudaDeviceInfo info{.name = properties.name,
+                        .sm_major = properties.major,
+                        .sm_minor = properties.minor,
+                        .total_bytes = static_cast<int64_t>(properties.totalGlobalMem),
+                        .num_sms = properties.multiProcessorCount};
+    size_t free_bytes = 0, total_bytes = 0;
+    if (cudaSetDevice(i) == cudaSuccess && cudaMemGetInfo(&free_bytes, &total_bytes) == cudaSuccess) {
+      info.free_bytes = static_cast<int64_t>(free_bytes);
+    }
+    devices.push_back(std::move(info));
+  }
+  return devices;
+}
+
+Result<std::string> cuda_runtime_version() {
+  int version = 0;
+  if (const cudaError_t status = cudaRuntimeGetVersion(&version); status != cudaSuccess) {
+    return cuda_error("runtime version", status);
+  }
+  return version_text(version);
+}
+
+Result<std::string> cuda_driver_version() {
+  int version = 0;
+  if (const cudaError_t status = cudaDriverGetVersion(&version); status != cudaSuccess) {
+    return cuda_error("driver version", status);
+  }
+  if (version == 0) return unavailable("CUDA: no NVIDIA driver is installed");
+  return version_text(version);
+}
+
+Result<void*> cuda_allocate(int64_t bytes) {
+  void* data = nullptr;
+  const cudaError_t status = cudaMalloc(&data, static_cast<size_t>(bytes));
+  if (status == cudaErrorMemoryAllocation) {
+    return exhausted("CUDA: out of device memory asking for " + std::to_string(bytes >> 20) + " MiB");
+  }
+  if (status != cudaSuccess) return cuda_error("cudaMalloc", status);
+  return data;
+}
+
+void cuda_free(void* data) { cudaFree(data); }
+
+}  // namespace weft

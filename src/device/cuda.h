@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+
+namespace weft {
+
+struct CudaDeviceInfo {
+  std::string name;
+  int sm_major = 0, sm_minor = 0;
+  int64_t total_bytes = 0, free_bytes = 0;
+  int num_sms = 0;
+};
+
+/// The NVIDIA devices that this process can use. An Error says why there are none: built without
+/// CUDA, no driver, a driver older than the toolkit, no device.
+Result<std::vector<CudaDeviceInfo>> cuda_devices();
+
+/// "13.0" and the like, or an Error as above. Toolkit this binary was built with / driver's level.
+Result<std::string> cuda_runtime_version();
+Result<std::string> cuda_driver_version();
+
+/// Device memory on the current device. Error kExhausted when there is not enough.
+Result<void*> cuda_allocate(int64_t bytes);
+void cuda_free(void* data);
+
+}  // namespace weft

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <string_view>
+
+namespace weft {
+
+enum class DType : uint8_t { kF32, kBF16, kF16, kF64, kFP8E4M3, kFP8E5M2, kI64, kI32, kI16, kI8, kU8, kBool };
+
+constexpr int dtype_size(DType dtype) {
+  switch (dtype) {
+    case DType::kF64:
+    case DType::kI64: return 8;
+    case DType::kF32:
+    case DType::kI32: return 4;
+    case DType::kBF16:
+    case DType::kF16:
+    case DType::kI16: return 2;
+    default: return 1;
+  }
+}
+
+/// The safetensors spelling: "F32", "BF16", "F8_E4M3", ...
+constexpr std::string_view dtype_name(DType dtype) {
+  switch (dtype) {
+    case DType::kF32: return "F32";
+    case DType::kBF16: return "BF16";
+    case DType::kF16: return "F16";
+    case DType::kF64: return "F64";
+    case DType::kFP8E4M3: return "F8_E4M3";
+    case DType::kFP8E5M2: return "F8_E5M2";
+    case DType::kI64: return "I64";
+    case DType::kI32: return "I32";
+    case DType::kI16: return "I16";
+    case DType::kI8: return "I8";
+    case DType::kU8: return "U8";
+    case DType::kBool: return "BOOL";
+  }
+  return "?";
+}
+
+/// bfloat16 bits; arithmetic is done in float.
+using bf16 = uint16_t;
+
+constexpr float bf16_to_float(bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x) << 16); }
+
+/// Round to nearest even; NaN stays NaN.
+constexpr bf16 float_to_bf16(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<bf16>((bits >> 16) | 0x40);
+  return static_cast<bf16>((bits + 0x7FFFu + ((bits >> 16) & 1)) >> 16);
+}
+
+}  // namespace weft
