@@ -19,10 +19,10 @@ class Panic : public std::logic_error {
 }  // namespace weft
 
 /// CHECK(condition) or CHECK(condition, "message"): throws Panic with the place. Always on.
-#define CHECK(condition, ...)                                                     \
-  do {                                                                            \
-    if (!(condition)) [[unlikely]]                                                \
-      ::weft::panic(#condition, std::string{__VA_ARGS__});                        \
+#define CHECK(condition, ...)                              \
+  do {                                                     \
+    if (!(condition)) [[unlikely]]                         \
+      ::weft::panic(#condition, std::string{__VA_ARGS__}); \
   } while (false)
 
 #ifdef NDEBUG

@@ -20,8 +20,8 @@ spdlog::level::level_enum to_spdlog(LogLevel level) {
 /// The logger is the one process-wide object of weft: it owns the standard error stream.
 spdlog::logger& logger() {
   static const auto instance = [] {
-    auto log = std::make_shared<spdlog::logger>("weft",
-                                                std::make_shared<spdlog::sinks::stderr_sink_mt>());
+    auto log =
+        std::make_shared<spdlog::logger>("weft", std::make_shared<spdlog::sinks::stderr_sink_mt>());
     log->set_pattern("%l %H:%M:%S.%e %v");
     return log;
   }();
@@ -34,7 +34,9 @@ void log_line(LogLevel level, std::string_view text) {
   logger().log(to_spdlog(level), "{}", text);
 }
 
-void set_log_level(LogLevel level) { logger().set_level(to_spdlog(level)); }
+void set_log_level(LogLevel level) {
+  logger().set_level(to_spdlog(level));
+}
 
 LogLevel log_level() {
   switch (logger().level()) {

@@ -25,13 +25,27 @@ struct Error {
   std::string message;
 };
 
-inline Error invalid_argument(std::string m) { return {ErrorKind::kInvalidArgument, std::move(m)}; }
-inline Error not_found(std::string m) { return {ErrorKind::kNotFound, std::move(m)}; }
-inline Error permission_denied(std::string m) { return {ErrorKind::kPermission, std::move(m)}; }
-inline Error unavailable(std::string m) { return {ErrorKind::kUnavailable, std::move(m)}; }
-inline Error exhausted(std::string m) { return {ErrorKind::kExhausted, std::move(m)}; }
-inline Error unsupported(std::string m) { return {ErrorKind::kUnsupported, std::move(m)}; }
-inline Error data_loss(std::string m) { return {ErrorKind::kDataLoss, std::move(m)}; }
+inline Error invalid_argument(std::string m) {
+  return {ErrorKind::kInvalidArgument, std::move(m)};
+}
+inline Error not_found(std::string m) {
+  return {ErrorKind::kNotFound, std::move(m)};
+}
+inline Error permission_denied(std::string m) {
+  return {ErrorKind::kPermission, std::move(m)};
+}
+inline Error unavailable(std::string m) {
+  return {ErrorKind::kUnavailable, std::move(m)};
+}
+inline Error exhausted(std::string m) {
+  return {ErrorKind::kExhausted, std::move(m)};
+}
+inline Error unsupported(std::string m) {
+  return {ErrorKind::kUnsupported, std::move(m)};
+}
+inline Error data_loss(std::string m) {
+  return {ErrorKind::kDataLoss, std::move(m)};
+}
 
 /// Prefixes an error with where it happened ("config.json: ...").
 inline Error with_context(Error e, const std::string& where) {
@@ -43,7 +57,8 @@ inline Error with_context(Error e, const std::string& where) {
 template <class T = void>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}      // NOLINT: implicit by design
+  Result(T value)
+      : state_(std::in_place_index<0>, std::move(value)) {}  // NOLINT: implicit by design
   Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT
   bool ok() const { return state_.index() == 0; }
   explicit operator bool() const { return ok(); }
@@ -90,9 +105,9 @@ class [[nodiscard]] Result<void> {
 
 /// `auto x = TRY(f());` takes the value of a Result or returns its error from the enclosing
 /// function. For Result<void>: `TRY(g());`. (A GNU statement expression: g++, clang and nvcc.)
-#define TRY(expr)                                                     \
-  (__extension__({                                                    \
-    auto try_result_ = (expr);                                        \
-    if (!try_result_.ok()) return std::move(try_result_).error();     \
-    std::move(try_result_).value();                                   \
+#define TRY(expr)                                                 \
+  (__extension__({                                                \
+    auto try_result_ = (expr);                                    \
+    if (!try_result_.ok()) return std::move(try_result_).error(); \
+    std::move(try_result_).value();                               \
   }))

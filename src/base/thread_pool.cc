@@ -13,7 +13,7 @@
 namespace weft {
 namespace {
 
-constexpr int kSpins = 20000;         // about 0.3 ms of pauses before a worker sleeps
+constexpr int kSpins = 20000;          // about 0.3 ms of pauses before a worker sleeps
 constexpr int kSpinsBeforeYield = 64;  // when there are more threads than CPUs, let others run
 
 /// CPUs granted by a cgroup quota, or 0 when there is none.
@@ -27,7 +27,8 @@ double cgroup_cpus() {
   std::ifstream quota_file("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
   std::ifstream period_file("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
   double quota = 0, period = 0;
-  if (quota_file >> quota && period_file >> period && quota > 0 && period > 0) return quota / period;
+  if (quota_file >> quota && period_file >> period && quota > 0 && period > 0)
+    return quota / period;
   return 0;
 }
 
@@ -88,7 +89,8 @@ void ThreadPool::worker_main(int worker) {
   static const int kCpus = usable_cpus();
   uint32_t seen = 0;
   for (;;) {
-    for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spin) {
+    for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen;
+         ++spin) {
       relax(spin, num_threads_ > kCpus);
     }
     while (generation_.load(std::memory_order_acquire) == seen) generation_.wait(seen);

@@ -11,7 +11,9 @@ namespace {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
-int64_t mapped_bytes(int64_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }
+int64_t mapped_bytes(int64_t bytes) {
+  return (bytes + kHugePage - 1) / kHugePage * kHugePage;
+}
 
 }  // namespace
 
@@ -28,7 +30,8 @@ Result<Buffer> Buffer::allocate(DeviceKind kind, int64_t bytes) {
     void* p = mmap(nullptr, static_cast<size_t>(length), PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) {
-      return exhausted("out of memory: " + std::to_string(bytes >> 20) + " MiB could not be mapped");
+      return exhausted("out of memory: " + std::to_string(bytes >> 20) +
+                       " MiB could not be mapped");
     }
     const auto address = reinterpret_cast<uintptr_t>(p);
     const uintptr_t aligned = (address + kHugePage - 1) / kHugePage * kHugePage;
@@ -38,7 +41,8 @@ Result<Buffer> Buffer::allocate(DeviceKind kind, int64_t bytes) {
       munmap(reinterpret_cast<void*>(end), address + static_cast<uintptr_t>(length) - end);
     }
     buffer.data_ = reinterpret_cast<std::byte*>(aligned);
-    if (bytes >= kHugePage) madvise(buffer.data_, static_cast<size_t>(mapped_bytes(bytes)), MADV_HUGEPAGE);
+    if (bytes >= kHugePage)
+      madvise(buffer.data_, static_cast<size_t>(mapped_bytes(bytes)), MADV_HUGEPAGE);
   }
   buffer.bytes_ = bytes;
   return buffer;

@@ -22,7 +22,9 @@ uint64_t read_xcr0() {
   return (uint64_t{high} << 32) | low;
 }
 
-bool bit(uint32_t word, int index) { return ((word >> index) & 1) != 0; }
+bool bit(uint32_t word, int index) {
+  return ((word >> index) & 1) != 0;
+}
 
 struct Features {
   bool avx2 = false, avx512 = false, vnni_bf16 = false, amx = false;
@@ -33,7 +35,8 @@ Features detect() {
   uint32_t a = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid(1, &a, &b, &c, &d) == 0 || !bit(c, 27)) return f;  // OSXSAVE
   const uint64_t xcr0 = read_xcr0();
-  const bool ymm = (xcr0 & 0x6) == 0x6, zmm = (xcr0 & 0xE6) == 0xE6, tile = (xcr0 & 0x60000) == 0x60000;
+  const bool ymm = (xcr0 & 0x6) == 0x6, zmm = (xcr0 & 0xE6) == 0xE6,
+             tile = (xcr0 & 0x60000) == 0x60000;
   const bool fma = bit(c, 12), f16c = bit(c, 29);
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return f;
   f.avx2 = ymm && fma && f16c && bit(b, 5);
@@ -104,7 +107,8 @@ CpuInfo cpu_info() {
   }
   if (limit > 0 && limit < info.memory_bytes) {
     info.memory_bytes = limit;
-    info.available_bytes = std::min(info.available_bytes, std::max<int64_t>(0, limit - std::max<int64_t>(used, 0)));
+    info.available_bytes =
+        std::min(info.available_bytes, std::max<int64_t>(0, limit - std::max<int64_t>(used, 0)));
   }
   return info;
 }

@@ -20,10 +20,10 @@ struct CpuInfo {
   std::string model;
   bool supported = false;  ///< false: below kAvx2
   CpuIsa isa = CpuIsa::kAvx2;
-  int num_cpus = 1;               ///< usable_cpus()
+  int num_cpus = 1;  ///< usable_cpus()
   int64_t l2_bytes = 0, l3_bytes = 0;
-  int64_t memory_bytes = 0;       ///< physical memory, or the cgroup's limit where smaller
-  int64_t available_bytes = 0;    ///< what can be had now, within the cgroup's limit
+  int64_t memory_bytes = 0;     ///< physical memory, or the cgroup's limit where smaller
+  int64_t available_bytes = 0;  ///< what can be had now, within the cgroup's limit
 };
 
 /// Reads cpuid and /proc; asks the kernel for the AMX tile state once per process when the CPU has

@@ -6,7 +6,20 @@
 
 namespace weft {
 
-enum class DType : uint8_t { kF32, kBF16, kF16, kF64, kFP8E4M3, kFP8E5M2, kI64, kI32, kI16, kI8, kU8, kBool };
+enum class DType : uint8_t {
+  kF32,
+  kBF16,
+  kF16,
+  kF64,
+  kFP8E4M3,
+  kFP8E5M2,
+  kI64,
+  kI32,
+  kI16,
+  kI8,
+  kU8,
+  kBool
+};
 
 constexpr int dtype_size(DType dtype) {
   switch (dtype) {
@@ -43,7 +56,9 @@ constexpr std::string_view dtype_name(DType dtype) {
 /// bfloat16 bits; arithmetic is done in float.
 using bf16 = uint16_t;
 
-constexpr float bf16_to_float(bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x) << 16); }
+constexpr float bf16_to_float(bf16 x) {
+  return std::bit_cast<float>(static_cast<uint32_t>(x) << 16);
+}
 
 /// Round to nearest even; NaN stays NaN.
 constexpr bf16 float_to_bf16(float x) {

@@ -77,7 +77,8 @@ struct TensorView {
   }
   /// Splits the last dimension into [heads, width]; heads * width must equal it.
   TensorView split_last(int64_t heads, int64_t width) const {
-    CHECK(rank >= 1 && rank < 4 && dim(rank - 1) == heads * width && stride[static_cast<size_t>(rank - 1)] == 1);
+    CHECK(rank >= 1 && rank < 4 && dim(rank - 1) == heads * width &&
+          stride[static_cast<size_t>(rank - 1)] == 1);
     TensorView v = *this;
     v.rank = rank + 1;
     v.shape[static_cast<size_t>(rank - 1)] = heads;

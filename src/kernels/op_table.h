@@ -1,0 +1,60 @@
+#pragma once
+
+#include <span>
+
+#include "device/cpu_info.h"
+#include "device/stream.h"
+#include "kernels/args.h"
+
+namespace weft {
+
+/// One op of a backend. No default constructor: a table that forgets an op does not compile.
+template <class F>
+class Op;
+template <class R, class... A>
+class Op<R(A...)> {
+ public:
+  constexpr Op(R (*fn)(A...)) : fn_(fn) {}  // NOLINT: implicit by design
+  R operator()(A... args) const { return fn_(static_cast<A>(args)...); }
+
+ private:
+  R (*fn_)(A...);
+};
+
+/// A backend: every op, typed. The whole contract is in args.h.
+struct OpTable {
+  std::string_view name;
+
+  // Layouts that belong to the backend.
+  Op<int64_t(const WeightShape&)> weight_bytes;  ///< packed bytes of one expert, a multiple of 64
+  /// Packs [sum of rows, K] from consecutive pieces ([rows_i, K] bf16, f16 or f32, contiguous) into
+  /// `weight` (expert `expert`), quantising to its format. Runs on the stream's threads.
+  Op<void(Stream&, const Weight& weight, int64_t expert, std::span<const TensorView> pieces)>
+      pack_weight;
+  /// The inverse, for tests and for tools: one expert as [N, K] f32.
+  Op<void(const Weight& weight, int64_t expert, TensorView out)> unpack_weight;
+  Op<int64_t(const KvShape&)> kv_block_bytes;  ///< bytes of one block of one layer, multiple of 64
+  /// One block as k, v [B, G, D] f32 (tests, tools).
+  Op<void(const PagedKv&, int64_t block, TensorView k, TensorView v)> kv_read_block;
+
+  Op<void(Stream&, const EmbedArgs&)> embed;
+  Op<void(Stream&, const RmsNormArgs&)> rms_norm;
+  Op<void(Stream&, const LinearArgs&)> linear;
+  Op<void(Stream&, const MoeRouteArgs&)> moe_route;
+  Op<void(Stream&, const MoeArgs&)> moe;
+  Op<void(Stream&, const AddArgs&)> add;
+  Op<void(Stream&, const AddGatedArgs&)> add_gated;
+  Op<void(Stream&, const MulSigmoidArgs&)> mul_sigmoid;
+  Op<void(Stream&, const QkvPrepareArgs&)> qkv_prepare;
+  Op<void(Stream&, const AttnArgs&)> attention;
+  Op<void(Stream&, const GdnArgs&)> gdn;
+  Op<void(Stream&, const GatedNormArgs&)> gated_norm;
+};
+
+/// Plain float loops, the oracle of every backend. Slow.
+const OpTable& ref_ops();
+
+/// The CPU backend for an instruction set that this machine has (tests pass lower ones too).
+const OpTable& cpu_ops(CpuIsa isa);
+
+}  // namespace weft

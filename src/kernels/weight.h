@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "tensor/view.h"
+
+namespace weft {
+
+/// How the matrices of linear layers are stored.
+enum class WeightFormat : uint8_t {
+  kF32,   ///< --dtype float32: fp32 arithmetic
+  kBf16,  ///< bf16 weights, activations rounded to bf16 at the input, fp32 accumulation
+  kInt8,  ///< groups of 32 along K, symmetric, one fp16 scale a group: w = q * s, |q| <= 127
+  kInt4,  ///< groups of 32 along K, symmetric, one fp16 scale a group: w = q * s, -8 <= q <= 7
+};
+inline constexpr int kWeightGroup = 32;
+
+std::string_view weight_format_name(WeightFormat format);
+
+struct WeightShape {
+  WeightFormat format = WeightFormat::kBf16;
+  int64_t n = 0;        ///< output features
+  int64_t k = 0;        ///< input features
+  int64_t experts = 1;  ///< > 1: as many matrices of the same shape
+};
+
+/// A matrix (or a stack of expert matrices) in the layout of the backend that packed it.
+/// Borrowed memory; only the OpTable that packed it knows the layout.
+struct Weight {
+  WeightShape shape;
+  std::byte* data = nullptr;
+  int64_t expert_bytes = 0;  ///< distance between experts
+};
+
+}  // namespace weft
