@@ -1,5 +1,6 @@
 # weft_library(name SOURCES ... DEPS ...): a static library weft_<name> of src/<name>.
-# weft_test(name SOURCES ... DEPS ... [LABELS ...]): a GoogleTest binary, one ctest entry.
+# weft_test(name SOURCES ... DEPS ... [LABELS threaded]): a GoogleTest binary; each of its cases is a ctest
+#   entry `name.Suite.Case`. The label `threaded` puts it into the ThreadSanitizer run of .ci/run.
 
 add_library(weft_options INTERFACE)
 target_include_directories(weft_options INTERFACE ${CMAKE_SOURCE_DIR}/src)
@@ -15,6 +16,8 @@ if(WEFT_SANITIZE)
   target_link_options(weft_options INTERFACE -fsanitize=${WEFT_SANITIZE})
 endif()
 
+add_custom_target(weft_threaded_tests)  # what the tsan preset has to build
+
 function(weft_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
   add_library(weft_${name} STATIC ${ARG_SOURCES})
@@ -25,15 +28,19 @@ function(weft_test name)
   if(NOT WEFT_TESTS)
     return()
   endif()
-  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;LABELS" ${ARGN})
-  add_executable(${name} ${ARG_SOURCES})
-  target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gtest GTest::gmock GTest::gtest_main)
-  target_compile_definitions(${name} PRIVATE WEFT_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
-  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
-  set(properties TIMEOUT 600)
+  cmake_parse_arguments(ARG "" "LABELS" "SOURCES;DEPS" ${ARGN})
+  # Exactly one label: gtest_discover_tests would take a second one, or none, for the next property.
+  set(label unit)
   if(ARG_LABELS)
-    list(APPEND properties LABELS ${ARG_LABELS})
+    set(label ${ARG_LABELS})
   endif()
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE
+    ${ARG_DEPS} weft_test_support GTest::gtest GTest::gmock GTest::gtest_main)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST WORKING_DIRECTORY ${CMAKE_SOURCE_DIR}
-    PROPERTIES ${properties})
+    TEST_PREFIX ${name}. PROPERTIES LABELS ${label} TIMEOUT 600)
+  if(label STREQUAL "threaded")
+    add_dependencies(weft_threaded_tests ${name})
+  endif()
 endfunction()

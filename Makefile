@@ -1,0 +1,64 @@
+# weft: every target first installs what it needs with apt-get (tools/packages.txt), if anything is missing.
+#   make run      build, then chat with the bundled demo model   (ARGS="MODEL --max-tokens 200")
+#   make test     build everything and run all tests; the last line counts them
+#   make build    build/release/weft        CUDA=1 with the CUDA backend, CUDA=0 without;
+#                                           default: where nvcc and a GPU are found
+#   make serve    the server   make bench   measurements   make lint   format, layers, sizes, clang-tidy
+#   make fuzz     every fuzzer for FUZZ_SECONDS   make deps   packages only   make clean   remove build/
+BUILD := build/release
+JOBS ?= $(shell nproc)
+ARGS ?=
+WERROR ?= 0
+FUZZ_SECONDS ?= 60
+
+HAVE_NVCC = command -v nvcc || test -x /usr/local/cuda/bin/nvcc
+HAVE_GPU = test -e /dev/nvidia0 || nvidia-smi -L
+CUDA ?= $(shell { { $(HAVE_NVCC); } && { $(HAVE_GPU); }; } >/dev/null 2>&1 && echo 1 || echo 0)
+
+.PHONY: deps deps-build deps-test deps-lint deps-fuzz build run serve test bench lint fuzz clean \
+  configure-build configure-test program
+
+deps:
+	@tools/deps.sh build test lint fuzz
+deps-build:
+	@tools/deps.sh build
+deps-test:
+	@tools/deps.sh build test
+deps-lint:
+	@tools/deps.sh build test lint
+deps-fuzz:
+	@tools/deps.sh build fuzz
+
+# A build directory that already has the tests stays as it is: `make run` after `make test` compiles nothing.
+configure-build: deps-build
+	@tools/configure.sh $(BUILD) $(CUDA) $(WERROR) program
+configure-test: deps-test
+	@tools/configure.sh $(BUILD) $(CUDA) $(WERROR) tests
+
+program: configure-build
+	@cmake --build $(BUILD) --target weft -j $(JOBS)
+
+build: program
+run: program
+	@$(BUILD)/weft run $(ARGS)
+serve: program
+	@$(BUILD)/weft serve $(ARGS)
+
+test: configure-test
+	@cmake --build $(BUILD) -j $(JOBS)
+	@tools/run_tests.sh $(BUILD) -j $(JOBS) $(ARGS)
+
+bench: configure-test
+	@cmake --build $(BUILD) -j $(JOBS)
+	@tools/run_bench.sh $(BUILD) $(ARGS)
+
+lint: configure-test deps-lint
+	@tools/lint.sh $(BUILD) $(ARGS)
+
+fuzz: deps-fuzz
+	@cmake --preset fuzz
+	@cmake --build build/fuzz -j $(JOBS)
+	@tools/run_fuzzers.sh build/fuzz $(FUZZ_SECONDS)
+
+clean:
+	rm -rf build
