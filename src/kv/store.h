@@ -1,0 +1,41 @@
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "base/ids.h"
+#include "device/buffer.h"
+#include "kernels/op_table.h"
+#include "kv/spec.h"
+
+namespace weft {
+
+/// Bytes that a model's caches take.
+struct CacheBytes {
+  int64_t per_block = 0;  ///< all paged layers, one block of block_size tokens
+  int64_t per_slot = 0;   ///< all recurrent layers, one state slot
+};
+
+CacheBytes cache_bytes(std::span<const CacheSpec> specs, const OpTable& ops);
+
+/// Owns the memory of all layers' caches. Which block belongs to whom is the scheduler's business.
+class KvStore {
+ public:
+  static Result<KvStore> create(std::span<const CacheSpec> specs, const OpTable& ops,
+                                int64_t num_blocks, int64_t num_slots);
+
+  const LayerCache& layer(LayerId id) const { return layers_[static_cast<size_t>(id.value)]; }
+  int64_t num_blocks() const { return num_blocks_; }
+  int64_t num_slots() const { return num_slots_; }
+  int64_t bytes() const { return buffer_.bytes(); }
+
+  /// Copies whole blocks, all layers and planes.
+  void copy_block(BlockId from, BlockId to);
+
+ private:
+  Buffer buffer_;
+  std::vector<LayerCache> layers_;
+  int64_t num_blocks_ = 0, num_slots_ = 0;
+};
+
+}  // namespace weft

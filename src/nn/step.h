@@ -1,0 +1,31 @@
+#pragma once
+
+#include "kernels/op_table.h"
+#include "kv/store.h"
+
+namespace weft {
+
+/// One step on the device. Rows of prompt slices come first, then rows of decode slices; one
+/// segment a slice, segments of one sequence in order.
+struct StepBatch {
+  TensorView ids;         ///< [T] i32
+  TensorView positions;   ///< [T, 3] i32 (t, h, w)
+  TensorView kv_slot;     ///< [T] i64: where each row's K and V go; undefined without paged layers
+  SeqMap seqs;
+  TensorView read_slot;   ///< [S] i32; undefined without recurrent layers
+  TensorView write_slot;  ///< [S] i32
+  int64_t prompt_rows = 0;
+  int num_prompt_segments = 0;
+  int64_t num_rows() const { return ids.dim(0); }
+};
+
+/// What a layer may use while it runs: an argument, never a global.
+struct StepContext {
+  Stream& stream;
+  const OpTable& ops;
+  Arena& arena;  ///< temporaries of this step
+  const StepBatch& batch;
+  const KvStore& kv;
+};
+
+}  // namespace weft
