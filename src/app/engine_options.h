@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "base/result.h"
+
+namespace weft {
+
+/// What the user asked of the engine; the same for run, bench, eval and serve. Names are vLLM's.
+struct EngineOptions {
+  std::string model;                     ///< a directory or ORG/NAME[@revision]
+  std::string dtype = "auto";            ///< auto | bfloat16 | float32
+  std::string quantization = "none";     ///< none | int8 | int4
+  std::string load_format = "auto";      ///< auto | safetensors | dummy
+  std::string max_model_len = "auto";    ///< tokens, "32k", or auto: the largest that fits
+  std::string kv_cache_memory = "auto";  ///< bytes, "2G", or auto
+  int max_num_seqs = 64;
+  int max_num_batched_tokens = 2048;
+  bool prefix_caching = true;
+  bool reuse_generated = false;  ///< --prefix-cache=reuse-generated
+  int threads = 0;               ///< 0: all usable CPUs
+  std::string cpu_isa = "auto";  ///< auto | avx2 | avx512 | avx512_bf16 | amx
+  std::string device = "auto";   ///< auto | cpu | cuda
+  uint64_t seed = 0;             ///< of dummy weights and of requests without a seed
+};
+
+/// "4096", "32k" (1024), "1M"; or with `bytes` also "2G". Error names `flag`.
+Result<int64_t> parse_size(const std::string& flag, const std::string& text);
+
+}  // namespace weft
