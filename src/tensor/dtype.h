@@ -67,4 +67,32 @@ constexpr bf16 float_to_bf16(float x) {
   return static_cast<bf16>((bits + 0x7FFFu + ((bits >> 16) & 1)) >> 16);
 }
 
+/// IEEE half-precision bits; arithmetic is done in float.
+using f16 = uint16_t;
+
+constexpr float f16_to_float(f16 x) {
+  const uint32_t sign = static_cast<uint32_t>(x & 0x8000u) << 16;
+  const uint32_t exponent = (x >> 10) & 0x1Fu, mantissa = x & 0x3FFu;
+  if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24
+    const float value = static_cast<float>(mantissa) * 0x1p-24f;
+    return sign ? -value : value;
+  }
+  const uint32_t bits = exponent == 31 ? 0x7F800000u : (exponent + 112) << 23;
+  return std::bit_cast<float>(sign | bits | (mantissa << 13));
+}
+
+/// Round to nearest even; too large becomes infinity, NaN stays NaN.
+constexpr f16 float_to_f16(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  const uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
+  if (magnitude > 0x7F800000u) return static_cast<f16>(sign | 0x7E00u);
+  if (magnitude >= 0x477FF000u) return static_cast<f16>(sign | 0x7C00u);  // 65520 and more
+  if (magnitude < 0x38800000u) {  // below 2^-14: count of 2^-24, rounded by the adder
+    const float sum = std::bit_cast<float>(magnitude) + 0.5f;
+    return static_cast<f16>(sign | (std::bit_cast<uint32_t>(sum) - 0x3F000000u));
+  }
+  const uint32_t odd = (magnitude >> 13) & 1u;
+  return static_cast<f16>(sign | ((magnitude - 0x38000000u + 0xFFFu + odd) >> 13));
+}
+
 }  // namespace weft
