@@ -1,0 +1,32 @@
+#include "kernels/cpu/isa.h"
+
+namespace weft::WEFT_ISA_NS {
+
+#define WEFT_STRING2(x) #x
+#define WEFT_STRING(x) WEFT_STRING2(x)
+
+const OpTable& ops() {
+  static constexpr OpTable kOps = {
+      .name = "cpu-" WEFT_STRING(WEFT_ISA_NS),
+      .weight_bytes = weight_bytes,
+      .pack_weight = pack_weight,
+      .unpack_weight = unpack_weight,
+      .kv_block_bytes = kv_block_bytes,
+      .kv_read_block = kv_read_block,
+      .embed = embed,
+      .rms_norm = rms_norm,
+      .linear = linear,
+      .moe_route = moe_route,
+      .moe = moe,
+      .add = add,
+      .add_gated = add_gated,
+      .mul_sigmoid = mul_sigmoid,
+      .qkv_prepare = qkv_prepare,
+      .attention = attention,
+      .gdn = gdn,
+      .gated_norm = gated_norm,
+  };
+  return kOps;
+}
+
+}  // namespace weft::WEFT_ISA_NS
