@@ -57,7 +57,7 @@ lint: configure-test deps-lint
 
 fuzz: deps-fuzz
 	@cmake --preset fuzz
-	@cmake --build build/fuzz -j $(JOBS)
+	@cmake --build build/fuzz --target weft_fuzzers -j $(JOBS)
 	@tools/run_fuzzers.sh build/fuzz $(FUZZ_SECONDS)
 
 clean:

@@ -1,11 +1,13 @@
 # weft_library(name SOURCES ... DEPS ...): a static library weft_<name> of src/<name>.
 # weft_test(name SOURCES ... DEPS ... [LABELS threaded]): a GoogleTest binary; each of its cases is a ctest
 #   entry `name.Suite.Case`. The label `threaded` puts it into the ThreadSanitizer run of .ci/run.
+# weft_bench(name SOURCES ... DEPS ...): a workshop of a kernel, build/<preset>/bench/<name>.
 
 add_library(weft_options INTERFACE)
 target_include_directories(weft_options INTERFACE ${CMAKE_SOURCE_DIR}/src)
 target_compile_options(weft_options INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-missing-field-initializers -ffp-contract=off -fno-math-errno>)
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-missing-field-initializers -Wno-restrict -ffp-contract=off -fno-math-errno>)
+# -Wno-restrict: g++ 12 warns of overlapping copies inside std::string + std::string (GCC bug 105651).
 # -ffp-contract=off: a fused multiply-add is written, never left to the compiler (exactness).
 if(WEFT_WERROR)
   target_compile_options(weft_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
@@ -43,4 +45,11 @@ function(weft_test name)
   if(label STREQUAL "threaded")
     add_dependencies(weft_threaded_tests ${name})
   endif()
+endfunction()
+
+function(weft_bench name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS} weft_options)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bench)
 endfunction()

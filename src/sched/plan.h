@@ -49,7 +49,7 @@ struct StepPlan {
   std::vector<SeqId> preempted;  ///< lost their blocks and state (they come back from position 0)
   std::vector<SeqId> retired;    ///< ended or aborted: forget them; no later step names them
   std::vector<BlockCopy> copies;
-  bool empty() const { return slices.empty() && retired.empty() && admitted.empty(); }
+  bool empty() const { return slices.empty() && preempted.empty() && retired.empty(); }
 };
 
 /// Results of one slice with `sample`, in slice order, and of prompt slices with prompt_logprobs.

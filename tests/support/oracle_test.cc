@@ -11,10 +11,9 @@ namespace {
 // A clone that stands alone has to bring what the other tests read.
 TEST(Oracle, UnpackedDataHoldsEveryFamily) {
   const std::string root = WEFT_UNPACKED_ORACLE;
-  for (const char* model :
-       {"ernie4_5", "ernie4_5_moe", "llama3", "pawqwen3_xattn_streaming", "qwen2", "qwen2_5_vl",
-        "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_5_mtp", "qwen3_moe", "qwen3_next", "qwen3_vl",
-        "qwen3_yarn"}) {
+  for (const char* model : {"ernie4_5", "ernie4_5_moe", "llama3", "pawqwen3_xattn_streaming",
+                            "qwen2", "qwen2_5_vl", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_5_mtp",
+                            "qwen3_moe", "qwen3_next", "qwen3_vl", "qwen3_yarn"}) {
     for (const char* file : {"config.json", "model.safetensors", "golden.safetensors"}) {
       const std::string path = root + "/models/" + model + "/" + file;
       EXPECT_TRUE(std::filesystem::exists(path)) << path;

@@ -1,0 +1,86 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "app/engine_options.h"
+
+namespace weft {
+
+inline constexpr int kExitOk = 0;
+inline constexpr int kExitRuntime = 1;
+inline constexpr int kExitUsage = 2;
+
+/// Sampling as given on the command line; an unset value falls back to the checkpoint's
+/// generation_config.json, then to the default named here.
+struct SamplingFlags {
+  std::optional<double> temperature;         ///< 1
+  std::optional<int64_t> top_k;              ///< 0: off
+  std::optional<double> top_p;               ///< 1
+  std::optional<double> min_p;               ///< 0
+  std::optional<double> repetition_penalty;  ///< 1
+  double presence_penalty = 0;
+  double frequency_penalty = 0;
+  int64_t max_tokens = 0;  ///< 0: up to the model's length
+  int64_t min_tokens = 0;
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+};
+
+struct RunOptions {
+  EngineOptions engine;
+  SamplingFlags sampling;
+  std::string prompt;  ///< -p; empty: chat
+  bool has_prompt = false;
+  std::string system;
+  std::vector<std::string> images;
+  bool enable_thinking = false;
+  bool verbose = false;
+};
+
+struct BenchOptions {
+  EngineOptions engine;
+  bool throughput = false;  ///< else latency
+  std::vector<int64_t> prompt_lens = {512};
+  std::vector<int64_t> gen_lens = {128};
+  std::vector<int64_t> depths = {0};
+  int64_t repetitions = 5;
+  int64_t num_prompts = 64;
+  int64_t input_len = 512;
+  int64_t output_len = 128;
+  int64_t max_concurrency = 0;  ///< 0: max_num_seqs
+  bool json = false;
+};
+
+struct EvalOptions {
+  EngineOptions engine;
+  std::string directory;
+  std::vector<std::string> tasks;
+  int64_t limit = 0;  ///< items a task; 0: all
+  bool golden_only = false;
+};
+
+struct InfoOptions {
+  EngineOptions engine;
+  bool json = false;
+};
+
+struct PullOptions {
+  std::string model;
+};
+
+int run_command(const RunOptions& options);
+int bench_command(const BenchOptions& options);
+int eval_command(const EvalOptions& options);
+int info_command(const InfoOptions& options);
+int pull_command(const PullOptions& options);
+int doctor_command();
+
+/// Prints "weft: error: MESSAGE" on standard error and returns the exit code of the error's kind.
+int report_error(const Error& error);
+
+/// The candidate nearest to `word` by edit distance, or "" when none is near.
+std::string nearest_name(const std::string& word, const std::vector<std::string>& candidates);
+
+}  // namespace weft

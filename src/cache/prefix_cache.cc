@@ -1,0 +1,111 @@
+#include "cache/prefix_cache.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace weft {
+
+PrefixCache::PrefixCache(const CacheConfig& config)
+    : config_(config),
+      boundary_blocks_(std::max(1, config.boundary / config.block_size)),
+      blocks_(config.num_blocks),
+      slots_(config.num_slots),
+      index_(config.hash_key, config.num_blocks, config.block_size) {
+  CHECK(config.boundary % config.block_size == 0 || config.block_size % config.boundary == 0);
+}
+
+BlockKey PrefixCache::key(const PrefixView& prefix, int block_index) const {
+  const auto i = static_cast<size_t>(block_index);
+  const auto size = static_cast<size_t>(config_.block_size);
+  return {.hash = prefix.hashes[i + 1],
+          .parent = prefix.hashes[i],
+          .tokens = prefix.tokens.subspan(i * size, size)};
+}
+
+PrefixHit PrefixCache::lookup(const PrefixView& prefix, int max_blocks) {
+  matched_.clear();
+  PrefixHit hit;
+  const int limit = std::min(max_blocks, static_cast<int>(prefix.hashes.size()) - 1);
+  for (int i = 0; i < limit; ++i) {
+    const BlockId block = index_.find(key(prefix, i));
+    if (!block.valid()) break;
+    matched_.push_back(block);
+    if (recurrent() && index_.state(block).valid()) {
+      hit.blocks = i + 1;
+      hit.state = index_.state(block);
+    }
+  }
+  hit.kv_blocks = static_cast<int>(matched_.size()) / boundary_blocks_ * boundary_blocks_;
+  matched_.resize(static_cast<size_t>(hit.kv_blocks));
+  if (!recurrent()) hit.blocks = hit.kv_blocks;
+  return hit;
+}
+
+bool PrefixCache::has_checkpoint(const PrefixView& prefix, int block_index) const {
+  if (static_cast<size_t>(block_index) + 1 >= prefix.hashes.size()) return false;
+  const BlockId block = index_.find(key(prefix, block_index));
+  return block.valid() && index_.state(block).valid();
+}
+
+BlockId PrefixCache::allocate_block() {
+  const BlockPool::Allocation got = blocks_.allocate();
+  if (got.evicted) {
+    ++block_evictions_;
+    const SlotId state = index_.erase(got.block);
+    if (state.valid()) {
+      ++state_evictions_;
+      slots_.uncache(state);
+    }
+  }
+  return got.block;
+}
+
+SlotId PrefixCache::allocate_slot(bool dense_only) {
+  const StatePool::Allocation got = slots_.allocate(dense_only);
+  if (got.evicted.valid()) {
+    ++state_evictions_;
+    index_.detach_state(got.evicted);
+  }
+  return got.slot;
+}
+
+void PrefixCache::take_over(SlotId slot) {
+  CHECK(slots_.refs(slot) == 1 && slots_.cached(slot));
+  index_.detach_state(slots_.checkpoint(slot).block);
+  slots_.uncache(slot);
+}
+
+bool PrefixCache::register_block(const PrefixView& prefix, int block_index, BlockId block) {
+  if (!index_.insert(key(prefix, block_index), block)) return false;
+  blocks_.set_cached(block);
+  return true;
+}
+
+bool PrefixCache::register_checkpoint(const PrefixView& prefix, int64_t position, SlotId slot,
+                                      CheckpointKind kind) {
+  CHECK(position > 0 && position % config_.boundary == 0 && position % config_.block_size == 0);
+  const int last = static_cast<int>(position / config_.block_size) - 1;
+  const BlockId block = index_.find(key(prefix, last));
+  if (!block.valid() || index_.state(block).valid()) return false;
+  SlotId parent;
+  for (int i = last - boundary_blocks_; i >= 0 && !parent.valid(); i -= boundary_blocks_) {
+    const BlockId before = index_.find(key(prefix, i));
+    if (before.valid()) parent = index_.state(before);
+  }
+  slots_.cache(slot, {.block = block, .position = position, .parent = parent, .kind = kind});
+  index_.attach_state(block, slot);
+  return true;
+}
+
+void PrefixCache::forget_prefix(const PrefixView& prefix) {
+  for (int i = 0; static_cast<size_t>(i) + 1 < prefix.hashes.size(); ++i) {
+    const BlockId block = index_.find(key(prefix, i));
+    if (!block.valid()) continue;
+    const SlotId state = index_.erase(block);
+    if (state.valid()) slots_.uncache(state);
+    blocks_.clear_cached(block);
+  }
+}
+
+}  // namespace weft

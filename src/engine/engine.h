@@ -1,0 +1,136 @@
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "base/result.h"
+#include "sched/executor.h"
+#include "sched/scheduler.h"
+
+namespace weft {
+
+struct Usage {
+  int64_t prompt_tokens = 0;
+  int64_t generated_tokens = 0;
+  int64_t cached_tokens = 0;  ///< prompt tokens taken from the prefix cache
+};
+
+/// Where the tokens of one request go. Called on the engine thread, in order, never after
+/// on_finish(), which comes exactly once for every request that submit() accepted. Must not throw
+/// and must not block: every other request waits meanwhile. Must not call the engine's drain() or
+/// stop(); submit() and abort() are fine.
+class TokenSink {
+ public:
+  virtual ~TokenSink() = default;
+  /// The prompt is computed; the first token follows.
+  virtual void on_prompt_done(int64_t cached_tokens) { (void)cached_tokens; }
+  /// Log-probabilities of prompt tokens `first`, first + 1, ... (the token at 0 has none).
+  virtual void on_prompt_logprobs(int64_t first, std::vector<TokenLogprob> logprobs) {
+    (void)first, (void)logprobs;
+  }
+  /// A new token (a stop id too); `logprob` is null unless asked for. False ends the request here
+  /// with FinishReason::kStop (a stop string was found).
+  virtual bool on_token(int32_t token, const TokenLogprob* logprob) = 0;
+  /// The end. `error` is set with kError alone.
+  virtual void on_finish(FinishReason reason, const Usage& usage, const Error* error) = 0;
+};
+
+struct EngineConfig {
+  int max_requests = 4096;  ///< accepted and not finished; more are refused (kExhausted)
+};
+
+/// A snapshot for metrics.
+struct EngineStats {
+  SchedulerStats scheduler;
+  int num_running = 0, num_waiting = 0;
+  int blocks_free = 0, blocks_cached = 0, blocks_used = 0;
+  int slots_free = 0, slots_cached = 0, slots_used = 0;
+};
+
+/// The loop: takes mail, plans a step, launches it, applies the step before, gives tokens out.
+/// Scheduler and executor live on its thread alone; everything else talks to it by mail. Public
+/// functions may be called from any thread.
+class Engine {
+ public:
+  Engine(const EngineConfig& config, std::unique_ptr<Scheduler> scheduler,
+         std::unique_ptr<Executor> executor);
+  /// stop()s.
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  /// Queues a request under a new id (request.id is ignored). `sink` must live until its
+  /// on_finish() has returned. Refused when the queue is full (kExhausted) or the engine is
+  /// draining, stopped or failed (kUnavailable); the sink is not called then. What only the
+  /// scheduler can refuse (a request that can never fit) arrives as on_finish(kError).
+  Result<SeqId> submit(Request request, TokenSink& sink);
+  /// Ends a request soon with kAbort. No effect when it has ended.
+  void abort(SeqId id);
+
+  /// Accepts nothing more, and waits until every accepted request has ended, at most `patience`;
+  /// true when all have. Call stop() afterwards.
+  bool drain(std::chrono::milliseconds patience);
+  /// Aborts whatever is alive and joins the thread. Idempotent.
+  void stop();
+
+  /// Heartbeat: completed steps. While busy() it must grow; a liveness check compares two looks.
+  uint64_t steps_completed() const { return heartbeat_.load(std::memory_order_relaxed); }
+  /// Requests accepted and not finished.
+  int num_requests() const { return num_requests_.load(std::memory_order_relaxed); }
+  bool busy() const { return num_requests() > 0; }
+  /// A panic ended the loop: every request failed, nothing is accepted any more.
+  bool failed() const { return failed_.load(std::memory_order_relaxed); }
+  EngineStats stats() const;
+
+ private:
+  struct Mail {
+    SeqId id;
+    std::shared_ptr<const Request> request;  // null: abort
+    TokenSink* sink = nullptr;
+  };
+  struct Client {
+    TokenSink* sink = nullptr;
+    Usage usage;
+  };
+
+  void thread_main();
+  void loop();
+  bool take_mail(bool wait);
+  void deliver(Mail& mail);
+  void step(bool may_overlap);
+  void hand_out(SequenceOutput& output);
+  void finish(SeqId id, FinishReason reason, const Error* error);
+  void fail_all(const Error& error);
+  void publish_stats();
+
+  const EngineConfig config_;
+  const std::unique_ptr<Scheduler> scheduler_;  // engine thread only
+  const std::unique_ptr<Executor> executor_;    // engine thread only
+  std::unordered_map<SeqId, Client> clients_;   // engine thread only
+  std::vector<Mail> inbox_;                     // engine thread only: mail being delivered
+
+  std::mutex mutex_;  // guards the next four
+  std::condition_variable mail_came_;
+  std::condition_variable all_done_;
+  std::vector<Mail> mailbox_;
+  bool accepting_ = true;
+  bool stopping_ = false;
+  int32_t next_id_ = 0;
+
+  mutable std::mutex stats_mutex_;
+  EngineStats stats_;
+  std::atomic<uint64_t> heartbeat_{0};
+  std::atomic<int> num_requests_{0};
+  std::atomic<bool> failed_{false};
+  std::mutex join_mutex_;
+  std::thread thread_;  // last: it uses all of the above
+};
+
+}  // namespace weft

@@ -1,0 +1,112 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "kernels/ref/ref.h"
+
+namespace weft::ref {
+namespace {
+
+int64_t element_bytes(KvFormat format) {
+  return format == KvFormat::kF32 ? 4 : 2;
+}
+
+std::byte* kv_row(const PagedKv& kv, int plane, int64_t block, int64_t offset, int head) {
+  const KvShape& s = kv.shape;
+  const int64_t row = (plane * s.block_size + offset) * s.heads + head;
+  return kv.data + block * kv.block_bytes + row * s.head_dim * element_bytes(s.format);
+}
+
+}  // namespace
+
+int64_t kv_block_bytes(const KvShape& s) {
+  const int64_t elements = int64_t{2} * s.block_size * s.heads * s.head_dim;
+  return (elements * element_bytes(s.format) + 63) / 64 * 64;
+}
+
+void kv_load(const PagedKv& kv, int plane, int64_t block, int64_t offset, int head, float* out) {
+  const std::byte* row = kv_row(kv, plane, block, offset, head);
+  for (int i = 0; i < kv.shape.head_dim; ++i) {
+    if (kv.shape.format == KvFormat::kF32) {
+      std::memcpy(out + i, row + i * 4, 4);
+    } else {
+      bf16 x;
+      std::memcpy(&x, row + i * 2, 2);
+      out[i] = bf16_to_float(x);
+    }
+  }
+}
+
+void kv_store(const PagedKv& kv, int plane, int64_t slot, int head, const float* in) {
+  std::byte* row = kv_row(kv, plane, slot / kv.shape.block_size, slot % kv.shape.block_size, head);
+  for (int i = 0; i < kv.shape.head_dim; ++i) {
+    if (kv.shape.format == KvFormat::kF32) {
+      std::memcpy(row + i * 4, in + i, 4);
+    } else {
+      const bf16 x = float_to_bf16(in[i]);
+      std::memcpy(row + i * 2, &x, 2);
+    }
+  }
+}
+
+void kv_read_block(const PagedKv& kv, int64_t block, TensorView k, TensorView v) {
+  for (int64_t b = 0; b < kv.shape.block_size; ++b) {
+    for (int g = 0; g < kv.shape.heads; ++g) {
+      kv_load(kv, 0, block, b, g, row3(k, b, g));
+      kv_load(kv, 1, block, b, g, row3(v, b, g));
+    }
+  }
+}
+
+namespace {
+
+/// One query head over keys [0, num_keys) of the blocks in `table`.
+void attend(const AttnArgs& args, const float* q, int kv_head, const int32_t* table,
+            int64_t num_keys, float* out) {
+  const int64_t block_size = args.kv.shape.block_size;
+  const size_t head_dim = static_cast<size_t>(args.shape.head_dim);
+  std::vector<float> row(head_dim);
+  std::vector<double> scores(static_cast<size_t>(num_keys)), sum(head_dim, 0.0);
+  double largest = -std::numeric_limits<double>::infinity();
+  for (int64_t p = 0; p < num_keys; ++p) {
+    kv_load(args.kv, 0, table[p / block_size], p % block_size, kv_head, row.data());
+    double dot = 0;
+    for (size_t i = 0; i < head_dim; ++i) dot += static_cast<double>(q[i]) * row[i];
+    scores[static_cast<size_t>(p)] = dot * args.shape.scale;
+    largest = std::max(largest, scores[static_cast<size_t>(p)]);
+  }
+  double total = 0;
+  for (int64_t p = 0; p < num_keys; ++p) {
+    const double weight = std::exp(scores[static_cast<size_t>(p)] - largest);
+    total += weight;
+    kv_load(args.kv, 1, table[p / block_size], p % block_size, kv_head, row.data());
+    for (size_t i = 0; i < head_dim; ++i) sum[i] += weight * row[i];
+  }
+  for (size_t i = 0; i < head_dim; ++i) {
+    out[i] = num_keys > 0 ? static_cast<float>(sum[i] / total) : 0.0f;
+  }
+}
+
+}  // namespace
+
+void attention(Stream& stream, const AttnArgs& args) {
+  const int group = args.shape.q_heads / args.shape.kv_heads;
+  for (int s = 0; s < args.seqs.num_segments; ++s) {
+    const int64_t begin = args.seqs.cu_q.ptr<int32_t>()[s];
+    const int64_t end = args.seqs.cu_q.ptr<int32_t>()[s + 1];
+    const int64_t start = args.seqs.kv_start.ptr<int32_t>()[s];
+    const int32_t* table = args.seqs.block_table.row<int32_t>(s);
+    stream.pool().for_each(end - begin, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        for (int h = 0; h < args.shape.q_heads; ++h) {
+          attend(args, row3(args.q, begin + i, h), h / group, table, start + i + 1,
+                 row3(args.out, begin + i, h));
+        }
+      }
+    });
+  }
+}
+
+}  // namespace weft::ref

@@ -1,0 +1,122 @@
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "kernels/ref/ref.h"
+
+namespace weft::ref {
+namespace {
+
+float softplus(float x) {
+  return x > 20.0f ? x : std::log1p(std::exp(x));
+}
+
+/// x * rsqrt(sum(x^2) + 1e-6) * scale
+void l2_normalise(float* x, int n, float scale) {
+  double sum = 0;
+  for (int i = 0; i < n; ++i) sum += static_cast<double>(x[i]) * x[i];
+  const float factor = static_cast<float>(1.0 / std::sqrt(sum + 1e-6)) * scale;
+  for (int i = 0; i < n; ++i) x[i] *= factor;
+}
+
+/// One segment's working copy of the state.
+struct State {
+  std::vector<float> conv;       // [W-1, C], the oldest row first
+  std::vector<float> recurrent;  // [HV, V, K]
+};
+
+State load_state(const GdnArgs& args, int64_t slot) {
+  const TensorView& conv = args.state.conv;
+  const TensorView& recurrent = args.state.recurrent;
+  State out;
+  out.conv.assign(static_cast<size_t>(conv.dim(1) * conv.dim(2)), 0.0f);
+  out.recurrent.assign(static_cast<size_t>(recurrent.dim(1) * recurrent.dim(2) * recurrent.dim(3)),
+                       0.0f);
+  if (slot < 0) return out;
+  std::copy_n(conv.row<float>(slot), out.conv.size(), out.conv.begin());
+  std::copy_n(recurrent.row<float>(slot), out.recurrent.size(), out.recurrent.begin());
+  return out;
+}
+
+void store_state(const GdnArgs& args, int64_t slot, const State& state) {
+  if (slot < 0) return;
+  std::copy(state.conv.begin(), state.conv.end(), args.state.conv.row<float>(slot));
+  std::copy(state.recurrent.begin(), state.recurrent.end(), args.state.recurrent.row<float>(slot));
+}
+
+/// y[c] = silu(sum_j w[c, j] * x_{t-W+1+j}[c]); shifts the window.
+void convolve(const GdnArgs& args, const float* x, std::vector<float>& window, float* y) {
+  const int64_t channels = args.qkv.dim(1), width = args.shape.conv_width;
+  for (int64_t c = 0; c < channels; ++c) {
+    const float* w = args.conv.row<float>(c);
+    double sum = static_cast<double>(w[width - 1]) * x[c];
+    for (int64_t j = 0; j + 1 < width; ++j) {
+      sum += static_cast<double>(w[j]) * window[static_cast<size_t>(j * channels + c)];
+    }
+    y[c] = silu(static_cast<float>(sum));
+  }
+  std::copy(window.begin() + channels, window.end(), window.begin());
+  std::copy_n(x, channels, window.end() - channels);
+}
+
+/// One value head, one token. S [V, K]:
+///   S <- exp(g) S;  u = beta (v - S k);  S <- S + u k^T;  o = S q.
+void delta_rule(const GdnShape& shape, const float* q, const float* k, const float* v, float g,
+                float beta, float* s, float* out) {
+  const float decay = std::exp(g);
+  for (int i = 0; i < shape.value_dim; ++i) {
+    float* row = s + static_cast<int64_t>(i) * shape.key_dim;
+    double predicted = 0;
+    for (int j = 0; j < shape.key_dim; ++j) {
+      row[j] *= decay;
+      predicted += static_cast<double>(row[j]) * k[j];
+    }
+    const float u = beta * (v[i] - static_cast<float>(predicted));
+    double sum = 0;
+    for (int j = 0; j < shape.key_dim; ++j) {
+      row[j] += u * k[j];
+      sum += static_cast<double>(row[j]) * q[j];
+    }
+    out[i] = static_cast<float>(sum);
+  }
+}
+
+void token(const GdnArgs& args, int64_t t, State& state, std::vector<float>& y) {
+  const GdnShape& shape = args.shape;
+  const int group = shape.value_heads / shape.key_heads;
+  convolve(args, args.qkv.row<float>(t), state.conv, y.data());
+  float* q = y.data();
+  float* k = q + shape.key_heads * shape.key_dim;
+  const float* v = k + shape.key_heads * shape.key_dim;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(shape.key_dim));
+  for (int h = 0; h < shape.key_heads; ++h) {
+    l2_normalise(q + h * shape.key_dim, shape.key_dim, scale);
+    l2_normalise(k + h * shape.key_dim, shape.key_dim, 1.0f);
+  }
+  for (int h = 0; h < shape.value_heads; ++h) {
+    const float a = args.a.row<float>(t)[h], b = args.b.row<float>(t)[h];
+    const float g =
+        -std::exp(args.a_log.ptr<float>()[h]) * softplus(a + args.dt_bias.ptr<float>()[h]);
+    const int64_t head = h / group;
+    delta_rule(shape, q + head * shape.key_dim, k + head * shape.key_dim, v + h * shape.value_dim,
+               g, sigmoid(b), state.recurrent.data() + int64_t{h} * shape.value_dim * shape.key_dim,
+               row3(args.out, t, h));
+  }
+}
+
+}  // namespace
+
+/// The recurrence token by token, for prompt and decode segments alike: the chunked form of a real
+/// backend is the same function in another order of operations.
+void gdn(Stream&, const GdnArgs& args) {
+  std::vector<float> y(static_cast<size_t>(args.qkv.rank == 2 ? args.qkv.dim(1) : 0));
+  for (int s = 0; s < args.num_segments; ++s) {
+    State state = load_state(args, args.read_slot.ptr<int32_t>()[s]);
+    for (int64_t t = args.cu_q.ptr<int32_t>()[s]; t < args.cu_q.ptr<int32_t>()[s + 1]; ++t) {
+      token(args, t, state, y);
+    }
+    store_state(args, args.write_slot.ptr<int32_t>()[s], state);
+  }
+}
+
+}  // namespace weft::ref

@@ -1,0 +1,29 @@
+#include "kernels/ref/ref.h"
+
+namespace weft {
+
+const OpTable& ref_ops() {
+  static constexpr OpTable kOps{
+      .name = "ref",
+      .weight_bytes = ref::weight_bytes,
+      .pack_weight = ref::pack_weight,
+      .unpack_weight = ref::unpack_weight,
+      .kv_block_bytes = ref::kv_block_bytes,
+      .kv_read_block = ref::kv_read_block,
+      .embed = ref::embed,
+      .rms_norm = ref::rms_norm,
+      .linear = ref::linear,
+      .moe_route = ref::moe_route,
+      .moe = ref::moe,
+      .add = ref::add,
+      .add_gated = ref::add_gated,
+      .mul_sigmoid = ref::mul_sigmoid,
+      .qkv_prepare = ref::qkv_prepare,
+      .attention = ref::attention,
+      .gdn = ref::gdn,
+      .gated_norm = ref::gated_norm,
+  };
+  return kOps;
+}
+
+}  // namespace weft

@@ -1,0 +1,53 @@
+#pragma once
+
+// The oracle backend: every op as plain loops over row-major layouts, in f32 with sums in double.
+// Clear before fast. Layouts: a weight is [N, K] row-major in its format (a quantised group is its
+// f16 scale followed by its codes); a KV block is K [B, G, D], then V [B, G, D].
+
+#include <cmath>
+#include <span>
+
+#include "kernels/op_table.h"
+
+namespace weft::ref {
+
+inline float sigmoid(float x) {
+  return 1.0f / (1.0f + std::exp(-x));
+}
+inline float silu(float x) {
+  return x / (1.0f + std::exp(-x));
+}
+
+/// Pointer to x[i, j, 0] of a rank-3 f32 tensor.
+inline float* row3(const TensorView& x, int64_t i, int64_t j) {
+  return x.ptr<float>() + i * x.stride[0] + j * x.stride[1];
+}
+
+/// Row `n` of expert `expert` as f32 [K].
+void weight_row(const Weight& weight, int64_t expert, int64_t n, float* out);
+/// out[n] = x[0..K) . row n, with x rounded to bf16 first where the format asks for it.
+void matvec(const Weight& weight, int64_t expert, const float* x, float* out);
+
+/// One head of one cached token, K (plane 0) or V (plane 1), [D].
+void kv_load(const PagedKv& kv, int plane, int64_t block, int64_t offset, int head, float* out);
+void kv_store(const PagedKv& kv, int plane, int64_t slot, int head, const float* in);
+
+int64_t weight_bytes(const WeightShape& shape);
+void pack_weight(Stream&, const Weight& weight, int64_t expert, std::span<const TensorView> pieces);
+void unpack_weight(const Weight& weight, int64_t expert, TensorView out);
+int64_t kv_block_bytes(const KvShape& shape);
+void kv_read_block(const PagedKv& kv, int64_t block, TensorView k, TensorView v);
+void embed(Stream&, const EmbedArgs& args);
+void rms_norm(Stream&, const RmsNormArgs& args);
+void linear(Stream&, const LinearArgs& args);
+void moe_route(Stream&, const MoeRouteArgs& args);
+void moe(Stream&, const MoeArgs& args);
+void add(Stream&, const AddArgs& args);
+void add_gated(Stream&, const AddGatedArgs& args);
+void mul_sigmoid(Stream&, const MulSigmoidArgs& args);
+void qkv_prepare(Stream&, const QkvPrepareArgs& args);
+void attention(Stream&, const AttnArgs& args);
+void gdn(Stream&, const GdnArgs& args);
+void gated_norm(Stream&, const GatedNormArgs& args);
+
+}  // namespace weft::ref

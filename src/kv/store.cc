@@ -1,0 +1,98 @@
+#include "kv/store.h"
+
+#include <cstring>
+#include <string>
+
+namespace weft {
+namespace {
+
+constexpr int64_t kAlign = 64;
+
+int64_t aligned(int64_t bytes) {
+  return (bytes + kAlign - 1) / kAlign * kAlign;
+}
+
+int64_t conv_channels(const GdnShape& s) {
+  return int64_t{2} * s.key_heads * s.key_dim + int64_t{s.value_heads} * s.value_dim;
+}
+
+/// Bytes of one slot of one layer: the convolution's window and the recurrent state. Each plane of
+/// a layer starts at a multiple of kAlign.
+int64_t conv_bytes(const GdnShape& s) {
+  return (s.conv_width - 1) * conv_channels(s) * 4;
+}
+int64_t recurrent_bytes(const GdnShape& s) {
+  return int64_t{s.value_heads} * s.value_dim * s.key_dim * 4;
+}
+
+/// Bytes of a layer's cache.
+int64_t layer_bytes(const CacheSpec& spec, const OpTable& ops, int64_t blocks, int64_t slots) {
+  if (const auto* paged = std::get_if<PagedSpec>(&spec)) {
+    return blocks * ops.kv_block_bytes(*paged);
+  }
+  if (const auto* state = std::get_if<StateSpec>(&spec)) {
+    return aligned(slots * conv_bytes(state->shape)) +
+           aligned(slots * recurrent_bytes(state->shape));
+  }
+  return 0;
+}
+
+}  // namespace
+
+CacheBytes cache_bytes(std::span<const CacheSpec> specs, const OpTable& ops) {
+  CacheBytes out;
+  for (const CacheSpec& spec : specs) {
+    out.per_block += layer_bytes(spec, ops, 1, 0);
+    if (const auto* state = std::get_if<StateSpec>(&spec)) {
+      out.per_slot += conv_bytes(state->shape) + recurrent_bytes(state->shape);
+    }
+  }
+  return out;
+}
+
+Result<KvStore> KvStore::create(std::span<const CacheSpec> specs, const OpTable& ops,
+                                int64_t num_blocks, int64_t num_slots) {
+  CHECK(num_blocks >= 0 && num_slots >= 0);
+  int64_t total = 0;
+  for (const CacheSpec& spec : specs) total += layer_bytes(spec, ops, num_blocks, num_slots);
+  KvStore out;
+  out.num_blocks_ = num_blocks;
+  out.num_slots_ = num_slots;
+  auto buffer = Buffer::allocate(DeviceKind::kCpu, total);
+  if (!buffer.ok()) {
+    return with_context(std::move(buffer).error(), "the cache of " + std::to_string(num_blocks) +
+                                                       " blocks and " + std::to_string(num_slots) +
+                                                       " state slots");
+  }
+  out.buffer_ = std::move(buffer).value();
+  std::byte* at = out.buffer_.data();
+  for (const CacheSpec& spec : specs) {
+    if (const auto* paged = std::get_if<PagedSpec>(&spec)) {
+      out.layers_.push_back(PagedKv{*paged, at, ops.kv_block_bytes(*paged), num_blocks});
+    } else if (const auto* state = std::get_if<StateSpec>(&spec)) {
+      const GdnShape& s = state->shape;
+      StateSlots slots;
+      slots.conv = TensorView(at, DType::kF32, {num_slots, s.conv_width - 1, conv_channels(s)});
+      slots.recurrent = TensorView(at + aligned(num_slots * conv_bytes(s)), DType::kF32,
+                                   {num_slots, s.value_heads, s.value_dim, s.key_dim});
+      out.layers_.push_back(slots);
+    } else {
+      out.layers_.push_back(std::monostate{});
+    }
+    at += layer_bytes(spec, ops, num_blocks, num_slots);
+  }
+  return out;
+}
+
+void KvStore::copy_block(BlockId from, BlockId to) {
+  CHECK(from.valid() && from.value < num_blocks_ && to.valid() && to.value < num_blocks_);
+  if (from == to) return;
+  for (const LayerCache& layer : layers_) {
+    const auto* kv = std::get_if<PagedKv>(&layer);
+    if (!kv) continue;
+    std::memcpy(kv->data + to.value * kv->block_bytes, kv->data + from.value * kv->block_bytes,
+                static_cast<size_t>(kv->block_bytes));
+  }
+}
+
+}  // namespace weft

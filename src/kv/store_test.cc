@@ -1,0 +1,80 @@
+#include "kv/store.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+namespace weft {
+namespace {
+
+const CacheSpec kPaged =
+    PagedSpec{.format = KvFormat::kBf16, .heads = 2, .head_dim = 8, .block_size = 16};
+const CacheSpec kState =
+    StateSpec{{.key_heads = 1, .value_heads = 3, .key_dim = 4, .value_dim = 2, .conv_width = 4}};
+
+TEST(KvStore, LayersAndSlotsDoNotOverlap) {
+  const CacheSpec specs[] = {kState, kPaged, std::monostate{}, kPaged, kState};
+  KvStore store = KvStore::create(specs, ref_ops(), 3, 5).value();
+  // Write every byte once through the views; what is left over is padding.
+  int64_t written = 0;
+  for (int i = 0; i < 5; ++i) {
+    const LayerCache& layer = store.layer(LayerId{i});
+    if (const auto* kv = std::get_if<PagedKv>(&layer)) {
+      std::memset(kv->data, i + 1, static_cast<size_t>(kv->block_bytes * kv->num_blocks));
+      written += kv->block_bytes * kv->num_blocks;
+    } else if (const auto* state = std::get_if<StateSlots>(&layer)) {
+      std::memset(state->conv.data, i + 1, static_cast<size_t>(state->conv.bytes()));
+      std::memset(state->recurrent.data, i + 1, static_cast<size_t>(state->recurrent.bytes()));
+      written += state->conv.bytes() + state->recurrent.bytes();
+    }
+  }
+  EXPECT_LE(written, store.bytes());
+  for (int i = 0; i < 5; ++i) {
+    const LayerCache& layer = store.layer(LayerId{i});
+    const std::byte value = static_cast<std::byte>(i + 1);
+    if (const auto* kv = std::get_if<PagedKv>(&layer)) {
+      for (int64_t j = 0; j < kv->block_bytes * kv->num_blocks; ++j) ASSERT_EQ(kv->data[j], value);
+    } else if (const auto* state = std::get_if<StateSlots>(&layer)) {
+      for (const TensorView& view : {state->conv, state->recurrent}) {
+        EXPECT_EQ(reinterpret_cast<uintptr_t>(view.data) % 64, 0u);
+        for (int64_t j = 0; j < view.bytes(); ++j) {
+          ASSERT_EQ(static_cast<const std::byte*>(view.data)[j], value);
+        }
+      }
+    }
+  }
+}
+
+TEST(KvStore, CountsBytesOfABlockAndOfASlot) {
+  const CacheSpec specs[] = {kPaged, kState, kPaged};
+  const CacheBytes bytes = cache_bytes(specs, ref_ops());
+  EXPECT_EQ(bytes.per_block, 2 * (2 * 16 * 2 * 8 * 2));
+  EXPECT_EQ(bytes.per_slot, 4 * (3 * (2 * 4 + 3 * 2) + 3 * 2 * 4));
+}
+
+TEST(KvStore, CopiesABlockOfEveryLayer) {
+  const CacheSpec specs[] = {kPaged, kPaged};
+  KvStore store = KvStore::create(specs, ref_ops(), 4, 0).value();
+  for (int i = 0; i < 2; ++i) {
+    const auto& kv = std::get<PagedKv>(store.layer(LayerId{i}));
+    std::memset(kv.data + kv.block_bytes, 7 + i, static_cast<size_t>(kv.block_bytes));
+  }
+  store.copy_block(BlockId{1}, BlockId{3});
+  for (int i = 0; i < 2; ++i) {
+    const auto& kv = std::get<PagedKv>(store.layer(LayerId{i}));
+    EXPECT_EQ(kv.data[4 * kv.block_bytes - 1], static_cast<std::byte>(7 + i));
+    EXPECT_EQ(kv.data[3 * kv.block_bytes - 1], std::byte{0});
+  }
+  EXPECT_THROW(store.copy_block(BlockId{0}, BlockId{4}), Panic);
+}
+
+TEST(KvStore, TooMuchMemoryIsAnErrorThatSaysWhatFor) {
+  const CacheSpec specs[] = {kPaged};
+  const auto store = KvStore::create(specs, ref_ops(), int64_t{1} << 45, 0);
+  ASSERT_FALSE(store.ok());
+  EXPECT_EQ(store.error().kind, ErrorKind::kExhausted);
+  EXPECT_NE(store.error().message.find("blocks"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace weft

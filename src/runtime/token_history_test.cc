@@ -1,0 +1,67 @@
+#include "runtime/token_history.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+
+namespace weft {
+namespace {
+
+Request make_request(std::vector<int32_t> prompt, int max_tokens, float repetition_penalty) {
+  Request request;
+  request.prompt = std::move(prompt);
+  request.sampling.max_tokens = max_tokens;
+  request.sampling.repetition_penalty = repetition_penalty;
+  return request;
+}
+
+TEST(TokenHistory, CountsWhatAMapCounts) {
+  std::mt19937 rng(1);
+  for (const int vocab : {3, 50, 100000}) {
+    std::uniform_int_distribution<int32_t> token(0, vocab - 1);
+    std::vector<int32_t> prompt;
+    for (int i = 0; i < 300; ++i) prompt.push_back(token(rng));
+    const Request request = make_request(prompt, 500, 1.1f);
+    TokenHistory history(request, vocab, 1000);
+    std::vector<int32_t> generated;
+    for (int step = 0; step < 2000; ++step) {
+      if (generated.size() < 500 && rng() % 4 != 0) {
+        generated.push_back(generated.empty() || rng() % 2 != 0 ? token(rng) : generated[0]);
+        history.append(generated.back());
+      } else if (!generated.empty() && rng() % 16 == 0) {
+        generated.resize(rng() % generated.size());
+        history.truncate(static_cast<int64_t>(generated.size()));
+        // What was forgotten comes back the same, as a replay does.
+        break;
+      }
+    }
+    ASSERT_EQ(history.num_generated(), static_cast<int64_t>(generated.size()));
+    std::map<int32_t, int> want;
+    for (const int32_t t : generated) ++want[t];
+    std::map<int32_t, int> got;
+    std::map<int32_t, bool> in_prompt;
+    for (const auto& entry : history.counts().entries()) {
+      ASSERT_EQ(in_prompt.count(entry.token), 0u) << "an entry occurs twice";
+      in_prompt[entry.token] = entry.in_prompt;
+      if (entry.generated > 0) got[entry.token] = entry.generated;
+    }
+    EXPECT_EQ(got, want);
+    for (const int32_t t : prompt) EXPECT_TRUE(in_prompt[t]);
+    for (const auto& [t, is] : in_prompt) {
+      EXPECT_EQ(is, std::find(prompt.begin(), prompt.end(), t) != prompt.end());
+    }
+  }
+}
+
+TEST(TokenHistory, CountsNothingWithoutPenalties) {
+  const Request request = make_request({1, 2, 3}, 10, 1.0f);
+  TokenHistory history(request, 100, 100);
+  history.append(5);
+  EXPECT_EQ(history.num_generated(), 1);
+  EXPECT_EQ(history.generated(0), 5);
+  EXPECT_TRUE(history.counts().entries().empty());
+}
+
+}  // namespace
+}  // namespace weft

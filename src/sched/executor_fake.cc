@@ -1,0 +1,221 @@
+#include "sched/executor_fake.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "base/check.h"
+
+namespace weft {
+
+namespace {
+
+constexpr uint64_t kEmptyPrefix = 0x77656674;  // hash of no token
+
+uint64_t mix(uint64_t x) {  // the finaliser of splitmix64
+  x += 0x9E3779B97F4A7C15u;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return x ^ (x >> 31);
+}
+
+uint64_t extend(uint64_t prefix, int32_t token, Arithmetic arithmetic, bool mixed) {
+  const uint64_t kind = mixed ? 0 : static_cast<uint64_t>(arithmetic) + 1;
+  return mix(prefix ^ (static_cast<uint64_t>(static_cast<uint32_t>(token)) << 8) ^ kind);
+}
+
+struct Draw {
+  int32_t token = 0;
+  bool numeric_error = false;
+};
+
+Draw draw(uint64_t prefix, uint64_t seed, const FakeExecutorConfig& config) {
+  const uint64_t h = mix(prefix + mix(seed));
+  Draw d;
+  d.token = static_cast<int32_t>(h % static_cast<uint64_t>(config.vocab));
+  d.numeric_error = config.numeric_error_in > 0 &&
+                    (h >> 32) % static_cast<uint64_t>(config.numeric_error_in) == 0;
+  return d;
+}
+
+std::string where(const Slice& slice) {
+  return "sequence " + std::to_string(slice.seq.value) + " at " + std::to_string(slice.first);
+}
+
+}  // namespace
+
+FakeExecutor::FakeExecutor(const FakeExecutorConfig& config)
+    : config_(config),
+      kv_(static_cast<size_t>(config.num_blocks) * static_cast<size_t>(config.block_size)),
+      states_(static_cast<size_t>(config.num_state_slots)),
+      block_user_(static_cast<size_t>(config.num_blocks)),
+      slot_user_(static_cast<size_t>(config.num_state_slots)) {}
+
+void FakeExecutor::launch(const StepPlan& plan) {
+  CHECK(results_.size() < 2, "at most two steps are in flight");
+  for (const auto& request : plan.admitted) {
+    Sequence seq;
+    seq.request = request;
+    seq.prefix.push_back(kEmptyPrefix);
+    CHECK(sequences_.emplace(request->id, std::move(seq)).second, "admitted twice");
+  }
+  for (const SeqId id : plan.preempted) {
+    const auto it = sequences_.find(id);
+    CHECK(it != sequences_.end() && !it->second.restarted, "preempted without blocks");
+    it->second.restarted = true;
+  }
+  StepResult result;
+  result.step = plan.step;
+  for (const Slice& slice : plan.slices) run(slice, plan.step, result);
+  for (const SeqId id : plan.retired) CHECK(sequences_.erase(id) == 1, "retired a stranger");
+  results_.push_back(std::move(result));
+}
+
+StepResult FakeExecutor::collect() {
+  CHECK(!results_.empty(), "nothing was launched");
+  StepResult result = std::move(results_.front());
+  results_.pop_front();
+  return result;
+}
+
+/// What a slice writes, no other sequence may name in a step that is still in flight.
+void FakeExecutor::check_fence(const Slice& slice, uint64_t step) {
+  const uint64_t oldest = results_.empty() ? step : results_.front().step;
+  const auto claim = [&](User& user, bool writes) {
+    const bool alone = user.seq == slice.seq || user.step < oldest;
+    CHECK(!writes || alone,
+          where(slice) + " writes what a step in flight still uses for another sequence");
+    user = {alone ? slice.seq : SeqId{}, step};
+  };
+  const int64_t first_written = slice.first / config_.block_size;
+  for (size_t i = 0; i < slice.blocks.size(); ++i) {
+    const auto index = static_cast<size_t>(slice.blocks[i].value);
+    CHECK(index < block_user_.size());
+    claim(block_user_[index], static_cast<int64_t>(i) >= first_written);
+  }
+  if (slice.state_read.valid() && slice.state_read != slice.state_write) {
+    claim(slot_user_[static_cast<size_t>(slice.state_read.value)], false);
+  }
+  if (slice.state_write.valid()) {
+    claim(slot_user_[static_cast<size_t>(slice.state_write.value)], true);
+  }
+}
+
+void FakeExecutor::run(const Slice& slice, uint64_t step, StepResult& result) {
+  const auto it = sequences_.find(slice.seq);
+  CHECK(it != sequences_.end(), where(slice) + ": a retired or unknown sequence");
+  Sequence& seq = it->second;
+  check_fence(slice, step);
+  const auto size = static_cast<int64_t>(slice.tokens.size());
+  const int64_t end = slice.first + size;
+  const auto prompt_len = static_cast<int64_t>(seq.request->prompt.size());
+  const bool prompt = slice.arithmetic == Arithmetic::kPrompt;
+  CHECK(size > 0);
+  CHECK(seq.restarted || slice.first == seq.computed, where(slice) + ": not where it stopped");
+  CHECK(prompt == (slice.first < prompt_len), where(slice) + ": wrong arithmetic");
+  CHECK(!prompt || slice.first % kChunk == 0, where(slice) + ": begins inside a chunk");
+  CHECK(!prompt || end == prompt_len || (end < prompt_len && end % kChunk == 0),
+        where(slice) + ": cut inside a chunk");
+  CHECK(static_cast<int64_t>(slice.blocks.size()) * config_.block_size >= end);
+
+  // Reused prompt tokens were never sent: their hashes come from the request.
+  while (static_cast<int64_t>(seq.prefix.size()) <= slice.first) {
+    const size_t i = seq.prefix.size() - 1;
+    CHECK(i < seq.request->prompt.size(), where(slice) + ": unknown context");
+    seq.prefix.push_back(extend(seq.prefix.back(), seq.request->prompt[i], Arithmetic::kPrompt,
+                                config_.reuse_generated));
+  }
+  const auto entry = [&](int64_t position) -> uint64_t& {
+    const BlockId block = slice.blocks[static_cast<size_t>(position / config_.block_size)];
+    return kv_[static_cast<size_t>(int64_t{block.value} * config_.block_size +
+                                   position % config_.block_size)];
+  };
+  for (int64_t i = 0; i < slice.first; ++i) {
+    CHECK(entry(i) == seq.prefix[static_cast<size_t>(i) + 1],
+          where(slice) + " reads a wrong KV entry at " + std::to_string(i));
+  }
+  if (config_.num_state_slots > 0) {
+    CHECK(slice.state_write.valid());
+    CHECK(slice.state_read.valid() == (slice.first > 0));
+    if (slice.first > 0) {
+      const StateSlot& state = states_[static_cast<size_t>(slice.state_read.value)];
+      CHECK(state.position == slice.first &&
+                state.hash == seq.prefix[static_cast<size_t>(slice.first)],
+            where(slice) + " reads a wrong recurrent state");
+    }
+  }
+  for (int64_t i = 0; i < size; ++i) {
+    int32_t token = slice.tokens[static_cast<size_t>(i)];
+    if (token == kDeviceToken) token = seq.last_token;
+    CHECK(token >= 0, where(slice) + ": no sampled token to continue from");
+    const auto at = static_cast<size_t>(slice.first + i);
+    if (seq.prefix.size() == at + 1) seq.prefix.push_back(0);
+    seq.prefix[at + 1] = extend(seq.prefix[at], token, slice.arithmetic, config_.reuse_generated);
+    entry(slice.first + i) = seq.prefix[at + 1];
+  }
+  const uint64_t after = seq.prefix[static_cast<size_t>(end)];
+  if (config_.num_state_slots > 0) {
+    states_[static_cast<size_t>(slice.state_write.value)] = {after, end};
+  }
+  seq.computed = end;
+  seq.restarted = false;
+  SampledRow row{.seq = slice.seq};
+  if (slice.sample) sample(slice, seq, row);
+  const bool logprobs = prompt && seq.request->sampling.prompt_logprobs >= 0;
+  if (logprobs) {
+    const int64_t last = std::min(end, prompt_len - 1);
+    for (int64_t i = slice.first; i < last; ++i) {
+      row.prompt_logprobs.push_back({.logprob = -static_cast<float>(i + 1), .top = {}});
+    }
+  }
+  if (slice.sample || logprobs) result.rows.push_back(std::move(row));
+}
+
+void FakeExecutor::sample(const Slice& slice, Sequence& seq, SampledRow& row) {
+  const Draw d =
+      draw(seq.prefix[static_cast<size_t>(seq.computed)], seq.request->sampling.seed, config_);
+  if (d.numeric_error) {
+    row.numeric_error = true;
+    seq.last_token = 0;  // a device has something there too
+    return;
+  }
+  seq.last_token = hook_ ? hook_(slice.seq, seq.computed, d.token) : d.token;
+  row.tokens.push_back(seq.last_token);
+  if (seq.request->sampling.logprobs >= 0) {
+    row.logprobs.push_back({.logprob = -static_cast<float>(seq.computed), .top = {}});
+  }
+}
+
+FakeExecutor::Answer FakeExecutor::answer(const Request& request, const FakeExecutorConfig& config,
+                                          int64_t max_model_len) {
+  uint64_t prefix = kEmptyPrefix;
+  for (const int32_t token : request.prompt) {
+    prefix = extend(prefix, token, Arithmetic::kPrompt, config.reuse_generated);
+  }
+  const SamplingParams& sampling = request.sampling;
+  Answer answer;
+  auto length = static_cast<int64_t>(request.prompt.size());
+  for (;;) {
+    const Draw d = draw(prefix, sampling.seed, config);
+    if (d.numeric_error) {
+      answer.finish = FinishReason::kError;
+      return answer;
+    }
+    const auto index = static_cast<int>(answer.tokens.size());
+    answer.tokens.push_back(d.token);
+    ++length;
+    const auto& stops = sampling.stop_ids;
+    const bool stop = std::find(stops.begin(), stops.end(), d.token) != stops.end();
+    if (stop && index >= sampling.min_tokens) {
+      answer.finish = FinishReason::kStop;
+      return answer;
+    }
+    if (index + 1 >= sampling.max_tokens || length >= max_model_len) {
+      answer.finish = FinishReason::kLength;
+      return answer;
+    }
+    prefix = extend(prefix, d.token, Arithmetic::kDecode, config.reuse_generated);
+  }
+}
+
+}  // namespace weft

@@ -1,0 +1,215 @@
+#include "sched/scheduler.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "base/check.h"
+#include "cache/audit.h"
+
+namespace weft {
+
+namespace {
+
+std::string number(int64_t value) {
+  return std::to_string(value);
+}
+
+int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+Error bad_field(const char* field, int64_t value, const std::string& allowed) {
+  return invalid_argument(std::string(field) + " is " + number(value) + "; allowed: " + allowed);
+}
+
+CacheConfig cache_config(const SchedulerConfig& c) {
+  return {.block_size = c.block_size,
+          .num_blocks = c.num_blocks,
+          .num_slots = c.num_state_slots,
+          .boundary = std::max(c.block_size, kChunk),
+          .hash_key = c.hash_key};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Scheduler>> Scheduler::create(const SchedulerConfig& c) {
+  const bool fits_chunk =
+      c.block_size > 0 && (kChunk % c.block_size == 0 || c.block_size % kChunk == 0);
+  if (!fits_chunk) {
+    return bad_field("block_size", c.block_size, "a divisor or a multiple of " + number(kChunk));
+  }
+  if (c.num_blocks < 1) return bad_field("num_blocks", c.num_blocks, "1 or more");
+  if (c.num_state_slots < 0) return bad_field("num_state_slots", c.num_state_slots, "0 or more");
+  if (c.max_seqs < 1) return bad_field("max_seqs", c.max_seqs, "1 or more");
+  if (c.max_batched_tokens < kChunk - 1 + c.max_seqs) {
+    return bad_field("max_batched_tokens", c.max_batched_tokens,
+                     "at least max_seqs + " + number(kChunk - 1) +
+                         ", so that a prompt advances while all others decode");
+  }
+  if (c.max_model_len < 2) return bad_field("max_model_len", c.max_model_len, "2 or more");
+  if (c.checkpoint_every < 0 || c.checkpoint_every % kChunk != 0) {
+    return bad_field("checkpoint_every", c.checkpoint_every, "multiples of " + number(kChunk));
+  }
+  if (c.dense_checkpoints < 0) {
+    return bad_field("dense_checkpoints", c.dense_checkpoints, "0 or more");
+  }
+  return std::unique_ptr<Scheduler>(new Scheduler(c));
+}
+
+Scheduler::Scheduler(const SchedulerConfig& config)
+    : config_(config), stride_(std::max(config.block_size, kChunk)), cache_(cache_config(config)) {
+  running_.reserve(static_cast<size_t>(config.max_seqs));
+}
+
+void Scheduler::StepRecord::clear() {
+  slices.clear();
+  checkpoints.clear();
+  release_blocks.clear();
+  release_slots.clear();
+  exclusive_blocks = 0;
+}
+
+Result<void> Scheduler::add(std::shared_ptr<const Request> request) {
+  CHECK(request && request->id.valid());
+  CHECK(!sequences_.contains(request->id), "sequence ids are unique");
+  const auto prompt_len = static_cast<int64_t>(request->prompt.size());
+  const int max_tokens = request->sampling.max_tokens;
+  if (prompt_len < 1) return invalid_argument("the prompt is empty; allowed: 1 token or more");
+  if (max_tokens < 1) return bad_field("max_tokens", max_tokens, "1 or more");
+  if (prompt_len >= config_.max_model_len) {
+    return invalid_argument("the prompt has " + number(prompt_len) + " tokens; allowed: at most " +
+                            number(config_.max_model_len - 1) +
+                            " (max_model_len less one generated token)");
+  }
+  const int64_t max_len = std::min<int64_t>(prompt_len + max_tokens, config_.max_model_len);
+  // The last token is never computed, only given out.
+  const int64_t blocks = divide_up(max_len - 1, config_.block_size);
+  if (blocks > config_.num_blocks) {
+    return exhausted("the request needs a KV cache of " + number(max_len - 1) +
+                     " tokens (prompt + max_tokens); the cache holds " +
+                     number(int64_t{config_.num_blocks} * config_.block_size));
+  }
+  auto seq = std::make_unique<Sequence>();
+  seq->tokens.reserve(static_cast<size_t>(prompt_len + std::min(max_tokens, 256)));
+  seq->tokens = request->prompt;
+  seq->prompt_len = prompt_len;
+  seq->max_len = max_len;
+  seq->arrival = next_arrival_++;
+  seq->request = std::move(request);
+  waiting_.insert(seq.get());
+  sequences_.emplace(seq->id(), std::move(seq));
+  return {};
+}
+
+bool Scheduler::abort(SeqId id) {
+  const auto it = sequences_.find(id);
+  if (it == sequences_.end()) return false;
+  ++stats_.aborted;
+  end(*it->second, FinishReason::kAbort);
+  check_counters();
+  return true;
+}
+
+const Sequence* Scheduler::find(SeqId id) const {
+  const auto it = sequences_.find(id);
+  return it == sequences_.end() ? nullptr : it->second.get();
+}
+
+SchedulerStats Scheduler::stats() const {
+  SchedulerStats stats = stats_;
+  stats.block_evictions = cache_.block_evictions();
+  stats.state_evictions = cache_.state_evictions();
+  return stats;
+}
+
+void Scheduler::extend_hashes(Sequence& seq) {
+  const size_t size = static_cast<size_t>(config_.block_size);
+  const size_t limit =
+      config_.reuse_generated ? seq.tokens.size() : static_cast<size_t>(seq.prompt_len);
+  if (seq.hashes.empty()) seq.hashes.push_back(cache_.index().root(seq.request->cache_salt));
+  for (size_t i = seq.hashes.size() - 1; (i + 1) * size <= limit; ++i) {
+    const std::span<const int32_t> tokens(seq.tokens.data() + i * size, size);
+    seq.hashes.push_back(cache_.index().block_hash(seq.hashes[i], tokens));
+  }
+}
+
+Scheduler::StepRecord* Scheduler::fence_of(uint64_t step) {
+  for (StepRecord& record : in_flight_) {
+    if (record.step == step) return &record;
+  }
+  return nullptr;
+}
+
+void Scheduler::release_block(BlockId block, StepRecord* fence) {
+  if (fence) {
+    if (cache_.blocks().refs(block) == 1) {
+      ++fenced_blocks_;
+      ++fence->exclusive_blocks;
+    }
+    fence->release_blocks.push_back(block);
+    return;
+  }
+  cache_.unref_block(block);
+  --block_refs_;
+}
+
+void Scheduler::release_slot(SlotId slot, StepRecord* fence) {
+  if (!slot.valid()) return;
+  if (fence) {
+    fence->release_slots.push_back(slot);
+    return;
+  }
+  cache_.unref_slot(slot);
+  --slot_refs_;
+}
+
+void Scheduler::release_resources(Sequence& seq) {
+  StepRecord* fence = fence_of(seq.last_step);
+  // Deepest first: of equally old blocks the ends of prefixes are evicted before their beginnings.
+  for (size_t i = seq.blocks.size(); i-- > 0;) release_block(seq.blocks[i], fence);
+  release_slot(seq.source, fence);
+  release_slot(seq.live, fence);
+  seq.blocks.clear();
+  seq.source = seq.live = {};
+  seq.num_registered = 0;
+}
+
+void Scheduler::check_counters() const {
+  CHECK(counters_agree(cache_, block_refs_, slot_refs_), "a block or a state slot leaked");
+  CHECK(running_.size() + waiting_.size() == sequences_.size());
+}
+
+std::string Scheduler::audit() const {
+  std::vector<int> blocks(static_cast<size_t>(config_.num_blocks), 0);
+  std::vector<int> slots(static_cast<size_t>(config_.num_state_slots), 0);
+  const auto own_slot = [&](SlotId slot) {
+    if (slot.valid()) ++slots[static_cast<size_t>(slot.value)];
+  };
+  std::unordered_map<SeqId, int> pending;
+  for (const StepRecord& record : in_flight_) {
+    for (const BlockId b : record.release_blocks) ++blocks[static_cast<size_t>(b.value)];
+    for (const SlotId s : record.release_slots) own_slot(s);
+    for (const Planned& p : record.slices) pending[p.seq] += p.sample;
+  }
+  for (const auto& [id, seq] : sequences_) {
+    const std::string name = "sequence " + number(id.value);
+    for (const BlockId b : seq->blocks) ++blocks[static_cast<size_t>(b.value)];
+    own_slot(seq->live);
+    own_slot(seq->source);
+    const auto capacity = static_cast<int64_t>(seq->blocks.size()) * config_.block_size;
+    if (capacity < seq->num_computed) return name + " has computed more than its blocks hold";
+    if (seq->num_computed > seq->known()) return name + " has computed tokens it does not know";
+    if (seq->pending != pending[id]) return name + " waits for samples that nobody computes";
+    const bool running = seq->state == SequenceState::kRunning;
+    if (!running && (seq->num_computed > 0 || !seq->blocks.empty() || seq->live.valid())) {
+      return name + " waits, but holds blocks or state";
+    }
+    if (running && cache_.recurrent() != seq->live.valid()) return name + " lacks its state slot";
+    if (waiting_.contains(seq.get()) == running) return name + " is in the wrong queue";
+  }
+  if (!std::is_sorted(running_.begin(), running_.end(), Earlier())) return "running out of order";
+  return weft::audit(cache_, blocks, slots);
+}
+
+}  // namespace weft

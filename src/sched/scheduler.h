@@ -1,0 +1,195 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/result.h"
+#include "cache/prefix_cache.h"
+#include "sched/plan.h"
+#include "sched/request.h"
+#include "sched/sequence.h"
+
+namespace weft {
+
+struct SchedulerConfig {
+  int block_size = 64;            ///< tokens of a KV block: a divisor or a multiple of kChunk
+  int num_blocks = 0;             ///< KV blocks
+  int num_state_slots = 0;        ///< recurrent-state slots; 0: the model has no recurrent state
+  int max_batched_tokens = 2048;  ///< tokens of one step, at least kChunk - 1 + max_seqs
+  int max_seqs = 256;             ///< sequences running at once
+  int max_model_len = 0;          ///< prompt + generated tokens of a sequence
+  bool prefix_caching = true;
+  bool reuse_generated = false;  ///< also cache blocks that decode arithmetic wrote
+  int checkpoint_every = 2048;   ///< state checkpoints inside long prompts; 0: none
+  int dense_checkpoints = 64;    ///< extra ones a prompt may take from idle slots; 0: none
+  bool overlap = true;           ///< a step is planned while the one before is in flight
+  uint64_t hash_key = 0;         ///< random per process: keys the prefix index
+};
+
+struct SchedulerStats {
+  int64_t steps = 0;              ///< plans that were launched
+  int64_t computed_tokens = 0;    ///< rows planned, replays and discarded rows included
+  int64_t hits = 0, misses = 0;   ///< of lookups at admission
+  int64_t kv_hit_tokens = 0;      ///< cached KV found
+  int64_t reused_tokens = 0;      ///< prefix tokens not computed again
+  int64_t state_lost_tokens = 0;  ///< KV found, but no checkpoint that deep
+  int64_t state_hits = 0;         ///< sequences that began from a checkpoint
+  int64_t checkpoints = 0, dense_checkpoints = 0, branch_checkpoints = 0;  ///< registered
+  int64_t take_overs = 0;  ///< checkpoints turned live for want of another slot
+  int64_t preemptions = 0;
+  int64_t stalls = 0;  ///< running sequences that waited a step for blocks
+  int64_t block_evictions = 0, state_evictions = 0;
+  int64_t finished_stop = 0, finished_length = 0, aborted = 0, numeric_errors = 0;
+  int64_t finished_waiting = 0;  ///< of them, ended by a token sampled before a preemption
+  int64_t discarded_rows = 0;    ///< rows of a step whose sequence had ended or lost its blocks
+};
+
+/// What one applied step gave one sequence.
+struct SequenceOutput {
+  SeqId seq;
+  bool prompt_done = false;     ///< the first token: cached_tokens is valid
+  int64_t cached_tokens = 0;    ///< prompt tokens taken from the prefix cache
+  std::vector<int32_t> tokens;  ///< a stop id is given out too, as the last token
+  std::vector<TokenLogprob> logprobs;
+  std::vector<TokenLogprob> prompt_logprobs;  ///< entry i: prompt token prompt_logprobs_first + i
+  int64_t prompt_logprobs_first = 0;
+  FinishReason finish = FinishReason::kNone;  ///< kStop, kLength or kError
+};
+
+/// Decides who runs next. Pure host logic: no device, no tensor, no clock, no thread.
+///
+/// Every sequence has known tokens and computed tokens; a step lets the running, then the waiting
+/// sequences catch up within the budgets (docs/scheduler.md). Not thread-safe.
+class Scheduler {
+ public:
+  /// Errors name the field and the allowed values.
+  static Result<std::unique_ptr<Scheduler>> create(const SchedulerConfig& config);
+
+  /// Accepts a request that could run alone to its longest; otherwise says why it never can.
+  Result<void> add(std::shared_ptr<const Request> request);
+  /// Ends a sequence in whatever state it is; its resources follow when no step in flight names
+  /// it. False when there is none of that id (it may have ended just now).
+  bool abort(SeqId id);
+
+  /// Plans the next step. The plan and its spans live until the next call of any member; when it
+  /// is not empty the caller must launch it and later apply() its result, in order. At most one
+  /// (overlap: two) unapplied plans at a time.
+  const StepPlan& schedule();
+  /// Takes over the results of the oldest unapplied plan. The outputs live until the next call.
+  std::span<SequenceOutput> apply(StepResult result);
+
+  bool idle() const { return sequences_.empty() && retired_.empty() && in_flight_.empty(); }
+  int num_running() const { return static_cast<int>(running_.size()); }
+  int num_waiting() const { return static_cast<int>(waiting_.size()); }
+  int num_in_flight() const { return static_cast<int>(in_flight_.size()); }
+  const SchedulerConfig& config() const { return config_; }
+  SchedulerStats stats() const;
+  const PrefixCache& cache() const { return cache_; }
+  /// A live sequence, or null.
+  const Sequence* find(SeqId id) const;
+  /// Full check of blocks, slots and queues; empty when all is well. O(everything).
+  std::string audit() const;
+
+ private:
+  struct Checkpointing {
+    SeqId seq;
+    uint32_t epoch = 0;
+    int64_t position = 0;
+    SlotId slot;
+    CheckpointKind kind = CheckpointKind::kDense;
+    bool branch = false;
+  };
+  struct Planned {  // one slice of a launched plan
+    SeqId seq;
+    uint32_t epoch = 0;
+    int64_t first = 0, end = 0;
+    bool sample = false;
+    bool prompt_logprobs = false;
+    bool has_row() const { return sample || prompt_logprobs; }
+  };
+  struct StepRecord {  // a launched plan, until it is applied; release lists are its fence
+    uint64_t step = 0;
+    std::vector<Planned> slices;
+    std::vector<Checkpointing> checkpoints;
+    std::vector<BlockId> release_blocks;
+    std::vector<SlotId> release_slots;
+    int64_t exclusive_blocks = 0;  // of release_blocks, how many nobody else held when fenced
+    void clear();
+  };
+  struct Earlier {
+    bool operator()(const Sequence* a, const Sequence* b) const {
+      return std::pair(a->priority(), a->arrival) < std::pair(b->priority(), b->arrival);
+    }
+  };
+  struct CheckpointSite {
+    int64_t position = 0;  // 0: none
+    CheckpointKind kind = CheckpointKind::kDense;
+    bool branch = false;
+  };
+
+  explicit Scheduler(const SchedulerConfig& config);
+
+  // scheduler_plan.cc
+  void plan_running(Sequence& seq);
+  bool admit(Sequence& seq);
+  PrefixHit look_up(Sequence& seq);
+  int64_t affordable_end(const Sequence& seq) const;
+  Sequence* victim_for(const Sequence& seq) const;
+  bool make_seat(const Sequence& seq);
+  bool make_room(int64_t blocks_needed, const Sequence& seq);
+  bool give_slot(Sequence& seq, SlotId checkpoint);
+  void hold_prefix(Sequence& seq, const PrefixHit& hit);
+  void enter(Sequence& seq, const PrefixHit& hit);
+  void emit(Sequence& seq, int64_t end);
+  void emit_slice(Sequence& seq, int64_t end);
+  CheckpointSite next_site(const Sequence& seq, int64_t after) const;
+  SlotId checkpoint_slot(CheckpointKind kind);
+  void preempt(Sequence& victim);
+  bool decodes_next(const Sequence& seq) const;
+
+  // scheduler_apply.cc
+  void register_slice(const Planned& slice);
+  void register_checkpoint(const Checkpointing& point);
+  void accept(const Planned& slice, SampledRow& row);
+  void append_token(Sequence& seq, int32_t token, SequenceOutput& out);
+  void take_prompt_logprobs(Sequence& seq, const Planned& slice, SampledRow& row,
+                            SequenceOutput& out);
+  SequenceOutput& output_of(Sequence& seq);
+  void end(Sequence& seq, FinishReason reason);
+
+  void extend_hashes(Sequence& seq);
+  void release_resources(Sequence& seq);
+  void release_block(BlockId block, StepRecord* fence);
+  void release_slot(SlotId slot, StepRecord* fence);
+  StepRecord* fence_of(uint64_t step);
+  void check_counters() const;
+
+  const SchedulerConfig config_;
+  const int stride_;  // tokens between two possible cache boundaries
+  PrefixCache cache_;
+  std::unordered_map<SeqId, std::unique_ptr<Sequence>> sequences_;
+  std::vector<Sequence*> running_;  // sorted by Earlier
+  std::set<Sequence*, Earlier> waiting_;
+  std::vector<SeqId> retired_;         // to be told to the executor
+  std::vector<StepRecord> in_flight_;  // oldest first
+  std::vector<StepRecord> spare_records_;
+  StepRecord building_;  // the plan under construction
+  StepPlan plan_;
+  std::vector<SequenceOutput> outputs_;
+  uint64_t next_step_ = 1;
+  uint64_t next_arrival_ = 0;
+  int64_t budget_ = 0;         // tokens left in the plan under construction
+  int64_t reserved_ = 0;       // of them, kept for running sequences that decode and come later
+  size_t cursor_ = 0;          // running sequences before it have had their turn
+  bool stalled_ = false;       // somebody waits for blocks: nobody less urgent is admitted
+  int64_t fenced_blocks_ = 0;  // sum of exclusive_blocks of the steps in flight
+  int64_t block_refs_ = 0, slot_refs_ = 0;  // references this scheduler holds
+  SchedulerStats stats_;
+};
+
+}  // namespace weft

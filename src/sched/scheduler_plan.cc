@@ -1,0 +1,344 @@
+// Planning of one step: who catches up by how much (docs/scheduler.md).
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "sched/scheduler.h"
+
+namespace weft {
+
+namespace {
+
+constexpr int32_t kDeviceTokenRow[1] = {kDeviceToken};
+
+int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+int64_t round_down(int64_t a, int64_t b) {
+  return a / b * b;
+}
+
+}  // namespace
+
+const StepPlan& Scheduler::schedule() {
+  CHECK(in_flight_.size() < (config_.overlap ? 2u : 1u), "too many steps in flight");
+  plan_.step = building_.step = next_step_;
+  plan_.admitted.clear();
+  plan_.slices.clear();
+  plan_.preempted.clear();
+  plan_.copies.clear();
+  plan_.retired.clear();
+  std::swap(plan_.retired, retired_);
+  budget_ = config_.max_batched_tokens;
+  reserved_ = std::count_if(running_.begin(), running_.end(),
+                            [this](const Sequence* seq) { return decodes_next(*seq); });
+  cursor_ = 0;
+  stalled_ = false;
+  bool open = true;  // false: the first of the waiting can't start, so nobody behind it may
+  while (budget_ > 0) {
+    Sequence* run = cursor_ < running_.size() ? running_[cursor_] : nullptr;
+    Sequence* wait = open && !stalled_ && !waiting_.empty() ? *waiting_.begin() : nullptr;
+    if (run && (!wait || run->priority() <= wait->priority())) {
+      ++cursor_;
+      plan_running(*run);
+    } else if (wait) {
+      open = admit(*wait);
+    } else {
+      break;
+    }
+  }
+  if (!plan_.empty()) {
+    ++next_step_;
+    ++stats_.steps;
+    in_flight_.push_back(std::move(building_));
+    if (spare_records_.empty()) spare_records_.emplace_back();
+    building_ = std::move(spare_records_.back());
+    spare_records_.pop_back();
+    building_.clear();
+  }
+  check_counters();
+  return plan_;
+}
+
+bool Scheduler::decodes_next(const Sequence& seq) const {
+  return !seq.in_prompt() && !seq.complete() && seq.num_computed < seq.known();
+}
+
+/// Where the next slices of `seq` may end within the budget: its computed count when nothing can
+/// or need be done now. A prompt is cut only at absolute multiples of kChunk.
+int64_t Scheduler::affordable_end(const Sequence& seq) const {
+  if (seq.complete()) return seq.num_computed;
+  const int64_t end = std::min(seq.known(), seq.num_computed + budget_ - reserved_);
+  if (end >= seq.prompt_len) return std::max(end, seq.num_computed);
+  return std::max(round_down(end, kChunk), seq.num_computed);
+}
+
+void Scheduler::plan_running(Sequence& seq) {
+  if (decodes_next(seq)) --reserved_;
+  const int64_t end = affordable_end(seq);
+  if (end <= seq.num_computed) return;
+  const int64_t blocks =
+      divide_up(end, config_.block_size) - static_cast<int64_t>(seq.blocks.size());
+  if (!make_room(blocks, seq)) {
+    // It keeps what it has: everybody more urgent may still take it away, and goes on.
+    stalled_ = true;
+    ++stats_.stalls;
+    return;
+  }
+  emit(seq, end);
+}
+
+/// Whom `seq` may displace: the least urgent running sequence without a slice in this plan. A
+/// waiting sequence displaces only a strictly lower priority.
+Sequence* Scheduler::victim_for(const Sequence& seq) const {
+  if (running_.size() <= cursor_) return nullptr;
+  Sequence* victim = running_.back();
+  const bool waiting = seq.state == SequenceState::kWaiting;
+  return waiting && victim->priority() <= seq.priority() ? nullptr : victim;
+}
+
+bool Scheduler::make_seat(const Sequence& seq) {
+  while (running_.size() >= static_cast<size_t>(config_.max_seqs)) {
+    Sequence* victim = victim_for(seq);
+    if (!victim) return false;
+    preempt(*victim);
+  }
+  return true;
+}
+
+bool Scheduler::make_room(int64_t blocks_needed, const Sequence& seq) {
+  while (cache_.blocks().available() < blocks_needed) {
+    // Blocks of a victim in flight come only when its step has been applied.
+    if (cache_.blocks().available() + fenced_blocks_ >= blocks_needed) return false;
+    Sequence* victim = victim_for(seq);
+    if (!victim) return false;
+    preempt(*victim);
+  }
+  return true;
+}
+
+void Scheduler::preempt(Sequence& victim) {
+  CHECK(running_.back() == &victim && victim.last_step != plan_.step);
+  if (decodes_next(victim)) --reserved_;
+  running_.pop_back();
+  release_resources(victim);
+  victim.num_computed = 0;
+  victim.branch_point = 0;
+  victim.state = SequenceState::kWaiting;
+  victim.preempted_in = plan_.step;
+  ++victim.epoch;
+  waiting_.insert(&victim);
+  plan_.preempted.push_back(victim.id());
+  ++stats_.preemptions;
+}
+
+PrefixHit Scheduler::look_up(Sequence& seq) {
+  // Prompt logprobs need the logits of every prompt token, so those requests reuse nothing.
+  if (!config_.prefix_caching || seq.request->sampling.prompt_logprobs >= 0) return {};
+  extend_hashes(seq);
+  // The last known token is always computed: its logits give the next one.
+  const int64_t limit = round_down(seq.known() - 1, stride_) / config_.block_size;
+  return cache_.lookup(seq.prefix(), static_cast<int>(limit));
+}
+
+/// Starts a waiting sequence if the whole of it fits now; false: not in this step.
+bool Scheduler::admit(Sequence& seq) {
+  if (seq.pending > 0 || seq.preempted_in == plan_.step) return false;
+  if (config_.prefix_caching) extend_hashes(seq);
+  const PrefixHit hit = look_up(seq);
+  seq.num_computed = int64_t{hit.blocks} * config_.block_size;
+  const int64_t end = affordable_end(seq);
+  if (end <= seq.num_computed || !make_seat(seq)) {
+    seq.num_computed = 0;
+    return false;
+  }
+  hold_prefix(seq, hit);
+  const int64_t blocks = divide_up(seq.known(), config_.block_size) - hit.blocks;
+  if (!make_room(blocks, seq) || !give_slot(seq, hit.state)) {
+    release_resources(seq);
+    seq.num_computed = 0;
+    return false;
+  }
+  enter(seq, hit);
+  emit(seq, end);
+  return true;
+}
+
+void Scheduler::hold_prefix(Sequence& seq, const PrefixHit& hit) {
+  const std::span<const BlockId> matched = cache_.matched();
+  for (int i = 0; i < hit.kv_blocks; ++i) {
+    const BlockId block = matched[static_cast<size_t>(i)];
+    if (i < hit.blocks) {
+      cache_.ref_block(block);
+      ++block_refs_;
+      seq.blocks.push_back(block);
+    } else {
+      cache_.touch_block(block);
+    }
+  }
+  seq.num_registered = hit.blocks;
+  if (hit.state.valid()) {
+    cache_.ref_slot(hit.state);
+    ++slot_refs_;
+    seq.source = hit.state;
+  }
+}
+
+bool Scheduler::give_slot(Sequence& seq, SlotId checkpoint) {
+  if (!cache_.recurrent()) return true;
+  seq.live = cache_.allocate_slot(/*dense_only=*/false);
+  if (!seq.live.valid() && checkpoint.valid() && cache_.slots().refs(checkpoint) == 1) {
+    cache_.take_over(checkpoint);
+    seq.live = std::exchange(seq.source, {});
+    ++stats_.take_overs;
+    return true;
+  }
+  while (!seq.live.valid()) {
+    // Slots that a step in flight still names come back soon: don't displace anybody for them.
+    for (const StepRecord& record : in_flight_) {
+      if (!record.release_slots.empty()) return false;
+    }
+    Sequence* victim = victim_for(seq);
+    if (!victim) return false;
+    preempt(*victim);
+    seq.live = cache_.allocate_slot(/*dense_only=*/false);
+  }
+  ++slot_refs_;
+  return true;
+}
+
+void Scheduler::enter(Sequence& seq, const PrefixHit& hit) {
+  const int64_t kv_tokens = int64_t{hit.kv_blocks} * config_.block_size;
+  ++(hit.blocks > 0 ? stats_.hits : stats_.misses);
+  stats_.kv_hit_tokens += kv_tokens;
+  stats_.reused_tokens += seq.num_computed;
+  stats_.state_lost_tokens += kv_tokens - seq.num_computed;
+  if (hit.state.valid()) {
+    ++stats_.state_hits;
+    if (cache_.slots().cached(hit.state)) cache_.touch_slot(hit.state);
+  }
+  // Another prompt shares more than any checkpoint covers: the next one shall find one here.
+  if (kv_tokens > seq.num_computed) seq.branch_point = kv_tokens;
+  if (seq.cached_tokens < 0) seq.cached_tokens = seq.num_computed;
+  waiting_.erase(&seq);
+  seq.state = SequenceState::kRunning;
+  const auto place = std::upper_bound(running_.begin(), running_.end(), &seq, Earlier());
+  CHECK(static_cast<size_t>(place - running_.begin()) <= cursor_);
+  running_.insert(place, &seq);
+  ++cursor_;
+  if (!seq.introduced) {
+    seq.introduced = true;
+    plan_.admitted.push_back(seq.request);
+  }
+}
+
+/// The first position behind `after` where a checkpoint is wanted.
+Scheduler::CheckpointSite Scheduler::next_site(const Sequence& seq, int64_t after) const {
+  CheckpointSite site;
+  const auto propose = [&](int64_t position, CheckpointKind kind, bool branch) {
+    if (position <= after) return;
+    if (site.position != 0 && position > site.position) return;
+    if (position == site.position && kind == CheckpointKind::kDense) return;
+    site = {position, kind, branch};
+  };
+  const auto next_multiple = [&](int64_t step) { return round_down(after, step) + step; };
+  const int64_t last = round_down(seq.prompt_len, stride_);
+  if (config_.dense_checkpoints > 0 && next_multiple(stride_) <= last) {
+    // At most dense_checkpoints of them: a branch anywhere then costs one gap to recompute.
+    const int64_t gap =
+        stride_ * divide_up(seq.prompt_len, int64_t{stride_} * config_.dense_checkpoints);
+    if (next_multiple(gap) <= last) propose(next_multiple(gap), CheckpointKind::kDense, false);
+  }
+  if (config_.checkpoint_every > 0) {
+    const int64_t every = divide_up(config_.checkpoint_every, stride_) * stride_;
+    if (next_multiple(every) <= last)
+      propose(next_multiple(every), CheckpointKind::kPlanned, false);
+  }
+  if (last > 0) propose(last, CheckpointKind::kPlanned, false);
+  propose(seq.branch_point, CheckpointKind::kPlanned, true);
+  if (config_.reuse_generated && after >= last) {
+    propose(next_multiple(stride_), CheckpointKind::kDense, false);
+  }
+  return site;
+}
+
+/// A fresh slot to go on in after a checkpoint, unless a waiting sequence needs it more.
+SlotId Scheduler::checkpoint_slot(CheckpointKind kind) {
+  const auto seats = static_cast<size_t>(config_.max_seqs) - running_.size();
+  const auto wanted = static_cast<int>(std::min(waiting_.size(), seats));
+  const bool dense = kind == CheckpointKind::kDense;
+  const int keep = dense ? wanted + 1 : std::min(wanted, 1);
+  if (cache_.slots().available() <= keep) return {};
+  const SlotId slot = cache_.allocate_slot(dense);
+  if (slot.valid()) ++slot_refs_;
+  return slot;
+}
+
+/// Gives `seq` blocks up to `end` and emits its slices, cut where the arithmetic changes and where
+/// a checkpoint is taken.
+void Scheduler::emit(Sequence& seq, int64_t end) {
+  while (static_cast<int64_t>(seq.blocks.size()) * config_.block_size < end) {
+    seq.blocks.push_back(cache_.allocate_block());
+    ++block_refs_;
+  }
+  const bool checkpoints = cache_.recurrent() && config_.prefix_caching;
+  while (seq.num_computed < end) {
+    int64_t stop = seq.in_prompt() ? std::min(end, seq.prompt_len) : end;
+    CheckpointSite site;
+    SlotId fresh;
+    if (checkpoints) {
+      site = next_site(seq, seq.num_computed);
+      while (site.position != 0 && site.position <= stop) {
+        const auto block = static_cast<int>(site.position / config_.block_size) - 1;
+        if (!cache_.has_checkpoint(seq.prefix(), block)) fresh = checkpoint_slot(site.kind);
+        if (fresh.valid()) {
+          stop = site.position;
+          break;
+        }
+        site = next_site(seq, site.position);
+      }
+    }
+    emit_slice(seq, stop);
+    if (!fresh.valid()) continue;
+    building_.checkpoints.push_back({seq.id(), seq.epoch, stop, seq.live, site.kind, site.branch});
+    seq.source = std::exchange(seq.live, fresh);
+  }
+}
+
+void Scheduler::emit_slice(Sequence& seq, int64_t end) {
+  const int64_t first = seq.num_computed;
+  const bool prompt = seq.in_prompt();
+  Slice slice{.seq = seq.id(), .first = first};
+  if (first < static_cast<int64_t>(seq.tokens.size())) {
+    slice.tokens = std::span<const int32_t>(seq.tokens)
+                       .subspan(static_cast<size_t>(first), static_cast<size_t>(end - first));
+  } else {
+    CHECK(seq.pending == 1 && end == first + 1);
+    slice.tokens = kDeviceTokenRow;
+  }
+  slice.arithmetic = prompt ? Arithmetic::kPrompt : Arithmetic::kDecode;
+  slice.sample = end == seq.known();
+  slice.blocks = seq.blocks;
+  if (seq.source.valid()) {
+    slice.state_read = seq.source;
+    building_.release_slots.push_back(std::exchange(seq.source, {}));
+  } else if (first > 0) {
+    slice.state_read = seq.live;
+  }
+  slice.state_write = seq.live;
+  building_.slices.push_back(
+      {.seq = seq.id(),
+       .epoch = seq.epoch,
+       .first = first,
+       .end = end,
+       .sample = slice.sample,
+       .prompt_logprobs = prompt && seq.request->sampling.prompt_logprobs >= 0});
+  seq.num_computed = end;
+  seq.pending += slice.sample;
+  seq.last_step = plan_.step;
+  budget_ -= end - first;
+  stats_.computed_tokens += end - first;
+  plan_.slices.push_back(slice);
+}
+
+}  // namespace weft
