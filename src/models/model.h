@@ -1,11 +1,14 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "checkpoint/checkpoint.h"
 #include "models/spec.h"
 #include "nn/step.h"
+#include "nn/weights.h"
 
 namespace weft {
 
@@ -13,12 +16,23 @@ struct LoadOptions {
   WeightFormat format = WeightFormat::kBf16;  ///< of the linear layers (head included)
   KvFormat kv_format = KvFormat::kBf16;
   int block_size = 64;
-  int64_t max_model_len = 0;  ///< rows of the rope table
+  int64_t max_model_len = 0;   ///< rows of the rope table; 0: the model's own length
   bool dummy_weights = false;  ///< seeded random weights instead of the checkpoint's
+  LoadProgress progress;       ///< may be empty
 };
 
+/// What a model takes, from its spec alone.
+struct ModelFootprint {
+  int64_t parameters = 0;
+  int64_t weight_bytes = 0;
+  std::vector<CacheSpec> cache_specs;  ///< as Model::cache_specs()
+  int64_t rope_bytes_per_position = 0;
+  std::function<int64_t(int64_t rows)> arena_bytes;  ///< as Model::arena_bytes()
+};
+ModelFootprint measure_model(const ModelSpec& spec, const LoadOptions& options, const OpTable& ops);
+
 /// A decoder with its weights, for one device. Immutable after load(); a step's state is all in the
-/// StepContext.
+/// StepContext. Virtual only so that tests of the runtime can put a toy in its place.
 class Model {
  public:
   /// Reads, checks and packs every tensor the spec names. `checkpoint` may be null with
@@ -40,6 +54,12 @@ class Model {
   /// out [R, V] f32 = head(rows [R, hidden]); the first `prompt_rows` use prompt arithmetic.
   virtual void logits(StepContext& context, TensorView rows, int64_t prompt_rows,
                       TensorView out) const = 0;
+
+  /// The MTP module on rows whose tokens are the batch's ids and whose hidden states are those of
+  /// the tokens before them (`previous` [T, hidden], normed): [T, hidden] in the arena, for
+  /// logits() and for another step of drafting. Positions and slots are those of `previous`. Only
+  /// with spec().mtp.
+  virtual TensorView mtp_hidden(StepContext& context, TensorView previous) const;
 };
 
 }  // namespace weft

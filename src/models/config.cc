@@ -1,0 +1,288 @@
+#include "models/config.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace weft {
+namespace {
+
+constexpr int64_t kMaxHidden = 1 << 16, kMaxInner = 1 << 20, kMaxVocab = 1 << 24;
+constexpr int64_t kMaxHeads = 1024, kMaxHeadDim = 1024, kMaxLayers = 1024, kMaxExperts = 4096;
+constexpr int64_t kMaxPositions = int64_t{1} << 28;
+
+Error not_allowed(const ConfigJson& json, std::string_view field, const std::string& rule) {
+  return invalid_argument(json.field(field) + " " + rule + ", got " + json.dump(field));
+}
+
+/// Refuses what would be computed wrongly if it were ignored.
+Result<> refuse_unknown_forms(const ConfigJson& config, const ConfigJson& text) {
+  if (config.has("quantization_config") || text.has("quantization_config")) {
+    return unsupported(config.field("quantization_config") +
+                       ": quantised checkpoints are not supported; take the bf16 weights and "
+                       "quantise while loading (--quantization int8 or int4)");
+  }
+  for (const std::string_view field : {"hidden_act", "hidden_activation"}) {
+    const std::string act = TRY(text.string_or(field, "silu"));
+    if (act != "silu" && act != "swish") {
+      return unsupported(text.field(field) + " \"" + act + "\" is not supported; silu is");
+    }
+  }
+  for (const std::string_view field : {"mlp_bias", "use_bias"}) {
+    if (TRY(text.flag_or(field, false))) {
+      return unsupported(text.field(field) + " = true is not supported");
+    }
+  }
+  return {};
+}
+
+Result<double> positive(const ConfigJson& json, std::string_view field, double high) {
+  const double x = TRY(json.number_in(field, 0.0, high));
+  if (x == 0.0) return not_allowed(json, field, "must be above 0");
+  return x;
+}
+
+Result<double> positive_or(const ConfigJson& json, std::string_view field, double high,
+                           double fallback) {
+  if (!json.has(field)) return fallback;
+  return positive(json, field, high);
+}
+
+/// A stretch of the context: at least 1.
+Result<double> scaling_factor(const ConfigJson& p) {
+  return p.number_in("factor", 1.0, 1e4);
+}
+
+Result<RopeScaling> parse_yarn(const ConfigJson& p, const ConfigJson& text) {
+  YarnScaling yarn;
+  if (p.has("original_max_position_embeddings")) {
+    yarn.original_positions =
+        TRY(p.integer_in("original_max_position_embeddings", 1, kMaxPositions));
+  } else {
+    yarn.original_positions = TRY(text.integer_in("max_position_embeddings", 1, kMaxPositions));
+  }
+  if (p.has("factor") || !p.has("original_max_position_embeddings")) {
+    yarn.factor = TRY(scaling_factor(p));
+  } else {
+    yarn.factor =
+        static_cast<double>(TRY(text.integer_in("max_position_embeddings", 1, kMaxPositions))) /
+        static_cast<double>(yarn.original_positions);
+  }
+  yarn.beta_fast = TRY(positive_or(p, "beta_fast", 1e6, 32));
+  yarn.beta_slow = TRY(positive_or(p, "beta_slow", 1e6, 1));
+  if (yarn.beta_fast < yarn.beta_slow) {
+    return not_allowed(p, "beta_fast", "must be at least beta_slow");
+  }
+  yarn.truncate = TRY(p.flag_or("truncate", true));
+  const double mscale = TRY(p.number_in_or("mscale", 0, 100, 0));
+  const double mscale_all_dim = TRY(p.number_in_or("mscale_all_dim", 0, 100, 0));
+  yarn.attention_factor = TRY(positive_or(
+      p, "attention_factor", 100, yarn_attention_factor(yarn.factor, mscale, mscale_all_dim)));
+  return RopeScaling(yarn);
+}
+
+Result<RopeScaling> parse_llama3(const ConfigJson& p) {
+  Llama3Scaling s;
+  s.factor = TRY(scaling_factor(p));
+  s.low_freq_factor = TRY(positive(p, "low_freq_factor", 1e6));
+  s.high_freq_factor = TRY(positive(p, "high_freq_factor", 1e6));
+  if (s.high_freq_factor <= s.low_freq_factor) {
+    return not_allowed(p, "high_freq_factor", "must be above low_freq_factor");
+  }
+  s.original_positions = TRY(p.integer_in("original_max_position_embeddings", 1, kMaxPositions));
+  return RopeScaling(s);
+}
+
+Result<RopeScaling> parse_scaling(const ConfigJson& p, const ConfigJson& text) {
+  const std::string_view field = p.has("rope_type") || !p.has("type") ? "rope_type" : "type";
+  const std::string type = TRY(p.string_or(field, "default"));
+  // "mrope" is how Qwen-VL configs say: the default frequencies, with sections.
+  if (type == "default" || type == "mrope") return RopeScaling();
+  if (type == "linear") return RopeScaling(LinearScaling{TRY(scaling_factor(p))});
+  if (type == "yarn") return parse_yarn(p, text);
+  if (type == "llama3") return parse_llama3(p);
+  return unsupported(p.field(field) + " \"" + type +
+                     "\" is not supported; default, linear, yarn and llama3 are");
+}
+
+Result<> parse_sections(const ConfigJson& p, RopeSpec& rope) {
+  if (!p.has("mrope_section")) return {};
+  const std::vector<int64_t> sections = TRY(p.integers("mrope_section"));
+  const int64_t half = rope.rotary_dim / 2;
+  int64_t sum = 0;
+  bool valid = sections.size() == 3;
+  for (const int64_t n : sections) {
+    valid = valid && n >= 0 && n <= half;
+    if (valid) sum += n;
+  }
+  if (!valid || sum != half) {
+    return not_allowed(
+        p, "mrope_section",
+        "must be three counts that sum to half of the rotary dimension, " + std::to_string(half));
+  }
+  for (size_t i = 0; i < 3; ++i) rope.sections[i] = static_cast<int>(sections[i]);
+  rope.interleaved_sections = TRY(p.flag_or("mrope_interleaved", false));
+  return {};
+}
+
+}  // namespace
+
+Result<RopeSpec> parse_rope(const ConfigJson& text, int64_t head_dim,
+                            const CommonDefaults& defaults) {
+  RopeSpec rope;
+  const std::string_view form = text.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  const bool has_parameters = text.has(form);
+  const ConfigJson p = has_parameters ? TRY(text.object(form)) : text;
+  rope.theta = TRY(positive_or(text, "rope_theta", 1e15, defaults.rope_theta));
+  double partial =
+      TRY(positive_or(text, "partial_rotary_factor", 1, defaults.partial_rotary_factor));
+  if (has_parameters) {  // what stands beside the rope type counts more
+    rope.theta = TRY(positive_or(p, "rope_theta", 1e15, rope.theta));
+    partial = TRY(positive_or(p, "partial_rotary_factor", 1, partial));
+  }
+  if (rope.theta <= 1) {
+    return invalid_argument(text.field("rope_theta") + " must be above 1, got " +
+                            std::to_string(rope.theta));
+  }
+  rope.rotary_dim = static_cast<int>(static_cast<double>(head_dim) * partial);
+  if (rope.rotary_dim < 2 || rope.rotary_dim % 2 != 0) {
+    return invalid_argument(text.field("partial_rotary_factor") + ": " + std::to_string(partial) +
+                            " of head_dim " + std::to_string(head_dim) + " gives " +
+                            std::to_string(rope.rotary_dim) +
+                            " rotary dimensions; an even number of at least 2 is needed");
+  }
+  if (has_parameters) {
+    rope.scaling = TRY(parse_scaling(p, text));
+    TRY(parse_sections(p, rope));
+  }
+  return rope;
+}
+
+Result<ModelSpec> parse_common(const ConfigJson& config, int64_t head_dim,
+                               const CommonDefaults& defaults) {
+  const ConfigJson text = TRY(config.text_config());
+  TRY(refuse_unknown_forms(config, text));
+  ModelSpec spec;
+  spec.hidden = TRY(text.integer_in("hidden_size", 1, kMaxHidden));
+  spec.vocab = TRY(text.integer_in("vocab_size", 1, kMaxVocab));
+  spec.max_positions = TRY(text.integer_in("max_position_embeddings", 1, kMaxPositions));
+  spec.norm_eps =
+      static_cast<float>(TRY(positive_or(text, "rms_norm_eps", 1.0, defaults.norm_eps)));
+  // Image models say it at the top level, whatever their text_config says.
+  const ConfigJson& tie = config.has("tie_word_embeddings") ? config : text;
+  spec.tied_head = TRY(tie.flag_or("tie_word_embeddings", defaults.tied_head));
+  spec.rope = TRY(parse_rope(text, head_dim, defaults));
+  if (const auto* yarn = std::get_if<YarnScaling>(&spec.rope.scaling)) {
+    // Some releases state the stretched length, others the original one.
+    const double stretched = yarn->factor * static_cast<double>(yarn->original_positions);
+    spec.max_positions =
+        std::clamp(static_cast<int64_t>(std::min(stretched, static_cast<double>(kMaxPositions))),
+                   spec.max_positions, kMaxPositions);
+  }
+  return spec;
+}
+
+Result<int64_t> parse_num_layers(const ConfigJson& text) {
+  return text.integer_in("num_hidden_layers", 1, kMaxLayers);
+}
+
+Result<AttentionSpec> parse_attention(const ConfigJson& text) {
+  AttentionSpec spec;
+  const int64_t heads = TRY(text.integer_in("num_attention_heads", 1, kMaxHeads));
+  const int64_t kv_heads = TRY(text.integer_in_or("num_key_value_heads", 1, kMaxHeads, heads));
+  if (heads % kv_heads != 0) {
+    return not_allowed(text, "num_key_value_heads",
+                       "must divide num_attention_heads, " + std::to_string(heads));
+  }
+  int64_t head_dim = 0;
+  if (text.has("head_dim")) {
+    head_dim = TRY(text.integer_in("head_dim", 2, kMaxHeadDim));
+  } else {
+    const int64_t hidden = TRY(text.integer_in("hidden_size", 1, kMaxHidden));
+    head_dim = hidden / heads;
+    if (hidden % heads != 0 || head_dim < 2 || head_dim > kMaxHeadDim) {
+      return not_allowed(text, "num_attention_heads",
+                         "must divide hidden_size, " + std::to_string(hidden) +
+                             ", into heads of 2 to " + std::to_string(kMaxHeadDim) +
+                             " (there is no head_dim)");
+    }
+  }
+  if (head_dim % 2 != 0) return not_allowed(text, "head_dim", "must be even");
+  spec.q_heads = static_cast<int>(heads);
+  spec.kv_heads = static_cast<int>(kv_heads);
+  spec.head_dim = static_cast<int>(head_dim);
+  return spec;
+}
+
+Result<DenseMlpSpec> parse_dense_mlp(const ConfigJson& text) {
+  return DenseMlpSpec{TRY(text.integer_in("intermediate_size", 1, kMaxInner))};
+}
+
+Result<std::vector<bool>> parse_full_attention_layers(const ConfigJson& text, int64_t num_layers,
+                                                      int64_t default_interval) {
+  std::vector<bool> full(static_cast<size_t>(num_layers));
+  if (!text.has("layer_types")) {
+    const int64_t interval =
+        TRY(text.integer_in_or("full_attention_interval", 1, kMaxLayers, default_interval));
+    for (int64_t i = 0; i < num_layers; ++i) full[static_cast<size_t>(i)] = (i + 1) % interval == 0;
+    return full;
+  }
+  const std::vector<std::string> types = TRY(text.strings("layer_types"));
+  if (types.size() != full.size()) {
+    return invalid_argument(text.field("layer_types") + " must have one entry a layer, " +
+                            std::to_string(num_layers) + ", got " + std::to_string(types.size()));
+  }
+  for (size_t i = 0; i < types.size(); ++i) {
+    if (types[i] != "full_attention" && types[i] != "linear_attention") {
+      return unsupported(text.field("layer_types") + ": \"" + types[i] +
+                         "\" is not supported; full_attention and linear_attention are");
+    }
+    full[i] = types[i] == "full_attention";
+  }
+  return full;
+}
+
+Result<> refuse_sliding_window(const ConfigJson& text, int64_t num_layers) {
+  if (text.has("layer_types")) {
+    const std::vector<bool> full = TRY(parse_full_attention_layers(text, num_layers, 1));
+    if (std::find(full.begin(), full.end(), false) != full.end()) {
+      return unsupported(text.field("layer_types") + ": this architecture has full_attention only");
+    }
+    return {};
+  }
+  if (!TRY(text.flag_or("use_sliding_window", false))) return {};
+  // Layers from max_window_layers on would use the window.
+  const int64_t from = TRY(text.integer_in_or("max_window_layers", 0, kMaxLayers, 0));
+  if (from >= num_layers) return {};
+  return unsupported(text.field("use_sliding_window") + ": sliding windows are not supported");
+}
+
+Result<MoeSpec> parse_qwen_moe(const ConfigJson& text, bool default_renormalize) {
+  MoeSpec moe;
+  const std::string_view field = text.has("num_experts") ? "num_experts" : "num_local_experts";
+  moe.num_experts = static_cast<int>(TRY(text.integer_in(field, 1, kMaxExperts)));
+  moe.rule.top_k =
+      static_cast<int>(TRY(text.integer_in("num_experts_per_tok", 1, moe.num_experts)));
+  moe.rule.renormalize = TRY(text.flag_or("norm_topk_prob", default_renormalize));
+  moe.inner = TRY(text.integer_in("moe_intermediate_size", 1, kMaxInner));
+  moe.shared_inner = TRY(text.integer_in_or("shared_expert_intermediate_size", 0, kMaxInner, 0));
+  moe.shared_gate = moe.shared_inner > 0;
+  return moe;
+}
+
+Result<std::vector<bool>> parse_sparse_layers(const ConfigJson& text, int64_t num_layers) {
+  const int64_t step = TRY(text.integer_in_or("decoder_sparse_step", 1, kMaxLayers, 1));
+  std::vector<bool> sparse(static_cast<size_t>(num_layers));
+  for (int64_t i = 0; i < num_layers; ++i) sparse[static_cast<size_t>(i)] = (i + 1) % step == 0;
+  if (!text.has("mlp_only_layers")) return sparse;
+  for (const int64_t layer : TRY(text.integers("mlp_only_layers"))) {
+    if (layer < 0 || layer >= num_layers) {
+      return not_allowed(text, "mlp_only_layers",
+                         "must name layers from 0 to " + std::to_string(num_layers - 1));
+    }
+    sparse[static_cast<size_t>(layer)] = false;
+  }
+  return sparse;
+}
+
+}  // namespace weft

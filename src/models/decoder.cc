@@ -1,0 +1,208 @@
+#include "models/decoder.h"
+
+#include <algorithm>
+
+namespace weft {
+
+Decoder::Decoder(const ModelSpec& spec, const LoadOptions& options)
+    : spec_(spec), options_(options) {
+  mixer_options_ = {.hidden = spec_.hidden,
+                    .eps = spec_.norm_eps,
+                    .norm_minus_one = spec_.norm_minus_one,
+                    .format = options_.format,
+                    .kv_format = options_.kv_format,
+                    .block_size = options_.block_size,
+                    .rope = &rope_table_};
+  const auto append = [&](Layers& layers, const LayerSpec& layer) {
+    layers.push_back(std::make_unique<DecoderLayer>(layer, mixer_options_));
+    cache_specs_.push_back(layers.back()->mixer->cache_spec());
+  };
+  for (const LayerSpec& layer : spec_.layers) append(layers_, layer);
+  if (!spec_.mtp) return;
+  mtp_.emplace();
+  for (int i = 0; i < spec_.mtp->num_layers; ++i) append(mtp_->layers, spec_.mtp->layer);
+}
+
+void Decoder::declare(WeightPlan& plan) {
+  const NameMap& names = spec_.names;
+  const TensorPart embedding{names.model + "embed_tokens.weight", {spec_.vocab, spec_.hidden}};
+  plan.table(embedding_, embedding);
+  declare_layers(plan, layers_, names.model + "layers.");
+  norm_.declare(plan, names.model + "norm.weight", spec_.hidden, spec_.norm_minus_one);
+  TensorPart head = embedding;
+  if (!spec_.tied_head) head.name = names.head;
+  head_.declare(plan, options_.format, {head});
+  if (mtp_) declare_mtp(plan);
+  if (spec_.vision) declare_vision(plan);
+  for (const std::string& prefix : names.ignored_prefixes) plan.ignore_prefix(prefix);
+  for (const std::string& part : names.ignored_parts) plan.ignore_containing(part);
+}
+
+void Decoder::declare_layers(WeightPlan& plan, const Layers& layers, const std::string& prefix) {
+  for (size_t i = 0; i < layers.size(); ++i) {
+    DecoderLayer& layer = *layers[i];
+    const std::string p = prefix + std::to_string(i) + ".";
+    const bool minus_one = spec_.norm_minus_one;
+    layer.input_norm.declare(plan, p + "input_layernorm.weight", spec_.hidden, minus_one);
+    layer.mixer->declare(plan, p);
+    layer.post_norm.declare(plan, p + "post_attention_layernorm.weight", spec_.hidden, minus_one);
+    layer.mlp.declare(plan, options_.format, p + "mlp.", spec_.hidden);
+  }
+}
+
+void Decoder::declare_mtp(WeightPlan& plan) {
+  const std::string& p = spec_.names.mtp;
+  const int64_t hidden = spec_.hidden;
+  const bool minus_one = spec_.norm_minus_one;
+  mtp_->embedding_norm.declare(plan, p + "pre_fc_norm_embedding.weight", hidden, minus_one);
+  mtp_->hidden_norm.declare(plan, p + "pre_fc_norm_hidden.weight", hidden, minus_one);
+  mtp_->fc.declare(plan, options_.format, {{p + "fc.weight", {hidden, 2 * hidden}}});
+  declare_layers(plan, mtp_->layers, p + "layers.");
+  mtp_->norm.declare(plan, p + "norm.weight", hidden, minus_one);
+}
+
+/// The tower's tensors must be there and fit; they are read when images are asked for.
+void Decoder::declare_vision(WeightPlan& plan) const {
+  const VisionSpec& v = *spec_.vision;
+  const std::string& p = spec_.names.vision;
+  const auto linear = [&](const std::string& name, int64_t n, int64_t k) {
+    plan.present({p + name + ".weight", {n, k}});
+    plan.present({p + name + ".bias", {n}});
+  };
+  const auto norm = [&](const std::string& name) {
+    plan.present({p + name + ".weight", {v.hidden}});
+    plan.present({p + name + ".bias", {v.hidden}});
+  };
+  plan.present({p + "patch_embed.proj.weight",
+                {v.hidden, v.channels, v.temporal_patch_size, v.patch_size, v.patch_size}});
+  plan.present({p + "patch_embed.proj.bias", {v.hidden}});
+  plan.present({p + "pos_embed.weight", {v.num_positions, v.hidden}});
+  for (int i = 0; i < v.depth; ++i) {
+    const std::string block = "blocks." + std::to_string(i) + ".";
+    norm(block + "norm1");
+    linear(block + "attn.qkv", 3 * v.hidden, v.hidden);
+    linear(block + "attn.proj", v.hidden, v.hidden);
+    norm(block + "norm2");
+    linear(block + "mlp.linear_fc1", v.inner, v.hidden);
+    linear(block + "mlp.linear_fc2", v.hidden, v.inner);
+  }
+  const int64_t merged = v.hidden * v.merge_size * v.merge_size;
+  norm("merger.norm");
+  linear("merger.linear_fc1", merged, merged);
+  linear("merger.linear_fc2", v.out_hidden, merged);
+}
+
+Result<> Decoder::load(const Checkpoint* checkpoint, Stream& stream, const OpTable& ops) {
+  const int64_t positions =
+      options_.max_model_len > 0 ? options_.max_model_len : spec_.max_positions;
+  rope_ = TRY(Rope::create(spec_.rope, positions));
+  rope_table_ = rope_.table();
+  WeightPlan plan(&ops, options_.dummy_weights ? nullptr : checkpoint);
+  declare(plan);
+  weights_ = TRY(plan.load(stream, options_.dummy_weights, options_.progress));
+  return {};
+}
+
+int64_t Decoder::arena_bytes(int64_t rows) const {
+  int64_t layer_bytes = 0;
+  const auto grow = [&](const Layers& layers) {
+    for (const auto& layer : layers) {
+      layer_bytes =
+          std::max({layer_bytes, layer->mixer->arena_bytes(rows), layer->mlp.arena_bytes(rows)});
+    }
+  };
+  grow(layers_);
+  if (mtp_) grow(mtp_->layers);
+  // residual, normed and out of the layers; with MTP also its own and the concatenation.
+  const int64_t hidden = rows_bytes(rows, spec_.hidden);
+  return layer_bytes + (mtp_ ? 7 : 3) * hidden + (mtp_ ? rows_bytes(rows, 2 * spec_.hidden) : 0);
+}
+
+void Decoder::embed(StepContext& context, TensorView out) const {
+  context.ops.embed(context.stream, {.ids = context.batch.ids, .table = embedding_, .out = out});
+}
+
+TensorView Decoder::run_layers(StepContext& context, const Layers& layers, int first_layer,
+                               TensorView residual, const RmsNorm& final_norm) const {
+  const int64_t rows = residual.dim(0);
+  const float eps = spec_.norm_eps;
+  TensorView normed = take_rows(context.arena, rows, spec_.hidden);
+  TensorView out = take_rows(context.arena, rows, spec_.hidden);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const DecoderLayer& layer = *layers[i];
+    if (i == 0) {
+      layer.input_norm.forward(context, residual, {}, normed, eps);
+    } else {
+      layer.input_norm.forward(context, out, residual, normed, eps);
+    }
+    layer.mixer->forward(context, LayerId{first_layer + static_cast<int>(i)}, normed, out);
+    layer.post_norm.forward(context, out, residual, normed, eps);
+    layer.mlp.forward(context, normed, out);
+  }
+  final_norm.forward(context, out, residual, normed, eps);
+  return normed;
+}
+
+TensorView Decoder::hidden(StepContext& context) const {
+  TensorView residual = take_rows(context.arena, context.batch.num_rows(), spec_.hidden);
+  embed(context, residual);
+  return run_layers(context, layers_, 0, residual, norm_);
+}
+
+void Decoder::logits(StepContext& context, TensorView rows, int64_t prompt_rows,
+                     TensorView out) const {
+  head_.forward(context, rows, out, prompt_rows);
+}
+
+TensorView Decoder::mtp_hidden(StepContext& context, TensorView previous) const {
+  CHECK(mtp_.has_value(), "the model has no MTP module");
+  const int64_t rows = context.batch.num_rows(), hidden = spec_.hidden;
+  TensorView residual = take_rows(context.arena, rows, hidden);
+  {
+    const ArenaScope scope(context.arena);
+    TensorView both = take_rows(context.arena, rows, 2 * hidden);
+    embed(context, residual);
+    mtp_->embedding_norm.forward(context, residual, {}, both.columns(0, hidden), spec_.norm_eps);
+    mtp_->hidden_norm.forward(context, previous, {}, both.columns(hidden, 2 * hidden),
+                              spec_.norm_eps);
+    mtp_->fc.forward(context, both, residual);
+  }
+  return run_layers(context, mtp_->layers, static_cast<int>(layers_.size()), residual, mtp_->norm);
+}
+
+TensorView Model::mtp_hidden(StepContext&, TensorView) const {
+  CHECK(false, "the model has no MTP module");
+  return {};
+}
+
+Result<std::unique_ptr<Model>> Model::load(const ModelSpec& spec, const Checkpoint* checkpoint,
+                                           const LoadOptions& options, Stream& stream,
+                                           const OpTable& ops) {
+  CHECK(checkpoint || options.dummy_weights, "no checkpoint");
+  ModelSpec adapted = spec;
+  if (checkpoint && !options.dummy_weights) adapt_to_checkpoint(adapted, *checkpoint);
+  auto decoder = std::make_unique<Decoder>(adapted, options);
+  TRY(decoder->load(checkpoint, stream, ops));
+  return std::unique_ptr<Model>(std::move(decoder));
+}
+
+ModelFootprint measure_model(const ModelSpec& spec, const LoadOptions& options,
+                             const OpTable& ops) {
+  auto decoder = std::make_shared<Decoder>(spec, options);
+  WeightPlan plan(&ops, nullptr);
+  decoder->declare(plan);
+  return {.parameters = plan.parameters(),
+          .weight_bytes = plan.bytes(),
+          .cache_specs = {decoder->cache_specs().begin(), decoder->cache_specs().end()},
+          .rope_bytes_per_position = Rope::bytes(spec.rope, 1),
+          .arena_bytes = [decoder](int64_t rows) { return decoder->arena_bytes(rows); }};
+}
+
+int64_t count_parameters(const ModelSpec& spec) {
+  Decoder decoder(spec, {});
+  WeightPlan plan(nullptr, nullptr);
+  decoder.declare(plan);
+  return plan.parameters();
+}
+
+}  // namespace weft

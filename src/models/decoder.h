@@ -1,0 +1,70 @@
+#pragma once
+
+#include <optional>
+
+#include "models/model.h"
+#include "nn/mixer.h"
+#include "nn/mlp.h"
+
+namespace weft {
+
+/// x += mixer(norm(x)); x += mlp(norm(x)). The sums are taken by the next norm.
+struct DecoderLayer {
+  RmsNorm input_norm, post_norm;
+  std::unique_ptr<Mixer> mixer;
+  Mlp mlp;
+
+  DecoderLayer(const LayerSpec& spec, const MixerOptions& options)
+      : mixer(make_mixer(spec.mixer, options)), mlp(spec.mlp) {}
+};
+
+/// The one forward of all families: embedding, layers, norm, head; the MTP module beside it.
+class Decoder final : public Model {
+ public:
+  Decoder(const ModelSpec& spec, const LoadOptions& options);
+
+  /// Declares every tensor of the checkpoint.
+  void declare(WeightPlan& plan);
+  Result<> load(const Checkpoint* checkpoint, Stream& stream, const OpTable& ops);
+
+  const ModelSpec& spec() const override { return spec_; }
+  std::span<const CacheSpec> cache_specs() const override { return cache_specs_; }
+  int64_t weight_bytes() const override { return weights_.bytes(); }
+  int64_t arena_bytes(int64_t rows) const override;
+  TensorView hidden(StepContext& context) const override;
+  void logits(StepContext& context, TensorView rows, int64_t prompt_rows,
+              TensorView out) const override;
+  TensorView mtp_hidden(StepContext& context, TensorView previous) const override;
+
+ private:
+  using Layers = std::vector<std::unique_ptr<DecoderLayer>>;  // stay where they are while loading
+
+  struct Mtp {
+    RmsNorm embedding_norm, hidden_norm, norm;
+    Linear fc;  // [hidden, 2 hidden]: embedding first
+    Layers layers;
+  };
+
+  void declare_layers(WeightPlan& plan, const Layers& layers, const std::string& prefix);
+  void declare_mtp(WeightPlan& plan);
+  void declare_vision(WeightPlan& plan) const;
+  /// Runs `layers` on `residual` (updated) and returns the final norm of it.
+  TensorView run_layers(StepContext& context, const Layers& layers, int first_layer,
+                        TensorView residual, const RmsNorm& final_norm) const;
+  void embed(StepContext& context, TensorView out) const;
+
+  ModelSpec spec_;
+  LoadOptions options_;
+  MixerOptions mixer_options_;
+  std::vector<CacheSpec> cache_specs_;
+  Rope rope_;
+  RopeTable rope_table_;
+  TensorView embedding_;
+  Layers layers_;
+  RmsNorm norm_;
+  Linear head_;
+  std::optional<Mtp> mtp_;
+  Buffer weights_;
+};
+
+}  // namespace weft

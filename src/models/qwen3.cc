@@ -1,0 +1,59 @@
+#include "models/config.h"
+
+namespace weft {
+namespace {
+
+/// Dense decoder with grouped-query attention, as Qwen2, Qwen3 and Llama have it; `attention` holds
+/// the family's flags.
+Result<ModelSpec> parse_dense(const ConfigJson& config, const AttentionSpec& flags,
+                              const CommonDefaults& defaults) {
+  const ConfigJson text = TRY(config.text_config());
+  AttentionSpec attention = TRY(parse_attention(text));
+  attention.qk_norm = flags.qk_norm;
+  attention.qkv_bias = flags.qkv_bias;
+  attention.out_bias = flags.out_bias;
+  ModelSpec spec = TRY(parse_common(config, attention.head_dim, defaults));
+  const int64_t num_layers = TRY(parse_num_layers(text));
+  TRY(refuse_sliding_window(text, num_layers));
+  spec.layers.assign(static_cast<size_t>(num_layers),
+                     LayerSpec{.mixer = attention, .mlp = TRY(parse_dense_mlp(text))});
+  return spec;
+}
+
+/// q and k are normalised per head; biases only where attention_bias says so.
+Result<ModelSpec> parse_qwen3(const ConfigJson& config) {
+  const ConfigJson text = TRY(config.text_config());
+  const bool bias = TRY(text.flag_or("attention_bias", false));
+  return parse_dense(config, {.qk_norm = true, .qkv_bias = bias, .out_bias = bias}, {});
+}
+
+/// q, k and v have biases, the output projection has none.
+Result<ModelSpec> parse_qwen2(const ConfigJson& config) {
+  return parse_dense(config, {.qkv_bias = true}, {});
+}
+
+Result<ModelSpec> parse_llama(const ConfigJson& config) {
+  const ConfigJson text = TRY(config.text_config());
+  const bool bias = TRY(text.flag_or("attention_bias", false));
+  return parse_dense(config, {.qkv_bias = bias, .out_bias = bias}, {});
+}
+
+/// Elastic-Attention (notes: sparse or streaming heads in long prefills, dense in decode) is a
+/// Qwen3 with a router beside each attention. It runs dense: the router's weights and what its
+/// training left behind are not read.
+Result<ModelSpec> parse_paw_qwen3(const ConfigJson& config) {
+  ModelSpec spec = TRY(parse_qwen3(config));
+  spec.names.ignored_prefixes.push_back("model.sparsity_lambda");
+  spec.names.ignored_parts.push_back(".self_attn.mask_allocator.");
+  spec.names.ignored_parts.push_back(".self_attn.attn_mask_log_alphas");
+  return spec;
+}
+
+}  // namespace
+
+const ModelFamily kQwen3{"Qwen3ForCausalLM", parse_qwen3};
+const ModelFamily kQwen2{"Qwen2ForCausalLM", parse_qwen2};
+const ModelFamily kLlama{"LlamaForCausalLM", parse_llama};
+const ModelFamily kPawQwen3{"PawQwen3ForCausalLM", parse_paw_qwen3};
+
+}  // namespace weft

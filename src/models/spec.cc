@@ -1,0 +1,35 @@
+#include "models/spec.h"
+
+#include <algorithm>
+
+namespace weft {
+
+std::optional<MtpSpec> mtp_of(const ModelSpec& spec, int64_t num_layers) {
+  if (num_layers == 0) return std::nullopt;
+  for (auto layer = spec.layers.rbegin(); layer != spec.layers.rend(); ++layer) {
+    if (!std::holds_alternative<AttentionSpec>(layer->mixer)) continue;
+    return MtpSpec{.num_layers = static_cast<int>(num_layers), .layer = *layer};
+  }
+  return std::nullopt;
+}
+
+void adapt_to_checkpoint(ModelSpec& spec, const Checkpoint& checkpoint) {
+  if (!checkpoint.find(spec.names.head)) {
+    spec.tied_head = true;
+  } else if (spec.tied_head) {
+    spec.names.ignored_prefixes.push_back(spec.names.head);  // a copy of the embedding
+  }
+  if (!spec.may_have_mtp) return;
+  // transformers drops the module when it saves a checkpoint, and leaves the config as it was.
+  int64_t layers = 0;
+  if (checkpoint.find(spec.names.mtp + "fc.weight")) {
+    while (layers < kMaxMtpLayers &&
+           checkpoint.find(spec.names.mtp + "layers." + std::to_string(layers) +
+                           ".input_layernorm.weight")) {
+      ++layers;
+    }
+  }
+  spec.mtp = mtp_of(spec, layers);
+}
+
+}  // namespace weft

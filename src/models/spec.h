@@ -1,0 +1,81 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/config_json.h"
+#include "nn/rope.h"
+#include "nn/specs.h"
+
+namespace weft {
+
+/// How a checkpoint names its tensors, where families differ.
+struct NameMap {
+  std::string model = "model.";         ///< before embed_tokens, layers.N and norm
+  std::string head = "lm_head.weight";  ///< absent when tied
+  std::string mtp = "mtp.";
+  std::string vision = "model.visual.";
+  std::vector<std::string> ignored_prefixes;  ///< tensors that inference does not need
+  std::vector<std::string> ignored_parts = {"rotary_emb.inv_freq"};
+};
+
+/// Multi-token prediction: draft head with decoder layers of its own (Qwen3-Next, Qwen3.5).
+/// h = fc [ norm_e(embedding of token p+1) ; norm_h(hidden p) ], then the layers, then a norm; the
+/// embedding and the head are the model's.
+struct MtpSpec {
+  int num_layers = 1;
+  LayerSpec layer;
+};
+
+/// Vision tower of Qwen3.5 (that of Qwen3-VL without deepstack).
+struct VisionSpec {
+  int depth = 0, heads = 0;
+  int64_t hidden = 0, inner = 0, out_hidden = 0;
+  int channels = 3, patch_size = 16, temporal_patch_size = 2, merge_size = 2;
+  int64_t num_positions = 0;  ///< learned positions, a square
+  int32_t image_token = -1, video_token = -1, start_token = -1, end_token = -1;
+};
+
+/// A model as data: everything that the decoder needs to know, from config.json alone.
+struct ModelSpec {
+  std::string architecture;
+  int64_t hidden = 0;
+  int64_t vocab = 0;
+  int64_t max_positions = 0;  ///< context length that the model is made for (YaRN included)
+  float norm_eps = 1e-6f;
+  bool norm_minus_one =
+      false;               ///< norms are stored as w - 1 (not the gated norm of the delta rule)
+  bool tied_head = false;  ///< the head is the embedding; adapt_to_checkpoint() may correct it
+  RopeSpec rope;
+  std::vector<LayerSpec> layers;
+  bool may_have_mtp = false;  ///< the family knows an MTP module; the checkpoint decides
+  std::optional<MtpSpec> mtp;
+  std::optional<VisionSpec> vision;
+  NameMap names;
+};
+
+/// config.json -> spec. Unknown architectures and rope types, and every value out of range, are
+/// errors that name the field and what is allowed.
+Result<ModelSpec> parse_model(const ConfigJson& config);
+
+inline constexpr int64_t kMaxMtpLayers = 16;
+/// An MTP module of that many layers like the model's last full-attention layer; none for 0 layers
+/// or without such a layer.
+std::optional<MtpSpec> mtp_of(const ModelSpec& spec, int64_t num_layers);
+
+/// Names in `architectures` that parse_model() accepts.
+std::vector<std::string_view> supported_architectures();
+
+/// Parameters of the model (language model, MTP and vision; a tied tensor counts once).
+int64_t count_parameters(const ModelSpec& spec);
+
+/// What only the weights tell: a head that is absent is tied, an MTP module is there or not.
+/// Model::load() does this too; call it before for a memory plan that is exact.
+void adapt_to_checkpoint(ModelSpec& spec, const Checkpoint& checkpoint);
+
+}  // namespace weft

@@ -1,0 +1,86 @@
+#include "nn/attention_mixer.h"
+
+#include <cmath>
+
+namespace weft {
+
+int64_t AttentionMixer::q_width() const {
+  return int64_t{spec_.q_heads} * spec_.head_dim * (spec_.output_gate ? 2 : 1);
+}
+
+CacheSpec AttentionMixer::cache_spec() const {
+  return PagedSpec{.format = options_.kv_format,
+                   .heads = spec_.kv_heads,
+                   .head_dim = spec_.head_dim,
+                   .block_size = options_.block_size};
+}
+
+void AttentionMixer::declare(WeightPlan& plan, const std::string& prefix) {
+  const std::string p = prefix + "self_attn.";
+  const int64_t hidden = options_.hidden, out_width = int64_t{spec_.q_heads} * spec_.head_dim;
+  std::vector<TensorPart> bias;
+  if (spec_.qkv_bias) {
+    bias = {{p + "q_proj.bias", {q_width()}},
+            {p + "k_proj.bias", {kv_width()}},
+            {p + "v_proj.bias", {kv_width()}}};
+  }
+  qkv_.declare(plan, options_.format,
+               {{p + "q_proj.weight", {q_width(), hidden}},
+                {p + "k_proj.weight", {kv_width(), hidden}},
+                {p + "v_proj.weight", {kv_width(), hidden}}},
+               std::move(bias));
+  bias.clear();
+  if (spec_.out_bias) bias = {{p + "o_proj.bias", {hidden}}};
+  out_.declare(plan, options_.format, {{p + "o_proj.weight", {hidden, out_width}}},
+               std::move(bias));
+  if (spec_.qk_norm) {
+    q_norm_.declare(plan, p + "q_norm.weight", spec_.head_dim, options_.norm_minus_one);
+    k_norm_.declare(plan, p + "k_norm.weight", spec_.head_dim, options_.norm_minus_one);
+  }
+}
+
+int64_t AttentionMixer::arena_bytes(int64_t rows) const {
+  return rows_bytes(rows, q_width() + 2 * kv_width()) +
+         rows_bytes(rows, int64_t{spec_.q_heads} * spec_.head_dim);
+}
+
+void AttentionMixer::forward(StepContext& context, LayerId layer, TensorView x,
+                             TensorView out) const {
+  const ArenaScope scope(context.arena);
+  const int64_t rows = x.dim(0), q_heads = spec_.q_heads, head_dim = spec_.head_dim;
+  const PagedKv& kv = std::get<PagedKv>(context.kv.layer(layer));
+  TensorView qkv = take_rows(context.arena, rows, q_width() + 2 * kv_width());
+  TensorView attended = take_rows(context.arena, rows, q_heads * head_dim);
+  qkv_.forward(context, x, qkv);
+
+  // With a gate, each head's columns are [q | gate].
+  const TensorView q_part = qkv.columns(0, q_width()).split_last(q_heads, q_width() / q_heads);
+  const TensorView q = q_part.columns(0, head_dim);
+  const TensorView k = qkv.columns(q_width(), q_width() + kv_width());
+  const TensorView v = qkv.columns(q_width() + kv_width(), q_width() + 2 * kv_width());
+  context.ops.qkv_prepare(context.stream, {.q = q,
+                                           .k = k.split_last(spec_.kv_heads, head_dim),
+                                           .v = v.split_last(spec_.kv_heads, head_dim),
+                                           .q_norm = q_norm_.weight(),
+                                           .k_norm = k_norm_.weight(),
+                                           .eps = options_.eps,
+                                           .rope = *options_.rope,
+                                           .positions = context.batch.positions,
+                                           .kv_slot = context.batch.kv_slot,
+                                           .kv = kv});
+  const TensorView heads = attended.split_last(q_heads, head_dim);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  context.ops.attention(context.stream,
+                        {.shape = {spec_.q_heads, spec_.kv_heads, spec_.head_dim, scale},
+                         .q = q,
+                         .out = heads,
+                         .kv = kv,
+                         .seqs = context.batch.seqs});
+  if (spec_.output_gate) {
+    context.ops.mul_sigmoid(context.stream,
+                            {.x = heads, .gate = q_part.columns(head_dim, 2 * head_dim)});
+  }
+  out_.forward(context, attended, out);
+}
+
+}  // namespace weft

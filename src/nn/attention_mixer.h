@@ -1,0 +1,28 @@
+#pragma once
+
+#include "nn/mixer.h"
+
+namespace weft {
+
+/// Softmax attention: one fused projection [q (and gate) | k | v], per-head norms and rope, paged K
+/// and V, optional output gate, output projection.
+class AttentionMixer final : public Mixer {
+ public:
+  AttentionMixer(const AttentionSpec& spec, const MixerOptions& options)
+      : spec_(spec), options_(options) {}
+  CacheSpec cache_spec() const override;
+  void declare(WeightPlan& plan, const std::string& prefix) override;
+  int64_t arena_bytes(int64_t rows) const override;
+  void forward(StepContext& context, LayerId layer, TensorView x, TensorView out) const override;
+
+ private:
+  int64_t q_width() const;  ///< columns of the projection before k
+  int64_t kv_width() const { return int64_t{spec_.kv_heads} * spec_.head_dim; }
+
+  AttentionSpec spec_;
+  MixerOptions options_;
+  Linear qkv_, out_;
+  RmsNorm q_norm_, k_norm_;
+};
+
+}  // namespace weft

@@ -1,0 +1,97 @@
+#include "nn/gdn_mixer.h"
+
+namespace weft {
+namespace {
+
+/// The two gates of a head are a few rows with a long reach: never below bf16.
+WeightFormat gate_format(WeightFormat format) {
+  return format == WeightFormat::kF32 ? WeightFormat::kF32 : WeightFormat::kBf16;
+}
+
+}  // namespace
+
+void GdnMixer::declare(WeightPlan& plan, const std::string& prefix) {
+  const std::string p = prefix + "linear_attn.";
+  const int64_t hidden = options_.hidden, heads = spec_.shape.value_heads;
+  if (spec_.grouped_projections) {
+    declare_grouped(plan, p);
+  } else {
+    qkvz_.declare(plan, options_.format,
+                  {{p + "in_proj_qkv.weight", {channels(), hidden}},
+                   {p + "in_proj_z.weight", {value_width(), hidden}}});
+    ba_.declare(
+        plan, gate_format(options_.format),
+        {{p + "in_proj_b.weight", {heads, hidden}}, {p + "in_proj_a.weight", {heads, hidden}}});
+  }
+  const int64_t width = spec_.shape.conv_width;
+  plan.vector(conv_, VectorRole::kOther, {{p + "conv1d.weight", {channels(), 1, width}}},
+              {channels(), width});
+  plan.vector(a_log_, VectorRole::kOther, {{p + "A_log", {heads}}}, {heads});
+  plan.vector(dt_bias_, VectorRole::kOther, {{p + "dt_bias", {heads}}}, {heads});
+  norm_.declare(plan, p + "norm.weight", spec_.shape.value_dim, /*minus_one=*/false);
+  out_.declare(plan, options_.format, {{p + "out_proj.weight", {hidden, value_width()}}});
+}
+
+/// Takes the groups of the key heads apart: all q, all k, all v, all z; all b, all a.
+void GdnMixer::declare_grouped(WeightPlan& plan, const std::string& prefix) {
+  const GdnShape& s = spec_.shape;
+  const int64_t hidden = options_.hidden, values = s.value_heads / s.key_heads;
+  const auto rows = [&](const std::string& name, std::initializer_list<int64_t> widths) {
+    int64_t group = 0, offset = 0;
+    for (const int64_t width : widths) group += width;
+    std::vector<TensorPart> parts;
+    for (const int64_t width : widths) {
+      for (int h = 0; h < s.key_heads; ++h) {
+        parts.push_back({prefix + name, {group * s.key_heads, hidden}, h * group + offset, width});
+      }
+      offset += width;
+    }
+    return parts;
+  };
+  qkvz_.declare(plan, options_.format,
+                rows("in_proj_qkvz.weight",
+                     {s.key_dim, s.key_dim, values * s.value_dim, values * s.value_dim}));
+  ba_.declare(plan, gate_format(options_.format), rows("in_proj_ba.weight", {values, values}));
+}
+
+int64_t GdnMixer::arena_bytes(int64_t rows) const {
+  return rows_bytes(rows, channels() + value_width()) +
+         rows_bytes(rows, 2 * spec_.shape.value_heads) + rows_bytes(rows, value_width());
+}
+
+void GdnMixer::forward(StepContext& context, LayerId layer, TensorView x, TensorView out) const {
+  const ArenaScope scope(context.arena);
+  const int64_t rows = x.dim(0), heads = spec_.shape.value_heads, width = spec_.shape.value_dim;
+  TensorView qkvz = take_rows(context.arena, rows, channels() + value_width());
+  TensorView ba = take_rows(context.arena, rows, 2 * heads);
+  TensorView mixed = take_rows(context.arena, rows, value_width());
+  qkvz_.forward(context, x, qkvz);
+  ba_.forward(context, x, ba);
+  const StepBatch& batch = context.batch;
+  const TensorView per_head = mixed.split_last(heads, width);
+  context.ops.gdn(context.stream, {.shape = spec_.shape,
+                                   .qkv = qkvz.columns(0, channels()),
+                                   .a = ba.columns(heads, 2 * heads),
+                                   .b = ba.columns(0, heads),
+                                   .conv = conv_,
+                                   .a_log = a_log_,
+                                   .dt_bias = dt_bias_,
+                                   .state = std::get<StateSlots>(context.kv.layer(layer)),
+                                   .cu_q = batch.seqs.cu_q,
+                                   .read_slot = batch.read_slot,
+                                   .write_slot = batch.write_slot,
+                                   .num_segments = batch.seqs.num_segments,
+                                   .num_prompt_segments = batch.num_prompt_segments,
+                                   .out = per_head});
+  context.ops.gated_norm(
+      context.stream,
+      {.x = per_head,
+       .z = qkvz.columns(channels(), channels() + value_width()).split_last(heads, width),
+       .weight = norm_.weight(),
+       .out = per_head,
+       .eps = options_.eps,
+       .activation = spec_.gate});
+  out_.forward(context, mixed, out);
+}
+
+}  // namespace weft

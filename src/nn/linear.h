@@ -1,0 +1,55 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "nn/step.h"
+#include "nn/weights.h"
+
+namespace weft {
+
+/// An uninitialised [T, n] f32 temporary of this step, and the bytes that it takes.
+inline TensorView take_rows(Arena& arena, int64_t rows, int64_t n) {
+  return {arena.take(rows * n * 4), DType::kF32, {rows, n}};
+}
+inline int64_t rows_bytes(int64_t rows, int64_t n) {
+  return (rows * n * 4 + 63) / 64 * 64;
+}
+
+/// out = x W^T (+ bias), one weight made of several pieces of the checkpoint.
+class Linear {
+ public:
+  /// `bias` may be empty.
+  void declare(WeightPlan& plan, WeightFormat format, std::vector<TensorPart> weight,
+               std::vector<TensorPart> bias = {});
+  /// x [T, K]; out [T, N], or [T, N/2] for kSiluMul. The first `prompt_rows` rows use prompt
+  /// arithmetic.
+  void forward(StepContext& context, TensorView x, TensorView out, int64_t prompt_rows,
+               Epilogue epilogue = Epilogue::kStore) const;
+  /// As above for the rows of the step.
+  void forward(StepContext& context, TensorView x, TensorView out,
+               Epilogue epilogue = Epilogue::kStore) const {
+    forward(context, x, out, context.batch.prompt_rows, epilogue);
+  }
+  int64_t out_features() const { return weight_.shape.n; }
+
+ private:
+  Weight weight_;
+  TensorView bias_;
+};
+
+/// RMS norm over the hidden dimension.
+class RmsNorm {
+ public:
+  /// `minus_one`: the checkpoint stores w - 1.
+  void declare(WeightPlan& plan, const std::string& name, int64_t width, bool minus_one);
+  /// out = norm(x); with a residual: residual += x, out = norm(residual).
+  void forward(StepContext& context, TensorView x, TensorView residual, TensorView out,
+               float eps) const;
+  const TensorView& weight() const { return weight_; }
+
+ private:
+  TensorView weight_;
+};
+
+}  // namespace weft

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "kv/spec.h"
+#include "nn/linear.h"
+#include "nn/specs.h"
+
+namespace weft {
+
+/// What the mixers of a model share.
+struct MixerOptions {
+  int64_t hidden = 0;
+  float eps = 1e-6f;
+  bool norm_minus_one = false;  ///< q and k norms are stored as w - 1
+  WeightFormat format = WeightFormat::kBf16;
+  KvFormat kv_format = KvFormat::kBf16;
+  int block_size = 64;
+  const RopeTable* rope = nullptr;  ///< outlives the mixer; set before forward()
+};
+
+/// The part of a layer that mixes tokens. Stateless: what it remembers of a sequence is in the
+/// cache.
+class Mixer {
+ public:
+  virtual ~Mixer() = default;
+  /// What this layer asks of the cache.
+  virtual CacheSpec cache_spec() const = 0;
+  /// Declares the weights below `prefix` ("model.layers.3.").
+  virtual void declare(WeightPlan& plan, const std::string& prefix) = 0;
+  /// What forward() takes of the arena, at most.
+  virtual int64_t arena_bytes(int64_t rows) const = 0;
+  /// x, out [T, hidden]; out may not be x. Reads and writes the cache of `layer`.
+  virtual void forward(StepContext& context, LayerId layer, TensorView x, TensorView out) const = 0;
+};
+
+std::unique_ptr<Mixer> make_mixer(const MixerSpec& spec, const MixerOptions& options);
+
+}  // namespace weft

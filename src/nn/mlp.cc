@@ -1,0 +1,125 @@
+#include "nn/mlp.h"
+
+namespace weft {
+
+void DenseMlp::declare(WeightPlan& plan, WeightFormat format, const std::string& prefix,
+                       int64_t hidden, int64_t inner) {
+  gate_up_.declare(plan, format,
+                   {{prefix + "gate_proj.weight", {inner, hidden}},
+                    {prefix + "up_proj.weight", {inner, hidden}}});
+  down_.declare(plan, format, {{prefix + "down_proj.weight", {hidden, inner}}});
+}
+
+void DenseMlp::forward(StepContext& context, TensorView x, TensorView out,
+                       Epilogue epilogue) const {
+  const ArenaScope scope(context.arena);
+  TensorView act = take_rows(context.arena, x.dim(0), gate_up_.out_features() / 2);
+  gate_up_.forward(context, x, act, Epilogue::kSiluMul);
+  down_.forward(context, act, out, epilogue);
+}
+
+void MoeMlp::declare(WeightPlan& plan, WeightFormat format, const std::string& prefix,
+                     int64_t hidden) {
+  hidden_ = hidden;
+  std::vector<TensorPart> router = {{prefix + "gate.weight", {spec_.num_experts, hidden}}};
+  const std::string shared = prefix + spec_.shared_name;
+  if (spec_.shared_gate) router.push_back({shared + "_gate.weight", {1, hidden}});
+  router_.declare(plan, WeightFormat::kF32, std::move(router));
+  if (spec_.correction) {
+    plan.vector(correction_, VectorRole::kBias,
+                {{prefix + "moe_statics.e_score_correction_bias", {1, spec_.num_experts}}},
+                {spec_.num_experts});
+  }
+  declare_experts(plan, format, prefix + "experts.", hidden);
+  if (spec_.shared_inner > 0) {
+    shared_.declare(plan, format, shared + ".", hidden, spec_.shared_inner);
+  }
+}
+
+/// Experts come one by one (E.gate_proj.weight ...) or as two tensors of all of them.
+void MoeMlp::declare_experts(WeightPlan& plan, WeightFormat format, const std::string& p,
+                             int64_t hidden) {
+  const int64_t n = spec_.num_experts, inner = spec_.inner;
+  if (plan.has(p + "gate_up_proj")) {
+    plan.experts(gate_up_, format, n, [&](int64_t e) -> std::vector<TensorPart> {
+      return {{p + "gate_up_proj", {n, 2 * inner, hidden}, e * 2 * inner, 2 * inner}};
+    });
+    plan.experts(down_, format, n, [&](int64_t e) -> std::vector<TensorPart> {
+      return {{p + "down_proj", {n, hidden, inner}, e * hidden, hidden}};
+    });
+    return;
+  }
+  plan.experts(gate_up_, format, n, [&](int64_t e) -> std::vector<TensorPart> {
+    const std::string expert = p + std::to_string(e);
+    return {{expert + ".gate_proj.weight", {inner, hidden}},
+            {expert + ".up_proj.weight", {inner, hidden}}};
+  });
+  plan.experts(down_, format, n, [&](int64_t e) -> std::vector<TensorPart> {
+    return {{p + std::to_string(e) + ".down_proj.weight", {hidden, inner}}};
+  });
+}
+
+int64_t MoeMlp::arena_bytes(int64_t rows) const {
+  int64_t bytes = rows_bytes(rows, router_.out_features()) + 2 * rows_bytes(rows, spec_.rule.top_k);
+  if (spec_.shared_inner > 0) bytes += rows_bytes(rows, hidden_) + shared_.arena_bytes(rows);
+  return bytes;
+}
+
+void MoeMlp::forward(StepContext& context, TensorView x, TensorView out) const {
+  const ArenaScope scope(context.arena);
+  const int64_t rows = x.dim(0), num_experts = spec_.num_experts;
+  TensorView logits = take_rows(context.arena, rows, router_.out_features());
+  TensorView weights = take_rows(context.arena, rows, spec_.rule.top_k);
+  TensorView ids = take_rows(context.arena, rows, spec_.rule.top_k);
+  ids.dtype = DType::kI32;
+  router_.forward(context, x, logits);
+  context.ops.moe_route(context.stream, {.logits = logits.columns(0, num_experts),
+                                         .correction = correction_,
+                                         .rule = spec_.rule,
+                                         .ids = ids,
+                                         .weights = weights});
+  context.ops.moe(context.stream, {.x = x,
+                                   .ids = ids,
+                                   .weights = weights,
+                                   .gate_up = &gate_up_,
+                                   .down = &down_,
+                                   .out = out,
+                                   .prompt_rows = context.batch.prompt_rows});
+  if (spec_.shared_inner == 0) return;
+  if (!spec_.shared_gate) {
+    shared_.forward(context, x, out, Epilogue::kAdd);
+    return;
+  }
+  TensorView shared = take_rows(context.arena, rows, hidden_);
+  shared_.forward(context, x, shared);
+  context.ops.add_gated(
+      context.stream,
+      {.x = shared, .gate = logits.columns(num_experts, num_experts + 1), .out = out});
+}
+
+Mlp::Mlp(const MlpSpec& spec) {
+  if (const auto* moe = std::get_if<MoeSpec>(&spec)) {
+    mlp_.emplace<MoeMlp>(*moe);
+  } else {
+    dense_inner_ = std::get<DenseMlpSpec>(spec).inner;
+  }
+}
+
+void Mlp::declare(WeightPlan& plan, WeightFormat format, const std::string& prefix,
+                  int64_t hidden) {
+  if (auto* moe = std::get_if<MoeMlp>(&mlp_)) {
+    moe->declare(plan, format, prefix, hidden);
+  } else {
+    std::get<DenseMlp>(mlp_).declare(plan, format, prefix, hidden, dense_inner_);
+  }
+}
+
+int64_t Mlp::arena_bytes(int64_t rows) const {
+  return std::visit([&](const auto& mlp) { return mlp.arena_bytes(rows); }, mlp_);
+}
+
+void Mlp::forward(StepContext& context, TensorView x, TensorView out) const {
+  std::visit([&](const auto& mlp) { mlp.forward(context, x, out); }, mlp_);
+}
+
+}  // namespace weft

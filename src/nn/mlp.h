@@ -1,0 +1,61 @@
+#pragma once
+
+#include <string>
+#include <variant>
+
+#include "nn/linear.h"
+#include "nn/specs.h"
+
+namespace weft {
+
+/// down( silu(gate x) * up x ), gate and up in one matrix.
+class DenseMlp {
+ public:
+  /// Declares gate_proj, up_proj and down_proj below `prefix` ("model.layers.3.mlp.").
+  void declare(WeightPlan& plan, WeightFormat format, const std::string& prefix, int64_t hidden,
+               int64_t inner);
+  int64_t arena_bytes(int64_t rows) const { return rows_bytes(rows, gate_up_.out_features() / 2); }
+  /// out = mlp(x), or out += mlp(x); [T, hidden].
+  void forward(StepContext& context, TensorView x, TensorView out,
+               Epilogue epilogue = Epilogue::kStore) const;
+
+ private:
+  Linear gate_up_, down_;
+};
+
+/// Routed experts, and a shared expert where the spec has one. The router is f32.
+class MoeMlp {
+ public:
+  explicit MoeMlp(const MoeSpec& spec) : spec_(spec) {}
+  void declare(WeightPlan& plan, WeightFormat format, const std::string& prefix, int64_t hidden);
+  int64_t arena_bytes(int64_t rows) const;
+  void forward(StepContext& context, TensorView x, TensorView out) const;
+
+ private:
+  void declare_experts(WeightPlan& plan, WeightFormat format, const std::string& prefix,
+                       int64_t hidden);
+
+  MoeSpec spec_;
+  int64_t hidden_ = 0;
+  Linear router_;  // E rows, then the shared expert's gate
+  TensorView correction_;
+  Weight gate_up_, down_;
+  DenseMlp shared_;
+};
+
+/// The feed-forward part of a layer.
+class Mlp {
+ public:
+  explicit Mlp(const MlpSpec& spec);
+  /// Declares the weights below `prefix` ("model.layers.3.mlp.").
+  void declare(WeightPlan& plan, WeightFormat format, const std::string& prefix, int64_t hidden);
+  int64_t arena_bytes(int64_t rows) const;
+  /// x, out [T, hidden]; out may not be x.
+  void forward(StepContext& context, TensorView x, TensorView out) const;
+
+ private:
+  int64_t dense_inner_ = 0;
+  std::variant<DenseMlp, MoeMlp> mlp_;
+};
+
+}  // namespace weft

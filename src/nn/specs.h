@@ -1,0 +1,55 @@
+#pragma once
+
+// What a layer is, as data. A model family fills these in from config.json; the layers are built
+// from them. Every extent has been validated (positive, divisibility) by the parser.
+
+#include <cstdint>
+#include <variant>
+
+#include "kernels/args.h"
+
+namespace weft {
+
+/// Softmax attention with grouped kv heads. The scale is head_dim^-0.5.
+struct AttentionSpec {
+  int q_heads = 0, kv_heads = 0, head_dim = 0;
+  bool qk_norm = false;      ///< RMS norm of q and k over head_dim, before rope
+  bool qkv_bias = false;     ///< q_proj.bias, k_proj.bias, v_proj.bias
+  bool out_bias = false;     ///< o_proj.bias
+  bool output_gate = false;  ///< q_proj has 2D rows a head, [q | gate]; out *= sigmoid(gate)
+};
+
+/// Gated delta rule (Qwen3-Next, Qwen3.5).
+struct GdnSpec {
+  GdnShape shape;
+  GateActivation gate = GateActivation::kSilu;
+  /// Qwen3-Next: in_proj_qkvz and in_proj_ba hold one group of rows a key head, [q k v z] and
+  /// [b a]; otherwise in_proj_qkv, in_proj_z, in_proj_b and in_proj_a.
+  bool grouped_projections = false;
+};
+
+using MixerSpec = std::variant<AttentionSpec, GdnSpec>;
+
+/// down( silu(gate x) * up x )
+struct DenseMlpSpec {
+  int64_t inner = 0;
+};
+
+struct MoeSpec {
+  int num_experts = 0;
+  int64_t inner = 0;  ///< of one expert
+  RoutingRule rule;
+  bool correction = false;   ///< a bias on the choice of experts, not on their weights
+  int64_t shared_inner = 0;  ///< of the shared expert; 0: none
+  bool shared_gate = false;  ///< the shared expert is weighted by sigmoid(gate x)
+  const char* shared_name = "shared_expert";
+};
+
+using MlpSpec = std::variant<DenseMlpSpec, MoeSpec>;
+
+struct LayerSpec {
+  MixerSpec mixer;
+  MlpSpec mlp;
+};
+
+}  // namespace weft

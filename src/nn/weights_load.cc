@@ -1,0 +1,217 @@
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <mutex>
+#include <optional>
+
+#include "base/hash.h"
+#include "base/philox.h"
+#include "nn/weights.h"
+
+namespace weft {
+namespace {
+
+constexpr int64_t kBatch = int64_t{64} << 20;  // bytes staged at a time, if the tensors allow it
+constexpr int64_t kPiece = int64_t{4} << 20;   // bytes of one read
+constexpr float kDummyScale = 0.02f;           // standard deviation, as transformers initialises
+
+int64_t aligned(int64_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
+
+/// Seeded values of elements [begin, end) of a tensor: uniform of the usual deviation, bf16.
+void fill_random(uint64_t key, int64_t begin, int64_t end, bf16* out) {
+  const float range = kDummyScale * std::sqrt(3.0f);
+  std::array<uint32_t, 4> draw{};
+  for (int64_t i = begin; i < end; ++i) {
+    const uint64_t element = static_cast<uint64_t>(i);
+    if (i == begin || element % 8 == 0) draw = philox4x32(key, element / 8, 0);
+    const uint32_t bits = draw[element % 8 / 2] >> (element % 2 * 16) & 0xFFFFu;
+    *out++ = float_to_bf16((static_cast<float>(bits) * 0x1p-15f - 1.0f) * range);
+  }
+}
+
+float dummy_constant(VectorRole role) {
+  return role == VectorRole::kNorm ? 1.0f : 0.0f;
+}
+
+float element(const std::byte* data, DType dtype, int64_t i) {
+  switch (dtype) {
+    case DType::kF32: return reinterpret_cast<const float*>(data)[i];
+    case DType::kBF16: return bf16_to_float(reinterpret_cast<const bf16*>(data)[i]);
+    default: return f16_to_float(reinterpret_cast<const f16*>(data)[i]);
+  }
+}
+
+}  // namespace
+
+/// Fills the memory of a plan, a batch of jobs at a time: read into the staging buffer (or straight
+/// into a table), then pack.
+class WeightPlan::Loader {
+ public:
+  Loader(const WeightPlan& plan, Stream& stream, bool dummy, const LoadProgress& progress)
+      : plan_(plan), stream_(stream), dummy_(dummy), progress_(progress) {
+    for (const Job& job : plan_.jobs_) {
+      for (const TensorPart& part : job.parts) total_ += part_bytes(part);
+    }
+  }
+
+  Result<> run(std::byte* memory) {
+    memory_ = memory;
+    size_t first = 0;
+    while (first < plan_.jobs_.size()) {
+      int64_t bytes = 0;
+      size_t last = first;
+      while (last < plan_.jobs_.size() &&
+             (last == first || bytes + staged_bytes(plan_.jobs_[last]) <= kBatch)) {
+        bytes += staged_bytes(plan_.jobs_[last++]);
+      }
+      if (bytes > staging_.bytes()) {
+        staging_ = Buffer();  // the old one goes first
+        staging_ = TRY(Buffer::allocate(DeviceKind::kCpu, std::max(bytes, kBatch)));
+      }
+      TRY(run_batch(std::span(plan_.jobs_).subspan(first, last - first)));
+      first = last;
+    }
+    return {};
+  }
+
+ private:
+  struct Read {
+    const TensorPart* part;
+    VectorRole role;
+    bool constant;   // dummy: a constant instead of random values
+    int64_t offset;  // bytes from the beginning of the tensor
+    std::span<std::byte> dst;
+  };
+
+  DType dtype_of(const TensorPart& part) const { return plan_.stored_dtype(part.name); }
+  int64_t part_bytes(const TensorPart& part) const {
+    return part.num_rows() * part.width() * dtype_size(dtype_of(part));
+  }
+  /// A table whose type needs no conversion is read in place.
+  bool in_place(const Job& job) const {
+    return job.kind == JobKind::kTable && dtype_of(job.parts[0]) != DType::kF16;
+  }
+  int64_t staged_bytes(const Job& job) const {
+    if (in_place(job)) return 0;
+    int64_t bytes = 0;
+    for (const TensorPart& part : job.parts) bytes += aligned(part_bytes(part));
+    return bytes;
+  }
+
+  Result<> run_batch(std::span<const Job> jobs) {
+    std::vector<Read> reads;
+    std::vector<std::byte*> staged;  // of every part, in order
+    std::byte* at = staging_.data();
+    for (const Job& job : jobs) {
+      for (const TensorPart& part : job.parts) {
+        std::byte* dst = in_place(job) ? memory_ + job.offset : at;
+        if (!in_place(job)) at += aligned(part_bytes(part));
+        staged.push_back(dst);
+        const int64_t start = part.begin * part.width() * dtype_size(dtype_of(part));
+        for (int64_t done = 0; done < part_bytes(part); done += kPiece) {
+          const int64_t size = std::min(kPiece, part_bytes(part) - done);
+          reads.push_back({&part,
+                           job.role,
+                           job.kind == JobKind::kVector && job.role != VectorRole::kOther,
+                           start + done,
+                           {dst + done, static_cast<size_t>(size)}});
+        }
+      }
+    }
+    TRY(read_all(reads));
+    size_t next = 0;
+    for (const Job& job : jobs) {
+      finish(job, std::span(staged).subspan(next, job.parts.size()));
+      next += job.parts.size();
+    }
+    return {};
+  }
+
+  Result<> read_all(std::span<const Read> reads) {
+    std::mutex mutex;
+    std::optional<Error> first_error;
+    std::atomic<bool> stop{false};
+    stream_.pool().for_each(static_cast<int64_t>(reads.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end && !stop.load(std::memory_order_relaxed); ++i) {
+        const Read& read = reads[static_cast<size_t>(i)];
+        auto result = dummy_ ? make(read)
+                             : plan_.checkpoint_->read_range(
+                                   read.part->name, static_cast<uint64_t>(read.offset), read.dst);
+        const std::lock_guard lock(mutex);
+        if (!result.ok()) {
+          if (!first_error) first_error = std::move(result).error();
+          stop = true;
+          return;
+        }
+        done_ += static_cast<int64_t>(read.dst.size());
+        if (progress_) progress_(done_, total_);
+      }
+    });
+    if (first_error) return *first_error;
+    return {};
+  }
+
+  static Result<> make(const Read& read) {
+    bf16* out = reinterpret_cast<bf16*>(read.dst.data());
+    const int64_t count = static_cast<int64_t>(read.dst.size()) / 2;
+    if (read.constant) {
+      std::fill_n(out, count, float_to_bf16(dummy_constant(read.role)));
+      return {};
+    }
+    const std::string& name = read.part->name;
+    const uint64_t key = chain_hash(0, {}, std::as_bytes(std::span(name.data(), name.size()))).lo;
+    fill_random(key, read.offset / 2, read.offset / 2 + count, out);
+    return {};
+  }
+
+  void finish(const Job& job, std::span<std::byte* const> staged) {
+    if (in_place(job)) return;
+    if (job.kind == JobKind::kMatrix) {
+      std::vector<TensorView> pieces;
+      for (size_t i = 0; i < staged.size(); ++i) {
+        const TensorPart& part = job.parts[i];
+        pieces.emplace_back(staged[i], dtype_of(part),
+                            std::initializer_list<int64_t>{part.num_rows(), part.width()});
+      }
+      const WeightTarget& target = plan_.weights_[job.weight];
+      Weight weight = *target.target;
+      weight.data = memory_ + target.offset;
+      plan_.ops_->pack_weight(stream_, weight, job.expert, pieces);
+      return;
+    }
+    float* out = reinterpret_cast<float*>(memory_ + job.offset);
+    const float offset = job.role == VectorRole::kNormMinusOne ? 1.0f : 0.0f;
+    for (size_t i = 0; i < staged.size(); ++i) {
+      const TensorPart& part = job.parts[i];
+      const int64_t n = part.num_rows() * part.width();
+      for (int64_t j = 0; j < n; ++j) *out++ = element(staged[i], dtype_of(part), j) + offset;
+    }
+  }
+
+  const WeightPlan& plan_;
+  Stream& stream_;
+  const bool dummy_;
+  const LoadProgress& progress_;
+  Buffer staging_;
+  std::byte* memory_ = nullptr;
+  int64_t total_ = 0, done_ = 0;
+};
+
+Result<Buffer> WeightPlan::load(Stream& stream, bool dummy, const LoadProgress& progress) {
+  CHECK(ops_ != nullptr);
+  if (!dummy) TRY(check());
+  auto memory = Buffer::allocate(DeviceKind::kCpu, bytes_);
+  if (!memory.ok()) return with_context(std::move(memory).error(), "the weights");
+  Loader loader(*this, stream, dummy, progress);
+  TRY(loader.run(memory->data()));
+  for (const WeightTarget& weight : weights_) weight.target->data = memory->data() + weight.offset;
+  for (const ViewTarget& view : views_) {
+    *view.target = view.view;
+    view.target->data = memory->data() + view.offset;
+  }
+  return memory;
+}
+
+}  // namespace weft

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <array>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "models/model.h"
+
+namespace weft::testing {
+
+/// Runs one sequence through a model, its paged cache and its state slots, without a scheduler.
+/// Blocks are handed out in a scattered order and the state moves between slots, so that an op that
+/// ignores them fails.
+class Driver {
+ public:
+  struct Options {
+    const OpTable* ops = nullptr;
+    WeightFormat format = WeightFormat::kF32;
+    KvFormat kv_format = KvFormat::kF32;
+    int64_t max_len = 2048;
+    int num_threads = 2;
+  };
+
+  /// Loads the model directory `dir`.
+  static Result<std::unique_ptr<Driver>> load(const std::string& dir, const Options& options);
+
+  const Model& model() const { return *model_; }
+  int64_t vocab() const { return model_->spec().vocab; }
+
+  /// Forgets the sequence.
+  void reset();
+  /// Computes prompt tokens in steps of at most `chunk` (a multiple of 64; 0: in one piece) and
+  /// returns the logits of the last `last` of them (all: -1), [last, V].
+  std::vector<float> prefill(std::span<const int32_t> tokens, int64_t chunk, int64_t last = -1);
+  /// Computes one generated token; its logits [V].
+  std::vector<float> decode(int32_t token);
+  /// Greedy continuation after prefill() or decode(), whose last logits are `logits`.
+  std::vector<int32_t> greedy(std::vector<float> logits, size_t count);
+
+  /// Explicit (t, h, w) of the tokens of the next prefill(), and the delta of those after it.
+  void set_positions(std::vector<std::array<int32_t, 3>> prompt, int32_t rope_delta);
+  /// The MTP module: row i is token i + 1 with the hidden state of token i. `tokens` are shifted
+  /// already. Logits of every row; the module's own cache holds positions from `first` on.
+  std::vector<float> mtp(std::span<const int32_t> tokens, int64_t first,
+                         std::span<const float> previous, std::vector<float>* hidden);
+  /// Hidden rows [n, hidden] of everything since reset().
+  const std::vector<float>& hidden_rows() const { return hidden_rows_; }
+
+ private:
+  enum class Kind : uint8_t { kPrompt, kDecode };
+  Driver() = default;
+  /// One step of one segment at positions first ..; logits of the last `last` rows.
+  std::vector<float> step(std::span<const int32_t> tokens, int64_t first, Kind kind, int64_t last,
+                          const std::vector<float>* mtp_previous);
+
+  Options options_;
+  std::unique_ptr<ThreadPool> pool_;
+  Arena arena_, scratch_;
+  std::unique_ptr<Stream> stream_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<KvStore> kv_;
+  std::vector<int32_t> blocks_;
+  std::vector<std::array<int32_t, 3>> prompt_positions_;
+  int32_t rope_delta_ = 0;
+  int64_t num_computed_ = 0;
+  int32_t slot_ = -1;
+  std::vector<float> hidden_rows_, mtp_hidden_;
+};
+
+}  // namespace weft::testing

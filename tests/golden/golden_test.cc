@@ -1,0 +1,140 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "checkpoint/safetensors.h"
+#include "tests/golden/driver.h"
+#include "tests/support/oracle.h"
+
+// Every family's tiny checkpoint against the outputs of transformers (see the oracle's README).
+
+namespace weft::testing {
+namespace {
+
+template <class T>
+std::vector<T> golden(const SafetensorsFile& file, const std::string& name) {
+  const std::vector<std::byte> bytes = file.load(name).value();
+  const T* data = reinterpret_cast<const T*>(bytes.data());
+  return {data, data + bytes.size() / sizeof(T)};
+}
+
+struct Backend {
+  std::string name;
+  const OpTable* ops;
+};
+
+std::vector<Backend> backends() {
+  return {{"ref", &ref_ops()}};
+}
+
+/// What the difference of two sets of logits is held against.
+struct Difference {
+  double max_abs = 0, max_value = 0, square = 0, square_value = 0;
+  double relative_max() const { return max_abs / max_value; }
+  double relative_l2() const { return std::sqrt(square / square_value); }
+};
+
+Difference difference(std::span<const float> ours, std::span<const float> expected) {
+  Difference d;
+  EXPECT_EQ(ours.size(), expected.size());
+  for (size_t i = 0; i < std::min(ours.size(), expected.size()); ++i) {
+    const double x = expected[i], delta = ours[i] - x;
+    if (std::isnan(delta)) d.max_abs = INFINITY;
+    d.max_abs = std::max(d.max_abs, std::fabs(delta));
+    d.max_value = std::max(d.max_value, std::fabs(x));
+    d.square += delta * delta;
+    d.square_value += x * x;
+  }
+  return d;
+}
+
+constexpr double kF32Tolerance = 2e-4;   // of the largest logit
+constexpr double kBf16Tolerance = 2e-2;  // relative L2
+
+class Golden : public ::testing::TestWithParam<std::tuple<std::string, size_t>> {
+ protected:
+  std::string dir() const { return oracle_dir() + "/models/" + std::get<0>(GetParam()); }
+  SafetensorsFile file() const {
+    return SafetensorsFile::open(dir() + "/golden.safetensors").value();
+  }
+  std::unique_ptr<Driver> load(WeightFormat format) const {
+    auto driver = Driver::load(
+        dir(), {.ops = backends()[std::get<1>(GetParam())].ops,
+                .format = format,
+                .kv_format = format == WeightFormat::kF32 ? KvFormat::kF32 : KvFormat::kBf16});
+    EXPECT_TRUE(driver.ok()) << driver.error().message;
+    return driver.ok() ? std::move(driver).value() : nullptr;
+  }
+};
+
+std::vector<std::tuple<std::string, size_t>> cases(std::initializer_list<const char*> names) {
+  std::vector<std::tuple<std::string, size_t>> out;
+  for (const char* name : names) {
+    for (size_t b = 0; b < backends().size(); ++b) out.emplace_back(name, b);
+  }
+  return out;
+}
+
+std::string case_name(const ::testing::TestParamInfo<std::tuple<std::string, size_t>>& info) {
+  return std::get<0>(info.param) + "_" + backends()[std::get<1>(info.param)].name;
+}
+
+class GoldenText : public Golden {};
+
+TEST_P(GoldenText, LogitsOfEveryPositionInF32) {
+  const auto driver = load(WeightFormat::kF32);
+  ASSERT_TRUE(driver);
+  const auto ids = golden<int32_t>(file(), "input_ids");
+  const auto expected = golden<float>(file(), "logits");
+  for (const size_t row : {0u, 1u}) {
+    driver->reset();
+    const auto logits = driver->prefill(std::span(ids).subspan(row * 33, 33), 0);
+    const auto d =
+        difference(logits, std::span(expected).subspan(row * logits.size(), logits.size()));
+    EXPECT_LE(d.relative_max(), kF32Tolerance);
+  }
+}
+
+TEST_P(GoldenText, LongPromptInOnePieceAndInChunks) {
+  const auto driver = load(WeightFormat::kF32);
+  ASSERT_TRUE(driver);
+  const auto ids = golden<int32_t>(file(), "long_ids");
+  const auto expected = golden<float>(file(), "long_last4_logits");
+  for (const int64_t chunk : {0, 64, 128, 192}) {
+    driver->reset();
+    const auto logits = driver->prefill(ids, chunk, 4);
+    EXPECT_LE(difference(logits, expected).relative_max(), kF32Tolerance) << "chunk " << chunk;
+  }
+}
+
+TEST_P(GoldenText, GreedyContinuation) {
+  const auto driver = load(WeightFormat::kF32);
+  ASSERT_TRUE(driver);
+  const auto ids = golden<int32_t>(file(), "input_ids");
+  const auto expected = golden<int32_t>(file(), "greedy");
+  const auto logits = driver->prefill(std::span(ids).first(33), 0, 1);
+  EXPECT_EQ(driver->greedy(logits, expected.size()), expected);
+}
+
+TEST_P(GoldenText, Bf16) {
+  const auto driver = load(WeightFormat::kBf16);
+  ASSERT_TRUE(driver);
+  const auto ids = golden<int32_t>(file(), "input_ids");
+  const auto expected = golden<float>(file(), "logits");
+  const auto logits = driver->prefill(std::span(ids).first(33), 0);
+  EXPECT_LE(difference(logits, std::span(expected).first(logits.size())).relative_l2(),
+            kBf16Tolerance);
+  driver->reset();
+  const auto long_logits = driver->prefill(golden<int32_t>(file(), "long_ids"), 64, 4);
+  EXPECT_LE(difference(long_logits, golden<float>(file(), "long_last4_logits")).relative_l2(),
+            kBf16Tolerance);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, GoldenText,
+                         ::testing::ValuesIn(cases({"qwen3", "qwen3_yarn", "qwen2", "llama3",
+                                                    "qwen3_moe", "qwen3_next", "ernie4_5",
+                                                    "ernie4_5_moe"})),
+                         case_name);
+
+}  // namespace
+}  // namespace weft::testing
