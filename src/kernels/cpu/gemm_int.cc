@@ -1,0 +1,201 @@
+// The decode arithmetic of int8 and int4 weights:
+// out[r][o] = sum_g float(sum_{k in g} q[o][k] v[r][k]) * (s[o][g] t[r][g]),
+// q the codes, s their scales, v and t the activations as 16-bit integers with a scale a group.
+// The inner sums are exact in int32, so every instruction set gives the same bits.
+// Per panel and group (512 codes): int8 8 lines, int4 4 lines; 16 vpdpbusd a row (8 for each of the
+// two bytes of v), which is why a few rows stay under the weight bandwidth.
+
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/gemm_vec.h"
+
+namespace weft::WEFT_ISA_NS {
+namespace {
+
+constexpr int kQuads = 8;
+
+#if WEFT_AVX512
+
+using Codes = __m512i;
+WEFT_INLINE void load_codes(const std::byte* group, bool int4, Codes (&w)[kQuads]) {
+  if (!int4) {
+#pragma GCC unroll 8
+    for (int q = 0; q < kQuads; ++q) w[q] = _mm512_load_si512(group + q * 64);
+    return;
+  }
+  const __m512i mask = _mm512_set1_epi8(15);
+#pragma GCC unroll 4
+  for (int q = 0; q < 4; ++q) {
+    const __m512i both = _mm512_load_si512(group + q * 64);
+    w[q] = _mm512_and_si512(both, mask);
+    w[q + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+  }
+}
+
+WEFT_INLINE Vec to_float(__m512i x) {
+  return {_mm512_cvtepi32_ps(x)};
+}
+
+#if WEFT_AVX512_BF16
+
+constexpr int kMaxRows = 8;
+/// sum_k (code - bias) v for 16 outputs; `minus` = -bias sum(v).
+WEFT_INLINE Vec group_dot(const Codes (&w)[kQuads], const std::byte* x, int32_t minus) {
+  __m512i high = _mm512_setzero_si512(), low = _mm512_set1_epi32(minus);
+  const auto* quads = reinterpret_cast<const int32_t*>(x);
+#pragma GCC unroll 8
+  for (int q = 0; q < kQuads; ++q) {
+    high = _mm512_dpbusd_epi32(high, w[q], _mm512_set1_epi32(quads[q]));
+    low = _mm512_dpbusd_epi32(low, w[q], _mm512_set1_epi32(quads[q + kQuads]));
+  }
+  return to_float(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low));
+}
+
+#else
+
+constexpr int kMaxRows = 4;
+WEFT_INLINE Vec group_dot(const Codes (&w)[kQuads], const std::byte* x, int32_t minus) {
+  __m512i a = _mm512_setzero_si512(), b = a;  // outputs 0..7 and 8..15, two sums each
+  const auto* quads = reinterpret_cast<const int64_t*>(x);
+#pragma GCC unroll 8
+  for (int q = 0; q < kQuads; ++q) {
+    const __m512i v = _mm512_set1_epi64(quads[q]);
+    const __m512i first = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(w[q]));
+    const __m512i second = _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(w[q], 1));
+    a = _mm512_add_epi32(a, _mm512_madd_epi16(first, v));
+    b = _mm512_add_epi32(b, _mm512_madd_epi16(second, v));
+  }
+  const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+  const __m512i sum =
+      _mm512_add_epi32(_mm512_permutex2var_epi32(a, even, b), _mm512_permutex2var_epi32(a, odd, b));
+  return to_float(_mm512_add_epi32(sum, _mm512_set1_epi32(minus)));
+}
+
+#endif
+
+#else
+
+constexpr int kMaxRows = 1;
+struct Codes {
+  __m256i a, b;  // outputs 0..7, 8..15
+};
+WEFT_INLINE void load_codes(const std::byte* group, bool int4, Codes (&w)[kQuads]) {
+  const auto* p = reinterpret_cast<const __m256i*>(group);
+  if (!int4) {
+    for (int q = 0; q < kQuads; ++q)
+      w[q] = {_mm256_load_si256(p + 2 * q), _mm256_load_si256(p + 2 * q + 1)};
+    return;
+  }
+  const __m256i mask = _mm256_set1_epi8(15);
+  for (int q = 0; q < 4; ++q) {
+    const __m256i a = _mm256_load_si256(p + 2 * q), b = _mm256_load_si256(p + 2 * q + 1);
+    w[q] = {_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)};
+    w[q + 4] = {_mm256_and_si256(_mm256_srli_epi16(a, 4), mask),
+                _mm256_and_si256(_mm256_srli_epi16(b, 4), mask)};
+  }
+}
+
+WEFT_INLINE __m256i quad_dot(__m128i codes, __m256i v) {
+  return _mm256_madd_epi16(_mm256_cvtepu8_epi16(codes), v);
+}
+
+WEFT_INLINE Vec group_dot(const Codes (&w)[kQuads], const std::byte* x, int32_t minus) {
+  __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;  // four outputs each, two sums
+  const auto* quads = reinterpret_cast<const long long*>(x);
+  for (int q = 0; q < kQuads; ++q) {
+    const __m256i v = _mm256_set1_epi64x(quads[q]);
+    a = _mm256_add_epi32(a, quad_dot(_mm256_castsi256_si128(w[q].a), v));
+    b = _mm256_add_epi32(b, quad_dot(_mm256_extracti128_si256(w[q].a, 1), v));
+    c = _mm256_add_epi32(c, quad_dot(_mm256_castsi256_si128(w[q].b), v));
+    d = _mm256_add_epi32(d, quad_dot(_mm256_extracti128_si256(w[q].b, 1), v));
+  }
+  const __m256i bias = _mm256_set1_epi32(minus);
+  const __m256i first = _mm256_permute4x64_epi64(_mm256_hadd_epi32(a, b), 0xD8);
+  const __m256i second = _mm256_permute4x64_epi64(_mm256_hadd_epi32(c, d), 0xD8);
+  return {_mm256_cvtepi32_ps(_mm256_add_epi32(first, bias)),
+          _mm256_cvtepi32_ps(_mm256_add_epi32(second, bias))};
+}
+
+#endif
+
+/// R rows of one row tile against one panel, all groups.
+template <int R, bool Int4>
+void panel_rows(const IntRows& a, const Block& block, int64_t row, int panel, bool prefetch) {
+  constexpr int kPairBytes = Int4 ? kInt4PairBytes : kInt8PairBytes;
+  constexpr int kGroupBytes = Int4 ? 256 : 512;
+  constexpr int kBias = Int4 ? 8 : 128;
+  const int64_t tile = block.tile + row / kRowTile;
+  const int64_t first = tile * a.steps * kRowTile + row % kRowTile;
+  const std::byte* x = a.data + first * 64;
+  const float* scale = a.scales + first;
+  const int32_t* sum = a.sums + first;
+  const std::byte* pair = block.panels[panel];
+  Vec acc[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) acc[r] = vec_zero();
+  for (int64_t s = 0; s < block.steps; s += 2, pair += kPairBytes) {
+    if (prefetch) {
+      for (int i = 0; i < kPairBytes; i += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(pair) + i + 2 * kPairBytes, _MM_HINT_NTA);
+    }
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      Codes w[kQuads];
+      load_codes(pair + 64 + half * kGroupBytes, Int4, w);
+      const Vec weight_scale = vec_f16(pair + half * 32);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const Vec dot = group_dot(w, x + r * 64, -kBias * sum[r]);
+        acc[r] = vec_fma(dot, vec_mul(weight_scale, vec_set(scale[r])), acc[r]);
+      }
+      x += kRowTile * 64;
+      scale += kRowTile;
+      sum += kRowTile;
+    }
+  }
+  float* c = block.c + (panel * block.tiles * kRowTile + row) * kPanelWidth;
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) vec_store(c + r * kPanelWidth, acc[r]);
+}
+
+template <bool Int4>
+void multiply(const IntRows& a, const Block& block) {
+  static const bool kPrefetch = __builtin_cpu_is("amd") != 0;
+  for (int panel = 0; panel < block.count; ++panel) {
+    bool prefetch = kPrefetch;
+    for (int64_t t = 0; t < block.tiles; ++t) {
+      const int64_t left = a.rows - (block.tile + t) * kRowTile;
+      const int64_t end = t * kRowTile + (left < kRowTile ? left : kRowTile);
+      for (int64_t row = t * kRowTile; row < end;) {
+        const int64_t rows = end - row;
+        int64_t now = 1;
+        if (kMaxRows >= 8 && rows >= 8) {
+          panel_rows<kMaxRows >= 8 ? 8 : 1, Int4>(a, block, row, panel, prefetch);
+          now = 8;
+        } else if (kMaxRows >= 4 && rows >= 4) {
+          panel_rows<kMaxRows >= 4 ? 4 : 1, Int4>(a, block, row, panel, prefetch);
+          now = 4;
+        } else if (kMaxRows >= 2 && rows >= 2) {
+          panel_rows<kMaxRows >= 2 ? 2 : 1, Int4>(a, block, row, panel, prefetch);
+          now = 2;
+        } else {
+          panel_rows<1, Int4>(a, block, row, panel, prefetch);
+        }
+        prefetch = false;  // the panel is in the cache from now on
+        row += now;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void multiply_int(const IntRows& a, const Block& block, bool int4) {
+  if (int4) {
+    multiply<true>(a, block);
+  } else {
+    multiply<false>(a, block);
+  }
+}
+
+}  // namespace weft::WEFT_ISA_NS

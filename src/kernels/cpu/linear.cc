@@ -1,0 +1,99 @@
+#include <atomic>
+
+#include "kernels/cpu/gemm_columns.h"
+#include "kernels/cpu/gemm_vec.h"
+#include "kernels/cpu/scratch.h"
+
+namespace weft::WEFT_ISA_NS {
+namespace {
+
+/// out[t, i] = silu(gu[t, i]) * gu[t, I + i], for an I that panels don't divide.
+void silu_mul_rows(const float* gate_up, int64_t inner, float* out) {
+  for (int64_t i = 0; i < inner; i += kPanelWidth) {
+    const int count = static_cast<int>(inner - i < kPanelWidth ? inner - i : kPanelWidth);
+    const Vec g = vec_load(gate_up + i, count), u = vec_load(gate_up + inner + i, count);
+    vec_store(out + i, vec_mul(vec_silu(g), u), count);
+  }
+}
+
+}  // namespace
+
+void linear(Stream& stream, const LinearArgs& args) {
+  const int64_t rows = args.x.shape[0];
+  if (rows == 0) return;
+  const Weight& weight = *args.weight;
+  const bool grouped =
+      weight.shape.format == WeightFormat::kInt8 || weight.shape.format == WeightFormat::kInt4;
+  const bool f32 = weight.shape.format == WeightFormat::kF32;
+  const int64_t n = weight.shape.n, k = weight.shape.k;
+  const bool silu = args.epilogue == Epilogue::kSiluMul;
+  ISA_CHECK(args.x.dtype == DType::kF32 && args.out.dtype == DType::kF32);
+  ISA_CHECK(args.x.shape[1] == k && args.out.shape[0] == rows);
+  ISA_CHECK(args.out.shape[1] == (silu ? n / 2 : n) && (!silu || n % 2 == 0));
+  ISA_CHECK(args.x.stride[1] == 1 && args.out.stride[1] == 1);
+
+  const ScratchScope scope(stream);
+  ColumnJob job;
+  job.matrix = packed_matrix(weight, 0);
+  int64_t prompt = args.prompt_rows < 0 ? 0 : args.prompt_rows;
+  if (!grouped || prompt > rows) prompt = rows;
+  job.prompt = {nullptr, prompt, job.matrix.steps};
+  job.prompt.data =
+      static_cast<std::byte*>(scope.take(packed_rows_bytes(prompt, job.matrix.steps, f32)));
+  const int64_t decode = rows - prompt;
+  job.decode =
+      int_rows(scope.take(int_rows_bytes(decode, job.matrix.steps)), decode, job.matrix.steps);
+  job.bias = static_cast<const float*>(args.bias.data);
+  job.epilogue = args.epilogue;
+  job.out = static_cast<float*>(args.out.data);
+  job.out_stride = args.out.stride[0];
+  const bool split = silu && n / 2 % kPanelWidth != 0;
+  if (split) {  // gate and up share a panel: compute both, then combine
+    job.epilogue = Epilogue::kStore;
+    job.out = static_cast<float*>(scope.take(rows * n * 4));
+    job.out_stride = n;
+  }
+
+  ThreadPool& pool = stream.pool();
+  const int threads = pool.num_threads();
+  const ColumnCut cut = cut_columns(job, threads);
+  auto* scratch = static_cast<std::byte*>(scope.take(threads * kColumnScratchBytes));
+  const auto* x = static_cast<const float*>(args.x.data);
+  const int64_t x_stride = args.x.stride[0];
+  // Padding rows of the last tile are packed too: the tiles read them.
+  const int64_t padded = (prompt + kRowTile - 1) / kRowTile * kRowTile;
+  std::atomic<int64_t> next{0};
+  pool.parallel([&](int worker) {
+    const int64_t all = padded + decode;
+    for (int64_t i = all * worker / threads; i < all * (worker + 1) / threads; ++i) {
+      if (i < padded) {
+        pack_row(job.prompt, i, x + i * x_stride, k, f32);
+      } else {
+        pack_int_row(job.decode, i - padded, x + (prompt + i - padded) * x_stride, k);
+      }
+    }
+    pool.barrier();
+    std::byte* mine = scratch + worker * kColumnScratchBytes;
+    multiply_begin(prompt);
+    if (cut.stream) {
+      const int64_t end = cut.blocks * (worker + 1) / threads;
+      for (int64_t i = cut.blocks * worker / threads; i < end; ++i)
+        compute_block(job, cut, i, mine);
+    } else {
+      for (;;) {
+        const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
+        if (i >= cut.blocks) break;
+        compute_block(job, cut, i, mine);
+      }
+    }
+    multiply_end();
+    if (!split) return;
+    pool.barrier();
+    for (int64_t r = rows * worker / threads; r < rows * (worker + 1) / threads; ++r) {
+      silu_mul_rows(job.out + r * n, n / 2,
+                    static_cast<float*>(args.out.data) + r * args.out.stride[0]);
+    }
+  });
+}
+
+}  // namespace weft::WEFT_ISA_NS

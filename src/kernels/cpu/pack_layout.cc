@@ -1,0 +1,29 @@
+#include "kernels/cpu/pack.h"
+
+namespace weft {
+
+PackedMatrix packed_matrix(const WeightShape& shape) {
+  const bool grouped = shape.format == WeightFormat::kInt8 || shape.format == WeightFormat::kInt4;
+  const int64_t unit = grouped ? 2 * kStep : kStep;
+  PackedMatrix m;
+  m.format = shape.format;
+  m.n = shape.n;
+  m.k = shape.k;
+  m.panels = (shape.n + kPanelWidth - 1) / kPanelWidth;
+  m.steps = (shape.k + unit - 1) / unit * (unit / kStep);
+  switch (shape.format) {
+    case WeightFormat::kF32: m.panel_bytes = m.steps * kStep * kPanelWidth * 4; break;
+    case WeightFormat::kBf16: m.panel_bytes = m.steps * kStep * kPanelWidth * 2; break;
+    case WeightFormat::kInt8: m.panel_bytes = m.steps / 2 * kInt8PairBytes; break;
+    case WeightFormat::kInt4: m.panel_bytes = m.steps / 2 * kInt4PairBytes; break;
+  }
+  return m;
+}
+
+PackedMatrix packed_matrix(const Weight& weight, int64_t expert) {
+  PackedMatrix m = packed_matrix(weight.shape);
+  m.data = weight.data + expert * weight.expert_bytes;
+  return m;
+}
+
+}  // namespace weft
