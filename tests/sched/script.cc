@@ -42,10 +42,14 @@ std::vector<std::string> split(const std::string& text, char separator) {
   return parts;
 }
 
-/// "64" (own text), or pieces "tag:count" joined by '+': equal tags are equal tokens.
+/// "64" (own text), or pieces joined by '+': "tag:count" (equal tags are equal tokens) or "=id".
 std::vector<int32_t> make_prompt(const std::string& name, const std::string& text) {
   std::vector<int32_t> prompt;
   for (const std::string& piece : split(text, '+')) {
+    if (piece.starts_with('=')) {
+      prompt.push_back(static_cast<int32_t>(to_number(std::string_view(piece).substr(1))));
+      continue;
+    }
     const size_t colon = piece.find(':');
     const std::string tag = colon == std::string::npos ? name : piece.substr(0, colon);
     const int64_t count = to_number(colon == std::string::npos ? piece : piece.substr(colon + 1));
