@@ -38,9 +38,10 @@ std::string problem(const TempDir& dir, const std::string& bytes) {
   return file.ok() ? "accepted" : file.error().message;
 }
 
-std::string header_problem(const std::string& header, size_t data_bytes) {
-  const TempDir dir;
-  return problem(dir, raw_safetensors(header, std::string(data_bytes, 'x')));
+/// The verdict on a header alone, before `data_bytes` bytes of data.
+std::string header_problem(const std::string& header, uint64_t data_bytes) {
+  const auto parsed = parse_safetensors_header(header, 8 + header.size() + data_bytes);
+  return parsed.ok() ? "accepted" : parsed.error().message;
 }
 
 TEST(Safetensors, ReadsWhatWasWritten) {
@@ -221,10 +222,11 @@ std::string sample_file(const TempDir& dir) {
 TEST(SafetensorsAttack, TruncatedAnywhere) {
   const TempDir dir;
   const std::string whole = sample_file(dir);
-  for (size_t size = 0; size < whole.size(); ++size) {
-    ASSERT_NE(problem(dir, whole.substr(0, size)), "accepted") << size;
-  }
   EXPECT_EQ(problem(dir, whole), "accepted");
+  for (size_t size = whole.size(); size-- > 0;) {
+    std::filesystem::resize_file(dir.file("x.safetensors"), size);
+    ASSERT_FALSE(SafetensorsFile::open(dir.file("x.safetensors")).ok()) << size;
+  }
   EXPECT_NE(problem(dir, whole + "x"), "accepted");
 }
 
