@@ -1,0 +1,69 @@
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <string_view>
+
+#include "base/result.h"
+#include "checkpoint/http_client.h"
+#include "checkpoint/hub.h"
+
+namespace weft {
+
+/// Talks to one hub about one model: adds the token where it belongs, follows redirects, waits
+/// between attempts. Thread-safe; each thread brings its own HttpClient.
+class HubSession {
+ public:
+  HubSession(ModelName model, const HubOptions& options, const ProgressSink& progress);
+
+  const ModelName& model() const { return model_; }
+  const HubOptions& options() const { return options_; }
+
+  /// "ENDPOINT/ORG/NAME/resolve/COMMIT/FILE".
+  std::string file_url(const std::string& commit, const std::string& file) const;
+  /// "ENDPOINT/api/models/ORG/NAME/revision/REVISION".
+  std::string info_url() const;
+
+  struct Answer {
+    HttpResponse response;
+    std::string url;  ///< of the last hop
+  };
+  /// One attempt, with up to five redirects. The token (and If-Range, which names an ETag of the
+  /// hub) goes only to the hub's own scheme, host and port; a step down from https to http is
+  /// refused. A HEAD request stops at a redirect to another host: its headers describe the file.
+  Result<Answer> send(HttpClient& client, HttpRequest request) const;
+
+  /// send(), repeated while the network or the hub (408, 429, 5xx) fails. `what` is for notes.
+  Result<Answer> send_with_retries(HttpClient& client, const HttpRequest& request,
+                                   const std::string& what);
+
+  /// True for a status that may be better next time.
+  static bool is_transient(int status);
+  /// The message for an answer that is not a success.
+  Error error_of(const HttpResponse& response, const std::string& what) const;
+  bool is_own_url(const std::string& url) const;
+
+  /// Tells the user why, then sleeps first_backoff x 2^attempt (at most 8 s), less when stop() is
+  /// called meanwhile. `attempt` counts from 0.
+  void wait_before_retry(const std::string& what, const std::string& why, int attempt);
+
+  void note(const std::string& text);
+  void report(const FileProgress& progress);
+  /// Ends all waiting, now and later: another part of the download failed.
+  void stop();
+  bool stopped();
+
+ private:
+  const ModelName model_;
+  const HubOptions& options_;
+  const ProgressSink& progress_;
+  const std::string origin_;
+  std::mutex progress_mutex_;
+  std::mutex stop_mutex_;
+  std::condition_variable stop_changed_;
+  bool stopped_ = false;
+};
+
+}  // namespace weft
