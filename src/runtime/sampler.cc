@@ -412,6 +412,7 @@ Sampler::Sampler(int64_t vocab_size, int num_threads) : vocab_size_(vocab_size) 
 }
 
 Sampler::~Sampler() = default;
+Sampler::Sampler(Sampler&&) noexcept = default;
 
 int64_t Sampler::scratch_bytes(int64_t vocab_size, int num_threads) {
   return num_threads * Scratch::bytes(vocab_size);

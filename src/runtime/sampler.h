@@ -60,8 +60,7 @@ class Sampler {
   /// Takes all working memory: scratch_bytes(vocab_size, num_threads).
   Sampler(int64_t vocab_size, int num_threads);
   ~Sampler();
-  Sampler(const Sampler&) = delete;
-  Sampler& operator=(const Sampler&) = delete;
+  Sampler(Sampler&&) noexcept;
 
   static int64_t scratch_bytes(int64_t vocab_size, int num_threads);
 

@@ -27,12 +27,6 @@ TokenCounts::Entry& TokenCounts::at(int32_t token) {
   return entries_.back();
 }
 
-void TokenCounts::remove_generated(int32_t token) {
-  Entry& entry = at(token);
-  CHECK(entry.generated > 0);
-  --entry.generated;
-}
-
 bool uses_penalties(const SamplingParams& params) {
   return params.repetition_penalty != 1.0f || params.presence_penalty != 0.0f ||
          params.frequency_penalty != 0.0f;
@@ -65,13 +59,6 @@ TokenHistory::TokenHistory(const Request& request, int64_t vocab_size, int64_t m
 void TokenHistory::append(int32_t token) {
   generated_.push_back(token);
   if (counting_) counts_.add_generated(token);
-}
-
-void TokenHistory::truncate(int64_t num) {
-  while (num_generated() > num) {
-    if (counting_) counts_.remove_generated(generated_.back());
-    generated_.pop_back();
-  }
 }
 
 }  // namespace weft

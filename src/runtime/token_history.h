@@ -45,8 +45,6 @@ class TokenHistory {
   /// Undefined for a request without penalties.
   const TokenCounts& counts() const { return counts_; }
   void append(int32_t token);
-  /// Forgets generated tokens from index `num` on.
-  void truncate(int64_t num);
 
  private:
   bool counting_;

@@ -1,0 +1,216 @@
+#include "runtime/memory_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "runtime/executor_local.h"
+
+namespace weft {
+namespace {
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+/// The program itself, tokenizer, queues, allocator slack.
+constexpr int64_t kProgramBytes = 96 * kMiB;
+/// Caches chosen by auto grow no further than this unless one sequence needs it: touching them
+/// takes time at every start.
+constexpr int64_t kAutoCacheBytes = 4096 * kMiB;
+/// One that runs, one to go on in after a checkpoint, one checkpoint.
+constexpr int64_t kLeastSlots = 3;
+constexpr int64_t kCheckpointSlots = 64;
+
+int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+std::string mib(int64_t bytes) {
+  return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / kMiB);
+}
+
+class Planner {
+ public:
+  Planner(const ModelMemory& model, const MemoryOptions& options, int64_t available)
+      : model_(model), options_(options), available_(available) {
+    limit_ = static_cast<int64_t>(static_cast<double>(available) * options.memory_fraction);
+  }
+
+  Result<MemoryPlan> run() {
+    TRY(check_options());
+    int64_t length = options_.max_model_len;
+    if (length == 0) {
+      length = largest_length();
+      if (length == 0) return too_small("the model", kChunk);
+    } else if (!fits(length)) {
+      return too_small(fmt::format("--max-model-len {}", length), length);
+    }
+    return plan(length);
+  }
+
+ private:
+  Result<void> check_options() const {
+    const auto at_least_one = [](const char* flag, int64_t value) -> Result<void> {
+      if (value >= 1) return {};
+      return invalid_argument(fmt::format("{} is {}: it must be at least 1", flag, value));
+    };
+    TRY(at_least_one("--max-num-seqs", options_.max_num_seqs));
+    TRY(at_least_one("--max-num-batched-tokens", options_.max_num_batched_tokens));
+    if (options_.max_model_len < 0 || options_.max_model_len > model_.max_positions) {
+      return invalid_argument(
+          fmt::format("--max-model-len is {}: this model takes 1 to {} tokens, or auto",
+                      options_.max_model_len, model_.max_positions));
+    }
+    if (options_.kv_cache_bytes < 0) {
+      return invalid_argument("--kv-cache-memory must be a positive number of bytes, or auto");
+    }
+    return {};
+  }
+
+  int64_t blocks_of(int64_t length) const {
+    return model_.paged() ? divide_up(length, model_.block_size) : 0;
+  }
+  int64_t least_slots() const { return model_.recurrent() ? kLeastSlots : 0; }
+  int64_t cache_of(int64_t blocks, int64_t slots) const {
+    return blocks * model_.cache.per_block + slots * model_.cache.per_slot;
+  }
+  int64_t least_cache(int64_t length) const { return cache_of(blocks_of(length), least_slots()); }
+  int64_t useful_slots() const {
+    return model_.recurrent() ? 2 * options_.max_num_seqs + kCheckpointSlots : 0;
+  }
+
+  /// Blocks are 0 here: the step buffers are bounded by the length alone.
+  StepLimits limits(int64_t length) const {
+    StepLimits out;
+    out.max_rows = options_.max_num_batched_tokens;
+    out.max_seqs = options_.max_num_seqs;
+    out.max_model_len = length;
+    out.vocab_size = model_.vocab_size;
+    out.block_size = model_.block_size;
+    out.num_blocks = blocks_of(length) * options_.max_num_seqs;
+    out.paged = model_.paged();
+    out.recurrent = model_.recurrent();
+    return out;
+  }
+
+  /// Everything but weights and caches, into `out`.
+  void add_fixed(int64_t length, MemoryPlan& out) const {
+    out.weight_bytes = model_.weight_bytes;
+    // The arena of the step and the scratch memory of one op: each of this size at most.
+    out.arena_bytes = 2 * model_.arena_bytes(options_.max_num_batched_tokens);
+    out.logit_bytes =
+        LocalExecutor::bytes(limits(length), model_.hidden_size, options_.num_threads);
+    out.rest_bytes = kProgramBytes + length * model_.bytes_per_position;
+  }
+  int64_t fixed_bytes(int64_t length) const {
+    MemoryPlan fixed;
+    add_fixed(length, fixed);
+    return fixed.total_bytes();
+  }
+
+  int64_t cache_limit(int64_t length) const {
+    const int64_t left = limit_ - fixed_bytes(length);
+    return options_.kv_cache_bytes > 0 ? std::min(left, options_.kv_cache_bytes) : left;
+  }
+  bool fits(int64_t length) const { return least_cache(length) <= cache_limit(length); }
+
+  /// The largest multiple of kChunk that fits (or the model's own limit); 0 if none does.
+  int64_t largest_length() const {
+    if (fits(model_.max_positions)) return model_.max_positions;
+    int64_t low = 0, high = model_.max_positions / kChunk + 1;  // low fits, high does not
+    while (high - low > 1) {
+      const int64_t middle = low + (high - low) / 2;
+      (middle * kChunk <= model_.max_positions && fits(middle * kChunk) ? low : high) = middle;
+    }
+    return low * kChunk;
+  }
+
+  Error too_small(const std::string& what, int64_t length) const {
+    const int64_t fixed = fixed_bytes(length), cache = least_cache(length);
+    const int64_t largest = largest_length();
+    const std::string advice =
+        largest > 0 ? fmt::format("the largest --max-model-len that fits is {}", largest)
+                    : "free memory, use --quantization, or lower --max-num-batched-tokens";
+    if (options_.kv_cache_bytes > 0 && options_.kv_cache_bytes < cache) {
+      return exhausted(
+          fmt::format("{} needs {} of cache, but --kv-cache-memory is {}: {}", what, mib(cache),
+                      mib(options_.kv_cache_bytes),
+                      largest > 0 ? advice : "give --kv-cache-memory " + mib(cache) + " at least"));
+    }
+    return exhausted(
+        fmt::format("{} needs {} ({} of weights, {} of cache, {} besides), but only "
+                    "{} of memory can be used: {}",
+                    what, mib(fixed + cache), mib(model_.weight_bytes), mib(cache),
+                    mib(fixed - model_.weight_bytes), mib(limit_), advice));
+  }
+
+  MemoryPlan plan(int64_t length) const {
+    MemoryPlan out;
+    add_fixed(length, out);
+    out.max_model_len = length;
+    out.available_bytes = available_;
+    out.limit_bytes = limit_;
+    out.num_blocks = blocks_of(length);
+    out.num_slots = least_slots();
+
+    const int64_t useful_blocks = out.num_blocks * options_.max_num_seqs;
+    int64_t budget = cache_limit(length);
+    if (options_.kv_cache_bytes == 0) {
+      const int64_t useful = cache_of(useful_blocks, useful_slots());
+      budget = std::min(budget, std::max(least_cache(length), std::min(useful, kAutoCacheBytes)));
+    }
+    int64_t left = budget - least_cache(length);
+    if (model_.recurrent()) {
+      const int64_t share = model_.paged() ? left / 2 : left;
+      const int64_t more = std::min(share / model_.cache.per_slot, useful_slots() - out.num_slots);
+      out.num_slots += std::max<int64_t>(0, more);
+      left = budget - cache_of(out.num_blocks, out.num_slots);
+    }
+    if (model_.paged()) {
+      // Blocks that the user asked for by size are all given: they serve the prefix cache.
+      int64_t more = left / model_.cache.per_block;
+      if (options_.kv_cache_bytes == 0) more = std::min(more, useful_blocks - out.num_blocks);
+      out.num_blocks += more;
+    }
+    out.block_bytes = cache_of(out.num_blocks, 0);
+    out.slot_bytes = cache_of(0, out.num_slots);
+    out.limits = limits(length);
+    out.limits.num_blocks = out.num_blocks;
+    out.limits.num_slots = out.num_slots;
+    return out;
+  }
+
+  const ModelMemory& model_;
+  const MemoryOptions& options_;
+  int64_t available_, limit_;
+};
+
+}  // namespace
+
+Result<MemoryPlan> plan_memory(const ModelMemory& model, const MemoryOptions& options,
+                               int64_t available_bytes) {
+  CHECK(model.paged() || model.recurrent());
+  return Planner(model, options, available_bytes).run();
+}
+
+std::string MemoryPlan::table() const {
+  std::string out;
+  const auto line = [&](const char* name, int64_t bytes, const std::string& note) {
+    out += fmt::format("  {:<14}{:>12}  {}\n", name, mib(bytes), note);
+  };
+  line("weights", weight_bytes, "");
+  if (num_blocks > 0) {
+    const int64_t tokens = num_blocks * limits.block_size;
+    line("KV blocks", block_bytes,
+         fmt::format("{} blocks of {} = {} tokens, {:.1f} sequences of {}", num_blocks,
+                     limits.block_size, tokens,
+                     static_cast<double>(tokens) / static_cast<double>(max_model_len),
+                     max_model_len));
+  }
+  if (num_slots > 0) line("state slots", slot_bytes, fmt::format("{} slots", num_slots));
+  line("activations", arena_bytes, fmt::format("steps of {} tokens", limits.max_rows));
+  line("logits", logit_bytes, fmt::format("{} sequences at once", limits.max_seqs));
+  line("rest", rest_bytes, "program, tables");
+  line("total", total_bytes(), fmt::format("of {} that can be used", mib(limit_bytes)));
+  return out;
+}
+
+}  // namespace weft

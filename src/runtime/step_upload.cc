@@ -1,0 +1,250 @@
+#include "runtime/step_upload.h"
+
+#include <algorithm>
+#include <string>
+
+#include "base/check.h"
+#include "nn/rope.h"
+
+namespace weft {
+namespace {
+
+int64_t aligned(int64_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
+
+/// Hands out pieces of one buffer; with a null base it only measures.
+struct Carver {
+  std::byte* base;
+  int64_t used = 0;
+  template <class T>
+  T* take(int64_t count) {
+    std::byte* at = base == nullptr ? nullptr : base + used;
+    used += aligned(count * static_cast<int64_t>(sizeof(T)));
+    return reinterpret_cast<T*>(at);
+  }
+};
+
+int64_t table_entries(const StepLimits& limits) {
+  return limits.max_segments() * std::min(limits.max_blocks_per_seq(), limits.num_blocks);
+}
+
+std::string name(const Slice& slice) {
+  return "slice of sequence " + std::to_string(slice.seq.value) + " at " +
+         std::to_string(slice.first) + " + " + std::to_string(slice.tokens.size());
+}
+
+}  // namespace
+
+int64_t StepLimits::max_segments() const {
+  return std::min(max_rows, 2 * max_seqs + max_rows / kChunk + 1);
+}
+
+ExecutorSequence::ExecutorSequence(std::shared_ptr<const Request> r, const StepLimits& limits)
+    : request(std::move(r)), history(*request, limits.vocab_size, limits.max_model_len) {
+  CHECK(!request->prompt.empty());
+  CHECK(request->positions.empty() || request->positions.size() == request->prompt.size());
+}
+
+int64_t PackedStep::bytes(const StepLimits& limits) {
+  Carver carver{nullptr};
+  carver.take<int32_t>(limits.max_rows);
+  carver.take<int32_t>(limits.max_rows * 3);
+  carver.take<int64_t>(limits.max_rows);
+  carver.take<int32_t>(limits.max_segments() + 1);
+  for (int i = 0; i < 3; ++i) carver.take<int32_t>(limits.max_segments());
+  carver.take<int32_t>(table_entries(limits));
+  return carver.used;
+}
+
+Result<PackedStep> PackedStep::create(const StepLimits& limits) {
+  CHECK(limits.max_rows > 0 && limits.max_seqs > 0 && limits.max_model_len > 0);
+  PackedStep out;
+  out.limits_ = limits;
+  out.buffer_ = TRY(Buffer::allocate(DeviceKind::kCpu, bytes(limits)));
+  Carver carver{out.buffer_.data()};
+  out.ids_ = carver.take<int32_t>(limits.max_rows);
+  out.positions_ = carver.take<int32_t>(limits.max_rows * 3);
+  out.kv_slot_ = carver.take<int64_t>(limits.max_rows);
+  out.cu_q_ = carver.take<int32_t>(limits.max_segments() + 1);
+  out.kv_start_ = carver.take<int32_t>(limits.max_segments());
+  out.read_slot_ = carver.take<int32_t>(limits.max_segments());
+  out.write_slot_ = carver.take<int32_t>(limits.max_segments());
+  out.block_table_ = carver.take<int32_t>(table_entries(limits));
+  const auto segments = static_cast<size_t>(limits.max_segments());
+  out.fed_.reserve(segments);
+  out.results_.reserve(segments);
+  return out;
+}
+
+void PackedStep::check_slice(const Slice& slice, const ExecutorSequence& sequence) const {
+  const auto count = static_cast<int64_t>(slice.tokens.size());
+  const int64_t end = slice.first + count;
+  const auto prompt_len = static_cast<int64_t>(sequence.request->prompt.size());
+  CHECK(count > 0 && slice.first >= 0 && end <= limits_.max_model_len, name(slice));
+  if (slice.arithmetic == Arithmetic::kPrompt) {
+    CHECK(slice.first % kChunk == 0 && end <= prompt_len, name(slice));
+  } else {
+    CHECK(slice.first >= prompt_len, name(slice));
+  }
+  if (limits_.paged) {
+    CHECK(static_cast<int64_t>(slice.blocks.size()) * limits_.block_size >= end &&
+              static_cast<int64_t>(slice.blocks.size()) <= limits_.max_blocks_per_seq(),
+          name(slice));
+    for (const BlockId block : slice.blocks) {
+      CHECK(block.valid() && block.value < limits_.num_blocks, name(slice));
+    }
+  }
+  if (limits_.recurrent) {
+    CHECK(slice.state_read.valid() == (slice.first > 0), name(slice));
+    CHECK(slice.state_read.value < limits_.num_slots, name(slice));
+    CHECK(slice.state_write.valid() && slice.state_write.value < limits_.num_slots, name(slice));
+  }
+}
+
+void PackedStep::pack(const StepPlan& plan, Sequences& sequences) {
+  step_ = plan.step;
+  batch_ = {};
+  fed_.clear();
+  logit_rows_.clear();
+  results_.clear();
+  num_prompt_logit_rows_ = 0;
+  copies_.assign(plan.copies.begin(), plan.copies.end());
+  for (const BlockCopy& copy : copies_) {
+    CHECK(copy.from.valid() && copy.from.value < limits_.num_blocks);
+    CHECK(copy.to.valid() && copy.to.value < limits_.num_blocks);
+  }
+  for (const auto& request : plan.admitted) {
+    const bool fresh =
+        sequences.emplace(request->id, std::make_unique<ExecutorSequence>(request, limits_)).second;
+    CHECK(fresh, "a sequence was admitted twice");
+  }
+
+  int64_t num_rows = 0;
+  table_width_ = 0;
+  for (const Slice& slice : plan.slices) {
+    num_rows += static_cast<int64_t>(slice.tokens.size());
+    table_width_ = std::max(table_width_, static_cast<int64_t>(slice.blocks.size()));
+  }
+  const auto num_segments = static_cast<int64_t>(plan.slices.size());
+  CHECK(num_rows <= limits_.max_rows && num_segments <= limits_.max_segments(),
+        "a step is larger than was planned for");
+  table_width_ = std::min(table_width_, limits_.num_blocks);
+
+  batch_.ids = TensorView(ids_, DType::kI32, {num_rows});
+  batch_.ids.shape[0] = 0;  // grows with the slices
+  cu_q_[0] = 0;
+  for (const Arithmetic arithmetic : {Arithmetic::kPrompt, Arithmetic::kDecode}) {
+    int result = 0;
+    for (const Slice& slice : plan.slices) {
+      const auto it = sequences.find(slice.seq);
+      CHECK(it != sequences.end(), "unknown " + name(slice));
+      ExecutorSequence& sequence = *it->second;
+      const bool wants_prompt = slice.arithmetic == Arithmetic::kPrompt &&
+                                sequence.request->sampling.prompt_logprobs >= 0;
+      const bool has_row = slice.sample || wants_prompt;
+      if (arithmetic == Arithmetic::kPrompt) {
+        check_slice(slice, sequence);
+        if (has_row) {
+          results_.push_back({slice.seq, &sequence, sequence.request->sampling.logprobs >= 0, 0});
+        }
+      }
+      if (slice.arithmetic == arithmetic) add_slice(slice, sequence, has_row ? result : -1);
+      result += has_row ? 1 : 0;
+    }
+    if (arithmetic == Arithmetic::kPrompt) {
+      batch_.prompt_rows = batch_.num_rows();
+      batch_.num_prompt_segments = batch_.seqs.num_segments;
+      num_prompt_logit_rows_ = static_cast<int64_t>(logit_rows_.size());
+    }
+  }
+
+  batch_.positions = TensorView(positions_, DType::kI32, {num_rows, 3});
+  batch_.seqs.cu_q = TensorView(cu_q_, DType::kI32, {num_segments + 1});
+  batch_.seqs.kv_start = TensorView(kv_start_, DType::kI32, {num_segments});
+  if (limits_.paged) {
+    batch_.kv_slot = TensorView(kv_slot_, DType::kI64, {num_rows});
+    batch_.seqs.block_table = TensorView(block_table_, DType::kI32, {num_segments, table_width_});
+  }
+  if (limits_.recurrent) {
+    batch_.read_slot = TensorView(read_slot_, DType::kI32, {num_segments});
+    batch_.write_slot = TensorView(write_slot_, DType::kI32, {num_segments});
+  }
+  for (const SeqId id : plan.retired) {
+    const auto it = sequences.find(id);
+    CHECK(it != sequences.end(), "an unknown sequence was retired");
+    retired_.push_back(std::move(it->second));
+    sequences.erase(it);
+  }
+}
+
+void PackedStep::add_slice(const Slice& slice, ExecutorSequence& sequence, int result) {
+  const int64_t segment = batch_.seqs.num_segments++;
+  const int64_t row = batch_.num_rows();
+  const auto count = static_cast<int64_t>(slice.tokens.size());
+  batch_.ids.shape[0] += count;
+  cu_q_[segment + 1] = static_cast<int32_t>(row + count);
+  kv_start_[segment] = static_cast<int32_t>(slice.first);
+  read_slot_[segment] = slice.state_read.value;
+  write_slot_[segment] = slice.state_write.value;
+  if (limits_.paged) {
+    int32_t* table = block_table_ + segment * table_width_;
+    for (size_t i = 0; i < slice.blocks.size(); ++i) table[i] = slice.blocks[i].value;
+    std::fill(table + slice.blocks.size(), table + table_width_, -1);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t at = slice.first + i;
+      const int64_t block = slice.blocks[static_cast<size_t>(at / limits_.block_size)].value;
+      kv_slot_[row + i] = block * limits_.block_size + at % limits_.block_size;
+    }
+  }
+  add_tokens(slice, sequence, row);
+  if (result >= 0) add_logit_rows(slice, sequence, row, result);
+}
+
+void PackedStep::add_tokens(const Slice& slice, ExecutorSequence& sequence, int64_t row) {
+  const Request& request = *sequence.request;
+  const auto prompt_len = static_cast<int64_t>(request.prompt.size());
+  const auto count = static_cast<int64_t>(slice.tokens.size());
+  const std::span<const std::array<int32_t, 3>> explicit_positions = request.positions;
+  int32_t* positions = positions_ + row * 3;
+  const bool from_device = slice.tokens[0] == kDeviceToken;
+  CHECK(!from_device || (count == 1 && slice.first >= prompt_len), name(slice));
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t at = slice.first + i;
+    const int32_t id = from_device ? 0 : slice.tokens[static_cast<size_t>(i)];
+    CHECK(id >= 0 && id < limits_.vocab_size, "token id out of range in " + name(slice));
+    if (at < prompt_len) {
+      CHECK(id == request.prompt[static_cast<size_t>(at)], "not the prompt's: " + name(slice));
+    }
+    ids_[row + i] = id;
+    const Position p = position(explicit_positions, at < prompt_len ? 0 : request.rope_delta, at);
+    for (const int32_t axis : {p.t, p.h, p.w}) {
+      CHECK(axis >= 0 && axis < limits_.max_model_len, "position out of range in " + name(slice));
+      *positions++ = axis;
+    }
+  }
+  if (slice.first >= prompt_len) {
+    fed_.push_back({&sequence, row, count, slice.first - prompt_len, from_device});
+  }
+}
+
+void PackedStep::add_logit_rows(const Slice& slice, ExecutorSequence& sequence, int64_t row,
+                                int result) {
+  const Request& request = *sequence.request;
+  const auto prompt_len = static_cast<int64_t>(request.prompt.size());
+  const auto count = static_cast<int64_t>(slice.tokens.size());
+  const int64_t end = slice.first + count;
+  if (slice.arithmetic == Arithmetic::kPrompt && request.sampling.prompt_logprobs >= 0) {
+    // Row i predicts the token at first + i + 1, as long as that is one of the prompt.
+    const int64_t entries = std::min(end, prompt_len - 1) - slice.first;
+    results_[static_cast<size_t>(result)].num_prompt_logprobs = static_cast<int>(entries);
+    for (int64_t i = 0; i < entries; ++i) {
+      logit_rows_.push_back({row + i, result, static_cast<int>(i),
+                             request.prompt[static_cast<size_t>(slice.first + i + 1)],
+                             slice.first + i + 1, &sequence});
+    }
+  }
+  if (slice.sample) logit_rows_.push_back({row + count - 1, result, -1, -1, end, &sequence});
+}
+
+}  // namespace weft

@@ -1,0 +1,210 @@
+#include "runtime/step_upload.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace weft {
+namespace {
+
+using testing::ElementsAre;
+
+StepLimits small_limits() {
+  StepLimits limits;
+  limits.max_rows = 256;
+  limits.max_seqs = 4;
+  limits.max_model_len = 320;
+  limits.vocab_size = 1000;
+  limits.block_size = 64;
+  limits.num_blocks = 10;
+  limits.num_slots = 5;
+  limits.recurrent = true;
+  return limits;
+}
+
+std::shared_ptr<Request> make_request(int32_t id, int prompt_len) {
+  auto request = std::make_shared<Request>();
+  request->id = SeqId{id};
+  for (int i = 0; i < prompt_len; ++i) request->prompt.push_back((id * 100 + i) % 1000);
+  return request;
+}
+
+template <class T>
+std::vector<T> values(const TensorView& view) {
+  return std::vector<T>(view.ptr<T>(), view.ptr<T>() + view.size());
+}
+
+std::span<const int32_t> piece(const Request& request, size_t first, size_t count) {
+  return std::span(request.prompt).subspan(first, count);
+}
+
+const int32_t kDevice[] = {kDeviceToken};
+
+class PackedStepTest : public testing::Test {
+ protected:
+  PackedStep step_ = PackedStep::create(small_limits()).value();
+  PackedStep::Sequences sequences_;
+};
+
+TEST_F(PackedStepTest, PromptSlicesComeFirst) {
+  const auto a = make_request(1, 70), b = make_request(2, 3);
+  const std::vector<BlockId> blocks_a = {{7}, {2}}, blocks_b = {{9}};
+  StepPlan plan;
+  plan.step = 5;
+  plan.admitted = {a, b};
+  plan.slices = {
+      {b->id, 0, piece(*b, 0, 3), Arithmetic::kPrompt, true, blocks_b, {}, {1}},
+  };
+  step_.pack(plan, sequences_);
+  plan.admitted.clear();
+  plan.step = 6;
+  plan.slices = {
+      {b->id, 3, kDevice, Arithmetic::kDecode, true, blocks_b, {1}, {1}},
+      {a->id, 0, piece(*a, 0, 64), Arithmetic::kPrompt, false, blocks_a, {}, {2}},
+      {a->id, 64, piece(*a, 64, 6), Arithmetic::kPrompt, true, blocks_a, {2}, {3}},
+  };
+  step_.pack(plan, sequences_);
+  const StepBatch& batch = step_.batch();
+  EXPECT_EQ(step_.step(), 6u);
+  EXPECT_EQ(batch.num_rows(), 71);
+  EXPECT_EQ(batch.prompt_rows, 70);
+  EXPECT_EQ(batch.num_prompt_segments, 2);
+  EXPECT_EQ(batch.seqs.num_segments, 3);
+  EXPECT_THAT(values<int32_t>(batch.seqs.cu_q), ElementsAre(0, 64, 70, 71));
+  EXPECT_THAT(values<int32_t>(batch.seqs.kv_start), ElementsAre(0, 64, 3));
+  EXPECT_THAT(values<int32_t>(batch.seqs.block_table), ElementsAre(7, 2, 7, 2, 9, -1));
+  EXPECT_THAT(values<int32_t>(batch.read_slot), ElementsAre(-1, 2, 1));
+  EXPECT_THAT(values<int32_t>(batch.write_slot), ElementsAre(2, 3, 1));
+  const auto slots = values<int64_t>(batch.kv_slot);
+  EXPECT_EQ(slots[0], 7 * 64);
+  EXPECT_EQ(slots[63], 7 * 64 + 63);
+  EXPECT_EQ(slots[64], 2 * 64);
+  EXPECT_EQ(slots[70], 9 * 64 + 3);
+  const auto ids = values<int32_t>(batch.ids);
+  EXPECT_TRUE(std::equal(a->prompt.begin(), a->prompt.end(), ids.begin()));
+  EXPECT_EQ(batch.positions.row<int32_t>(69)[2], 69);
+  EXPECT_EQ(batch.positions.row<int32_t>(70)[0], 3);
+  // Results in plan order, rows in batch order.
+  ASSERT_EQ(step_.results().size(), 2u);
+  EXPECT_EQ(step_.results()[0].seq, b->id);
+  ASSERT_EQ(step_.logit_rows().size(), 2u);
+  EXPECT_EQ(step_.num_prompt_logit_rows(), 1);
+  EXPECT_EQ(step_.logit_rows()[0].row, 69);
+  EXPECT_EQ(step_.logit_rows()[0].result, 1);
+  EXPECT_EQ(step_.logit_rows()[0].position, 70);
+  EXPECT_EQ(step_.logit_rows()[1].row, 70);
+  EXPECT_EQ(step_.logit_rows()[1].result, 0);
+  ASSERT_EQ(step_.fed_tokens().size(), 1u);
+  EXPECT_TRUE(step_.fed_tokens()[0].from_device);
+  EXPECT_EQ(step_.fed_tokens()[0].row, 70);
+}
+
+TEST_F(PackedStepTest, PositionsOfImagesAndBehindThem) {
+  const auto a = make_request(1, 4);
+  a->positions = {{0, 0, 0}, {1, 1, 1}, {1, 1, 2}, {3, 3, 3}};
+  a->rope_delta = 2;
+  const std::vector<BlockId> blocks = {{0}};
+  const int32_t replay[] = {5, 6};
+  StepPlan plan;
+  plan.admitted = {a};
+  plan.slices = {{a->id, 0, piece(*a, 0, 4), Arithmetic::kPrompt, false, blocks, {}, {0}},
+                 {a->id, 4, replay, Arithmetic::kDecode, true, blocks, {0}, {0}}};
+  step_.pack(plan, sequences_);
+  EXPECT_THAT(values<int32_t>(step_.batch().positions),
+              ElementsAre(0, 0, 0, 1, 1, 1, 1, 1, 2, 3, 3, 3, 6, 6, 6, 7, 7, 7));
+}
+
+TEST_F(PackedStepTest, PromptLogprobsStopBeforeTheFirstGeneratedToken) {
+  const auto a = make_request(1, 66);
+  a->sampling.prompt_logprobs = 0;
+  const std::vector<BlockId> blocks = {{0}, {1}};
+  StepPlan plan;
+  plan.admitted = {a};
+  plan.slices = {{a->id, 0, piece(*a, 0, 64), Arithmetic::kPrompt, false, blocks, {}, {0}},
+                 {a->id, 64, piece(*a, 64, 2), Arithmetic::kPrompt, true, blocks, {0}, {0}}};
+  step_.pack(plan, sequences_);
+  ASSERT_EQ(step_.results().size(), 2u);
+  EXPECT_EQ(step_.results()[0].num_prompt_logprobs, 64);
+  EXPECT_EQ(step_.results()[1].num_prompt_logprobs, 1);
+  const auto rows = step_.logit_rows();
+  ASSERT_EQ(rows.size(), 66u);
+  EXPECT_EQ(rows[63].target, a->prompt[64]);
+  EXPECT_EQ(rows[64].target, a->prompt[65]);
+  EXPECT_EQ(rows[64].result, 1);
+  EXPECT_EQ(rows[65].prompt_entry, -1);
+  EXPECT_EQ(rows[65].row, 65);
+}
+
+TEST_F(PackedStepTest, RetiredSequencesAreForgotten) {
+  const auto a = make_request(1, 4);
+  StepPlan plan;
+  plan.admitted = {a};
+  step_.pack(plan, sequences_);
+  EXPECT_EQ(sequences_.size(), 1u);
+  EXPECT_EQ(step_.batch().num_rows(), 0);
+  plan = {};
+  plan.retired = {a->id};
+  step_.pack(plan, sequences_);
+  EXPECT_TRUE(sequences_.empty());
+  EXPECT_EQ(a.use_count(), 2);  // until the step is done
+  step_.forget_retired();
+  EXPECT_EQ(a.use_count(), 1);
+}
+
+TEST_F(PackedStepTest, EveryViolationPanics) {
+  const auto a = make_request(1, 100);
+  const std::vector<BlockId> good = {{0}, {1}};
+  StepPlan admit;
+  admit.admitted = {a};
+  step_.pack(admit, sequences_);
+  EXPECT_THROW(step_.pack(admit, sequences_), Panic);
+
+  const Slice sound{a->id, 64, piece(*a, 64, 36), Arithmetic::kPrompt, true, good, {0}, {0}};
+  const auto pack = [&](Slice slice) {
+    StepPlan plan;
+    plan.slices = {slice};
+    step_.pack(plan, sequences_);
+  };
+  EXPECT_NO_THROW(pack(sound));
+  std::vector<std::function<void(Slice&)>> spoil = {
+      [](Slice& s) { s.seq = SeqId{77}; },
+      [](Slice& s) { s.first = 63; },
+      [](Slice& s) { s.first = -64; },
+      [](Slice& s) { s.first = 128; },
+      [](Slice& s) { s.tokens = {}; },
+      [](Slice& s) { s.arithmetic = Arithmetic::kDecode; },
+      [](Slice& s) { s.state_read = {}; },
+      [](Slice& s) { s.state_read = SlotId{5}; },
+      [](Slice& s) { s.state_write = {}; },
+      [](Slice& s) { s.state_write = SlotId{5}; },
+      [&](Slice& s) { s.blocks = std::span(good).first(1); },
+      [&](Slice& s) { s.tokens = piece(*a, 0, 36); },
+      [](Slice& s) { s.tokens = kDevice; },
+  };
+  for (size_t i = 0; i < spoil.size(); ++i) {
+    Slice slice = sound;
+    spoil[i](slice);
+    EXPECT_THROW(pack(slice), Panic) << i;
+  }
+  const std::vector<BlockId> wild = {{0}, {10}}, none = {{0}, {}};
+  for (const auto& blocks : {wild, none}) {
+    Slice slice = sound;
+    slice.blocks = blocks;
+    EXPECT_THROW(pack(slice), Panic);
+  }
+  a->prompt[70] = 1000;
+  EXPECT_THROW(pack(sound), Panic);
+  a->prompt[70] = 1;
+  a->positions.assign(100, {0, 0, 0});
+  EXPECT_NO_THROW(pack(sound));
+  a->positions[99] = {0, 320, 0};
+  EXPECT_THROW(pack(sound), Panic);
+  StepPlan many;
+  many.slices.assign(8, sound);
+  EXPECT_THROW(step_.pack(many, sequences_), Panic) << "more rows than planned";
+  StepPlan copy;
+  copy.copies = {{BlockId{0}, BlockId{10}}};
+  EXPECT_THROW(step_.pack(copy, sequences_), Panic);
+}
+
+}  // namespace
+}  // namespace weft
