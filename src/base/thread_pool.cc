@@ -14,6 +14,7 @@ namespace weft {
 namespace {
 
 constexpr int kSpins = 20000;          // about 0.3 ms of pauses before a worker sleeps
+constexpr int kSpinsAlone = 4000;      // by then the one waited for has probably lost its CPU
 constexpr int kSpinsBeforeYield = 64;  // when there are more threads than CPUs, let others run
 
 /// CPUs granted by a cgroup quota, or 0 when there is none.
@@ -33,7 +34,8 @@ double cgroup_cpus() {
 }
 
 void relax(int spin, bool oversubscribed) {
-  if (oversubscribed && spin % kSpinsBeforeYield == kSpinsBeforeYield - 1) {
+  const bool yield = oversubscribed || spin > kSpinsAlone;
+  if (yield && spin % kSpinsBeforeYield == kSpinsBeforeYield - 1) {
     sched_yield();
   } else {
     _mm_pause();

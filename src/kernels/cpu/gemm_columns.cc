@@ -5,8 +5,9 @@
 namespace weft::WEFT_ISA_NS {
 namespace {
 
-constexpr int64_t kMaxPanels = 16;     // of a block, gate and up counted
-constexpr int64_t kMaxRowTiles = 32;   // of a block
+constexpr int64_t kMaxPanels = 16;             // of a block, gate and up counted
+constexpr int64_t kMaxRowTiles = 32;           // of a block
+constexpr int64_t kStreamRows = 2 * kRowTile;  // up to these a job streams its weights
 constexpr int64_t kStepsPerPass = 16;  // K = 512: two bf16 panels are 32 KiB, about the L1 cache
 #if WEFT_AMX
 constexpr int kPanelsPerPass = 2;
@@ -181,6 +182,14 @@ void compute_block(const ColumnJob& job, const ColumnCut& cut, int64_t index, st
     multiply_int(job.decode, block, job.matrix.format == WeightFormat::kInt4);
     const int64_t rows = min64(block.tiles * kRowTile, job.decode.rows - t * kRowTile);
     finish(job, c, block.tiles * kRowTile, job.prompt.rows + t * kRowTile, rows, begin, end);
+  }
+}
+
+void silu_mul_row(const float* gate_up, int64_t inner, float* out) {
+  for (int64_t i = 0; i < inner; i += kPanelWidth) {
+    const int count = static_cast<int>(min64(inner - i, kPanelWidth));
+    const Vec g = vec_load(gate_up + i, count), u = vec_load(gate_up + inner + i, count);
+    vec_store(out + i, vec_mul(vec_silu(g), u), count);
   }
 }
 

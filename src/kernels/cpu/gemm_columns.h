@@ -5,6 +5,7 @@
 
 #include "kernels/args.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/scratch.h"
 
 namespace weft::WEFT_ISA_NS {
 
@@ -36,13 +37,11 @@ struct ColumnCut {
 };
 ColumnCut cut_columns(const ColumnJob& job, int num_threads);
 
-/// Scratch one thread needs for any job of such a cut.
-inline constexpr int64_t kColumnScratchBytes = (16 * 512 * 16 * 4) + (64 << 10);
-
 /// Computes block `index` of the cut. Between multiply_begin(prompt rows) and multiply_end().
+/// `scratch`: kColumnScratchBytes of this thread.
 void compute_block(const ColumnJob& job, const ColumnCut& cut, int64_t index, std::byte* scratch);
 
-/// Largest m.n of rows for which a job streams its weights.
-inline constexpr int64_t kStreamRows = 2 * kRowTile;
+/// out[i] = silu(gate_up[i]) * gate_up[inner + i], for an `inner` that panels don't divide.
+void silu_mul_row(const float* gate_up, int64_t inner, float* out);
 
 }  // namespace weft::WEFT_ISA_NS

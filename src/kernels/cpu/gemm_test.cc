@@ -1,12 +1,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
 #include <vector>
 
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/scratch.h"
 #include "kernels/quantize.h"
 
 namespace weft {
@@ -19,16 +21,19 @@ struct Isa {
   void (*pack_weight)(Stream&, const Weight&, int64_t, std::span<const TensorView>);
   void (*unpack_weight)(const Weight&, int64_t, TensorView);
   void (*linear)(Stream&, const LinearArgs&);
+  void (*moe)(Stream&, const MoeArgs&);
 };
 
 std::vector<Isa> isas() {
   const std::vector<Isa> all = {
-      {CpuIsa::kAvx2, avx2::weight_bytes, avx2::pack_weight, avx2::unpack_weight, avx2::linear},
+      {CpuIsa::kAvx2, avx2::weight_bytes, avx2::pack_weight, avx2::unpack_weight, avx2::linear,
+       avx2::moe},
       {CpuIsa::kAvx512, avx512::weight_bytes, avx512::pack_weight, avx512::unpack_weight,
-       avx512::linear},
+       avx512::linear, avx512::moe},
       {CpuIsa::kAvx512Bf16, avx512bf16::weight_bytes, avx512bf16::pack_weight,
-       avx512bf16::unpack_weight, avx512bf16::linear},
-      {CpuIsa::kAmx, amx::weight_bytes, amx::pack_weight, amx::unpack_weight, amx::linear}};
+       avx512bf16::unpack_weight, avx512bf16::linear, avx512bf16::moe},
+      {CpuIsa::kAmx, amx::weight_bytes, amx::pack_weight, amx::unpack_weight, amx::linear,
+       amx::moe}};
   const CpuIsa best = cpu_info().isa;
   std::vector<Isa> some;
   for (const Isa& isa : all) {
@@ -344,6 +349,132 @@ TEST(Linear, IntegerDecodeIsTheSameOnEveryInstructionSet) {
       if (first.empty()) first = y;
       EXPECT_EQ(0, std::memcmp(y.data(), first.data(), y.size() * 4)) << cpu_isa_name(isa.isa);
       for (int64_t i = 0; i < n; ++i) EXPECT_EQ(y[static_cast<size_t>(i)], 0.0f);
+    }
+  }
+}
+
+/// E experts of one shape, packed.
+struct Experts {
+  Experts(const Isa& isa, Stream& stream, WeightFormat format, int64_t experts, int64_t n,
+          int64_t k, uint64_t seed) {
+    weight.shape = {format, n, k, experts};
+    weight.expert_bytes = isa.weight_bytes(weight.shape);
+    buffer = Buffer::allocate(DeviceKind::kCpu, weight.expert_bytes * experts).value();
+    weight.data = buffer.data();
+    for (int64_t e = 0; e < experts; ++e) {
+      std::vector<float> w = random_values(n * k, seed + static_cast<uint64_t>(e), 0.1f);
+      const TensorView piece = view2(w, n, k);
+      isa.pack_weight(stream, weight, e, std::span<const TensorView>(&piece, 1));
+    }
+  }
+  Weight weight;
+  Buffer buffer;
+};
+
+/// One token through its experts by way of linear(), added in ascending expert id.
+std::vector<float> moe_token(const Isa& isa, Stream& stream, const MoeArgs& args, int64_t t,
+                             bool prompt) {
+  const int64_t hidden = args.down->shape.n, inner = args.down->shape.k;
+  std::vector<std::pair<int32_t, float>> chosen;
+  for (int64_t j = 0; j < args.ids.dim(1); ++j)
+    chosen.emplace_back(args.ids.row<int32_t>(t)[j], args.weights.row<float>(t)[j]);
+  std::sort(chosen.begin(), chosen.end());
+  std::vector<float> sum(static_cast<size_t>(hidden)), act(static_cast<size_t>(inner));
+  std::vector<float> y(static_cast<size_t>(hidden));
+  for (const auto& [expert, factor] : chosen) {
+    Weight up = *args.gate_up, down = *args.down;
+    up.data += expert * up.expert_bytes;
+    down.data += expert * down.expert_bytes;
+    LinearArgs linear{.x = args.x.rows(t, t + 1), .weight = &up, .out = view2(act, 1, inner)};
+    linear.epilogue = Epilogue::kSiluMul;
+    linear.prompt_rows = prompt ? 1 : 0;
+    isa.linear(stream, linear);
+    linear = {.x = view2(act, 1, inner), .weight = &down, .out = view2(y, 1, hidden)};
+    linear.prompt_rows = prompt ? 1 : 0;
+    isa.linear(stream, linear);
+    for (size_t i = 0; i < sum.size(); ++i) sum[i] = std::fma(factor, y[i], sum[i]);
+  }
+  return sum;
+}
+
+TEST(Moe, IsTheSumOfItsExpertsWhateverTheBatch) {
+  Machine machine(2), alone(1);
+  const int64_t experts = 7, hidden = 72, tokens = 60, top_k = 3;
+  for (int64_t inner : {48, 40}) {
+    std::vector<float> x = random_values(tokens * hidden, 61);
+    std::vector<int32_t> ids;
+    for (int64_t t = 0; t < tokens; ++t) {  // distinct, in no order; expert 4 is hardly used
+      for (int64_t j = 0; j < top_k; ++j)
+        ids.push_back(static_cast<int32_t>((t * 5 + j * 3 + (t == 7 ? 4 : 0)) % experts));
+    }
+    std::vector<float> weights = random_values(tokens * top_k, 67);
+    for (const Isa& isa : isas()) {
+      for (WeightFormat format : kFormats) {
+        const Experts up(isa, machine.stream, format, experts, 2 * inner, hidden, 71);
+        const Experts down(isa, machine.stream, format, experts, hidden, inner, 73);
+        const int64_t prompt = 33;
+        std::vector<float> out(static_cast<size_t>(tokens * hidden), 0.5f);
+        MoeArgs args{.x = view2(x, tokens, hidden),
+                     .ids = TensorView(ids.data(), DType::kI32, {tokens, top_k}),
+                     .weights = view2(weights, tokens, top_k),
+                     .gate_up = &up.weight,
+                     .down = &down.weight,
+                     .out = view2(out, tokens, hidden)};
+        args.prompt_rows = prompt;
+        for (bool accumulate : {false, true}) {
+          std::vector<float> before = out;
+          args.accumulate = accumulate;
+          isa.moe(machine.stream, args);
+          for (int64_t t = 0; t < tokens; ++t) {
+            const std::vector<float> want = moe_token(isa, alone.stream, args, t, t < prompt);
+            for (int64_t i = 0; i < hidden; ++i) {
+              const auto at = static_cast<size_t>(t * hidden + i);
+              const float base = accumulate ? before[at] : 0.0f;
+              ASSERT_EQ(out[at], accumulate ? base + want[static_cast<size_t>(i)]
+                                            : want[static_cast<size_t>(i)])
+                  << cpu_isa_name(isa.isa) << " " << weight_format_name(format) << " t " << t;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Moe, ScratchBoundsHold) {
+  const int64_t experts = 20, hidden = 96, inner = 40, tokens = 50, top_k = 2;
+  std::vector<float> x = random_values(tokens * hidden, 79), weights(tokens * top_k, 0.5f);
+  std::vector<int32_t> ids;
+  for (int64_t t = 0; t < tokens * top_k; ++t) ids.push_back(static_cast<int32_t>(t % experts));
+  std::vector<float> out(static_cast<size_t>(tokens * hidden));
+  Machine machine(2);
+  for (const Isa& isa : isas()) {
+    for (WeightFormat format : kFormats) {
+      const Experts up(isa, machine.stream, format, experts, 2 * inner, hidden, 83);
+      const Experts down(isa, machine.stream, format, experts, hidden, inner, 89);
+      for (int64_t prompt : {int64_t{0}, int64_t{25}, tokens}) {
+        const int64_t bound = moe_scratch_bytes(up.weight.shape, tokens, top_k, 2);
+        Arena arena(Buffer::allocate(DeviceKind::kCpu, bound).value());
+        Stream stream(machine.pool, arena);
+        MoeArgs args{.x = view2(x, tokens, hidden),
+                     .ids = TensorView(ids.data(), DType::kI32, {tokens, top_k}),
+                     .weights = view2(weights, tokens, top_k),
+                     .gate_up = &up.weight,
+                     .down = &down.weight,
+                     .out = view2(out, tokens, hidden)};
+        args.prompt_rows = prompt;
+        EXPECT_NO_THROW(isa.moe(stream, args));
+        Weight one = up.weight;
+        one.shape.experts = 1;
+        std::vector<float> act(static_cast<size_t>(tokens * inner));
+        Arena small(
+            Buffer::allocate(DeviceKind::kCpu, linear_scratch_bytes(one.shape, tokens, 2)).value());
+        Stream narrow(machine.pool, small);
+        LinearArgs linear{.x = args.x, .weight = &one, .out = view2(act, tokens, inner)};
+        linear.epilogue = Epilogue::kSiluMul;
+        linear.prompt_rows = prompt;
+        EXPECT_NO_THROW(isa.linear(narrow, linear));
+      }
     }
   }
 }

@@ -1,23 +1,9 @@
 #include <atomic>
 
 #include "kernels/cpu/gemm_columns.h"
-#include "kernels/cpu/gemm_vec.h"
 #include "kernels/cpu/scratch.h"
 
 namespace weft::WEFT_ISA_NS {
-namespace {
-
-/// out[t, i] = silu(gu[t, i]) * gu[t, I + i], for an I that panels don't divide.
-void silu_mul_rows(const float* gate_up, int64_t inner, float* out) {
-  for (int64_t i = 0; i < inner; i += kPanelWidth) {
-    const int count = static_cast<int>(inner - i < kPanelWidth ? inner - i : kPanelWidth);
-    const Vec g = vec_load(gate_up + i, count), u = vec_load(gate_up + inner + i, count);
-    vec_store(out + i, vec_mul(vec_silu(g), u), count);
-  }
-}
-
-}  // namespace
-
 void linear(Stream& stream, const LinearArgs& args) {
   const int64_t rows = args.x.shape[0];
   if (rows == 0) return;
@@ -90,8 +76,8 @@ void linear(Stream& stream, const LinearArgs& args) {
     if (!split) return;
     pool.barrier();
     for (int64_t r = rows * worker / threads; r < rows * (worker + 1) / threads; ++r) {
-      silu_mul_rows(job.out + r * n, n / 2,
-                    static_cast<float*>(args.out.data) + r * args.out.stride[0]);
+      silu_mul_row(job.out + r * n, n / 2,
+                   static_cast<float*>(args.out.data) + r * args.out.stride[0]);
     }
   });
 }

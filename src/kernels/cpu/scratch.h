@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "device/stream.h"
+#include "kernels/weight.h"
 
 namespace weft {
 
@@ -22,5 +23,15 @@ class ScratchScope {
   Arena& arena_;
   int64_t mark_;
 };
+
+/// An upper bound of the scratch that linear() takes for `rows` rows, on any instruction set.
+int64_t linear_scratch_bytes(const WeightShape& shape, int64_t rows, int num_threads);
+/// The same for moe(); `gate_up` is the shape of MoeArgs::gate_up.
+int64_t moe_scratch_bytes(const WeightShape& gate_up, int64_t rows, int top_k, int num_threads);
+
+/// Pairs (token, expert) that moe() works on at once.
+inline constexpr int64_t kMoePairs = 8192;
+/// One thread's results of a block and dequantised panels.
+inline constexpr int64_t kColumnScratchBytes = (512 + 64) << 10;
 
 }  // namespace weft
