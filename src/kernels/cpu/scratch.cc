@@ -40,4 +40,8 @@ void* ScratchScope::take(int64_t bytes) const {
   return arena_.take(bytes);
 }
 
+int64_t ScratchScope::left() const {
+  return (arena_.capacity() - arena_.mark()) / 64 * 64;
+}
+
 }  // namespace weft

@@ -18,6 +18,7 @@ class ScratchScope {
 
   /// `bytes` (0 too) aligned to 64, uninitialised.
   void* take(int64_t bytes) const;
+  int64_t left() const;  ///< bytes that take() can still give
 
  private:
   Arena& arena_;

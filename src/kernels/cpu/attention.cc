@@ -1,0 +1,389 @@
+// out = softmax(scale q K^T) V over the paged cache, causal, online softmax (Milakov & Gimelshein
+// 2018, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691).
+// Tile: 32 rows (tokens x query heads of one kv head) x 64 keys. Bytes: each K and V once per row
+// tile. Bound: bandwidth for decode, the matrix unit and exp for prefill.
+// docs/kernels/attention_cpu.md
+//
+// One arithmetic for prefill and decode. Keys are cut at absolute multiples of kKeyTile into
+// softmax steps and at absolute multiples of kSegment into partial results, which are merged in
+// order. Who computes a partial, and next to which rows, never shows in a row's bits.
+
+#include "kernels/cpu/attention.h"
+
+#include "kernels/cpu/attention_math.h"
+#include "kernels/cpu/scratch.h"
+
+namespace weft::WEFT_ISA_NS {
+namespace {
+
+constexpr int64_t kSegment = 512;  // keys of a partial result
+constexpr float kLog2E = 1.44269504f;
+
+/// One piece of work: rows [first_row, first_row + rows) of the packed rows (token * R + head) of a
+/// sequence and kv head, over keys [begin, end).
+struct Piece {
+  int64_t sequence, kv_head, first_row;
+  int rows;
+  int64_t begin, end;
+};
+
+/// The call, unpacked: what every piece needs.
+struct Call {
+  const AttnArgs& args;
+  int64_t group, d;  // R = H / G query heads a kv head; D
+
+  explicit Call(const AttnArgs& a)
+      : args(a), group(a.shape.q_heads / a.shape.kv_heads), d(a.shape.head_dim) {}
+  int64_t first_token(int64_t s) const { return at(args.seqs.cu_q, s); }
+  int64_t tokens(int64_t s) const { return first_token(s + 1) - first_token(s); }
+  int64_t start(int64_t s) const { return at(args.seqs.kv_start, s); }
+  int64_t keys(int64_t s) const { return start(s) + tokens(s); }
+  int64_t packed_rows(int64_t s) const { return tokens(s) * group; }
+  int64_t row_tiles(int64_t s) const { return (packed_rows(s) + kTileRows - 1) / kTileRows; }
+  int64_t position(int64_t s, int64_t row) const { return start(s) + row / group; }
+  const float* q(const Piece& p, int r) const { return row_of(args.q, p, r); }
+  float* out(const Piece& p, int r) const { return row_of(args.out, p, r); }
+
+ private:
+  static int64_t at(const TensorView& v, int64_t i) {
+    return static_cast<const int32_t*>(v.data)[i * v.stride[0]];
+  }
+  float* row_of(const TensorView& v, const Piece& p, int r) const {
+    const int64_t row = p.first_row + r;
+    return static_cast<float*>(v.data) + (first_token(p.sequence) + row / group) * v.stride[0] +
+           (p.kv_head * group + row % group) * v.stride[1];
+  }
+};
+
+/// Results so far of up to kTileRows rows: o is not yet divided by l.
+struct Partial {
+  float* o;  // [rows][D]
+  float* m;  // [rows] largest score, in units of log2
+  float* l;  // [rows] sum of 2^(score - m)
+};
+
+/// Adds `part` to `total`: the log-sum-exp merge of one row.
+void merge_row(const Partial& total, const Partial& part, int row, int64_t d) {
+  const float m = total.m[row] > part.m[row] ? total.m[row] : part.m[row];
+  const float base = m == kNegInf ? 0.0f : m;
+  const Vec a = exp2(splat(total.m[row] - base)), b = exp2(splat(part.m[row] - base));
+  float* o = total.o + row * d;
+  const float* x = part.o + row * d;
+  for (int64_t i = 0; i < d; i += kLanes) store(o + i, fma(load(o + i), a, load(x + i) * b));
+  total.l[row] = first_lane(fma(splat(total.l[row]), a, splat(part.l[row]) * b));
+  total.m[row] = m;
+}
+
+void clear(const Partial& total, int rows, int64_t d) {
+  for (int64_t i = 0; i < rows * d; ++i) total.o[i] = 0;
+  for (int r = 0; r < rows; ++r) {
+    total.m[r] = kNegInf;
+    total.l[r] = 0;
+  }
+}
+
+void write_rows(const Call& call, const Piece& piece, const Partial& total) {
+  for (int r = 0; r < piece.rows; ++r) {
+    const Vec inverse = splat(total.l[r] == 0 ? 0.0f : 1.0f / total.l[r]);
+    float* out = call.out(piece, r);
+    for (int64_t i = 0; i < call.d; i += kLanes) {
+      store(out + i, load(total.o + r * call.d + i) * inverse);
+    }
+  }
+}
+
+/// Computes partial results with the arithmetic `Math` in buffers of its own (on the stack).
+template <class Math>
+class Worker {
+ public:
+  using A = typename Math::A;
+  using Format = typename Math::Format;
+
+  explicit Worker(const Call& call) : call_(call) {
+#if defined(WEFT_AMX)
+    if constexpr (Math::kTiles) {
+      const AmxConfig config;
+      _tile_loadconfig(&config);
+    }
+#endif
+  }
+  ~Worker() {
+#if defined(WEFT_AMX)
+    if constexpr (Math::kTiles) _tile_release();
+#endif
+  }
+
+  /// Rounds the rows of q into place for the pieces that follow.
+  void load_q(const Piece& piece) {
+    const int64_t d = call_.d;
+    for (int r = 0; r < piece.rows; ++r) {
+      const float* q = call_.q(piece, r);
+      for (int64_t i = 0; i < d; i += kLanes) store_operand(w_.q + r * d + i, load(q + i));
+    }
+    if constexpr (Math::kTiles) {  // whole tiles are multiplied
+      const int whole = (piece.rows + 15) / 16 * 16;
+      memset(w_.q + piece.rows * d, 0, static_cast<size_t>((whole - piece.rows) * d) * sizeof(A));
+      memset(w_.p + piece.rows * kKeyTile, 0,
+             static_cast<size_t>((whole - piece.rows) * kKeyTile) * sizeof(A));
+    }
+  }
+
+  /// Keys [piece.begin, piece.end), which lie in one segment, from nothing. The result stays in the
+  /// worker until the next call.
+  Partial run(const Piece& piece) {
+    const int rows = Math::kTiles ? (piece.rows + 15) / 16 * 16 : piece.rows;
+    for (int64_t i = 0; i < rows * call_.d; ++i) w_.o[i] = 0;
+    for (int r = 0; r < piece.rows; ++r) {
+      m_[r] = kNegInf;
+      store(sums_ + r * kLanes, splat(0));
+    }
+    for (int64_t key = piece.begin; key < piece.end; key += kKeyTile) {
+      KeyTile keys;
+      const int groups = stage(piece, key, keys);
+      qk_product<Math>(w_, piece.rows, call_.d, keys, groups);
+      softmax_step(piece, key);
+      pv_product<Math>(w_, piece.rows, call_.d, keys, groups);
+    }
+    for (int r = 0; r < piece.rows; ++r) l_[r] = sum_lanes(load(sums_ + r * kLanes));
+    return {w_.o, m_, l_};
+  }
+
+ private:
+  /// Finds the groups of the tile at `key` and returns how many hold keys. What lies beyond the
+  /// sequence in its last block is anything, NaN too, and is kept away from the sums: such a V
+  /// group is copied with zeros.
+  int stage(const Piece& piece, int64_t key, KeyTile& keys) {
+    const PagedKv& kv = call_.args.kv;
+    const int64_t end = call_.keys(piece.sequence);
+    const int64_t seen = piece.end < end ? piece.end : end;  // no row sees more
+    const TensorView& table = call_.args.seqs.block_table;
+    const int32_t* blocks =
+        static_cast<const int32_t*>(table.data) + piece.sequence * table.stride[0];
+    int groups = 0;
+    for (int64_t k = key; groups < kTileGroups && k < seen; k += kGroup, ++groups) {
+      std::byte* head = Format::head(kv, blocks[k / kv.shape.block_size], piece.kv_head);
+      keys.k[groups] = Format::k_group(kv, head, k % kv.shape.block_size);
+      keys.v[groups] = Format::v_group(kv, head, k % kv.shape.block_size);
+    }
+    // Tiles take pairs of groups that follow each other.
+    const int first = Math::kTiles ? (groups - 1) / 2 * 2 : groups - 1;
+    const int last = Math::kTiles ? first + 2 : groups;
+    const int64_t left = end - key;
+    if (left >= static_cast<int64_t>(last) * kGroup) return groups;
+    const int64_t bytes = Format::group_bytes(kv.shape);
+    for (int g = first; g < last; ++g) {
+      std::byte* to = stage_ + (g - first) * bytes;
+      const int64_t tokens = left - static_cast<int64_t>(g) * kGroup;
+      if (g >= groups) {
+        memset(to, 0, static_cast<size_t>(bytes));
+      } else {
+        Format::copy_v(keys.v[g], tokens < kGroup ? tokens : kGroup, call_.d, to);
+      }
+      keys.v[g] = to;
+    }
+    return groups;
+  }
+
+  /// s -> p = 2^(c s - m) with the new m; o and the sums are rescaled where m has grown.
+  void softmax_step(const Piece& piece, int64_t key) {
+    const float c = call_.args.shape.scale * kLog2E;
+    for (int r = 0; r < piece.rows; ++r) {
+      const int64_t visible = call_.position(piece.sequence, piece.first_row + r) + 1 - key;
+      Vec x[kTileGroups];
+      Vec top = splat(kNegInf);
+      for (int g = 0; g < kTileGroups; ++g) {
+        x[g] = load(w_.s + r * kKeyTile + g * kGroup);
+        if (visible < kKeyTile) x[g] = keep_first(x[g], visible - g * kGroup, kNegInf);
+        top = max(top, x[g]);
+      }
+      const float tile_m = max_lanes(top) * c;
+      const float m = tile_m > m_[r] ? tile_m : m_[r];
+      const Vec base = splat(m == kNegInf ? 0.0f : m);
+      Vec sum = splat(0);
+      for (int g = 0; g < kTileGroups; ++g) {
+        const Vec p = exp2(fma(x[g], splat(c), splat(0) - base));
+        store_operand(w_.p + r * kKeyTile + g * kGroup, p);
+        sum = sum + p;
+      }
+      float* sums = sums_ + r * kLanes;
+      if (m != m_[r]) {
+        const Vec shrink = exp2(splat(m_[r]) - base);
+        store(sums, load(sums) * shrink);
+        float* o = w_.o + r * call_.d;
+        for (int64_t i = 0; i < call_.d; i += kLanes) store(o + i, load(o + i) * shrink);
+        m_[r] = m;
+      }
+      store(sums, load(sums) + sum);
+    }
+  }
+
+  const Call& call_;
+  TileBuffers<A> w_;
+  alignas(64) float sums_[kTileRows * kLanes];
+  alignas(64) float m_[kTileRows];
+  alignas(64) float l_[kTileRows];
+  alignas(64) std::byte stage_[2 * kGroup * kMaxHeadDim * (4 / Format::kPack)];
+};
+
+/// What a partial result in scratch memory takes, in floats.
+int64_t partial_floats(int64_t d) {
+  return kTileRows * (d + 2);
+}
+
+/// How the work is cut. Row tiles of a sequence with more than one are whole pieces, merged where
+/// they are computed; a sequence with one row tile (decode) is cut into its segments, if there is
+/// scratch for the partial results.
+struct Cut {
+  int64_t* first_piece;    // [S + 1] pieces of the sequences before
+  int64_t* first_partial;  // [S + 1] partial results of the sequences before
+  bool by_segment = true;
+  float* partials = nullptr;
+
+  int64_t segments(const Call& call, int64_t s) const {
+    const int64_t n = (call.keys(s) + kSegment - 1) / kSegment;
+    return by_segment && call.row_tiles(s) == 1 && n > 1 ? n : 1;
+  }
+};
+
+Partial partial_at(const Cut& cut, int64_t index, int64_t d) {
+  float* base = cut.partials + index * partial_floats(d);
+  return {base, base + kTileRows * d, base + kTileRows * (d + 1)};
+}
+
+int64_t find_sequence(const int64_t* first, int64_t num, int64_t index) {
+  int64_t low = 0, high = num;  // first[low] <= index < first[high]
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    (first[middle] <= index ? low : high) = middle;
+  }
+  return low;
+}
+
+void plan(const Call& call, Cut& cut) {
+  const int64_t heads = call.args.shape.kv_heads;
+  cut.first_piece[0] = cut.first_partial[0] = 0;
+  for (int64_t s = 0; s < call.args.seqs.num_segments; ++s) {
+    const int64_t n = cut.segments(call, s);
+    cut.first_piece[s + 1] = cut.first_piece[s] + heads * call.row_tiles(s) * n;
+    cut.first_partial[s + 1] = cut.first_partial[s] + (n > 1 ? heads * n : 0);
+  }
+}
+
+/// Rows of one row tile; row tiles from the last (the longest) to the first.
+Piece tile_piece(const Call& call, int64_t s, int64_t kv_head, int64_t tile) {
+  const int64_t first = tile * kTileRows, left = call.packed_rows(s) - first;
+  const int rows = static_cast<int>(left < kTileRows ? left : kTileRows);
+  return {s, kv_head, first, rows, 0, call.position(s, first + rows - 1) + 1};
+}
+
+/// All segments of a row tile, one after the other.
+template <class Math>
+void run_whole(Worker<Math>& worker, const Call& call, const Piece& piece) {
+  alignas(64) float o[kTileRows * kMaxHeadDim];
+  float m[kTileRows], l[kTileRows];
+  const Partial total{o, m, l};
+  clear(total, piece.rows, call.d);
+  worker.load_q(piece);
+  for (int64_t begin = 0; begin < piece.end; begin += kSegment) {
+    Piece part = piece;
+    part.begin = begin;
+    part.end = begin + kSegment < piece.end ? begin + kSegment : piece.end;
+    const Partial result = worker.run(part);
+    for (int r = 0; r < piece.rows; ++r) merge_row(total, result, r, call.d);
+  }
+  write_rows(call, piece, total);
+}
+
+template <class Math>
+void run_piece(Worker<Math>& worker, const Call& call, const Cut& cut, int64_t index) {
+  const int64_t s = find_sequence(cut.first_piece, call.args.seqs.num_segments, index);
+  const int64_t local = index - cut.first_piece[s], n = cut.segments(call, s);
+  const int64_t tiles = call.row_tiles(s);
+  if (n == 1) {
+    run_whole(worker, call, tile_piece(call, s, local / tiles, tiles - 1 - local % tiles));
+    return;
+  }
+  Piece piece = tile_piece(call, s, local / n, 0);
+  piece.begin = local % n * kSegment;
+  piece.end = piece.begin + kSegment < piece.end ? piece.begin + kSegment : piece.end;
+  worker.load_q(piece);
+  const Partial result = worker.run(piece);
+  const Partial kept = partial_at(cut, cut.first_partial[s] + local, call.d);
+  memcpy(kept.o, result.o, static_cast<size_t>(piece.rows * call.d) * sizeof(float));
+  memcpy(kept.m, result.m, static_cast<size_t>(piece.rows) * sizeof(float));
+  memcpy(kept.l, result.l, static_cast<size_t>(piece.rows) * sizeof(float));
+}
+
+void merge_sequence(const Call& call, const Cut& cut, int64_t s, int64_t kv_head) {
+  const int64_t n = cut.segments(call, s);
+  if (n == 1 || call.row_tiles(s) == 0) return;
+  alignas(64) float o[kTileRows * kMaxHeadDim];
+  float m[kTileRows], l[kTileRows];
+  const Partial total{o, m, l};
+  const Piece piece = tile_piece(call, s, kv_head, 0);
+  clear(total, piece.rows, call.d);
+  for (int64_t i = 0; i < n; ++i) {
+    const Partial part = partial_at(cut, cut.first_partial[s] + kv_head * n + i, call.d);
+    for (int r = 0; r < piece.rows; ++r) merge_row(total, part, r, call.d);
+  }
+  write_rows(call, piece, total);
+}
+
+template <class Math>
+void run_all(Stream& stream, const Call& call, const Cut& cut) {
+  const int64_t num = call.args.seqs.num_segments, heads = call.args.shape.kv_heads;
+  const auto body = [&](int64_t begin, int64_t end) {
+    Worker<Math> worker(call);
+    for (int64_t i = begin; i < end; ++i) run_piece(worker, call, cut, i);
+  };
+  stream.pool().for_each(cut.first_piece[num], 1, body);
+  if (cut.first_partial[num] == 0) return;
+  stream.pool().for_each(num * heads, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) merge_sequence(call, cut, i / heads, i % heads);
+  });
+}
+
+}  // namespace
+
+int64_t attention_scratch_bytes(const AttnShape& shape, int64_t num_sequences, int64_t num_keys) {
+  const int64_t partials = shape.kv_heads * (num_keys / kSegment + num_sequences);
+  return 2 * 64 + 2 * 8 * (num_sequences + 8) + 4 * partial_floats(shape.head_dim) * partials;
+}
+
+void attention(Stream& stream, const AttnArgs& args) {
+  const AttnShape& shape = args.shape;
+  ISA_CHECK(shape.head_dim % kLanes == 0 && shape.head_dim <= kMaxHeadDim);
+  ISA_CHECK(shape.kv_heads > 0 && shape.q_heads % shape.kv_heads == 0);
+  ISA_CHECK(args.kv.shape.block_size % kGroup == 0);
+  const Call call(args);
+  const int64_t num = args.seqs.num_segments;
+  if (num == 0) return;
+  ScratchScope scratch(stream);
+  Cut cut{static_cast<int64_t*>(scratch.take((num + 1) * 8)),
+          static_cast<int64_t*>(scratch.take((num + 1) * 8))};
+  plan(call, cut);
+  const int64_t needed = cut.first_partial[num] * partial_floats(call.d) * 4;
+  if (needed <= scratch.left()) {
+    cut.partials = static_cast<float*>(scratch.take(needed));
+  } else {
+    cut.by_segment = false;
+    plan(call, cut);
+  }
+  const bool whole_tiles = shape.head_dim % 32 == 0 && args.kv.shape.block_size % 32 == 0;
+  if (args.kv.shape.format == KvFormat::kF32) {
+    run_all<FmaF32>(stream, call, cut);
+#if defined(WEFT_AMX)
+  } else if (whole_tiles) {
+    run_all<AmxBf16>(stream, call, cut);
+#endif
+  } else {
+#if defined(WEFT_AVX512_BF16)
+    run_all<DotBf16>(stream, call, cut);
+#else
+    run_all<FmaBf16>(stream, call, cut);
+#endif
+  }
+  (void)whole_tiles;
+}
+
+}  // namespace weft::WEFT_ISA_NS
