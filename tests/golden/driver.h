@@ -20,7 +20,7 @@ class Driver {
     WeightFormat format = WeightFormat::kF32;
     KvFormat kv_format = KvFormat::kF32;
     int64_t max_len = 2048;
-    int num_threads = 2;
+    int num_threads = 1;  ///< tests run side by side
   };
 
   /// Loads the model directory `dir`.

@@ -28,14 +28,14 @@ int64_t kv_block_bytes(const KvShape& s) {
 
 void kv_load(const PagedKv& kv, int plane, int64_t block, int64_t offset, int head, float* out) {
   const std::byte* row = kv_row(kv, plane, block, offset, head);
+  if (kv.shape.format == KvFormat::kF32) {
+    std::memcpy(out, row, static_cast<size_t>(kv.shape.head_dim) * 4);
+    return;
+  }
   for (int i = 0; i < kv.shape.head_dim; ++i) {
-    if (kv.shape.format == KvFormat::kF32) {
-      std::memcpy(out + i, row + i * 4, 4);
-    } else {
-      bf16 x;
-      std::memcpy(&x, row + i * 2, 2);
-      out[i] = bf16_to_float(x);
-    }
+    bf16 x;
+    std::memcpy(&x, row + i * 2, 2);
+    out[i] = bf16_to_float(x);
   }
 }
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "kernels/ref/ref.h"
@@ -44,32 +45,45 @@ void moe_route(Stream&, const MoeRouteArgs& args) {
 }
 
 void moe(Stream& stream, const MoeArgs& args) {
-  const int64_t hidden = args.x.dim(1), top_k = args.ids.dim(1), inner = args.down->shape.k;
-  stream.pool().for_each(args.x.dim(0), 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> gate_up(static_cast<size_t>(2 * inner)), act(static_cast<size_t>(inner));
-    std::vector<float> y(static_cast<size_t>(hidden)), total(y.size());
-    std::vector<int64_t> order(static_cast<size_t>(top_k));
-    for (int64_t t = begin; t < end; ++t) {
-      const int32_t* ids = args.ids.row<int32_t>(t);
-      std::iota(order.begin(), order.end(), 0);
-      std::stable_sort(order.begin(), order.end(),
-                       [&](int64_t i, int64_t j) { return ids[i] < ids[j]; });
-      std::fill(total.begin(), total.end(), 0.0f);
-      for (const int64_t j : order) {
-        matvec(*args.gate_up, ids[j], args.x.row<float>(t), gate_up.data());
-        for (size_t i = 0; i < act.size(); ++i) {
-          act[i] = silu(gate_up[i]) * gate_up[act.size() + i];
-        }
-        matvec(*args.down, ids[j], act.data(), y.data());
-        const float w = args.weights.row<float>(t)[j];
-        for (size_t i = 0; i < y.size(); ++i) total[i] += w * y[i];
-      }
-      float* out = args.out.row<float>(t);
-      for (size_t i = 0; i < total.size(); ++i) {
-        out[i] = args.accumulate ? out[i] + total[i] : total[i];
+  const int64_t rows = args.x.dim(0), hidden = args.x.dim(1), inner = args.down->shape.k;
+  std::vector<float> total(static_cast<size_t>(rows * hidden), 0.0f);
+  for (int64_t e = 0; e < args.gate_up->shape.experts; ++e) {
+    std::vector<std::pair<int64_t, float>> users;  // row and weight
+    std::vector<float> x;
+    for (int64_t t = 0; t < rows; ++t) {
+      for (int64_t j = 0; j < args.ids.dim(1); ++j) {
+        if (args.ids.row<int32_t>(t)[j] != e) continue;
+        users.emplace_back(t, args.weights.row<float>(t)[j]);
+        x.insert(x.end(), args.x.row<float>(t), args.x.row<float>(t) + hidden);
       }
     }
-  });
+    if (users.empty()) continue;
+    const int64_t m = static_cast<int64_t>(users.size());
+    std::vector<float> gate_up(static_cast<size_t>(m * 2 * inner));
+    std::vector<float> act(static_cast<size_t>(m * inner)), y(static_cast<size_t>(m * hidden));
+    matmul(stream, *args.gate_up, e, {x.data(), DType::kF32, {m, hidden}}, gate_up.data());
+    for (int64_t i = 0; i < m; ++i) {
+      const float* gate = gate_up.data() + i * 2 * inner;
+      for (int64_t c = 0; c < inner; ++c) {
+        act[static_cast<size_t>(i * inner + c)] = silu(gate[c]) * gate[inner + c];
+      }
+    }
+    matmul(stream, *args.down, e, {act.data(), DType::kF32, {m, inner}}, y.data());
+    for (int64_t i = 0; i < m; ++i) {
+      const auto& [t, weight] = users[static_cast<size_t>(i)];
+      for (int64_t c = 0; c < hidden; ++c) {
+        total[static_cast<size_t>(t * hidden + c)] +=
+            weight * y[static_cast<size_t>(i * hidden + c)];
+      }
+    }
+  }
+  for (int64_t t = 0; t < rows; ++t) {
+    float* out = args.out.row<float>(t);
+    for (int64_t c = 0; c < hidden; ++c) {
+      const float value = total[static_cast<size_t>(t * hidden + c)];
+      out[c] = args.accumulate ? out[c] + value : value;
+    }
+  }
 }
 
 }  // namespace weft::ref

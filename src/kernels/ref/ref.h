@@ -25,8 +25,8 @@ inline float* row3(const TensorView& x, int64_t i, int64_t j) {
 
 /// Row `n` of expert `expert` as f32 [K].
 void weight_row(const Weight& weight, int64_t expert, int64_t n, float* out);
-/// out[n] = x[0..K) . row n, with x rounded to bf16 first where the format asks for it.
-void matvec(const Weight& weight, int64_t expert, const float* x, float* out);
+/// out [T, N] = x [T, K] times the rows, x rounded to bf16 first where the format asks for it.
+void matmul(Stream& stream, const Weight& weight, int64_t expert, const TensorView& x, float* out);
 
 /// One head of one cached token, K (plane 0) or V (plane 1), [D].
 void kv_load(const PagedKv& kv, int plane, int64_t block, int64_t offset, int head, float* out);
