@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "checkpoint/safetensors.h"
@@ -134,6 +135,90 @@ INSTANTIATE_TEST_SUITE_P(Families, GoldenText,
                          ::testing::ValuesIn(cases({"qwen3", "qwen3_yarn", "qwen2", "llama3",
                                                     "qwen3_moe", "qwen3_next", "ernie4_5",
                                                     "ernie4_5_moe"})),
+                         case_name);
+
+/// Elastic-Attention runs dense: its routed prefill is another matter.
+class GoldenPaw : public Golden {};
+
+TEST_P(GoldenPaw, DensePrefillInF32) {
+  if (!oracle_has("models/" + std::get<0>(GetParam()))) GTEST_SKIP() << "not packed";
+  const auto driver = load(WeightFormat::kF32);
+  ASSERT_TRUE(driver);
+  const auto logits = driver->prefill(golden<int32_t>(file(), "input_ids"), 192, 8);
+  const auto expected = golden<float>(file(), "dense_logits_last8");
+  EXPECT_LE(difference(logits, expected).relative_max(), kF32Tolerance);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, GoldenPaw,
+                         ::testing::ValuesIn(cases({"pawqwen3_full_xattn",
+                                                    "pawqwen3_full_streaming",
+                                                    "pawqwen3_xattn_streaming"})),
+                         case_name);
+
+/// Checkpoints with images: everything loads, and what stands before the first image is text.
+class GoldenImage : public Golden {};
+
+TEST_P(GoldenImage, TextBeforeTheFirstImageInF32) {
+  const auto driver = load(WeightFormat::kF32);
+  ASSERT_TRUE(driver);
+  const ModelSpec& spec = driver->model().spec();
+  ASSERT_TRUE(spec.vision.has_value());
+  const auto ids = golden<int32_t>(file(), "input_ids");
+  const auto expected = golden<float>(file(), "logits");
+  const size_t n = static_cast<size_t>(std::find(ids.begin(), ids.end(), spec.vision->image_token) -
+                                       ids.begin());
+  ASSERT_GT(n, 0u);
+  ASSERT_LT(n, ids.size());
+  const auto logits = driver->prefill(std::span(ids).first(n), 0);
+  EXPECT_LE(difference(logits, std::span(expected).first(logits.size())).relative_max(),
+            kF32Tolerance);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, GoldenImage,
+                         ::testing::ValuesIn(cases({"qwen3_5", "qwen3_5_moe"})), case_name);
+
+class GoldenMtp : public Golden {};
+
+TEST_P(GoldenMtp, ModelInF32) {
+  const auto driver = load(WeightFormat::kF32);
+  ASSERT_TRUE(driver);
+  const auto ids = golden<int32_t>(file(), "input_ids");
+  const auto logits = driver->prefill(ids, 0);
+  EXPECT_LE(difference(logits, golden<float>(file(), "logits")).relative_max(), kF32Tolerance);
+  const auto expected = golden<int32_t>(file(), "greedy");
+  EXPECT_EQ(driver->greedy(logits, expected.size()), expected);
+}
+
+TEST_P(GoldenMtp, DraftModuleInF32) {
+  const auto driver = load(WeightFormat::kF32);
+  ASSERT_TRUE(driver);
+  ASSERT_TRUE(driver->model().spec().mtp.has_value());
+  auto ids = golden<int32_t>(file(), "input_ids");
+  driver->prefill(ids, 0, 1);
+  ids.erase(ids.begin());
+  ids.push_back(golden<int32_t>(file(), "next_token")[0]);
+  std::vector<float> hidden;
+  auto logits = driver->mtp(ids, 0, driver->hidden_rows(), &hidden);
+  EXPECT_LE(difference(logits, golden<float>(file(), "mtp_logits_all")).relative_max(),
+            kF32Tolerance);
+
+  // Three self-fed steps: the drafted token with the module's own hidden state.
+  const auto expected = golden<float>(file(), "draft_logits");
+  const auto drafts = golden<int32_t>(file(), "drafts");
+  const size_t v = static_cast<size_t>(driver->vocab());
+  const size_t width = static_cast<size_t>(driver->model().spec().hidden);
+  for (size_t i = 0; i < drafts.size(); ++i) {
+    const auto last = std::span(logits).last(v);
+    EXPECT_LE(difference(last, std::span(expected).subspan(i * v, v)).relative_max(),
+              kF32Tolerance);
+    EXPECT_EQ(std::max_element(last.begin(), last.end()) - last.begin(), drafts[i]);
+    const std::vector<float> previous(hidden.end() - static_cast<ptrdiff_t>(width), hidden.end());
+    logits = driver->mtp(std::span(drafts).subspan(i, 1), static_cast<int64_t>(ids.size() + i),
+                         previous, &hidden);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, GoldenMtp, ::testing::ValuesIn(cases({"qwen3_5_mtp"})),
                          case_name);
 
 }  // namespace
