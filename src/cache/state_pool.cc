@@ -72,7 +72,7 @@ void StatePool::unref(SlotId id) {
   }
 }
 
-void StatePool::cache(SlotId id, const Checkpoint& checkpoint) {
+void StatePool::cache(SlotId id, const StateCheckpoint& checkpoint) {
   Slot& s = slot(id);
   CHECK(s.refs > 0 && !s.cached, "only a held slot becomes a checkpoint, once");
   s.cached = true;

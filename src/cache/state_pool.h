@@ -15,7 +15,7 @@ enum class CheckpointKind : uint8_t {
 };
 
 /// A recurrent state that a later request can continue from.
-struct Checkpoint {
+struct StateCheckpoint {
   BlockId block;         ///< the KV block whose end it describes
   int64_t position = 0;  ///< tokens consumed
   SlotId parent;         ///< the nearest shallower checkpoint of the same prefix; invalid: none
@@ -39,7 +39,7 @@ class StatePool {
   int num_cached() const { return num_cached_; }
   int refs(SlotId id) const { return slot(id).refs; }
   bool cached(SlotId id) const { return slot(id).cached; }
-  const Checkpoint& checkpoint(SlotId id) const { return slot(id).checkpoint; }
+  const StateCheckpoint& checkpoint(SlotId id) const { return slot(id).checkpoint; }
 
   struct Allocation {
     SlotId slot;      ///< invalid: none can be had
@@ -52,7 +52,7 @@ class StatePool {
   void ref(SlotId id);
   void unref(SlotId id);
   /// A held slot becomes a checkpoint (it may stay held).
-  void cache(SlotId id, const Checkpoint& checkpoint);
+  void cache(SlotId id, const StateCheckpoint& checkpoint);
   /// It stops being one; checkpoints behind it now count from its parent. Free when nobody holds
   /// it.
   void uncache(SlotId id);
@@ -68,7 +68,7 @@ class StatePool {
     int refs = 0;
     bool cached = false;
     uint64_t last_use = 0;
-    Checkpoint checkpoint;
+    StateCheckpoint checkpoint;
   };
   Slot& slot(SlotId id);
   const Slot& slot(SlotId id) const;

@@ -7,7 +7,7 @@
 namespace weft {
 namespace {
 
-SlotId cached_slot(StatePool& pool, Checkpoint checkpoint) {
+SlotId cached_slot(StatePool& pool, StateCheckpoint checkpoint) {
   const SlotId slot = pool.allocate(false).slot;
   pool.cache(slot, checkpoint);
   pool.unref(slot);
