@@ -1,0 +1,264 @@
+#include <algorithm>
+
+#include "support.h"
+
+namespace weft {
+namespace {
+
+struct Part {  // a segment of the call
+  int rows;
+  int read, write;
+};
+
+/// Inputs of `rows` tokens and a pool of state slots. Poisoned slots are NaN all over.
+struct World {
+  GdnShape shape;
+  int64_t rows, slots;
+  Floats qkv, a, b, conv, a_log, dt_bias, windows, states;
+
+  World(GdnShape s, int64_t num_rows, uint64_t seed, int64_t num_slots = 8)
+      : shape(s), rows(num_rows), slots(num_slots) {
+    const int64_t c = channels();
+    qkv = random_floats({rows, c}, seed, 2);
+    a = random_floats({rows, s.value_heads}, seed + 1, 3);
+    b = random_floats({rows, s.value_heads}, seed + 2, 3);
+    conv = random_floats({c, s.conv_width}, seed + 3);
+    a_log = random_floats({s.value_heads}, seed + 4, 1);
+    dt_bias = random_floats({s.value_heads}, seed + 5, 1);
+    windows = random_floats({slots, s.conv_width - 1, c}, seed + 6, 2);
+    states = random_floats({slots, s.value_heads, s.value_dim, s.key_dim}, seed + 7, 0.3f);
+  }
+  int64_t channels() const {
+    return 2 * shape.key_heads * shape.key_dim + shape.value_heads * shape.value_dim;
+  }
+  void poison(int64_t slot) {
+    const auto fill = [&](Floats& x) {
+      const int64_t n = x.view.stride[0];
+      std::fill_n(x.data.begin() + slot * n, n, kNaN);
+    };
+    fill(windows);
+    fill(states);
+  }
+  std::vector<float> slot_of(int64_t slot) const {
+    std::vector<float> out;
+    for (const Floats* x : {&windows, &states}) {
+      const int64_t n = x->view.stride[0];
+      out.insert(out.end(), x->data.begin() + slot * n, x->data.begin() + (slot + 1) * n);
+    }
+    return out;
+  }
+};
+
+/// Runs rows [first, ...) of a world in the parts given, prompt parts first.
+Floats run(const OpTable& ops, Stream& stream, World& w, int64_t first,
+           const std::vector<Part>& parts, int num_prompt) {
+  std::vector<int32_t> cu = {0}, read, write;
+  for (const Part& p : parts) {
+    cu.push_back(cu.back() + p.rows);
+    read.push_back(p.read);
+    write.push_back(p.write);
+  }
+  const int64_t rows = cu.back();
+  Floats out({rows, w.shape.value_heads, w.shape.value_dim}, kNaN);
+  Ints cu_q(cu), read_slot(read), write_slot(write);
+  GdnArgs args;
+  args.shape = w.shape;
+  args.qkv = w.qkv.view.rows(first, first + rows);
+  args.a = w.a.view.rows(first, first + rows);
+  args.b = w.b.view.rows(first, first + rows);
+  args.conv = w.conv.view;
+  args.a_log = w.a_log.view;
+  args.dt_bias = w.dt_bias.view;
+  args.state = {w.windows.view, w.states.view};
+  args.cu_q = cu_q.view;
+  args.read_slot = read_slot.view;
+  args.write_slot = write_slot.view;
+  args.num_segments = static_cast<int>(parts.size());
+  args.num_prompt_segments = num_prompt;
+  args.out = out.view;
+  ops.gdn(stream, args);
+  out.data.pop_back();
+  return out;
+}
+
+constexpr double kTolerance = 1e-5;  // fp32 against the recurrence with sums in double
+
+class Gdn : public testing::TestWithParam<CpuIsa> {
+ protected:
+  const OpTable& ops_ = cpu_ops(GetParam());
+  TestStream stream_;
+};
+WEFT_FOR_EACH_ISA(Gdn);
+
+const GdnShape kShapes[] = {{1, 1, 32, 48, 4}, {2, 4, 128, 128, 4}, {2, 8, 64, 64, 4},
+                            {4, 4, 16, 16, 2}, {1, 3, 128, 64, 4},  {1, 2, 256, 32, 3}};
+
+TEST_P(Gdn, ChunksAndStepsMatchTheRecurrence) {
+  for (const GdnShape& shape : kShapes) {
+    for (const int rows : {1, 2, 63, 64, 65, 127, 128, 1000}) {
+      if (rows == 1000 && shape.key_dim != 32) continue;  // the oracle takes its time
+      for (const int prompt : {1, 0}) {
+        World ours(shape, rows, 3), oracle(shape, rows, 3);
+        const std::vector<Part> parts = {{rows, 2, 5}};
+        const Floats got = run(ops_, stream_, ours, 0, parts, prompt);
+        const Floats want = run(ref_ops(), stream_, oracle, 0, parts, prompt);
+        EXPECT_LT(relative_l2(got.data, want.data), kTolerance) << rows << " prompt " << prompt;
+        EXPECT_LT(relative_l2(ours.slot_of(5), oracle.slot_of(5)), kTolerance) << rows;
+      }
+    }
+  }
+}
+
+TEST_P(Gdn, PromptSplitsAtMultiplesOf64AreTheSameBits) {
+  const GdnShape shape{2, 4, 64, 64, 4};
+  World one(shape, 300, 9);
+  const Floats want = run(ops_, stream_, one, 0, {{300, -1, 0}}, 1);
+  for (const std::vector<int>& cuts : {std::vector<int>{64, 300}, {128, 192, 300}, {256, 300}}) {
+    // In one call, chained through a slot; and in calls of their own, through changing slots.
+    World chained(shape, 300, 9);
+    std::vector<Part> parts;
+    for (size_t i = 0; i < cuts.size(); ++i) {
+      parts.push_back({cuts[i] - (i == 0 ? 0 : cuts[i - 1]), i == 0 ? -1 : static_cast<int>(i),
+                       static_cast<int>(i) + 1});
+    }
+    const int last = parts.back().write;
+    const Floats got = run(ops_, stream_, chained, 0, parts, static_cast<int>(parts.size()));
+    EXPECT_TRUE(got.same_bits(want));
+    EXPECT_EQ(chained.slot_of(last), one.slot_of(0));
+    World calls(shape, 300, 9);
+    int64_t row = 0;
+    for (const Part& p : parts) {
+      const Floats piece = run(ops_, stream_, calls, row, {p}, 1);
+      EXPECT_EQ(std::memcmp(piece.data.data(), want.data.data() + row * 4 * 64,
+                            static_cast<size_t>(p.rows * 4 * 64) * sizeof(float)),
+                0);
+      row += p.rows;
+    }
+    EXPECT_EQ(calls.slot_of(last), one.slot_of(0));
+  }
+}
+
+TEST_P(Gdn, UnalignedSplitsCarryTheConvolutionWindow) {
+  const GdnShape shape{2, 4, 64, 64, 4};
+  World one(shape, 70, 9), oracle(shape, 70, 9);
+  const Floats want = run(ref_ops(), stream_, oracle, 0, {{70, -1, 0}}, 1);
+  for (const int first : {1, 2, 3, 4, 61}) {
+    for (const int second : {1, 2, 3}) {
+      World w(shape, 70, 9);
+      const std::vector<Part> parts = {
+          {first, -1, 1}, {second, 1, 1}, {0, 1, 2}, {70 - first - second, 2, 0}};
+      const Floats got = run(ops_, stream_, w, 0, parts, 4);
+      EXPECT_LT(relative_l2(got.data, want.data), kTolerance) << first << " " << second;
+      EXPECT_LT(relative_l2(w.slot_of(0), oracle.slot_of(0)), kTolerance);
+    }
+  }
+}
+
+TEST_P(Gdn, VerifyingTokensIsDecodingThemOneByOne) {
+  const GdnShape shape{2, 8, 64, 64, 4};
+  World together(shape, 8, 21), alone(shape, 8, 21);
+  const Floats want = run(ops_, stream_, together, 0, {{8, 3, 4}}, 0);
+  std::vector<float> got;
+  for (int t = 0; t < 8; ++t) {
+    const Floats out = run(ops_, stream_, alone, t, {{1, t == 0 ? 3 : 4, 4}}, 0);
+    got.insert(got.end(), out.data.begin(), out.data.end());
+  }
+  EXPECT_EQ(got, want.data);
+  EXPECT_EQ(alone.slot_of(4), together.slot_of(4));
+  EXPECT_EQ(alone.slot_of(3), together.slot_of(3));  // the slot that was only read
+}
+
+TEST_P(Gdn, LongDecodeSegmentsMatchShortOnes) {
+  const GdnShape shape{1, 2, 32, 32, 4};
+  World together(shape, 150, 22), alone(shape, 150, 22), unsaved(shape, 150, 22);
+  const Floats want = run(ops_, stream_, together, 0, {{150, 3, 3}}, 0);
+  const Floats got = run(ops_, stream_, alone, 0, {{70, 3, 1}, {80, 1, 3}}, 0);
+  EXPECT_TRUE(got.same_bits(want));
+  EXPECT_EQ(alone.slot_of(3), together.slot_of(3));
+  EXPECT_TRUE(run(ops_, stream_, unsaved, 0, {{150, 3, -1}}, 0).same_bits(want));
+}
+
+TEST_P(Gdn, SlotsBatchAndThreadsDontShowInTheBits) {
+  const GdnShape shape{4, 8, 32, 32, 4};
+  // Two prompts and three decode rows, each from a slot of its own.
+  const std::vector<Part> parts = {{70, 0, 0}, {5, -1, 1}, {1, 2, 2}, {1, 3, 3}, {2, 4, 5}};
+  World base(shape, 79, 5);
+  const Floats want = run(ops_, stream_, base, 0, parts, 2);
+  for (const int threads : {1, 3}) {
+    World w(shape, 79, 5);
+    TestStream stream(threads);
+    EXPECT_TRUE(run(ops_, stream, w, 0, parts, 2).same_bits(want));
+    for (int64_t slot = 0; slot < 6; ++slot) EXPECT_EQ(w.slot_of(slot), base.slot_of(slot));
+  }
+  int64_t row = 0;
+  for (size_t i = 0; i < parts.size(); ++i) {  // alone, and in another slot
+    World w(shape, 79, 5);
+    Part part = parts[i];
+    if (part.read >= 0) {
+      for (Floats* x : {&w.windows, &w.states}) {
+        const int64_t n = x->view.stride[0];
+        std::copy_n(x->data.begin() + part.read * n, n, x->data.begin() + 7 * n);
+      }
+      w.poison(part.read);
+      part.read = 7;
+    }
+    const int write = part.write;
+    part.write = 6;
+    w.poison(6);
+    const Floats got = run(ops_, stream_, w, row, {part}, i < 2 ? 1 : 0);
+    EXPECT_EQ(std::memcmp(got.data.data(), want.data.data() + row * 8 * 32,
+                          got.data.size() * sizeof(float)),
+              0)
+        << i;
+    EXPECT_EQ(w.slot_of(6), base.slot_of(write)) << i;
+    row += part.rows;
+  }
+}
+
+TEST_P(Gdn, DirtySlotsNeverLeak) {
+  const GdnShape shape{2, 2, 32, 32, 4};
+  World clean(shape, 130, 5), dirty(shape, 130, 5);
+  for (int64_t slot = 0; slot < 8; ++slot) dirty.poison(slot);
+  // A new sequence in a dirty slot, a row that writes nothing, empty segments.
+  const std::vector<Part> parts = {{100, -1, 3}, {0, -1, 6}, {28, -1, -1}, {1, -1, 5}, {1, -1, -1}};
+  const Floats want = run(ops_, stream_, clean, 0, parts, 3);
+  const Floats got = run(ops_, stream_, dirty, 0, parts, 3);
+  EXPECT_TRUE(got.same_bits(want));
+  for (const int64_t slot : {3, 5, 6}) EXPECT_EQ(dirty.slot_of(slot), clean.slot_of(slot));
+  for (float x : dirty.slot_of(6)) EXPECT_EQ(x, 0.0f);
+  for (const int64_t slot : {0, 1, 2, 4, 7}) {
+    for (float x : dirty.slot_of(slot)) EXPECT_TRUE(std::isnan(x));
+  }
+}
+
+TEST_P(Gdn, ExtremeGatesStayFinite) {
+  const GdnShape shape{1, 2, 64, 64, 4};
+  for (const float a : {20.0f, -20.0f, 0.0f}) {
+    for (const float b : {40.0f, -40.0f, 0.0f}) {
+      for (const int prompt : {1, 0}) {
+        World ours(shape, 130, 8);
+        std::fill(ours.a_log.data.begin(), ours.a_log.data.end(), std::log(16.0f));
+        for (size_t i = 0; i < ours.a.data.size(); ++i) {
+          ours.a.data[i] = i % 3 == 0 ? -a : a;
+          ours.b.data[i] = b;
+        }
+        World oracle = ours;
+        const Floats got = run(ops_, stream_, ours, 0, {{130, 0, 1}}, prompt);
+        const Floats want = run(ref_ops(), stream_, oracle, 0, {{130, 0, 1}}, prompt);
+        EXPECT_LT(relative_l2(got.data, want.data), kTolerance) << a << " " << b;
+        EXPECT_LT(relative_l2(ours.slot_of(1), oracle.slot_of(1)), kTolerance) << a << " " << b;
+      }
+    }
+  }
+}
+
+TEST_P(Gdn, NothingToDo) {
+  World w({1, 1, 16, 16, 4}, 1, 1);
+  const World before = w;
+  run(ops_, stream_, w, 0, {}, 0);
+  run(ops_, stream_, w, 0, {{0, 1, 1}, {0, -1, -1}}, 1);
+  for (int64_t slot = 0; slot < 8; ++slot) EXPECT_EQ(w.slot_of(slot), before.slot_of(slot));
+}
+
+}  // namespace
+}  // namespace weft
