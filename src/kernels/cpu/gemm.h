@@ -40,9 +40,9 @@ void pack_row(const PackedRows& p, int64_t r, const float* x, int64_t k, bool f3
 /// x = scale * v with |v| <= 32639 = 127 * 257, so that v = 256 high + low in two int8.
 /// A row's group is 64 bytes: 32 high and 32 low bytes, or (without VNNI) 32 int16.
 struct IntRows {
-  std::byte* data = nullptr;  ///< [row tile][K/32][16][64 bytes]
-  float* scales = nullptr;    ///< [row tile][K/32][16]
-  int32_t* sums = nullptr;    ///< [row tile][K/32][16]: sum of v
+  std::byte* data = nullptr;  ///< [rows][K/32][64 bytes]
+  float* scales = nullptr;    ///< [rows][K/32]
+  int32_t* sums = nullptr;    ///< [rows][K/32]: sum of v
   int64_t rows = 0;
   int64_t steps = 0;
 };

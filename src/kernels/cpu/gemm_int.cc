@@ -37,7 +37,8 @@ WEFT_INLINE Vec to_float(__m512i x) {
 
 #if WEFT_AVX512_BF16
 
-constexpr int kMaxRows = 8;
+constexpr int kMaxRows = 16;  // accumulators
+constexpr int kStreams = 4;
 /// sum_k (code - bias) v for 16 outputs; `minus` = -bias sum(v).
 WEFT_INLINE Vec group_dot(const Codes (&w)[kQuads], const std::byte* x, int32_t minus) {
   __m512i high = _mm512_setzero_si512(), low = _mm512_set1_epi32(minus);
@@ -53,6 +54,7 @@ WEFT_INLINE Vec group_dot(const Codes (&w)[kQuads], const std::byte* x, int32_t 
 #else
 
 constexpr int kMaxRows = 4;
+constexpr int kStreams = 4;
 WEFT_INLINE Vec group_dot(const Codes (&w)[kQuads], const std::byte* x, int32_t minus) {
   __m512i a = _mm512_setzero_si512(), b = a;  // outputs 0..7 and 8..15, two sums each
   const auto* quads = reinterpret_cast<const int64_t*>(x);
@@ -76,6 +78,7 @@ WEFT_INLINE Vec group_dot(const Codes (&w)[kQuads], const std::byte* x, int32_t 
 #else
 
 constexpr int kMaxRows = 1;
+constexpr int kStreams = 1;
 struct Codes {
   __m256i a, b;  // outputs 0..7, 8..15
 };
@@ -118,74 +121,83 @@ WEFT_INLINE Vec group_dot(const Codes (&w)[kQuads], const std::byte* x, int32_t 
 
 #endif
 
-/// R rows of one row tile against one panel, all groups.
-template <int R, bool Int4>
+/// Rows [row, row + R) of the block against panels [panel, panel + P), all groups. P panels at a
+/// time are as many streams of weights.
+template <int R, int P, bool Int4>
 void panel_rows(const IntRows& a, const Block& block, int64_t row, int panel, bool prefetch) {
   constexpr int kPairBytes = Int4 ? kInt4PairBytes : kInt8PairBytes;
   constexpr int kGroupBytes = Int4 ? 256 : 512;
   constexpr int kBias = Int4 ? 8 : 128;
-  const int64_t tile = block.tile + row / kRowTile;
-  const int64_t first = tile * a.steps * kRowTile + row % kRowTile;
+  const int64_t first = (block.tile * kRowTile + row) * a.steps;
   const std::byte* x = a.data + first * 64;
   const float* scale = a.scales + first;
   const int32_t* sum = a.sums + first;
-  const std::byte* pair = block.panels[panel];
-  Vec acc[R];
+  const std::byte* pair[P];
+  Vec acc[P][R];
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+    pair[p] = block.panels[panel + p];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) acc[r] = vec_zero();
-  for (int64_t s = 0; s < block.steps; s += 2, pair += kPairBytes) {
-    if (prefetch) {
-      for (int i = 0; i < kPairBytes; i += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(pair) + i + 2 * kPairBytes, _MM_HINT_NTA);
-    }
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      Codes w[kQuads];
-      load_codes(pair + 64 + half * kGroupBytes, Int4, w);
-      const Vec weight_scale = vec_f16(pair + half * 32);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Vec dot = group_dot(w, x + r * 64, -kBias * sum[r]);
-        acc[r] = vec_fma(dot, vec_mul(weight_scale, vec_set(scale[r])), acc[r]);
+    for (int r = 0; r < R; ++r) acc[p][r] = vec_zero();
+  }
+  for (int64_t s = 0; s < block.steps; s += 2) {
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      if (prefetch) {
+        for (int i = 0; i < kPairBytes; i += 64)
+          _mm_prefetch(reinterpret_cast<const char*>(pair[p]) + i + 2 * kPairBytes, _MM_HINT_NTA);
       }
-      x += kRowTile * 64;
-      scale += kRowTile;
-      sum += kRowTile;
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        Codes w[kQuads];
+        load_codes(pair[p] + 64 + half * kGroupBytes, Int4, w);
+        const Vec weight_scale = vec_f16(pair[p] + half * 32);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const int64_t group = r * a.steps + s + half;
+          const Vec dot = group_dot(w, x + group * 64, -kBias * sum[group]);
+          acc[p][r] = vec_fma(dot, vec_mul(weight_scale, vec_set(scale[group])), acc[p][r]);
+        }
+      }
+      pair[p] += kPairBytes;
     }
   }
-  float* c = block.c + (panel * block.tiles * kRowTile + row) * kPanelWidth;
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+    float* c = block.c + ((panel + p) * block.tiles * kRowTile + row) * kPanelWidth;
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) vec_store(c + r * kPanelWidth, acc[r]);
+    for (int r = 0; r < R; ++r) vec_store(c + r * kPanelWidth, acc[p][r]);
+  }
+}
+
+template <int P, bool Int4>
+void all_rows(const IntRows& a, const Block& block, int panel) {
+  static const bool kPrefetch = __builtin_cpu_is("amd") != 0;
+  constexpr int kMost = kMaxRows / P > 0 ? kMaxRows / P : 1, kHalf = kMost > 1 ? kMost / 2 : 1;
+  bool prefetch = kPrefetch;
+  const int64_t left = a.rows - block.tile * kRowTile, all = block.tiles * kRowTile;
+  const int64_t end = left < all ? left : all;
+  for (int64_t row = 0; row < end;) {
+    if (end - row >= kMost) {
+      panel_rows<kMost, P, Int4>(a, block, row, panel, prefetch);
+      row += kMost;
+    } else if (end - row >= kHalf) {
+      panel_rows<kHalf, P, Int4>(a, block, row, panel, prefetch);
+      row += kHalf;
+    } else {
+      panel_rows<1, P, Int4>(a, block, row, panel, prefetch);
+      row += 1;
+    }
+    prefetch = false;  // the panels are in the cache from now on
+  }
 }
 
 template <bool Int4>
 void multiply(const IntRows& a, const Block& block) {
-  static const bool kPrefetch = __builtin_cpu_is("amd") != 0;
-  for (int panel = 0; panel < block.count; ++panel) {
-    bool prefetch = kPrefetch;
-    for (int64_t t = 0; t < block.tiles; ++t) {
-      const int64_t left = a.rows - (block.tile + t) * kRowTile;
-      const int64_t end = t * kRowTile + (left < kRowTile ? left : kRowTile);
-      for (int64_t row = t * kRowTile; row < end;) {
-        const int64_t rows = end - row;
-        int64_t now = 1;
-        if (kMaxRows >= 8 && rows >= 8) {
-          panel_rows<kMaxRows >= 8 ? 8 : 1, Int4>(a, block, row, panel, prefetch);
-          now = 8;
-        } else if (kMaxRows >= 4 && rows >= 4) {
-          panel_rows<kMaxRows >= 4 ? 4 : 1, Int4>(a, block, row, panel, prefetch);
-          now = 4;
-        } else if (kMaxRows >= 2 && rows >= 2) {
-          panel_rows<kMaxRows >= 2 ? 2 : 1, Int4>(a, block, row, panel, prefetch);
-          now = 2;
-        } else {
-          panel_rows<1, Int4>(a, block, row, panel, prefetch);
-        }
-        prefetch = false;  // the panel is in the cache from now on
-        row += now;
-      }
-    }
-  }
+  int panel = 0;
+  for (; panel + kStreams <= block.count; panel += kStreams)
+    all_rows<kStreams, Int4>(a, block, panel);
+  for (; panel < block.count; ++panel) all_rows<1, Int4>(a, block, panel);
 }
 
 }  // namespace

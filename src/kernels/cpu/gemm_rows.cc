@@ -137,11 +137,11 @@ void pack_row(const PackedRows& p, int64_t r, const float* x, int64_t k, bool f3
 }
 
 int64_t int_rows_bytes(int64_t rows, int64_t steps) {
-  return row_tiles(rows) * steps * kRowTile * (64 + 4 + 4);
+  return rows * steps * (64 + 4 + 4);
 }
 
 IntRows int_rows(void* memory, int64_t rows, int64_t steps) {
-  const int64_t groups = row_tiles(rows) * steps * kRowTile;
+  const int64_t groups = rows * steps;
   IntRows p;
   p.data = static_cast<std::byte*>(memory);
   p.scales = reinterpret_cast<float*>(p.data + groups * 64);
@@ -152,11 +152,10 @@ IntRows int_rows(void* memory, int64_t rows, int64_t steps) {
 }
 
 void pack_int_row(const IntRows& p, int64_t r, const float* x, int64_t k) {
-  const int64_t at = (r / kRowTile) * p.steps * kRowTile + r % kRowTile;
   for (int64_t s = 0; s < p.steps; ++s) {
-    const int64_t group = at + s * kRowTile;
-    Vec a = vec_zero(), b = vec_zero();
-    if (r < p.rows) load_step(x, s * kStep, k, a, b);
+    const int64_t group = r * p.steps + s;
+    Vec a, b;
+    load_step(x, s * kStep, k, a, b);
     const float largest = largest_magnitude(a, b);
     const bool zero = !(largest > 1e-30f);  // 32639 / largest would overflow: nothing is lost
     const Vec inverse = vec_set(zero ? 0.0f : kIntMax / largest);
