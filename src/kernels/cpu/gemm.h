@@ -4,7 +4,8 @@
 //
 // Activations are packed into tiles of 16 rows: [row tile][K/32][16 rows][32 values], so that one
 // K step of a tile is what an AMX A tile wants, and a row's values of a step are contiguous for the
-// others. Results of a block are kept as [panel][row][16 outputs] f32 until the epilogue.
+// others. Fewer than 16 rows make one tile of just as many. Results of a block are kept as
+// [panel][row][16 outputs] f32 until the epilogue.
 //
 // Exactness: a result element is one chain of additions over the K steps in ascending order,
 // whatever the rows and panels beside it; splitting K continues the chain from the stored f32.
@@ -31,9 +32,16 @@ struct PackedRows {
   int64_t steps = 0;
 };
 
+WEFT_INLINE int64_t tile_rows(const PackedRows& p) {
+  return p.rows < kRowTile ? p.rows : kRowTile;
+}
+/// Rows to pack, those that fill the last tile up included.
+WEFT_INLINE int64_t padded_rows(const PackedRows& p) {
+  return p.rows < kRowTile ? p.rows : (p.rows + kRowTile - 1) / kRowTile * kRowTile;
+}
 /// Bytes of `rows` packed rows; `f32`: for f32 weights.
 int64_t packed_rows_bytes(int64_t rows, int64_t steps, bool f32);
-/// Packs row `r` (its tile's padding rows when r >= rows): zeros past k.
+/// Packs row `r` < padded_rows(): zeros past k, and all zeros when r >= rows.
 void pack_row(const PackedRows& p, int64_t r, const float* x, int64_t k, bool f32);
 
 /// Rows of activations as 16-bit integers per group, the decode arithmetic of int8 and int4:

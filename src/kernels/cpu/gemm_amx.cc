@@ -23,8 +23,8 @@ struct alignas(64) TileConfig {
 /// 2 x 2: results 0..3, activations 4, 5, weights 6, 7. 1 x 4: results 0..3, activations 4,
 /// weights 5..7.
 template <int Tiles, int Panels>
-void tiles_block(const std::byte* a, int64_t a_tile, const std::byte* const* b, int64_t steps,
-                 float* c, int64_t c_panel, bool accumulate) {
+void tiles_block(const std::byte* a, int64_t a_tile, int64_t a_step, const std::byte* const* b,
+                 int64_t steps, float* c, int64_t c_panel, bool accumulate) {
   constexpr int kC = kRowTile * kPanelWidth;
   if (accumulate) {
     _tile_loadd(0, c, 64);
@@ -41,14 +41,14 @@ void tiles_block(const std::byte* a, int64_t a_tile, const std::byte* const* b, 
   const std::byte* b1 = Panels > 1 ? b[1] : nullptr;
   for (int64_t s = 0; s < steps; ++s) {
     _tile_loadd(6, b0 + s * kTileBytes, 64);
-    _tile_loadd(4, a + s * kTileBytes, 64);
+    _tile_loadd(4, a + s * a_step, 64);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (Panels > 1) {
       _tile_loadd(7, b1 + s * kTileBytes, 64);
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (Tiles > 1) {
-      _tile_loadd(5, a + a_tile + s * kTileBytes, 64);
+      _tile_loadd(5, a + a_tile + s * a_step, 64);
       _tile_dpbf16ps(2, 5, 6);
       if constexpr (Panels > 1) _tile_dpbf16ps(3, 5, 7);
     }
@@ -60,8 +60,8 @@ void tiles_block(const std::byte* a, int64_t a_tile, const std::byte* const* b, 
 }
 
 /// One row tile, four panels.
-void stream_block(const std::byte* a, const std::byte* const* b, int64_t steps, float* c,
-                  int64_t c_panel, bool accumulate) {
+void stream_block(const std::byte* a, int64_t a_step, const std::byte* const* b, int64_t steps,
+                  float* c, int64_t c_panel, bool accumulate) {
   if (accumulate) {
     _tile_loadd(0, c, 64);
     _tile_loadd(1, c + c_panel, 64);
@@ -75,7 +75,7 @@ void stream_block(const std::byte* a, const std::byte* const* b, int64_t steps, 
   }
   const std::byte *b0 = b[0], *b1 = b[1], *b2 = b[2], *b3 = b[3];
   for (int64_t s = 0; s < steps; ++s) {
-    _tile_loadd(4, a + s * kTileBytes, 64);
+    _tile_loadd(4, a + s * a_step, 64);
     _tile_loadd(5, b0 + s * kTileBytes, 64);
     _tile_dpbf16ps(0, 4, 5);
     _tile_loadd(6, b1 + s * kTileBytes, 64);
@@ -105,13 +105,13 @@ void bring(const Block& block, int64_t part, int64_t parts) {
 
 void multiply_bf16(const PackedRows& a, const Block& block) {
   asm volatile("" ::: "memory");  // what the tiles read has been written
-  const int64_t a_tile = a.steps * kTileBytes;
-  const std::byte* x = a.data + (block.tile * a.steps + block.step) * kTileBytes;
+  const int64_t a_tile = a.steps * kTileBytes, a_step = tile_rows(a) * 64;
+  const std::byte* x = a.data + block.tile * a_tile + block.step * a_step;
   const int64_t c_panel = block.tiles * kRowTile * kPanelWidth;
   int p = 0;
   if (block.tiles == 1) {
     for (; p + 4 <= block.count; p += 4) {
-      stream_block(x, block.panels + p, block.steps, block.c + p * c_panel, c_panel,
+      stream_block(x, a_step, block.panels + p, block.steps, block.c + p * c_panel, c_panel,
                    block.accumulate);
     }
   }
@@ -123,7 +123,7 @@ void multiply_bf16(const PackedRows& a, const Block& block) {
       const std::byte* xt = x + t * a_tile;
       const auto fn = t + 1 < block.tiles ? (two ? tiles_block<2, 2> : tiles_block<2, 1>)
                                           : (two ? tiles_block<1, 2> : tiles_block<1, 1>);
-      fn(xt, a_tile, b, block.steps, c, c_panel, block.accumulate);
+      fn(xt, a_tile, a_step, b, block.steps, c, c_panel, block.accumulate);
       if (block.ahead != nullptr && p == 0) bring(block, t / 2, (block.tiles + 1) / 2);
     }
   }

@@ -10,10 +10,6 @@ namespace {
 
 constexpr float kIntMax = 32639.0f;
 
-WEFT_INLINE int64_t row_tiles(int64_t rows) {
-  return (rows + kRowTile - 1) / kRowTile;
-}
-
 /// Values [k0, k0 + 32) of a row, zeros past k.
 WEFT_INLINE void load_step(const float* x, int64_t k0, int64_t k, Vec& a, Vec& b) {
   const int64_t left = k - k0;
@@ -117,16 +113,17 @@ WEFT_INLINE int32_t store_ints(Vec a, Vec b, std::byte* out) {
 }  // namespace
 
 int64_t packed_rows_bytes(int64_t rows, int64_t steps, bool f32) {
-  return row_tiles(rows) * steps * kRowTile * kStep *
+  return padded_rows({nullptr, rows, steps}) * steps * kStep *
          static_cast<int64_t>(f32 ? sizeof(float) : sizeof(Act));
 }
 
 void pack_row(const PackedRows& p, int64_t r, const float* x, int64_t k, bool f32) {
   const int64_t at = ((r / kRowTile) * p.steps * kRowTile + r % kRowTile) * kStep;
+  const int64_t step_values = tile_rows(p) * kStep;
   for (int64_t s = 0; s < p.steps; ++s) {
     Vec a = vec_zero(), b = vec_zero();
     if (r < p.rows) load_step(x, s * kStep, k, a, b);
-    const int64_t offset = at + s * kRowTile * kStep;
+    const int64_t offset = at + s * step_values;
     if (f32) {
       vec_store(reinterpret_cast<float*>(p.data) + offset, a);
       vec_store(reinterpret_cast<float*>(p.data) + offset + 16, b);

@@ -109,7 +109,8 @@ template <class Kernel, int R, int P>
 void register_tile(const PackedRows& a, const Block& block, int64_t row, int panel, bool prefetch) {
   const int64_t tile = block.tile + row / kRowTile;
   const auto* x = reinterpret_cast<const typename Kernel::Value*>(a.data) +
-                  ((tile * a.steps + block.step) * kRowTile + row % kRowTile) * kStep;
+                  (tile * a.steps * kRowTile + block.step * tile_rows(a) + row % kRowTile) * kStep;
+  const int64_t step_values = tile_rows(a) * kStep;
   const int64_t c_panel = block.tiles * kRowTile * kPanelWidth;
   float* c = block.c + panel * c_panel + row * kPanelWidth;
   const std::byte* b[P];
@@ -127,7 +128,7 @@ void register_tile(const PackedRows& a, const Block& block, int64_t row, int pan
       for (int p = 0; p < P; ++p) prefetch_step(b[p], Kernel::kStepBytes);
     }
     Kernel::template step<R, P>(x, b, acc);
-    x += kRowTile * kStep;
+    x += step_values;
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) b[p] += Kernel::kStepBytes;
   }

@@ -47,7 +47,7 @@ void linear(Stream& stream, const LinearArgs& args) {
   const auto* x = static_cast<const float*>(args.x.data);
   const int64_t x_stride = args.x.stride[0];
   // Padding rows of the last tile are packed too: the tiles read them.
-  const int64_t padded = (prompt + kRowTile - 1) / kRowTile * kRowTile;
+  const int64_t padded = padded_rows(job.prompt);
   std::atomic<int64_t> next{0};
   pool.parallel([&](int worker) {
     const int64_t all = padded + decode;

@@ -117,7 +117,7 @@ void plan_jobs(Plan& plan, const ScratchScope& scope, int threads) {
 template <class Rows>
 void pack_group(const Plan& plan, const Group& g, const ColumnJob& job, int64_t k,
                 const Rows& rows) {
-  const int64_t padded = (g.prompt + kRowTile - 1) / kRowTile * kRowTile;
+  const int64_t padded = padded_rows(job.prompt);
   for (int64_t i = 0; i < padded; ++i)
     pack_row(job.prompt, i, i < g.prompt ? rows(g.begin + i) : nullptr, k, plan.f32);
   for (int64_t i = 0; i < job.decode.rows; ++i)
