@@ -179,6 +179,22 @@ TEST(CheckpointAttack, IndexContents) {
   }
 }
 
+TEST(CheckpointAttack, IndexThatIsNoFile) {
+  const TempDir dir;
+  const std::string index = dir.file("model.safetensors.index.json");
+  fs::create_symlink("model.safetensors.index.json", index);  // a loop
+  EXPECT_THAT(problem(dir), HasSubstr("symbolic link to"));
+  fs::remove(index);
+  fs::create_symlink("/dev/zero", index);
+  EXPECT_THAT(problem(dir), HasSubstr("symbolic link to"));
+  fs::remove(index);
+  fs::create_directory(index);
+  EXPECT_THAT(problem(dir), HasSubstr("not a regular file"));
+  fs::remove(index);
+  ASSERT_EQ(mkfifo(index.c_str(), 0600), 0);
+  EXPECT_THAT(problem(dir), HasSubstr("not a regular file"));
+}
+
 TEST(CheckpointAttack, SymbolicLinks) {
   const TempDir cache;
   fs::create_directories(cache.file("blobs"));

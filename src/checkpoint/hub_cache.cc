@@ -63,7 +63,7 @@ std::string HubCache::cached_commit(const std::string& revision) const {
     }
     return is_plain_file_name(*text) ? *text : std::string();
   }
-  const bool is_commit = is_plain_file_name(revision) && fs::is_directory(snapshot(revision));
+  const bool is_commit = is_plain_file_name(revision) && is_directory(snapshot(revision));
   return is_commit ? revision : std::string();
 }
 
@@ -98,8 +98,8 @@ Result<> HubCache::link(const std::string& commit, const std::string& file,
 }
 
 std::string missing_from_snapshot(const std::string& snapshot) {
-  if (!fs::is_regular_file(snapshot + "/config.json")) return "config.json";
-  if (fs::is_regular_file(snapshot + "/model.safetensors")) return {};
+  if (!is_regular_file(snapshot + "/config.json")) return "config.json";
+  if (is_regular_file(snapshot + "/model.safetensors")) return {};
   const auto dir = ModelDirectory::open(snapshot);
   if (!dir.ok()) return "the directory";
   constexpr const char* kIndex = "model.safetensors.index.json";
@@ -114,11 +114,21 @@ std::string missing_from_snapshot(const std::string& snapshot) {
     if (auto shard = map->string(tensor); shard.ok()) shards.insert(std::move(shard).value());
   }
   for (const std::string& shard : shards) {
-    if (!is_plain_file_name(shard) || !fs::is_regular_file(snapshot + "/" + shard)) {
+    if (!is_plain_file_name(shard) || !is_regular_file(snapshot + "/" + shard)) {
       return in_quotes(shard);
     }
   }
   return {};
+}
+
+bool is_regular_file(const std::string& path) {
+  std::error_code ignored;
+  return fs::is_regular_file(path, ignored);
+}
+
+bool is_directory(const std::string& path) {
+  std::error_code ignored;
+  return fs::is_directory(path, ignored);
 }
 
 uint64_t file_size_or_zero(const std::string& path) {
@@ -128,8 +138,8 @@ uint64_t file_size_or_zero(const std::string& path) {
 }
 
 Result<uint64_t> free_space(const std::string& dir) {
-  fs::path path = fs::absolute(dir);
   std::error_code error;
+  fs::path path = fs::absolute(dir, error);
   while (!fs::exists(path, error) && path.has_parent_path() && path != path.parent_path()) {
     path = path.parent_path();
   }

@@ -47,6 +47,10 @@ class HubCache {
 /// Empty when `snapshot` has config.json and all the weights that it names; else what is missing.
 std::string missing_from_snapshot(const std::string& snapshot);
 
+/// Links are followed; anything that can't be looked at is none.
+bool is_regular_file(const std::string& path);
+bool is_directory(const std::string& path);
+
 /// Size of a regular file, or 0 when there is none.
 uint64_t file_size_or_zero(const std::string& path);
 

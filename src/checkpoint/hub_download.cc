@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <charconv>
-#include <filesystem>
 #include <mutex>
 #include <optional>
 #include <set>
@@ -19,8 +18,6 @@
 
 namespace weft {
 namespace {
-
-namespace fs = std::filesystem;
 
 constexpr uint64_t kMaxInfoBytes = uint64_t{64} << 20;
 constexpr uint64_t kMaxFileBytes = uint64_t{1} << 46;  // 64 TiB: later sums fit 64 bits
@@ -165,7 +162,7 @@ std::vector<FileInfo> missing_blobs(const HubCache& cache, const std::vector<Fil
   std::vector<FileInfo> out;
   std::set<std::string> seen;
   for (const FileInfo& info : infos) {
-    if (fs::is_regular_file(cache.blob(info.etag)) || !seen.insert(info.etag).second) continue;
+    if (is_regular_file(cache.blob(info.etag)) || !seen.insert(info.etag).second) continue;
     out.push_back(info);
   }
   return out;
@@ -254,7 +251,7 @@ Result<std::string> download_model(const ModelName& model, const HubOptions& opt
   TRY(cache.make_folders(repo.commit));
   std::vector<std::string> absent;
   for (const std::string& file : repo.files) {
-    if (!fs::exists(cache.snapshot(repo.commit) + "/" + file)) absent.push_back(file);
+    if (!is_regular_file(cache.snapshot(repo.commit) + "/" + file)) absent.push_back(file);
   }
   if (!absent.empty()) {
     const auto infos = TRY(read_file_infos(session, repo.commit, absent));
@@ -271,9 +268,8 @@ Result<std::string> download_model(const ModelName& model, const HubOptions& opt
 
 Result<std::string> resolve_model(const std::string& name_or_dir, const HubOptions& options,
                                   const ProgressSink& progress) {
-  std::error_code ignored;
-  if (fs::is_directory(name_or_dir, ignored)) return name_or_dir;
-  if (fs::exists(name_or_dir, ignored)) {
+  if (is_directory(name_or_dir)) return name_or_dir;
+  if (is_regular_file(name_or_dir)) {
     return invalid_argument(name_or_dir + " is a file; a model is a directory or ORG/NAME");
   }
   if (name_or_dir.starts_with('/') || name_or_dir.starts_with('.')) {

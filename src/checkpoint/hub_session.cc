@@ -72,7 +72,10 @@ Result<HubSession::Answer> HubSession::send(HttpClient& client, HttpRequest requ
       return unavailable(request.url + " redirects to " + in_quotes(target) +
                          "; only https and http URLs are followed, and never from https to http");
     }
-    if (request.head && target_origin != origin_) return Answer{std::move(response), request.url};
+    const bool describes_file = !response.header("x-linked-etag").empty();
+    if (request.head && (describes_file || target_origin != origin_)) {
+      return Answer{std::move(response), request.url};
+    }
     request.url = target;
   }
   return unavailable(request.url + ": more than " + std::to_string(kMaxRedirects) + " redirects");

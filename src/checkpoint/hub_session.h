@@ -32,7 +32,8 @@ class HubSession {
   };
   /// One attempt, with up to five redirects. The token (and If-Range, which names an ETag of the
   /// hub) goes only to the hub's own scheme, host and port; a step down from https to http is
-  /// refused. A HEAD request stops at a redirect to another host: its headers describe the file.
+  /// refused. A HEAD request stops where the headers describe the file (X-Linked-ETag), and at a
+  /// redirect to another host.
   Result<Answer> send(HttpClient& client, HttpRequest request) const;
 
   /// send(), repeated while the network or the hub (408, 429, 5xx) fails. `what` is for notes.

@@ -6,7 +6,8 @@ Starts the hub and a storage server, prints "HUB_PORT STORAGE_PORT" and serves u
 Scenario:
   models: {"ORG/NAME": {"dir": path of the files, "sha": commit, "lfs": [files in LFS],
            "revisions": [names beside main], "token": needed one, "gated": true, "siblings": extra names,
-           "etag": {file: a false one}, "redirect": where LFS files really are}}
+           "etag": {file: a false one}, "redirect": where LFS files really are,
+           "same_host": true for LFS files behind a redirect to this very hub}}
   faults: [{"server": "hub" | "storage", "method": "GET", "path": part of the path, "times": n,
             "skip": so many matching requests first,
             "status": answer this | "drop_after": send so many body bytes, then close |
@@ -114,6 +115,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def serve(self, fault):
         parts = self.path.split("?")[0].strip("/").split("/")
+        if parts[0] == "storage":
+            path = os.path.join(scenario["models"]["/".join(parts[1:3])]["dir"], parts[3])
+            return self.send_file(path, {}, fault)
         api = parts[:2] == ["api", "models"]
         name = "/".join(parts[2:4] if api else parts[:2])
         model = scenario["models"].get(name)
@@ -144,6 +148,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not is_lfs:
             return self.send_file(path, headers, fault)
         base = model.get("redirect", "http://127.0.0.1:%d" % storage_port)
+        if model.get("same_host"):
+            base = "/storage"
         headers = {"X-Repo-Commit": sha, "X-Linked-Etag": etag, "X-Linked-Size": str(len(data)),
                    "Location": "%s/%s/%s?signature=x" % (base, name, file)}
         self.answer(302, b"", headers)

@@ -228,6 +228,14 @@ TEST_F(Hub, TheTokenStaysAtTheHub) {
   EXPECT_GT(at_storage, 0);
 }
 
+TEST_F(Hub, AMirrorMayKeepItsStorageOnTheSameHost) {
+  start(R"("same_host": true)");
+  const auto path = download();
+  ASSERT_TRUE(path.ok()) << path.error().message;
+  expect_whole_model();
+  EXPECT_EQ(blob().size(), 64u);
+}
+
 TEST_F(Hub, RedirectsToOtherSchemesAreRefused) {
   start(R"("redirect": "file:///etc")");
   EXPECT_THAT(failure(), HasSubstr("only https and http"));
