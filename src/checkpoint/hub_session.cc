@@ -55,11 +55,11 @@ Result<HubSession::Answer> HubSession::send(HttpClient& client, HttpRequest requ
   for (int hop = 0; hop <= kMaxRedirects; ++hop) {
     request.headers = {"Accept-Encoding: identity"};
     const bool own = is_own_url(request.url);
-    if (own) {
+    if (own && hop == 0) {
       request.headers.insert(request.headers.end(), hub_headers.begin(), hub_headers.end());
-      if (!options_.token.empty()) {
-        request.headers.push_back("Authorization: Bearer " + options_.token);
-      }
+    }
+    if (own && !options_.token.empty()) {
+      request.headers.push_back("Authorization: Bearer " + options_.token);
     }
     HttpResponse response = TRY(client.perform(request));
     const std::string target = response.header("location");

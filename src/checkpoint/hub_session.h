@@ -30,10 +30,10 @@ class HubSession {
     HttpResponse response;
     std::string url;  ///< of the last hop
   };
-  /// One attempt, with up to five redirects. The token (and If-Range, which names an ETag of the
-  /// hub) goes only to the hub's own scheme, host and port; a step down from https to http is
-  /// refused. A HEAD request stops where the headers describe the file (X-Linked-ETag), and at a
-  /// redirect to another host.
+  /// One attempt, with up to five redirects. The token goes only to the hub's own scheme, host and
+  /// port; `request.headers` only to the hub and before any redirect (If-Range names an ETag of the
+  /// hub's answer); a step down from https to http is refused. A HEAD request stops where the
+  /// headers describe the file (X-Linked-ETag), and at a redirect to another host.
   Result<Answer> send(HttpClient& client, HttpRequest request) const;
 
   /// send(), repeated while the network or the hub (408, 429, 5xx) fails. `what` is for notes.

@@ -234,6 +234,9 @@ TEST_F(Hub, AMirrorMayKeepItsStorageOnTheSameHost) {
   ASSERT_TRUE(path.ok()) << path.error().message;
   expect_whole_model();
   EXPECT_EQ(blob().size(), 64u);
+  uint64_t sent = 0;
+  for (const auto& get : hub_->requests("GET", "/storage/org/tiny/")) sent += get.sent;
+  EXPECT_EQ(sent, weights().size());  // no range was answered with the whole file
 }
 
 TEST_F(Hub, RedirectsToOtherSchemesAreRefused) {
