@@ -17,6 +17,7 @@ PrefixCache::PrefixCache(const CacheConfig& config)
 
 BlockKey PrefixCache::key(const PrefixView& prefix, int block_index) const {
   const auto i = static_cast<size_t>(block_index);
+  CHECK(i + 1 < prefix.hashes.size(), "the block's hash is not known yet");
   const auto size = static_cast<size_t>(config_.block_size);
   return {.hash = prefix.hashes[i + 1],
           .parent = prefix.hashes[i],
@@ -61,8 +62,15 @@ BlockId PrefixCache::allocate_block() {
   return got.block;
 }
 
-SlotId PrefixCache::allocate_slot(bool dense_only) {
-  const StatePool::Allocation got = slots_.allocate(dense_only);
+SlotId PrefixCache::allocate_slot() {
+  return take(slots_.allocate());
+}
+
+SlotId PrefixCache::allocate_slot_for_checkpoint(CheckpointKind kind, int64_t position) {
+  return take(slots_.allocate_for_checkpoint(kind, position));
+}
+
+SlotId PrefixCache::take(const StatePool::Allocation& got) {
   if (got.evicted.valid()) {
     ++state_evictions_;
     index_.detach_state(got.evicted);

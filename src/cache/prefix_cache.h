@@ -60,12 +60,15 @@ class PrefixCache {
   void ref_block(BlockId block) { blocks_.ref(block); }
   void unref_block(BlockId block) { blocks_.unref(block); }
   void touch_block(BlockId block) { blocks_.touch(block); }
-  /// A slot with one holder, or an invalid id. A dense checkpoint displaces only dense ones.
-  SlotId allocate_slot(bool dense_only);
+  /// A slot with one holder for a sequence to run in; invalid: all are held.
+  SlotId allocate_slot();
+  /// A slot for a sequence to go on in when its own becomes a checkpoint at `position`; invalid:
+  /// all are held or worth more.
+  SlotId allocate_slot_for_checkpoint(CheckpointKind kind, int64_t position);
   void ref_slot(SlotId slot) { slots_.ref(slot); }
   void unref_slot(SlotId slot) { slots_.unref(slot); }
   void touch_slot(SlotId slot) { slots_.touch(slot); }
-  void set_kind(SlotId slot, CheckpointKind kind) { slots_.set_kind(slot, kind); }
+  void raise_slot(SlotId slot, CheckpointKind kind) { slots_.raise(slot, kind); }
   /// Makes the checkpoint `slot`, held by the caller alone, an ordinary live slot.
   void take_over(SlotId slot);
 
@@ -81,6 +84,7 @@ class PrefixCache {
 
  private:
   BlockKey key(const PrefixView& prefix, int block_index) const;
+  SlotId take(const StatePool::Allocation& got);
 
   const CacheConfig config_;
   const int boundary_blocks_;

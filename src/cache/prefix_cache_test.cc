@@ -54,6 +54,18 @@ TEST(PrefixCache, FindsThePrefixInOrderOnly) {
   EXPECT_EQ(cache.lookup(Prefix(cache.index(), text(64, 64)).view(), 100).blocks, 0);
 }
 
+TEST(PrefixCache, EqualBlocksBehindDifferentPrefixesAreBothCached) {
+  PrefixCache cache({.num_blocks = 8, .hash_key = 1});
+  std::vector<int32_t> tokens = text(128);
+  const Prefix a(cache.index(), tokens);
+  tokens[0] = 7777;
+  const Prefix b(cache.index(), tokens);
+  fill(cache, a);
+  fill(cache, b);
+  EXPECT_EQ(cache.lookup(a.view(), 9).blocks, 2);
+  EXPECT_EQ(cache.lookup(b.view(), 9).blocks, 2);
+}
+
 TEST(PrefixCache, SaltSeparates) {
   PrefixCache cache({.num_blocks = 8, .hash_key = 1});
   fill(cache, Prefix(cache.index(), text(128), "alice"));
@@ -99,12 +111,12 @@ TEST(PrefixCache, StateHitIsTheDeepestCheckpointWithinTheKvHit) {
   fill(cache, a);
   EXPECT_EQ(cache.lookup(a.view(), 9).blocks, 0) << "no state, no hit";
   EXPECT_EQ(cache.lookup(a.view(), 9).kv_blocks, 4);
-  const SlotId at64 = cache.allocate_slot(false);
-  const SlotId at192 = cache.allocate_slot(false);
+  const SlotId at64 = cache.allocate_slot();
+  const SlotId at192 = cache.allocate_slot();
   ASSERT_TRUE(cache.register_checkpoint(a.view(), 64, at64, CheckpointKind::kDense));
   ASSERT_TRUE(cache.register_checkpoint(a.view(), 192, at192, CheckpointKind::kDense));
   EXPECT_EQ(cache.slots().checkpoint(at192).parent, at64);
-  const SlotId again = cache.allocate_slot(false);
+  const SlotId again = cache.allocate_slot();
   EXPECT_FALSE(cache.register_checkpoint(a.view(), 192, again, CheckpointKind::kDense));
   EXPECT_EQ(cache.lookup(a.view(), 9).state, at192);
   EXPECT_EQ(cache.lookup(a.view(), 9).blocks, 3);
@@ -115,7 +127,7 @@ TEST(PrefixCache, EvictingABlockDropsItsCheckpoint) {
   PrefixCache cache({.num_blocks = 1, .num_slots = 1, .hash_key = 1});
   const Prefix a(cache.index(), text(64));
   const BlockId block = fill(cache, a)[0];
-  const SlotId slot = cache.allocate_slot(false);
+  const SlotId slot = cache.allocate_slot();
   ASSERT_TRUE(cache.register_checkpoint(a.view(), 64, slot, CheckpointKind::kPlanned));
   cache.unref_slot(slot);
   cache.unref_block(block);
@@ -152,7 +164,7 @@ TEST(PrefixCache, ForgettingAPrefixLeavesTheOthers) {
 TEST(Audit, NamesTheBlockAndTheSlotThatLeaked) {
   PrefixCache cache({.num_blocks = 2, .num_slots = 2, .hash_key = 1});
   cache.allocate_block();
-  cache.allocate_slot(false);
+  cache.allocate_slot();
   const int none[] = {0, 0};
   const int first[] = {1, 0};
   EXPECT_EQ(audit(cache, none, first), "block 0 has 1 references, but 0 owners");

@@ -1,5 +1,8 @@
 #include "cache/state_pool.h"
 
+#include <algorithm>
+#include <limits>
+
 #include "base/check.h"
 
 namespace weft {
@@ -19,27 +22,39 @@ const StatePool::Slot& StatePool::slot(SlotId id) const {
   return slots_[static_cast<size_t>(id.value)];
 }
 
-double StatePool::value(const Slot& s) const {
-  int64_t saved = s.checkpoint.position;
-  if (s.checkpoint.kind == CheckpointKind::kDense && s.checkpoint.parent.valid()) {
-    saved -= slot(s.checkpoint.parent).checkpoint.position;
+double StatePool::worth(const StateCheckpoint& checkpoint, uint64_t last_use) const {
+  int64_t saved = checkpoint.position;
+  if (checkpoint.kind == CheckpointKind::kProven) saved *= 4;
+  if (checkpoint.kind == CheckpointKind::kDense && checkpoint.parent.valid()) {
+    saved -= slot(checkpoint.parent).checkpoint.position;
   }
-  return static_cast<double>(saved) / static_cast<double>(clock_ - s.last_use + 1);
+  return static_cast<double>(saved) / static_cast<double>(clock_ - last_use + 1);
 }
 
-StatePool::Allocation StatePool::allocate(bool dense_only) {
+StatePool::Allocation StatePool::allocate() {
+  return take(/*dense_only=*/false, std::numeric_limits<double>::infinity());
+}
+
+StatePool::Allocation StatePool::allocate_for_checkpoint(CheckpointKind kind, int64_t position) {
+  const bool dense = kind == CheckpointKind::kDense;
+  const Allocation got = take(dense, worth({.position = position, .kind = kind}, clock_));
+  // A wish refused counts as a use: what nobody hits must not win for ever.
+  if (!got.slot.valid() && !dense) ++clock_;
+  return got;
+}
+
+StatePool::Allocation StatePool::take(bool dense_only, double below) {
   Allocation result;
   if (free_.empty()) {
-    double worst = 0;
+    double least = below;
     for (int i = 0; i < num_slots(); ++i) {
       const Slot& s = slots_[static_cast<size_t>(i)];
       if (!s.cached || s.refs > 0) continue;
       if (dense_only && s.checkpoint.kind != CheckpointKind::kDense) continue;
-      const double v = value(s);
-      if (!result.slot.valid() || v < worst) {
-        result.slot.value = i;
-        worst = v;
-      }
+      const double w = worth(s.checkpoint, s.last_use);
+      if (w >= least) continue;
+      result.slot.value = i;
+      least = w;
     }
     if (!result.slot.valid()) return result;
     result.evicted = slot(result.slot).checkpoint.block;
@@ -102,7 +117,13 @@ void StatePool::touch(SlotId id) {
   Slot& s = slot(id);
   CHECK(s.cached);
   s.last_use = ++clock_;
-  s.checkpoint.kind = CheckpointKind::kPlanned;
+  s.checkpoint.kind = CheckpointKind::kProven;
+}
+
+void StatePool::raise(SlotId id, CheckpointKind kind) {
+  Slot& s = slot(id);
+  CHECK(s.cached);
+  s.checkpoint.kind = std::max(s.checkpoint.kind, kind);
 }
 
 bool StatePool::consistent() const {

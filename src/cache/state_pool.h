@@ -10,8 +10,8 @@ namespace weft {
 /// Why a checkpoint was taken, which decides what it is worth.
 enum class CheckpointKind : uint8_t {
   kDense,    ///< taken because a slot was idle; worth the gap to the checkpoint before it
-  kPlanned,  ///< end of a prompt, branch point, long-prompt interval, end of a turn, or any
-             ///< checkpoint that was hit: worth the whole prefix it stands for
+  kPlanned,  ///< end of a prompt, long-prompt interval, end of a turn: worth its whole prefix
+  kProven,   ///< a branch point, or hit before: several prompts share it; worth four times that
 };
 
 /// A recurrent state that a later request can continue from.
@@ -25,7 +25,7 @@ struct StateCheckpoint {
 /// Bookkeeping of recurrent-state slots. A slot is free, used (a sequence or a step in flight holds
 /// it) and/or a cached checkpoint; a cached slot without holders is evictable. Saving a state never
 /// copies it: the live slot itself becomes the checkpoint and the sequence goes on in a fresh one.
-/// Eviction takes the smallest (recompute tokens saved) / (age in uses), O(num_slots).
+/// Eviction takes the smallest worth (recompute tokens saved) / (age in uses), O(num_slots).
 class StatePool {
  public:
   explicit StatePool(int num_slots);
@@ -45,9 +45,12 @@ class StatePool {
     SlotId slot;      ///< invalid: none can be had
     BlockId evicted;  ///< the block that lost its checkpoint; invalid: a free slot was taken
   };
-  /// A slot with one holder: a free one, else an evicted checkpoint (a dense one only, when
-  /// `dense_only`).
-  Allocation allocate(bool dense_only);
+  /// A slot for a sequence to run in, with one holder: a free one, else the least worthy
+  /// checkpoint's.
+  Allocation allocate();
+  /// The same for the sake of a new checkpoint at `position`: displaces only one worth less than
+  /// that, and for a dense one only a dense one.
+  Allocation allocate_for_checkpoint(CheckpointKind kind, int64_t position);
 
   void ref(SlotId id);
   void unref(SlotId id);
@@ -56,9 +59,10 @@ class StatePool {
   /// It stops being one; checkpoints behind it now count from its parent. Free when nobody holds
   /// it.
   void uncache(SlotId id);
-  /// A hit: most recently used, and kPlanned from now on.
+  /// A hit: most recently used, and kProven from now on.
   void touch(SlotId id);
-  void set_kind(SlotId id, CheckpointKind kind) { slot(id).checkpoint.kind = kind; }
+  /// Raises its kind to at least `kind`.
+  void raise(SlotId id, CheckpointKind kind);
 
   /// True when the lists and the counters agree. O(num_slots).
   bool consistent() const;
@@ -72,11 +76,12 @@ class StatePool {
   };
   Slot& slot(SlotId id);
   const Slot& slot(SlotId id) const;
-  double value(const Slot& s) const;
+  double worth(const StateCheckpoint& checkpoint, uint64_t last_use) const;
+  Allocation take(bool dense_only, double below);
 
   std::vector<Slot> slots_;
   std::vector<int> free_;
-  uint64_t clock_ = 0;  // counts uses (a checkpoint made or hit), not time
+  uint64_t clock_ = 0;  // counts uses (a checkpoint made, hit or refused), not time
   int num_evictable_ = 0;
   int num_cached_ = 0;
   int64_t total_refs_ = 0;

@@ -174,12 +174,11 @@ void FakeExecutor::run(const Slice& slice, uint64_t step, StepResult& result) {
 void FakeExecutor::sample(const Slice& slice, Sequence& seq, SampledRow& row) {
   const Draw d =
       draw(seq.prefix[static_cast<size_t>(seq.computed)], seq.request->sampling.seed, config_);
-  if (d.numeric_error) {
-    row.numeric_error = true;
-    seq.last_token = 0;  // a device has something there too
-    return;
-  }
-  seq.last_token = hook_ ? hook_(slice.seq, seq.computed, d.token) : d.token;
+  int32_t token = d.numeric_error ? -1 : d.token;
+  if (hook_) token = hook_(slice.seq, seq.computed, token);
+  row.numeric_error = token < 0;
+  seq.last_token = std::max(token, 0);  // a device has something there in any case
+  if (row.numeric_error) return;
   row.tokens.push_back(seq.last_token);
   if (seq.request->sampling.logprobs >= 0) {
     row.logprobs.push_back({.logprob = -static_cast<float>(seq.computed), .top = {}});

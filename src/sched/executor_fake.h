@@ -33,7 +33,8 @@ class FakeExecutor : public Executor {
   void launch(const StepPlan& plan) override;
   StepResult collect() override;
 
-  /// Replaces a sampled token: gets the sequence, the position of the new token and the token.
+  /// Replaces a sampled token: gets the sequence, the position of the new token and the token; a
+  /// negative one is a numeric error.
   using SampleHook = std::function<int32_t(SeqId, int64_t, int32_t)>;
   void set_sample_hook(SampleHook hook) { hook_ = std::move(hook); }
 

@@ -172,7 +172,6 @@ void Scheduler::release_resources(Sequence& seq) {
   release_slot(seq.live, fence);
   seq.blocks.clear();
   seq.source = seq.live = {};
-  seq.num_registered = 0;
 }
 
 void Scheduler::check_counters() const {

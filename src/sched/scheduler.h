@@ -98,11 +98,9 @@ class Scheduler {
  private:
   struct Checkpointing {
     SeqId seq;
-    uint32_t epoch = 0;
     int64_t position = 0;
     SlotId slot;
     CheckpointKind kind = CheckpointKind::kDense;
-    bool branch = false;
   };
   struct Planned {  // one slice of a launched plan
     SeqId seq;
@@ -129,7 +127,6 @@ class Scheduler {
   struct CheckpointSite {
     int64_t position = 0;  // 0: none
     CheckpointKind kind = CheckpointKind::kDense;
-    bool branch = false;
   };
 
   explicit Scheduler(const SchedulerConfig& config);
@@ -148,7 +145,7 @@ class Scheduler {
   void emit(Sequence& seq, int64_t end);
   void emit_slice(Sequence& seq, int64_t end);
   CheckpointSite next_site(const Sequence& seq, int64_t after) const;
-  SlotId checkpoint_slot(CheckpointKind kind);
+  SlotId checkpoint_slot(const CheckpointSite& site);
   void preempt(Sequence& victim);
   bool decodes_next(const Sequence& seq) const;
 

@@ -55,11 +55,13 @@ void Scheduler::register_checkpoint(const Checkpointing& point) {
   const auto it = sequences_.find(point.seq);
   if (it == sequences_.end()) return;
   Sequence& seq = *it->second;
-  if (seq.failed || seq.epoch != point.epoch) return;
+  // A sequence preempted since has left its state behind: the fence still holds the slot.
+  if (seq.failed) return;
+  if (config_.reuse_generated) extend_hashes(seq);
   if (!cache_.register_checkpoint(seq.prefix(), point.position, point.slot, point.kind)) return;
   ++stats_.checkpoints;
   if (point.kind == CheckpointKind::kDense) ++stats_.dense_checkpoints;
-  if (point.branch) ++stats_.branch_checkpoints;
+  if (point.kind == CheckpointKind::kProven) ++stats_.branch_checkpoints;
 }
 
 SequenceOutput& Scheduler::output_of(Sequence& seq) {
@@ -137,7 +139,7 @@ void Scheduler::end(Sequence& seq, FinishReason reason) {
     // End of turn: the deepest checkpoint is where the next turn goes on.
     extend_hashes(seq);
     const PrefixHit hit = cache_.lookup(seq.prefix(), static_cast<int>(seq.hashes.size()) - 1);
-    if (hit.state.valid()) cache_.set_kind(hit.state, CheckpointKind::kPlanned);
+    if (hit.state.valid()) cache_.raise_slot(hit.state, CheckpointKind::kPlanned);
   }
   release_resources(seq);
   if (seq.state == SequenceState::kWaiting) {

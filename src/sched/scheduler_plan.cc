@@ -186,7 +186,7 @@ void Scheduler::hold_prefix(Sequence& seq, const PrefixHit& hit) {
 
 bool Scheduler::give_slot(Sequence& seq, SlotId checkpoint) {
   if (!cache_.recurrent()) return true;
-  seq.live = cache_.allocate_slot(/*dense_only=*/false);
+  seq.live = cache_.allocate_slot();
   if (!seq.live.valid() && checkpoint.valid() && cache_.slots().refs(checkpoint) == 1) {
     cache_.take_over(checkpoint);
     seq.live = std::exchange(seq.source, {});
@@ -201,7 +201,7 @@ bool Scheduler::give_slot(Sequence& seq, SlotId checkpoint) {
     Sequence* victim = victim_for(seq);
     if (!victim) return false;
     preempt(*victim);
-    seq.live = cache_.allocate_slot(/*dense_only=*/false);
+    seq.live = cache_.allocate_slot();
   }
   ++slot_refs_;
   return true;
@@ -235,11 +235,11 @@ void Scheduler::enter(Sequence& seq, const PrefixHit& hit) {
 /// The first position behind `after` where a checkpoint is wanted.
 Scheduler::CheckpointSite Scheduler::next_site(const Sequence& seq, int64_t after) const {
   CheckpointSite site;
-  const auto propose = [&](int64_t position, CheckpointKind kind, bool branch) {
+  const auto propose = [&](int64_t position, CheckpointKind kind) {
     if (position <= after) return;
     if (site.position != 0 && position > site.position) return;
-    if (position == site.position && kind == CheckpointKind::kDense) return;
-    site = {position, kind, branch};
+    if (position == site.position && kind < site.kind) return;
+    site = {position, kind};
   };
   const auto next_multiple = [&](int64_t step) { return round_down(after, step) + step; };
   const int64_t last = round_down(seq.prompt_len, stride_);
@@ -247,29 +247,29 @@ Scheduler::CheckpointSite Scheduler::next_site(const Sequence& seq, int64_t afte
     // At most dense_checkpoints of them: a branch anywhere then costs one gap to recompute.
     const int64_t gap =
         stride_ * divide_up(seq.prompt_len, int64_t{stride_} * config_.dense_checkpoints);
-    if (next_multiple(gap) <= last) propose(next_multiple(gap), CheckpointKind::kDense, false);
+    if (next_multiple(gap) <= last) propose(next_multiple(gap), CheckpointKind::kDense);
   }
   if (config_.checkpoint_every > 0) {
     const int64_t every = divide_up(config_.checkpoint_every, stride_) * stride_;
-    if (next_multiple(every) <= last)
-      propose(next_multiple(every), CheckpointKind::kPlanned, false);
+    if (next_multiple(every) <= last) propose(next_multiple(every), CheckpointKind::kPlanned);
   }
-  if (last > 0) propose(last, CheckpointKind::kPlanned, false);
-  propose(seq.branch_point, CheckpointKind::kPlanned, true);
+  if (last > 0) propose(last, CheckpointKind::kPlanned);
+  propose(seq.branch_point, CheckpointKind::kProven);
   if (config_.reuse_generated && after >= last) {
-    propose(next_multiple(stride_), CheckpointKind::kDense, false);
+    propose(next_multiple(stride_), CheckpointKind::kDense);
   }
   return site;
 }
 
 /// A fresh slot to go on in after a checkpoint, unless a waiting sequence needs it more.
-SlotId Scheduler::checkpoint_slot(CheckpointKind kind) {
+SlotId Scheduler::checkpoint_slot(const CheckpointSite& site) {
   const auto seats = static_cast<size_t>(config_.max_seqs) - running_.size();
   const auto wanted = static_cast<int>(std::min(waiting_.size(), seats));
-  const bool dense = kind == CheckpointKind::kDense;
-  const int keep = dense ? wanted + 1 : std::min(wanted, 1);
+  const bool dense = site.kind == CheckpointKind::kDense;
+  // A dense one also leaves slots for the planned ones that may lie behind it in this prompt.
+  const int keep = dense ? wanted + 3 : std::min(wanted, 1);
   if (cache_.slots().available() <= keep) return {};
-  const SlotId slot = cache_.allocate_slot(dense);
+  const SlotId slot = cache_.allocate_slot_for_checkpoint(site.kind, site.position);
   if (slot.valid()) ++slot_refs_;
   return slot;
 }
@@ -290,7 +290,7 @@ void Scheduler::emit(Sequence& seq, int64_t end) {
       site = next_site(seq, seq.num_computed);
       while (site.position != 0 && site.position <= stop) {
         const auto block = static_cast<int>(site.position / config_.block_size) - 1;
-        if (!cache_.has_checkpoint(seq.prefix(), block)) fresh = checkpoint_slot(site.kind);
+        if (!cache_.has_checkpoint(seq.prefix(), block)) fresh = checkpoint_slot(site);
         if (fresh.valid()) {
           stop = site.position;
           break;
@@ -300,7 +300,7 @@ void Scheduler::emit(Sequence& seq, int64_t end) {
     }
     emit_slice(seq, stop);
     if (!fresh.valid()) continue;
-    building_.checkpoints.push_back({seq.id(), seq.epoch, stop, seq.live, site.kind, site.branch});
+    building_.checkpoints.push_back({seq.id(), stop, seq.live, site.kind});
     seq.source = std::exchange(seq.live, fresh);
   }
 }

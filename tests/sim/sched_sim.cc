@@ -72,6 +72,7 @@ enum Event {
   kAbortStranger,
   kPromptLogprobs,
   kFollowUps,
+  kRepeats,
   kNumEvents
 };
 constexpr const char* kEventNames[kNumEvents] = {"submitted",
@@ -107,7 +108,8 @@ constexpr const char* kEventNames[kNumEvents] = {"submitted",
                                                  "aborts: in flight",
                                                  "aborts: stranger",
                                                  "prompt logprobs",
-                                                 "follow-ups"};
+                                                 "follow-ups",
+                                                 "repeated prompts"};
 
 struct Live {
   std::shared_ptr<const Request> request;
@@ -149,7 +151,8 @@ class Episode {
   int abort_in_ = 0;  // one abort in so many turns; 0: none
   bool fifo_ = true;  // one priority
   std::unordered_map<SeqId, Live> live_;
-  std::vector<SeqId> ids_;          // of live_, any order
+  std::vector<SeqId> ids_;  // of live_, any order
+  std::vector<int32_t> last_prompt_;
   std::vector<int32_t> last_text_;  // prompt and answer of the last finished request
 };
 
@@ -187,6 +190,10 @@ std::vector<int32_t> Episode::make_prompt(std::string& salt) {
   // A prompt follows one of two texts for a while and then goes its own way; both lengths often
   // fall on or beside a boundary.
   Random& r = random_;
+  if (!last_prompt_.empty() && r.one_in(8)) {
+    ++events_[kRepeats];
+    return last_prompt_;
+  }
   if (!last_text_.empty() && r.one_in(4)) {
     ++events_[kFollowUps];
     std::vector<int32_t> prompt = last_text_;
@@ -319,7 +326,7 @@ void Episode::finish(const SequenceOutput& out, Live& live) {
   CHECK(!fifo_ || steps_ - live.submitted_at <= 64 + 4 * 15 * int64_t{config_.max_model_len},
         "a request waited too long");
   if (out.finish == FinishReason::kStop && scheduler_->num_in_flight() > 0) ++events_[kLateStops];
-  last_text_ = live.request->prompt;
+  last_prompt_ = last_text_ = live.request->prompt;
   last_text_.insert(last_text_.end(), live.tokens.begin(), live.tokens.end());
   if (static_cast<int64_t>(last_text_.size()) + 2 > config_.max_model_len) last_text_.clear();
   ids_.erase(std::find(ids_.begin(), ids_.end(), out.seq));
