@@ -15,6 +15,8 @@ template <class R, class... A>
 class Op<R(A...)> {
  public:
   constexpr Op(R (*fn)(A...)) : fn_(fn) {}  // NOLINT: implicit by design
+  template <class Lambda>
+  constexpr Op(Lambda fn) : fn_(fn) {}  // NOLINT: a lambda without captures
   R operator()(A... args) const { return fn_(static_cast<A>(args)...); }
 
  private:
@@ -36,6 +38,13 @@ struct OpTable {
   Op<int64_t(const KvShape&)> kv_block_bytes;  ///< bytes of one block of one layer, multiple of 64
   /// One block as k, v [B, G, D] f32 (tests, tools).
   Op<void(const PagedKv&, int64_t block, TensorView k, TensorView v)> kv_read_block;
+
+  // Upper bounds of what an op takes of Stream::scratch() on a pool of `num_threads`.
+  Op<int64_t(const WeightShape&, Epilogue, int64_t rows, int num_threads)> linear_scratch;
+  Op<int64_t(const WeightShape& gate_up, int64_t rows, int top_k, int num_threads)> moe_scratch;
+  Op<int64_t(const GdnShape&, int num_threads)> gdn_scratch;
+  /// With less than this attention still works, in another cut of its work and to the same bits.
+  Op<int64_t(const AttnShape&, int64_t num_sequences, int64_t num_keys)> attention_scratch;
 
   Op<void(Stream&, const EmbedArgs&)> embed;
   Op<void(Stream&, const RmsNormArgs&)> rms_norm;

@@ -4,8 +4,9 @@
 
 namespace weft {
 
-Decoder::Decoder(const ModelSpec& spec, const LoadOptions& options)
-    : spec_(spec), options_(options) {
+Decoder::Decoder(const ModelSpec& spec, const LoadOptions& options, const OpTable* ops)
+    : spec_(spec), options_(options), ops_(ops) {
+  if (options_.num_threads <= 0) options_.num_threads = usable_cpus();
   mixer_options_ = {.hidden = spec_.hidden,
                     .eps = spec_.norm_eps,
                     .norm_minus_one = spec_.norm_minus_one,
@@ -92,12 +93,10 @@ void Decoder::declare_vision(WeightPlan& plan) const {
   linear("merger.linear_fc2", v.out_hidden, merged);
 }
 
-Result<> Decoder::load(const Checkpoint* checkpoint, Stream& stream, const OpTable& ops) {
-  const int64_t positions =
-      options_.max_model_len > 0 ? options_.max_model_len : spec_.max_positions;
-  rope_ = TRY(Rope::create(spec_.rope, positions));
+Result<> Decoder::load(const Checkpoint* checkpoint, Stream& stream) {
+  rope_ = TRY(Rope::create(spec_.rope, num_positions()));
   rope_table_ = rope_.table();
-  WeightPlan plan(&ops, options_.dummy_weights ? nullptr : checkpoint);
+  WeightPlan plan(ops_, options_.dummy_weights ? nullptr : checkpoint);
   declare(plan);
   weights_ = TRY(plan.load(stream, options_.dummy_weights, options_.progress));
   return {};
@@ -115,7 +114,26 @@ int64_t Decoder::arena_bytes(int64_t rows) const {
   if (mtp_) grow(mtp_->layers);
   // residual, normed and out of the layers; with MTP also its own and the concatenation.
   const int64_t hidden = rows_bytes(rows, spec_.hidden);
-  return layer_bytes + (mtp_ ? 7 : 3) * hidden + (mtp_ ? rows_bytes(rows, 2 * spec_.hidden) : 0);
+  const int64_t arena =
+      layer_bytes + (mtp_ ? 7 : 3) * hidden + (mtp_ ? rows_bytes(rows, 2 * spec_.hidden) : 0);
+  return std::max(arena, scratch_bytes(rows));
+}
+
+int64_t Decoder::scratch_bytes(int64_t rows) const {
+  const ScratchQuery query{*ops_, rows, options_.num_threads, num_positions()};
+  int64_t bytes = head_.scratch_bytes(query);
+  const auto grow = [&](const Layers& layers) {
+    for (const auto& layer : layers) {
+      bytes =
+          std::max({bytes, layer->mixer->scratch_bytes(query), layer->mlp.scratch_bytes(query)});
+    }
+  };
+  grow(layers_);
+  if (mtp_) {
+    bytes = std::max(bytes, mtp_->fc.scratch_bytes(query));
+    grow(mtp_->layers);
+  }
+  return bytes;
 }
 
 void Decoder::embed(StepContext& context, TensorView out) const {
@@ -181,14 +199,14 @@ Result<std::unique_ptr<Model>> Model::load(const ModelSpec& spec, const Checkpoi
   CHECK(checkpoint || options.dummy_weights, "no checkpoint");
   ModelSpec adapted = spec;
   if (checkpoint && !options.dummy_weights) adapt_to_checkpoint(adapted, *checkpoint);
-  auto decoder = std::make_unique<Decoder>(adapted, options);
-  TRY(decoder->load(checkpoint, stream, ops));
+  auto decoder = std::make_unique<Decoder>(adapted, options, &ops);
+  TRY(decoder->load(checkpoint, stream));
   return std::unique_ptr<Model>(std::move(decoder));
 }
 
 ModelFootprint measure_model(const ModelSpec& spec, const LoadOptions& options,
                              const OpTable& ops) {
-  auto decoder = std::make_shared<Decoder>(spec, options);
+  auto decoder = std::make_shared<Decoder>(spec, options, &ops);
   WeightPlan plan(&ops, nullptr);
   decoder->declare(plan);
   return {.parameters = plan.parameters(),
@@ -199,7 +217,7 @@ ModelFootprint measure_model(const ModelSpec& spec, const LoadOptions& options,
 }
 
 int64_t count_parameters(const ModelSpec& spec) {
-  Decoder decoder(spec, {});
+  Decoder decoder(spec, {}, nullptr);
   WeightPlan plan(nullptr, nullptr);
   decoder.declare(plan);
   return plan.parameters();

@@ -21,11 +21,11 @@ struct DecoderLayer {
 /// The one forward of all families: embedding, layers, norm, head; the MTP module beside it.
 class Decoder final : public Model {
  public:
-  Decoder(const ModelSpec& spec, const LoadOptions& options);
+  Decoder(const ModelSpec& spec, const LoadOptions& options, const OpTable* ops);
 
   /// Declares every tensor of the checkpoint.
   void declare(WeightPlan& plan);
-  Result<> load(const Checkpoint* checkpoint, Stream& stream, const OpTable& ops);
+  Result<> load(const Checkpoint* checkpoint, Stream& stream);
 
   const ModelSpec& spec() const override { return spec_; }
   std::span<const CacheSpec> cache_specs() const override { return cache_specs_; }
@@ -51,10 +51,15 @@ class Decoder final : public Model {
   /// Runs `layers` on `residual` (updated) and returns the final norm of it.
   TensorView run_layers(StepContext& context, const Layers& layers, int first_layer,
                         TensorView residual, const RmsNorm& final_norm) const;
+  int64_t scratch_bytes(int64_t rows) const;
+  int64_t num_positions() const {
+    return options_.max_model_len > 0 ? options_.max_model_len : spec_.max_positions;
+  }
   void embed(StepContext& context, TensorView out) const;
 
   ModelSpec spec_;
   LoadOptions options_;
+  const OpTable* ops_;  // null: counting only
   MixerOptions mixer_options_;
   std::vector<CacheSpec> cache_specs_;
   Rope rope_;

@@ -1,5 +1,6 @@
 #include "nn/attention_mixer.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace weft {
@@ -42,6 +43,12 @@ void AttentionMixer::declare(WeightPlan& plan, const std::string& prefix) {
 int64_t AttentionMixer::arena_bytes(int64_t rows) const {
   return rows_bytes(rows, q_width() + 2 * kv_width()) +
          rows_bytes(rows, int64_t{spec_.q_heads} * spec_.head_dim);
+}
+
+int64_t AttentionMixer::scratch_bytes(const ScratchQuery& query) const {
+  const AttnShape shape{spec_.q_heads, spec_.kv_heads, spec_.head_dim, 1.0f};
+  return std::max({qkv_.scratch_bytes(query), out_.scratch_bytes(query),
+                   query.ops.attention_scratch(shape, query.rows, query.max_len)});
 }
 
 void AttentionMixer::forward(StepContext& context, LayerId layer, TensorView x,

@@ -13,6 +13,7 @@ class AttentionMixer final : public Mixer {
   CacheSpec cache_spec() const override;
   void declare(WeightPlan& plan, const std::string& prefix) override;
   int64_t arena_bytes(int64_t rows) const override;
+  int64_t scratch_bytes(const ScratchQuery& query) const override;
   void forward(StepContext& context, LayerId layer, TensorView x, TensorView out) const override;
 
  private:

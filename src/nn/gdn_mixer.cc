@@ -1,5 +1,7 @@
 #include "nn/gdn_mixer.h"
 
+#include <algorithm>
+
 namespace weft {
 namespace {
 
@@ -57,6 +59,11 @@ void GdnMixer::declare_grouped(WeightPlan& plan, const std::string& prefix) {
 int64_t GdnMixer::arena_bytes(int64_t rows) const {
   return rows_bytes(rows, channels() + value_width()) +
          rows_bytes(rows, 2 * spec_.shape.value_heads) + rows_bytes(rows, value_width());
+}
+
+int64_t GdnMixer::scratch_bytes(const ScratchQuery& query) const {
+  return std::max({qkvz_.scratch_bytes(query), ba_.scratch_bytes(query), out_.scratch_bytes(query),
+                   query.ops.gdn_scratch(spec_.shape, query.num_threads)});
 }
 
 void GdnMixer::forward(StepContext& context, LayerId layer, TensorView x, TensorView out) const {

@@ -16,6 +16,14 @@ inline int64_t rows_bytes(int64_t rows, int64_t n) {
   return (rows * n * 4 + 63) / 64 * 64;
 }
 
+/// How large a step the scratch memory of a stream is planned for.
+struct ScratchQuery {
+  const OpTable& ops;
+  int64_t rows = 0;
+  int num_threads = 1;
+  int64_t max_len = 0;  ///< positions of the longest sequence
+};
+
 /// out = x W^T (+ bias), one weight made of several pieces of the checkpoint.
 class Linear {
  public:
@@ -30,6 +38,10 @@ class Linear {
   void forward(StepContext& context, TensorView x, TensorView out,
                Epilogue epilogue = Epilogue::kStore) const {
     forward(context, x, out, context.batch.prompt_rows, epilogue);
+  }
+  /// What forward() takes of the stream's scratch memory, at most.
+  int64_t scratch_bytes(const ScratchQuery& query, Epilogue epilogue = Epilogue::kStore) const {
+    return query.ops.linear_scratch(weight_.shape, epilogue, query.rows, query.num_threads);
   }
   int64_t out_features() const { return weight_.shape.n; }
 

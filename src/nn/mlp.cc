@@ -1,5 +1,7 @@
 #include "nn/mlp.h"
 
+#include <algorithm>
+
 namespace weft {
 
 void DenseMlp::declare(WeightPlan& plan, WeightFormat format, const std::string& prefix,
@@ -8,6 +10,10 @@ void DenseMlp::declare(WeightPlan& plan, WeightFormat format, const std::string&
                    {{prefix + "gate_proj.weight", {inner, hidden}},
                     {prefix + "up_proj.weight", {inner, hidden}}});
   down_.declare(plan, format, {{prefix + "down_proj.weight", {hidden, inner}}});
+}
+
+int64_t DenseMlp::scratch_bytes(const ScratchQuery& query) const {
+  return std::max(gate_up_.scratch_bytes(query, Epilogue::kSiluMul), down_.scratch_bytes(query));
 }
 
 void DenseMlp::forward(StepContext& context, TensorView x, TensorView out,
@@ -65,6 +71,13 @@ int64_t MoeMlp::arena_bytes(int64_t rows) const {
   return bytes;
 }
 
+int64_t MoeMlp::scratch_bytes(const ScratchQuery& query) const {
+  const int64_t routed =
+      query.ops.moe_scratch(gate_up_.shape, query.rows, spec_.rule.top_k, query.num_threads);
+  const int64_t shared = spec_.shared_inner > 0 ? shared_.scratch_bytes(query) : 0;
+  return std::max({routed, shared, router_.scratch_bytes(query)});
+}
+
 void MoeMlp::forward(StepContext& context, TensorView x, TensorView out) const {
   const ArenaScope scope(context.arena);
   const int64_t rows = x.dim(0), num_experts = spec_.num_experts;
@@ -116,6 +129,10 @@ void Mlp::declare(WeightPlan& plan, WeightFormat format, const std::string& pref
 
 int64_t Mlp::arena_bytes(int64_t rows) const {
   return std::visit([&](const auto& mlp) { return mlp.arena_bytes(rows); }, mlp_);
+}
+
+int64_t Mlp::scratch_bytes(const ScratchQuery& query) const {
+  return std::visit([&](const auto& mlp) { return mlp.scratch_bytes(query); }, mlp_);
 }
 
 void Mlp::forward(StepContext& context, TensorView x, TensorView out) const {

@@ -15,6 +15,7 @@ class DenseMlp {
   void declare(WeightPlan& plan, WeightFormat format, const std::string& prefix, int64_t hidden,
                int64_t inner);
   int64_t arena_bytes(int64_t rows) const { return rows_bytes(rows, gate_up_.out_features() / 2); }
+  int64_t scratch_bytes(const ScratchQuery& query) const;
   /// out = mlp(x), or out += mlp(x); [T, hidden].
   void forward(StepContext& context, TensorView x, TensorView out,
                Epilogue epilogue = Epilogue::kStore) const;
@@ -29,6 +30,7 @@ class MoeMlp {
   explicit MoeMlp(const MoeSpec& spec) : spec_(spec) {}
   void declare(WeightPlan& plan, WeightFormat format, const std::string& prefix, int64_t hidden);
   int64_t arena_bytes(int64_t rows) const;
+  int64_t scratch_bytes(const ScratchQuery& query) const;
   void forward(StepContext& context, TensorView x, TensorView out) const;
 
  private:
@@ -50,6 +52,7 @@ class Mlp {
   /// Declares the weights below `prefix` ("model.layers.3.mlp.").
   void declare(WeightPlan& plan, WeightFormat format, const std::string& prefix, int64_t hidden);
   int64_t arena_bytes(int64_t rows) const;
+  int64_t scratch_bytes(const ScratchQuery& query) const;
   /// x, out [T, hidden]; out may not be x.
   void forward(StepContext& context, TensorView x, TensorView out) const;
 

@@ -31,7 +31,8 @@ Result<std::unique_ptr<Driver>> Driver::load(const std::string& dir, const Optio
   const LoadOptions load{.format = options.format,
                          .kv_format = options.kv_format,
                          .block_size = kBlockSize,
-                         .max_model_len = options.max_len};
+                         .max_model_len = options.max_len,
+                         .num_threads = options.num_threads};
   out->model_ = TRY(Model::load(spec, &checkpoint, load, *out->stream_, *options.ops));
   const int64_t arena_bytes = out->model_->arena_bytes(options.max_len);
   const int64_t logit_bytes = rows_bytes(options.max_len, spec.vocab);

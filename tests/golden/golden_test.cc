@@ -24,8 +24,15 @@ struct Backend {
   const OpTable* ops;
 };
 
+/// The reference, and the CPU backend at every instruction set that this machine has.
 std::vector<Backend> backends() {
-  return {{"ref", &ref_ops()}};
+  std::vector<Backend> out = {{"ref", &ref_ops()}};
+  const CpuInfo cpu = cpu_info();
+  for (const CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAmx}) {
+    if (cpu.supported && isa <= cpu.isa)
+      out.push_back({std::string(cpu_isa_name(isa)), &cpu_ops(isa)});
+  }
+  return out;
 }
 
 /// What the difference of two sets of logits is held against.

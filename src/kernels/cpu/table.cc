@@ -1,4 +1,7 @@
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/gdn.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/scratch.h"
 
 namespace weft::WEFT_ISA_NS {
 
@@ -13,6 +16,15 @@ const OpTable& ops() {
       .unpack_weight = unpack_weight,
       .kv_block_bytes = kv_block_bytes,
       .kv_read_block = kv_read_block,
+      .linear_scratch = [](const WeightShape& shape, Epilogue epilogue, int64_t rows,
+                           int threads) -> int64_t {
+        WeightShape part = shape;  // only gate and up are kept whole before they are combined
+        if (epilogue != Epilogue::kSiluMul) part.n = 0;
+        return linear_scratch_bytes(part, rows, threads);
+      },
+      .moe_scratch = moe_scratch_bytes,
+      .gdn_scratch = gdn_scratch_bytes,
+      .attention_scratch = attention_scratch_bytes,
       .embed = embed,
       .rms_norm = rms_norm,
       .linear = linear,

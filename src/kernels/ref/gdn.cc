@@ -59,23 +59,27 @@ void convolve(const GdnArgs& args, const float* x, std::vector<float>& window, f
   std::copy_n(x, channels, window.end() - channels);
 }
 
+/// What the delta rule reads of one value head at one token.
+struct HeadToken {
+  const float *q, *k, *v;  // [K], [K], [V]
+  float decay, beta;
+};
+
 /// One value head, one token. S [V, K]:
-///   S <- exp(g) S;  u = beta (v - S k);  S <- S + u k^T;  o = S q.
-void delta_rule(const GdnShape& shape, const float* q, const float* k, const float* v, float g,
-                float beta, float* s, float* out) {
-  const float decay = std::exp(g);
+///   S <- decay S;  u = beta (v - S k);  S <- S + u k^T;  o = S q.
+void delta_rule(const GdnShape& shape, const HeadToken& x, float* s, float* out) {
   for (int i = 0; i < shape.value_dim; ++i) {
     float* row = s + static_cast<int64_t>(i) * shape.key_dim;
     double predicted = 0;
     for (int j = 0; j < shape.key_dim; ++j) {
-      row[j] *= decay;
-      predicted += static_cast<double>(row[j]) * k[j];
+      row[j] *= x.decay;
+      predicted += static_cast<double>(row[j]) * x.k[j];
     }
-    const float u = beta * (v[i] - static_cast<float>(predicted));
+    const float u = x.beta * (x.v[i] - static_cast<float>(predicted));
     double sum = 0;
     for (int j = 0; j < shape.key_dim; ++j) {
-      row[j] += u * k[j];
-      sum += static_cast<double>(row[j]) * q[j];
+      row[j] += u * x.k[j];
+      sum += static_cast<double>(row[j]) * x.q[j];
     }
     out[i] = static_cast<float>(sum);
   }
@@ -98,8 +102,9 @@ void token(const GdnArgs& args, int64_t t, State& state, std::vector<float>& y) 
     const float g =
         -std::exp(args.a_log.ptr<float>()[h]) * softplus(a + args.dt_bias.ptr<float>()[h]);
     const int64_t head = h / group;
-    delta_rule(shape, q + head * shape.key_dim, k + head * shape.key_dim, v + h * shape.value_dim,
-               g, sigmoid(b), state.recurrent.data() + int64_t{h} * shape.value_dim * shape.key_dim,
+    const HeadToken x{q + head * shape.key_dim, k + head * shape.key_dim, v + h * shape.value_dim,
+                      std::exp(g), sigmoid(b)};
+    delta_rule(shape, x, state.recurrent.data() + int64_t{h} * shape.value_dim * shape.key_dim,
                row3(args.out, t, h));
   }
 }

@@ -1,0 +1,146 @@
+#include "nn/weights.h"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <filesystem>
+#include <numeric>
+
+#include "checkpoint/safetensors_writer.h"
+
+namespace weft {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+class Weights : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    dir_ = std::filesystem::temp_directory_path() /
+           ("weft_weights_" + std::to_string(reinterpret_cast<uintptr_t>(this)));
+    std::filesystem::create_directories(dir_);
+  }
+  void TearDown() override { std::filesystem::remove_all(dir_); }
+
+  /// Adds an F32 tensor of values first, first + 1, ...
+  void add(const std::string& name, std::vector<int64_t> shape, float first) {
+    const int64_t n = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+    auto& values = values_.emplace_back(static_cast<size_t>(n));
+    std::iota(values.begin(), values.end(), first);
+    shapes_.push_back(shape);
+    names_.push_back(name);
+  }
+  Checkpoint write() {
+    std::vector<TensorToWrite> tensors;
+    for (size_t i = 0; i < names_.size(); ++i) {
+      tensors.push_back({names_[i], DType::kF32, shapes_[i], std::as_bytes(std::span(values_[i]))});
+    }
+    EXPECT_TRUE(write_safetensors((dir_ / "model.safetensors").string(), tensors).ok());
+    return Checkpoint::open(dir_.string()).value();
+  }
+
+  ThreadPool pool_{2};
+  Arena scratch_;
+  Stream stream_{pool_, scratch_};
+  std::filesystem::path dir_;
+  std::vector<std::string> names_;
+  std::vector<std::vector<int64_t>> shapes_;
+  std::vector<std::vector<float>> values_;
+};
+
+TEST_F(Weights, PacksRowsOfSeveralTensors) {
+  add("a", {2, 3}, 0);
+  add("b", {4, 3}, 100);
+  add("norm", {3}, 0);
+  const Checkpoint checkpoint = write();
+  WeightPlan plan(&ref_ops(), &checkpoint);
+  Weight weight;
+  TensorView norm, table;
+  plan.matrix(weight, WeightFormat::kF32, {{"b", {4, 3}, 2, 1}, {"a", {2, 3}}});
+  plan.vector(norm, VectorRole::kNormMinusOne, {{"norm", {3}}}, {3});
+  plan.table(table, {"b", {4, 3}});
+  EXPECT_EQ(plan.parameters(), 6 + 12 + 3);  // b counts once
+  int64_t last = 0, total = 0;
+  const Buffer memory = plan.load(stream_, false,
+                                  [&](int64_t done, int64_t of) {
+                                    EXPECT_GT(done, last);
+                                    last = done;
+                                    total = of;
+                                  })
+                            .value();
+  EXPECT_EQ(last, total);
+  std::vector<float> rows(9);
+  ref_ops().unpack_weight(weight, 0, {rows.data(), DType::kF32, {3, 3}});
+  EXPECT_THAT(rows, ElementsAre(106, 107, 108, 0, 1, 2, 3, 4, 5));
+  EXPECT_EQ(norm.ptr<float>()[2], 3.0f);
+  EXPECT_EQ(table.row<float>(3)[0], 109.0f);
+}
+
+TEST_F(Weights, FusedAndSeparateExpertsAreTheSame) {
+  add("fused", {2, 2, 3}, 0);  // two experts of 2 x 3
+  add("0.x", {2, 3}, 0);
+  add("1.x", {2, 3}, 6);
+  const Checkpoint checkpoint = write();
+  WeightPlan plan(&ref_ops(), &checkpoint);
+  Weight fused, separate;
+  plan.experts(fused, WeightFormat::kF32, 2, [](int64_t e) -> std::vector<TensorPart> {
+    return {{"fused", {2, 2, 3}, e * 2, 2}};
+  });
+  plan.experts(separate, WeightFormat::kF32, 2, [](int64_t e) -> std::vector<TensorPart> {
+    return {{std::to_string(e) + ".x", {2, 3}}};
+  });
+  const Buffer memory = plan.load(stream_, false, {}).value();
+  std::vector<float> a(6), b(6);
+  for (int64_t e = 0; e < 2; ++e) {
+    ref_ops().unpack_weight(fused, e, {a.data(), DType::kF32, {2, 3}});
+    ref_ops().unpack_weight(separate, e, {b.data(), DType::kF32, {2, 3}});
+    EXPECT_EQ(a, b);
+    EXPECT_EQ(a[0], static_cast<float>(6 * e));
+  }
+}
+
+TEST_F(Weights, NamesWhatIsMissingMisshapenAndExtra) {
+  add("a", {2, 3}, 0);
+  for (int i = 0; i < 8; ++i) add("extra." + std::to_string(i), {1}, 0);
+  add("unused.inv_freq", {1}, 0);
+  const Checkpoint checkpoint = write();
+  WeightPlan plan(&ref_ops(), &checkpoint);
+  Weight weight;
+  TensorView norm;
+  plan.matrix(weight, WeightFormat::kF32, {{"a", {3, 2}}});
+  plan.vector(norm, VectorRole::kNorm, {{"gone", {3}}}, {3});
+  plan.ignore_containing(".inv_freq");
+  const auto result = plan.load(stream_, false, {});
+  ASSERT_FALSE(result.ok());
+  const std::string& text = result.error().message;
+  EXPECT_THAT(text, HasSubstr("1 tensor missing: gone"));
+  EXPECT_THAT(text, HasSubstr("a [2, 3] instead of [3, 2]"));
+  EXPECT_THAT(text, HasSubstr("8 tensors that the architecture does not have: extra.0, extra.1"));
+  EXPECT_THAT(text, HasSubstr("and 3 more"));
+  EXPECT_THAT(text, Not(HasSubstr("inv_freq")));
+}
+
+TEST_F(Weights, DummyWeightsDependOnTheNameAlone) {
+  const auto load = [&](std::vector<std::string> names) {
+    WeightPlan plan(&ref_ops(), nullptr);
+    std::vector<Weight> weights(names.size());
+    for (size_t i = 0; i < names.size(); ++i) {
+      plan.matrix(weights[i], WeightFormat::kBf16, {{names[i], {40, 30}}});
+    }
+    const Buffer memory = plan.load(stream_, true, {}).value();
+    std::vector<float> out(1200);
+    ref_ops().unpack_weight(weights.back(), 0, {out.data(), DType::kF32, {40, 30}});
+    return out;
+  };
+  const std::vector<float> a = load({"a"}), again = load({"b", "a"}), b = load({"b"});
+  EXPECT_EQ(a, again);
+  EXPECT_NE(a, b);
+  double square = 0;
+  for (const float x : a) square += static_cast<double>(x) * x;
+  EXPECT_NEAR(std::sqrt(square / 1200), 0.02, 0.001);
+}
+
+}  // namespace
+}  // namespace weft
