@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "runtime/prefault.h"
 
 namespace weft {
 namespace {
@@ -41,6 +42,11 @@ Result<Runner> Runner::create(const Model& model, KvStore& kv, Stream& stream, c
   float* at = reinterpret_cast<float*>(runner.logit_buffer_.data());
   runner.logits_ = TensorView(at, DType::kF32, {rows, limits.vocab_size});
   runner.gathered_ = TensorView(at + rows * limits.vocab_size, DType::kF32, {rows, hidden});
+  ThreadPool& pool = stream.pool();
+  prefault(pool, runner.arena_);
+  prefault(pool, stream.scratch());
+  prefault(pool, runner.logit_buffer_.data(), runner.logit_buffer_.bytes());
+  prefault(pool, kv, static_cast<int>(model.cache_specs().size()));
   return runner;
 }
 

@@ -18,7 +18,7 @@ inline constexpr int64_t kLogitRows = 64;
 /// All memory is taken by create(); a step allocates nothing but its results.
 class Runner {
  public:
-  /// `model`, `kv`, `stream` and `ops` must outlive it.
+  /// `model`, `kv`, `stream` and `ops` must outlive it. Makes the memory of all of them resident.
   static Result<Runner> create(const Model& model, KvStore& kv, Stream& stream, const OpTable& ops,
                                const StepLimits& limits);
 

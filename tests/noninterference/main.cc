@@ -1,0 +1,240 @@
+// noninterference [--seconds N] [--seed S] [--family X] [--plant NAME [--expect-caught]]
+//
+// The promise of design.md section 4: the tokens and logprob bits of a request are those it has
+// alone. Random requests run together under random schedules of batch, chunk budget, prefix hits,
+// preemption and aborts, on tiny checkpoints of every family, with every op table of this machine
+// and every weight format; each answer is compared with the request run alone.
+#include <fmt/format.h>
+
+#include <charconv>
+#include <chrono>
+#include <cstring>
+#include <optional>
+#include <string>
+
+#include "base/check.h"
+#include "tests/noninterference/plants.h"
+#include "tests/noninterference/schedule.h"
+
+namespace weft {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  double seconds = 120;
+  uint64_t seed = 1;
+  std::string family;  // empty: all
+  const Plant* plant = nullptr;
+  bool expect_caught = false;
+};
+
+struct Totals {
+  Counters all;
+  std::map<std::string, Counters> by_family;
+};
+
+bool recurrent_family(const std::string& family) {
+  return family == "qwen3_next" || family.starts_with("qwen3_5");
+}
+
+constexpr int kSchedulesPerModel = 3;
+
+Variant random_variant(const std::string& family, uint64_t seed) {
+  std::mt19937_64 rng(seed);
+  const auto tables = all_op_tables();
+  Variant out;
+  out.family = family;
+  out.ops = tables[rng() % tables.size()];
+  constexpr WeightFormat kFormats[] = {WeightFormat::kBf16, WeightFormat::kF32, WeightFormat::kInt8,
+                                       WeightFormat::kInt4};
+  out.format = kFormats[rng() % 4];
+  out.kv_format = rng() % 2 == 0 ? KvFormat::kBf16 : KvFormat::kF32;
+  out.block_size = rng() % 2 == 0 ? 64 : 16;
+  return out;
+}
+
+/// One model under a few schedules. The text of the first difference, or "".
+std::string run_round(const Options& options, const std::string& family, uint64_t seed,
+                      Counters& counters) {
+  const Variant variant = random_variant(family, seed);
+  const std::unique_ptr<Model> model = load_tiny(variant).value();
+  OpTable ops = *variant.ops;
+  ExecutorWrapper wrap;
+  if (options.plant != nullptr) {
+    if (options.plant->ops != nullptr) ops = options.plant->ops(*variant.ops);
+    if (options.plant->executor != nullptr) wrap = options.plant->executor;
+  }
+  for (int i = 0; i < kSchedulesPerModel; ++i) {
+    const uint64_t schedule_seed = seed * 1000 + static_cast<uint64_t>(i);
+    RequestMaker maker(schedule_seed, static_cast<int32_t>(model->spec().vocab), kTinyModelLen);
+    std::vector<std::shared_ptr<Request>> requests;
+    const int count = 4 + static_cast<int>(schedule_seed % 11);
+    for (int r = 0; r < count; ++r) requests.push_back(maker.make(SeqId{r}));
+    const ScheduleOptions schedule = random_schedule(schedule_seed, *model, variant.block_size);
+    const std::string where = fmt::format("round --seed {} --family {}: {}; schedule {}: {}", seed,
+                                          family, describe(variant), i, describe(schedule));
+    Outcome together;
+    try {
+      together = run_schedule(*model, variant.format, ops, schedule, requests, wrap, counters);
+    } catch (const Panic& panic) {
+      return where + "\n  " + panic.what();
+    }
+    ++counters.schedules;
+    for (const auto& request : requests) {
+      Counters ignored;
+      Answer want;
+      try {
+        want = run_schedule(*model, variant.format, ops, alone(*model, variant.block_size),
+                            {request}, wrap, ignored)
+                   .answers[request->id];
+      } catch (const Panic& panic) {
+        return where + "\n  alone: " + panic.what() + "\n  " + describe(*request);
+      }
+      const Answer& got = together.answers[request->id];
+      const bool aborted = got.finish == FinishReason::kAbort;
+      const std::string text = difference(want, got, aborted);
+      if (!text.empty()) return where + "\n  " + text + "\n  " + describe(*request);
+      ++counters.requests;
+      counters.tokens += static_cast<int64_t>(got.tokens.size());
+      counters.prompt_logprobs += static_cast<int64_t>(got.prompt_logprobs.size());
+    }
+  }
+  return "";
+}
+
+void print(const std::string& name, const Counters& c) {
+  fmt::print(
+      "{:<14}{:>6} schedules {:>7} requests {:>9} tokens {:>9} steps | {} hits, {} state hits, {} "
+      "preemptions, {} replays, {} cut prompts, {} mixed steps, {} aborts, {} evictions, {} prompt "
+      "logprobs, batch up to {}\n",
+      name, c.schedules, c.requests, c.tokens, c.steps, c.hits, c.state_hits, c.preemptions,
+      c.replays, c.chunked, c.mixed, c.aborts, c.evictions, c.prompt_logprobs, c.largest_batch);
+}
+
+/// What has to have happened for the run to mean something.
+std::string vacuous(const Totals& totals, const Options& options) {
+  const Counters& c = totals.all;
+  const std::pair<const char*, int64_t> needed[] = {
+      {"prefix hits", c.hits},
+      {"preemptions", c.preemptions},
+      {"replays", c.replays},
+      {"cut prompts", c.chunked},
+      {"mixed steps", c.mixed},
+      {"aborts", c.aborts},
+      {"evictions", c.evictions},
+      {"prompt logprobs", c.prompt_logprobs},
+      {"batches above 3", c.largest_batch > 3 ? 1 : 0}};
+  for (const auto& [what, count] : needed) {
+    if (count == 0) return fmt::format("nothing tested: no {}", what);
+  }
+  if (options.family.empty() || recurrent_family(options.family)) {
+    if (c.state_hits == 0) return "nothing tested: no state hits";
+  }
+  return "";
+}
+
+int run(const Options& options) {
+  std::vector<std::string> families = tiny_families();
+  if (!options.family.empty()) families = {options.family};
+  if (options.plant != nullptr && options.plant->recurrent_only && options.family.empty()) {
+    std::erase_if(families, [](const std::string& f) { return !recurrent_family(f); });
+  }
+  const auto start = Clock::now();
+  Totals totals;
+  std::string failure;
+  uint64_t round = 0;
+  do {
+    const std::string& family = families[round % families.size()];
+    Counters counters;
+    failure = run_round(options, family, options.seed + round, counters);
+    for (Counters* sum : {&totals.all, &totals.by_family[family]}) {
+      sum->schedules += counters.schedules;
+      sum->requests += counters.requests;
+      sum->tokens += counters.tokens;
+      sum->steps += counters.steps;
+      sum->hits += counters.hits;
+      sum->state_hits += counters.state_hits;
+      sum->preemptions += counters.preemptions;
+      sum->replays += counters.replays;
+      sum->chunked += counters.chunked;
+      sum->mixed += counters.mixed;
+      sum->aborts += counters.aborts;
+      sum->evictions += counters.evictions;
+      sum->prompt_logprobs += counters.prompt_logprobs;
+      sum->largest_batch = std::max(sum->largest_batch, counters.largest_batch);
+    }
+    ++round;
+  } while (failure.empty() &&
+           std::chrono::duration<double>(Clock::now() - start).count() < options.seconds);
+
+  for (const auto& [family, counters] : totals.by_family) print(family, counters);
+  print("all", totals.all);
+  if (options.expect_caught) {
+    if (failure.empty()) {
+      fmt::print("NOT CAUGHT: {} ({})\n", options.plant->name, options.plant->what);
+      return 1;
+    }
+    fmt::print("caught {} after {} rounds: {}\n", options.plant->name, round, failure);
+    return 0;
+  }
+  if (failure.empty()) failure = vacuous(totals, options);
+  if (failure.empty()) {
+    fmt::print("OK: every bit is that of the request alone\n");
+    return 0;
+  }
+  fmt::print("FAILED: {}\n", failure);
+  return 1;
+}
+
+int usage(const std::string& problem) {
+  fmt::print(stderr,
+             "{}\nusage: noninterference [--seconds N] [--seed S] [--family X] [--plant NAME "
+             "[--expect-caught]]\nplants:\n",
+             problem);
+  for (const Plant& plant : plants()) fmt::print(stderr, "  {:<22}{}\n", plant.name, plant.what);
+  return 2;
+}
+
+template <class T>
+bool parse_number(const char* text, T& value) {
+  const char* end = text + std::strlen(text);
+  const auto result = std::from_chars(text, end, value);
+  return result.ec == std::errc() && result.ptr == end;
+}
+
+int main_with(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    if (flag == "--expect-caught") {
+      options.expect_caught = true;
+      continue;
+    }
+    if (i + 1 == argc) return usage(flag + " needs a value");
+    const char* value = argv[++i];
+    if (flag == "--seconds") {
+      if (!parse_number(value, options.seconds)) return usage("--seconds: not a number");
+    } else if (flag == "--seed") {
+      if (!parse_number(value, options.seed)) return usage("--seed: not a whole number");
+    } else if (flag == "--family") {
+      options.family = value;
+    } else if (flag == "--plant") {
+      for (const Plant& plant : plants()) {
+        if (plant.name == value) options.plant = &plant;
+      }
+      if (options.plant == nullptr) return usage(std::string("no plant ") + value);
+    } else {
+      return usage("unknown flag " + flag);
+    }
+  }
+  if (options.expect_caught && options.plant == nullptr) return usage("--expect-caught: of what?");
+  return run(options);
+}
+
+}  // namespace
+}  // namespace weft
+
+int main(int argc, char** argv) {
+  return weft::main_with(argc, argv);
+}

@@ -1,0 +1,133 @@
+#include "tests/noninterference/requests.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <bit>
+
+namespace weft {
+namespace {
+
+constexpr size_t kNumBases = 3;
+
+bool same_bits(float a, float b) {
+  return std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b);
+}
+
+bool same_bits(const TokenLogprob& a, const TokenLogprob& b) {
+  if (!same_bits(a.logprob, b.logprob) || a.top.size() != b.top.size()) return false;
+  for (size_t i = 0; i < a.top.size(); ++i) {
+    if (a.top[i].token != b.top[i].token || !same_bits(a.top[i].logprob, b.top[i].logprob)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+std::string logprob_difference(const char* what, const std::vector<TokenLogprob>& want,
+                               const std::vector<TokenLogprob>& got) {
+  for (size_t i = 0; i < std::min(want.size(), got.size()); ++i) {
+    if (!same_bits(want[i], got[i])) {
+      return fmt::format(
+          "{} {} or its alternatives differ: alone {:.9g} ({:08x}), together {:.9g} ({:08x})", what,
+          i, want[i].logprob, std::bit_cast<uint32_t>(want[i].logprob), got[i].logprob,
+          std::bit_cast<uint32_t>(got[i].logprob));
+    }
+  }
+  return "";
+}
+
+}  // namespace
+
+RequestMaker::RequestMaker(uint64_t seed, int32_t vocab_size, int64_t max_model_len)
+    : rng_(seed), vocab_size_(vocab_size), max_model_len_(max_model_len) {
+  for (size_t i = 0; i < kNumBases; ++i) {
+    std::vector<int32_t> base;
+    // The third begins as the first does: a branch inside a prompt.
+    if (i == 2) base.assign(bases_[0].begin(), bases_[0].begin() + 100);
+    while (base.size() < 420) base.push_back(token());
+    bases_.push_back(std::move(base));
+  }
+}
+
+void RequestMaker::choose_sampling(SamplingParams& p) {
+  p.temperature = one_in(3) ? 0.0f : 0.5f + static_cast<float>(below(10)) / 10.0f;
+  if (one_in(4)) p.top_k = static_cast<int>(1 + below(40));
+  if (one_in(4)) p.top_p = 0.5f + static_cast<float>(below(50)) / 100.0f;
+  if (one_in(6)) p.min_p = static_cast<float>(below(20)) / 100.0f;
+  if (one_in(4)) p.repetition_penalty = 1.0f + static_cast<float>(below(5)) / 10.0f;
+  if (one_in(4)) p.presence_penalty = static_cast<float>(below(20)) / 10.0f;
+  if (one_in(4)) p.frequency_penalty = static_cast<float>(below(20)) / 10.0f;
+  if (one_in(6)) p.logit_bias = {{token(), 2.0f}, {token(), -100.0f}};
+  if (one_in(8)) p.banned_ids = {token(), token()};
+  if (one_in(12)) {
+    for (int i = 0; i < 12; ++i) p.allowed_ids.push_back(token());
+  }
+  for (uint32_t i = below(5); i > 0; --i) p.stop_ids.push_back(token());
+  if (one_in(3)) p.min_tokens = static_cast<int>(below(10));
+  p.max_tokens = static_cast<int>(1 + below(one_in(3) ? 90 : 24));
+  p.seed = rng_();
+  p.logprobs = one_in(4) ? -1 : static_cast<int>(below(6));
+  if (one_in(8)) p.prompt_logprobs = static_cast<int>(below(3));
+}
+
+std::shared_ptr<Request> RequestMaker::make(SeqId id) {
+  auto request = std::make_shared<Request>();
+  request->id = id;
+  choose_sampling(request->sampling);
+  if (!one_in(5)) {
+    const auto& base = bases_[below(kNumBases)];
+    const size_t shared = one_in(3) ? 64 * (1 + below(5)) : 1 + below(420);
+    request->prompt.assign(base.begin(), base.begin() + static_cast<ptrdiff_t>(shared));
+  }
+  const uint32_t own = one_in(3) ? below(6) : below(150);
+  for (uint32_t i = 0; i < own || request->prompt.empty(); ++i) request->prompt.push_back(token());
+  const auto room = max_model_len_ - static_cast<int64_t>(request->prompt.size());
+  if (request->sampling.max_tokens > room) request->sampling.max_tokens = static_cast<int>(room);
+  if (one_in(8)) request->cache_salt = "other";
+  request->priority = static_cast<int>(below(3)) - 1;
+  return request;
+}
+
+std::string difference(const Answer& want, const Answer& got, bool aborted) {
+  const size_t both = std::min(want.tokens.size(), got.tokens.size());
+  for (size_t i = 0; i < both; ++i) {
+    if (want.tokens[i] != got.tokens[i]) {
+      return fmt::format("token {} differs: alone {}, together {}", i, want.tokens[i],
+                         got.tokens[i]);
+    }
+  }
+  std::string text = logprob_difference("logprob", want.logprobs, got.logprobs);
+  if (text.empty()) {
+    text = logprob_difference("prompt logprob", want.prompt_logprobs, got.prompt_logprobs);
+  }
+  if (!text.empty()) return text;
+  if (got.tokens.size() > want.tokens.size() || got.logprobs.size() > want.logprobs.size() ||
+      got.prompt_logprobs.size() > want.prompt_logprobs.size()) {
+    return "more came than alone";
+  }
+  if (aborted) return "";
+  if (got.tokens.size() != want.tokens.size() || got.logprobs.size() != want.logprobs.size() ||
+      got.prompt_logprobs.size() != want.prompt_logprobs.size()) {
+    return fmt::format("alone {} tokens, {} logprobs, {} prompt logprobs; together {}, {}, {}",
+                       want.tokens.size(), want.logprobs.size(), want.prompt_logprobs.size(),
+                       got.tokens.size(), got.logprobs.size(), got.prompt_logprobs.size());
+  }
+  if (want.finish != got.finish) return "finish reasons differ";
+  return "";
+}
+
+std::string describe(const Request& r) {
+  const SamplingParams& p = r.sampling;
+  return fmt::format(
+      "request {}: prompt [{}], temperature {} top_k {} top_p {} min_p {} repetition {} presence "
+      "{} frequency {} bias {} banned [{}] allowed [{}] stop [{}] min {} max {} seed {} logprobs "
+      "{} "
+      "prompt_logprobs {} salt '{}' priority {}",
+      r.id.value, fmt::join(r.prompt, " "), p.temperature, p.top_k, p.top_p, p.min_p,
+      p.repetition_penalty, p.presence_penalty, p.frequency_penalty, p.logit_bias.size(),
+      fmt::join(p.banned_ids, " "), fmt::join(p.allowed_ids, " "), fmt::join(p.stop_ids, " "),
+      p.min_tokens, p.max_tokens, p.seed, p.logprobs, p.prompt_logprobs, r.cache_salt, r.priority);
+}
+
+}  // namespace weft

@@ -1,0 +1,224 @@
+#include "tests/noninterference/schedule.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "runtime/executor_local.h"
+
+namespace weft {
+namespace {
+
+bool recurrent(const Model& model) {
+  return std::ranges::any_of(model.cache_specs(), [](const CacheSpec& spec) {
+    return std::holds_alternative<StateSpec>(spec);
+  });
+}
+
+/// Whoever reads what nobody wrote, gets NaN.
+void poison(const KvStore& kv, const Model& model) {
+  for (size_t i = 0; i < model.cache_specs().size(); ++i) {
+    const LayerCache& layer = kv.layer(LayerId{static_cast<int32_t>(i)});
+    if (const auto* paged = std::get_if<PagedKv>(&layer)) {
+      std::memset(paged->data, 0xFF, static_cast<size_t>(paged->num_blocks * paged->block_bytes));
+    } else if (const auto* state = std::get_if<StateSlots>(&layer)) {
+      std::memset(state->conv.data, 0xFF, static_cast<size_t>(state->conv.bytes()));
+      std::memset(state->recurrent.data, 0xFF, static_cast<size_t>(state->recurrent.bytes()));
+    }
+  }
+}
+
+class Driver {
+ public:
+  Driver(const ScheduleOptions& options, const std::vector<std::shared_ptr<Request>>& requests,
+         Executor& executor, Counters& counters)
+      : options_(options),
+        requests_(requests),
+        executor_(executor),
+        counters_(counters),
+        rng_(options.seed),
+        scheduler_(Scheduler::create(options.scheduler).value()) {}
+
+  Outcome run() {
+    while (next_ < requests_.size() || !scheduler_->idle()) {
+      hand_in();
+      abort_somebody();
+      const StepPlan& plan = scheduler_->schedule();
+      const bool empty = plan.empty();
+      if (!empty) {
+        count(plan);
+        executor_.launch(plan);
+        ++in_flight_;
+      }
+      CHECK(!empty || in_flight_ > 0 || scheduler_->num_waiting() == 0, "the schedule is stuck");
+      const int depth = options_.scheduler.overlap ? 2 : 1;
+      if (in_flight_ == depth || (in_flight_ > 0 && (empty || rng_() % 4 == 0))) apply();
+      if (++rounds_ % 16 == 0) {
+        const std::string wrong = scheduler_->audit();
+        CHECK(wrong.empty(), wrong);
+      }
+    }
+    const std::string wrong = scheduler_->audit();
+    CHECK(wrong.empty(), wrong);
+    counters_.add(scheduler_->stats());
+    return std::move(outcome_);
+  }
+
+ private:
+  void hand_in() {
+    while (next_ < requests_.size() && rng_() % static_cast<uint64_t>(options_.arrival_in) == 0) {
+      const auto& request = requests_[next_++];
+      scheduler_->add(request).value();
+      live_.push_back(request->id);
+    }
+  }
+
+  void abort_somebody() {
+    if (options_.abort_in == 0 || live_.empty() ||
+        rng_() % static_cast<uint64_t>(options_.abort_in) != 0) {
+      return;
+    }
+    const SeqId id = live_[rng_() % live_.size()];
+    if (!scheduler_->abort(id)) return;
+    std::erase(live_, id);
+    outcome_.aborted.push_back(id);
+    outcome_.answers[id].finish = FinishReason::kAbort;
+    ++counters_.aborts;
+  }
+
+  void apply() {
+    --in_flight_;
+    for (SequenceOutput& out : scheduler_->apply(executor_.collect())) {
+      Answer& answer = outcome_.answers[out.seq];
+      const auto append = [](auto& to, auto& from) {
+        to.insert(to.end(), std::make_move_iterator(from.begin()),
+                  std::make_move_iterator(from.end()));
+      };
+      append(answer.tokens, out.tokens);
+      append(answer.logprobs, out.logprobs);
+      append(answer.prompt_logprobs, out.prompt_logprobs);
+      if (out.finish == FinishReason::kNone) continue;
+      answer.finish = out.finish;
+      std::erase(live_, out.seq);
+    }
+  }
+
+  void count(const StepPlan& plan) {
+    int64_t prompt = 0, decode = 0;
+    for (const Slice& slice : plan.slices) {
+      if (slice.arithmetic == Arithmetic::kDecode) {
+        ++decode;
+        counters_.replays += slice.tokens.size() > 1;
+        continue;
+      }
+      ++prompt;
+      const Sequence* seq = scheduler_->find(slice.seq);
+      counters_.chunked +=
+          slice.first + static_cast<int64_t>(slice.tokens.size()) < seq->prompt_len;
+    }
+    counters_.mixed += prompt > 0 && decode > 0;
+    counters_.largest_batch = std::max(counters_.largest_batch, decode);
+  }
+
+  const ScheduleOptions& options_;
+  const std::vector<std::shared_ptr<Request>>& requests_;
+  Executor& executor_;
+  Counters& counters_;
+  std::mt19937_64 rng_;
+  std::unique_ptr<Scheduler> scheduler_;
+  Outcome outcome_;
+  std::vector<SeqId> live_;
+  size_t next_ = 0;
+  int in_flight_ = 0;
+  int64_t rounds_ = 0;
+};
+
+}  // namespace
+
+void Counters::add(const SchedulerStats& stats) {
+  steps += stats.steps;
+  hits += stats.hits;
+  state_hits += stats.state_hits;
+  preemptions += stats.preemptions;
+  evictions += stats.block_evictions;
+}
+
+ScheduleOptions random_schedule(uint64_t seed, const Model& model, int block_size) {
+  std::mt19937_64 rng(seed);
+  const auto between = [&](int64_t low, int64_t high) {
+    return static_cast<int>(low +
+                            static_cast<int64_t>(rng() % static_cast<uint64_t>(high - low + 1)));
+  };
+  ScheduleOptions out;
+  SchedulerConfig& c = out.scheduler;
+  c.block_size = block_size;
+  c.max_model_len = static_cast<int>(kTinyModelLen);
+  const int longest = static_cast<int>(kTinyModelLen) / block_size;
+  // Room for one request of the greatest length up to four.
+  c.num_blocks = between(longest, longest * (rng() % 3 == 0 ? 4 : 2));
+  c.max_seqs = between(2, 12);
+  // Whole chunks, and some rows for those that decode.
+  c.max_batched_tokens = kChunk * between(1, rng() % 3 == 0 ? 8 : 2) + c.max_seqs;
+  if (recurrent(model)) c.num_state_slots = between(3, 3 * c.max_seqs);
+  c.prefix_caching = rng() % 8 != 0;
+  c.checkpoint_every = kChunk * between(0, 4);
+  c.dense_checkpoints = between(0, 2) * 3;
+  c.overlap = rng() % 4 != 0;
+  c.hash_key = rng();
+  out.num_threads = rng() % 4 == 0 ? 2 : 1;
+  out.arrival_in = between(1, 6);
+  out.abort_in = rng() % 2 == 0 ? between(20, 60) : 0;
+  out.seed = rng();
+  return out;
+}
+
+ScheduleOptions alone(const Model& model, int block_size) {
+  ScheduleOptions out;
+  SchedulerConfig& c = out.scheduler;
+  c.block_size = block_size;
+  c.max_model_len = static_cast<int>(kTinyModelLen);
+  c.num_blocks = static_cast<int>(kTinyModelLen) / block_size;
+  c.max_seqs = 1;
+  c.max_batched_tokens = static_cast<int>(kTinyModelLen);
+  if (recurrent(model)) c.num_state_slots = 1;
+  c.prefix_caching = false;
+  c.overlap = false;
+  return out;
+}
+
+std::string describe(const ScheduleOptions& o) {
+  const SchedulerConfig& c = o.scheduler;
+  return fmt::format(
+      "{} blocks of {}, {} slots, {} tokens a step, {} sequences, prefix cache {}, checkpoints "
+      "every {} + {} dense, overlap {}, {} threads, arrivals 1/{}, aborts 1/{}",
+      c.num_blocks, c.block_size, c.num_state_slots, c.max_batched_tokens, c.max_seqs,
+      c.prefix_caching, c.checkpoint_every, c.dense_checkpoints, c.overlap, o.num_threads,
+      o.arrival_in, o.abort_in);
+}
+
+Outcome run_schedule(const Model& model, WeightFormat format, const OpTable& ops,
+                     const ScheduleOptions& options,
+                     const std::vector<std::shared_ptr<Request>>& requests,
+                     const ExecutorWrapper& wrap, Counters& counters) {
+  const SchedulerConfig& c = options.scheduler;
+  KvStore kv = KvStore::create(model.cache_specs(), ops, c.num_blocks, c.num_state_slots).value();
+  poison(kv, model);
+  StepLimits limits;
+  limits.max_rows = c.max_batched_tokens;
+  limits.max_seqs = c.max_seqs;
+  limits.max_model_len = c.max_model_len;
+  limits.vocab_size = model.spec().vocab;
+  limits.block_size = c.block_size;
+  limits.num_blocks = c.num_blocks;
+  limits.num_slots = c.num_state_slots;
+  limits.recurrent = recurrent(model);
+  TinyStream stream(model, format, limits, options.num_threads);
+  std::unique_ptr<Executor> executor =
+      LocalExecutor::create(model, kv, stream.get(), ops, limits).value();
+  if (wrap) executor = wrap(std::move(executor));
+  return Driver(options, requests, *executor, counters).run();
+}
+
+}  // namespace weft

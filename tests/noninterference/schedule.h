@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "sched/executor.h"
+#include "sched/scheduler.h"
+#include "tests/noninterference/requests.h"
+#include "tests/noninterference/tiny_model.h"
+
+namespace weft {
+
+/// What happened, summed over schedules; a run in which one of them stays 0 proves little.
+struct Counters {
+  int64_t schedules = 0, requests = 0, tokens = 0, steps = 0;
+  int64_t hits = 0;        ///< admissions that reused prefix blocks
+  int64_t state_hits = 0;  ///< of them, with a recurrent state
+  int64_t preemptions = 0;
+  int64_t replays = 0;          ///< decode slices of more than one token
+  int64_t chunked = 0;          ///< prompt slices that end inside their prompt
+  int64_t mixed = 0;            ///< steps with prompt and decode slices
+  int64_t largest_batch = 0;    ///< decode slices in one step
+  int64_t aborts = 0;           ///< requests cut short
+  int64_t evictions = 0;        ///< cached blocks given to somebody else
+  int64_t prompt_logprobs = 0;  ///< prompt logprobs compared
+  void add(const SchedulerStats& stats);
+};
+
+/// How one schedule runs; all of it must not matter.
+struct ScheduleOptions {
+  SchedulerConfig scheduler;
+  int num_threads = 1;
+  int arrival_in = 1;  ///< a waiting request is handed in at a step with probability 1 / this
+  int abort_in = 0;    ///< at each step, somebody is aborted with probability 1 / this; 0: never
+  uint64_t seed = 0;
+};
+
+ScheduleOptions random_schedule(uint64_t seed, const Model& model, int block_size);
+/// One request at a time, no prefix cache, a whole prompt in one step.
+ScheduleOptions alone(const Model& model, int block_size);
+std::string describe(const ScheduleOptions& options);
+
+using ExecutorWrapper = std::function<std::unique_ptr<Executor>(std::unique_ptr<Executor>)>;
+
+struct Outcome {
+  std::map<SeqId, Answer> answers;
+  std::vector<SeqId> aborted;
+};
+
+/// Runs the requests through a scheduler and a LocalExecutor of fresh caches, whose memory holds
+/// NaN at first. Panics on a bug that the scheduler, its audit or the executor notices.
+Outcome run_schedule(const Model& model, WeightFormat format, const OpTable& ops,
+                     const ScheduleOptions& options,
+                     const std::vector<std::shared_ptr<Request>>& requests,
+                     const ExecutorWrapper& wrap, Counters& counters);
+
+}  // namespace weft

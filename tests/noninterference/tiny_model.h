@@ -1,0 +1,47 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "models/model.h"
+#include "runtime/step_upload.h"
+
+namespace weft {
+
+/// One build of one tiny checkpoint: everything that the promise of design.md section 4 holds
+/// fixed.
+struct Variant {
+  std::string family;  ///< a folder below oracle_dir()/models
+  const OpTable* ops = nullptr;
+  WeightFormat format = WeightFormat::kBf16;
+  KvFormat kv_format = KvFormat::kBf16;
+  int block_size = 64;
+};
+
+std::string describe(const Variant& variant);
+
+/// Folders whose architectures the noninterference test covers.
+std::vector<std::string> tiny_families();
+
+/// The reference ops and the CPU ops of every instruction set that this machine has.
+std::vector<const OpTable*> all_op_tables();
+
+/// Positions that a tiny model's rope table covers; no request of the test is longer.
+inline constexpr int64_t kTinyModelLen = 768;
+
+Result<std::unique_ptr<Model>> load_tiny(const Variant& variant);
+
+/// A thread pool with its scratch memory.
+class TinyStream {
+ public:
+  TinyStream(const Model& model, WeightFormat format, const StepLimits& limits, int num_threads);
+  Stream& get() { return stream_; }
+
+ private:
+  ThreadPool pool_;
+  Arena scratch_;
+  Stream stream_;
+};
+
+}  // namespace weft
