@@ -143,6 +143,39 @@ CharTable::CharTable() {
   }
 }
 
+namespace {
+int category(char32_t c) {
+  return utf8proc_get_property(static_cast<utf8proc_int32_t>(c))->category;
+}
+}  // namespace
+
+bool is_printable(char32_t c) {
+  if (c < 0x7F) return c >= 0x20;
+  const int k = category(c);
+  return k != UTF8PROC_CATEGORY_CN && !in(k, UTF8PROC_CATEGORY_ZS, UTF8PROC_CATEGORY_CO);
+}
+char32_t to_upper(char32_t c) {
+  return static_cast<char32_t>(utf8proc_toupper(static_cast<utf8proc_int32_t>(c)));
+}
+char32_t to_lower(char32_t c) {
+  return static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c)));
+}
+char32_t to_title(char32_t c) {
+  return static_cast<char32_t>(utf8proc_totitle(static_cast<utf8proc_int32_t>(c)));
+}
+bool is_upper(char32_t c) {
+  return utf8proc_isupper(static_cast<utf8proc_int32_t>(c)) != 0;
+}
+bool is_lower(char32_t c) {
+  return utf8proc_islower(static_cast<utf8proc_int32_t>(c)) != 0;
+}
+bool is_title(char32_t c) {
+  return category(c) == UTF8PROC_CATEGORY_LT;
+}
+bool is_decimal(char32_t c) {
+  return category(c) == UTF8PROC_CATEGORY_ND;
+}
+
 const CharTable& char_table() {
   static const CharTable table;
   return table;

@@ -62,6 +62,17 @@ inline Decoded decode_before(const char* begin, const char* p) {
   return decode_valid(q);
 }
 
+/// Python's str.isprintable() of one character.
+bool is_printable(char32_t c);
+/// Simple case mappings, and the categories that Python's str predicates ask about.
+char32_t to_upper(char32_t c);
+char32_t to_lower(char32_t c);
+char32_t to_title(char32_t c);
+bool is_upper(char32_t c);
+bool is_lower(char32_t c);
+bool is_title(char32_t c);
+bool is_decimal(char32_t c);
+
 void append_utf8(std::string& out, char32_t c);
 
 bool is_valid_utf8(std::string_view s);
