@@ -21,7 +21,7 @@ template <int Streams>
       const auto* p = reinterpret_cast<const __m256i*>(data + s * length + i);
       for (int k = 0; k < 8; ++k) {
         if (ahead > 0 && k % 2 == 0) {
-          _mm_prefetch(reinterpret_cast<const char*>(p + k) + ahead, _MM_HINT_NTA);
+          _mm_prefetch(reinterpret_cast<const char*>(p + k) + ahead, _MM_HINT_T1);
         }
         sum[k % 4] = _mm256_xor_si256(sum[k % 4], _mm256_load_si256(p + k));
       }
@@ -96,15 +96,15 @@ double read_bandwidth(ThreadPool& pool, const std::byte* data, int64_t bytes, in
   std::atomic<int64_t> sink{0};
   double best = 0;
   for (int sample = 0; sample < samples; ++sample) {
-    for (int streams : {1, 4, 8}) {
-      for (int ahead : {0, 1024}) {
+    for (int streams : {1, 2, 4}) {
+      for (int ahead : {0, 1024, 2048}) {
         const double start = now();
         pool.parallel([&](int worker) {
           const int64_t part = bytes / pool.num_threads() / 4096 * 4096;
           const std::byte* p = data + worker * part;
           sink += streams == 1   ? read_streams<1>(p, part, ahead)
-                  : streams == 4 ? read_streams<4>(p, part, ahead)
-                                 : read_streams<8>(p, part, ahead);
+                  : streams == 2 ? read_streams<2>(p, part, ahead)
+                                 : read_streams<4>(p, part, ahead);
         });
         best = std::max(best, static_cast<double>(bytes) / 1e9 / (now() - start));
       }

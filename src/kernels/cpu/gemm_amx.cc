@@ -1,9 +1,12 @@
 // out[r][o] = sum_k x[r][k] w[o][k] with AMX: tdpbf16ps on 16 x 32 tiles of activations and
 // 32 x 16 tiles of weights. Many rows: 2 x 2 result tiles a K step (4 loads feed 4 products); at
-// most 16 rows: 1 x 4, four streams of weights. Bound: 16 cycles a product above ~100 rows, weight
-// bandwidth below (docs/kernels/cpu_gemm.md).
+// most 16 rows: 1 x 4, four streams of weights; at most 4 rows: vector instructions that follow the
+// order of tdpbf16ps, because they read memory faster than tile loads do. Bound: 16 cycles a
+// product above ~100 rows, weight bandwidth below (docs/kernels/cpu_gemm.md).
 
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/gemm_prefetch.h"
+#include "kernels/cpu/gemm_vec.h"
 
 #if WEFT_AMX
 
@@ -11,6 +14,7 @@ namespace weft::WEFT_ISA_NS {
 namespace {
 
 constexpr int kTileBytes = 1024;
+constexpr unsigned kFlushDenormals = 0x8040;  // MXCSR: results and operands
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
@@ -74,14 +78,20 @@ void stream_block(const std::byte* a, int64_t a_step, const std::byte* const* b,
     _tile_zero(3);
   }
   const std::byte *b0 = b[0], *b1 = b[1], *b2 = b[2], *b3 = b[3];
+  constexpr int64_t kAhead = ahead_distance(4);
+  const Ahead ahead = best_ahead();
   for (int64_t s = 0; s < steps; ++s) {
     _tile_loadd(4, a + s * a_step, 64);
+    request<kTileBytes>(ahead, b0 + s * kTileBytes + kAhead);
     _tile_loadd(5, b0 + s * kTileBytes, 64);
     _tile_dpbf16ps(0, 4, 5);
+    request<kTileBytes>(ahead, b1 + s * kTileBytes + kAhead);
     _tile_loadd(6, b1 + s * kTileBytes, 64);
     _tile_dpbf16ps(1, 4, 6);
+    request<kTileBytes>(ahead, b2 + s * kTileBytes + kAhead);
     _tile_loadd(7, b2 + s * kTileBytes, 64);
     _tile_dpbf16ps(2, 4, 7);
+    request<kTileBytes>(ahead, b3 + s * kTileBytes + kAhead);
     _tile_loadd(5, b3 + s * kTileBytes, 64);
     _tile_dpbf16ps(3, 4, 5);
   }
@@ -89,6 +99,74 @@ void stream_block(const std::byte* a, int64_t a_step, const std::byte* const* b,
   _tile_stored(1, c + c_panel, 64);
   _tile_stored(2, c + 2 * c_panel, 64);
   _tile_stored(3, c + 3 * c_panel, 64);
+}
+
+/// R rows, P panels by vector instructions with the bits of tdpbf16ps: per K step the even and the
+/// odd products are two chains of fused multiply-adds from zero, their sum is added to the result;
+/// denormals are zero (multiply_begin() sets that).
+template <int R, int P>
+void vector_block(const PackedRows& a, const Block& block, int panel) {
+  const auto* x = reinterpret_cast<const int32_t*>(a.data) + block.step * a.rows * kStep / 2;
+  const std::byte* b[P];
+  Vec acc[P][R];
+  const int64_t c_panel = kRowTile * kPanelWidth;
+  float* c = block.c + panel * c_panel;
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+    b[p] = block.panels[panel + p];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+      acc[p][r] = block.accumulate ? vec_load(c + p * c_panel + r * kPanelWidth) : vec_zero();
+  }
+  const Ahead ahead = best_ahead();
+  for (int64_t s = 0; s < block.steps; ++s) {
+    Vec even[P][R], odd[P][R];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      request<kTileBytes>(ahead, b[p] + ahead_distance(P));
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) even[p][r] = odd[p][r] = vec_zero();
+    }
+#pragma GCC unroll 4
+    for (int pair = 0; pair < kStep / 2; ++pair) {
+      __m512 xe[R], xo[R];
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const __m512i both = _mm512_set1_epi32(x[r * kStep / 2 + pair]);
+        xe[r] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+        xo[r] = _mm512_castsi512_ps(
+            _mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
+      }
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        const Vec we = vec_bf16_even(b[p] + pair * 64), wo = vec_bf16_odd(b[p] + pair * 64);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          even[p][r] = vec_fma({xe[r]}, we, even[p][r]);
+          odd[p][r] = vec_fma({xo[r]}, wo, odd[p][r]);
+        }
+      }
+    }
+    x += a.rows * kStep / 2;
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      b[p] += kTileBytes;
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) acc[p][r] = vec_add(acc[p][r], vec_add(even[p][r], odd[p][r]));
+    }
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) vec_store(c + p * c_panel + r * kPanelWidth, acc[p][r]);
+  }
+}
+
+template <int R, int P>
+void vector_rows(const PackedRows& a, const Block& block) {
+  int p = 0;
+  for (; p + P <= block.count; p += P) vector_block<R, P>(a, block, p);
+  for (; p < block.count; ++p) vector_block<R, 1>(a, block, p);
 }
 
 /// Requests part `part` of `parts` of what the next block will read.
@@ -104,6 +182,13 @@ void bring(const Block& block, int64_t part, int64_t parts) {
 }  // namespace
 
 void multiply_bf16(const PackedRows& a, const Block& block) {
+  switch (a.rows) {
+    case 1: vector_rows<1, 4>(a, block); return;
+    case 2: vector_rows<2, 4>(a, block); return;
+    case 3: vector_rows<3, 2>(a, block); return;
+    case 4: vector_rows<4, 2>(a, block); return;
+    default: break;
+  }
   asm volatile("" ::: "memory");  // what the tiles read has been written
   const int64_t a_tile = a.steps * kTileBytes, a_step = tile_rows(a) * 64;
   const std::byte* x = a.data + block.tile * a_tile + block.step * a_step;
@@ -131,6 +216,7 @@ void multiply_bf16(const PackedRows& a, const Block& block) {
 }
 
 void multiply_begin(int64_t rows) {
+  _mm_setcsr(_mm_getcsr() | kFlushDenormals);  // as the tiles do
   TileConfig config;
   const int64_t few = rows < 1 ? 1 : rows;
   for (int i = 0; i < 8; ++i) {
@@ -145,6 +231,7 @@ void multiply_begin(int64_t rows) {
 
 void multiply_end() {
   _tile_release();
+  _mm_setcsr(_mm_getcsr() & ~kFlushDenormals);
 }
 
 }  // namespace weft::WEFT_ISA_NS

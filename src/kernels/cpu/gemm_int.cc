@@ -6,6 +6,7 @@
 // two bytes of v), which is why a few rows stay under the weight bandwidth.
 
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/gemm_prefetch.h"
 #include "kernels/cpu/gemm_vec.h"
 
 namespace weft::WEFT_ISA_NS {
@@ -124,10 +125,11 @@ WEFT_INLINE Vec group_dot(const Codes (&w)[kQuads], const std::byte* x, int32_t 
 /// Rows [row, row + R) of the block against panels [panel, panel + P), all groups. P panels at a
 /// time are as many streams of weights.
 template <int R, int P, bool Int4>
-void panel_rows(const IntRows& a, const Block& block, int64_t row, int panel, bool prefetch) {
+void panel_rows(const IntRows& a, const Block& block, int64_t row, int panel, Ahead ahead) {
   constexpr int kPairBytes = Int4 ? kInt4PairBytes : kInt8PairBytes;
   constexpr int kGroupBytes = Int4 ? 256 : 512;
   constexpr int kBias = Int4 ? 8 : 128;
+  constexpr int64_t kAhead = ahead_distance(P);
   const int64_t first = (block.tile * kRowTile + row) * a.steps;
   const std::byte* x = a.data + first * 64;
   const float* scale = a.scales + first;
@@ -143,10 +145,7 @@ void panel_rows(const IntRows& a, const Block& block, int64_t row, int panel, bo
   for (int64_t s = 0; s < block.steps; s += 2) {
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
-      if (prefetch) {
-        for (int i = 0; i < kPairBytes; i += 64)
-          _mm_prefetch(reinterpret_cast<const char*>(pair[p]) + i + 2 * kPairBytes, _MM_HINT_NTA);
-      }
+      request<kPairBytes>(ahead, pair[p] + kAhead);
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         Codes w[kQuads];
@@ -172,23 +171,22 @@ void panel_rows(const IntRows& a, const Block& block, int64_t row, int panel, bo
 
 template <int P, bool Int4>
 void all_rows(const IntRows& a, const Block& block, int panel) {
-  static const bool kPrefetch = __builtin_cpu_is("amd") != 0;
   constexpr int kMost = kMaxRows / P > 0 ? kMaxRows / P : 1, kHalf = kMost > 1 ? kMost / 2 : 1;
-  bool prefetch = kPrefetch;
+  Ahead ahead = best_ahead();
   const int64_t left = a.rows - block.tile * kRowTile, all = block.tiles * kRowTile;
   const int64_t end = left < all ? left : all;
   for (int64_t row = 0; row < end;) {
     if (end - row >= kMost) {
-      panel_rows<kMost, P, Int4>(a, block, row, panel, prefetch);
+      panel_rows<kMost, P, Int4>(a, block, row, panel, ahead);
       row += kMost;
     } else if (end - row >= kHalf) {
-      panel_rows<kHalf, P, Int4>(a, block, row, panel, prefetch);
+      panel_rows<kHalf, P, Int4>(a, block, row, panel, ahead);
       row += kHalf;
     } else {
-      panel_rows<1, P, Int4>(a, block, row, panel, prefetch);
+      panel_rows<1, P, Int4>(a, block, row, panel, ahead);
       row += 1;
     }
-    prefetch = false;  // the panels are in the cache from now on
+    ahead = Ahead::kNone;  // the panels are in the cache from now on
   }
 }
 

@@ -5,6 +5,7 @@
 // (docs/kernels/cpu_gemm.md).
 
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/gemm_prefetch.h"
 #include "kernels/cpu/gemm_vec.h"
 
 namespace weft::WEFT_ISA_NS {
@@ -16,15 +17,6 @@ constexpr int kMaxPanels = 4;
 #else
 constexpr int kMaxPanels = 1;
 #endif
-/// How far ahead of its use a weight line is requested, where the hardware prefetchers leave
-/// bandwidth unused (AMD); elsewhere software prefetch lowers it.
-constexpr int kPrefetchBytes = 1024;
-
-WEFT_INLINE void prefetch_step(const std::byte* line, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64)
-    _mm_prefetch(reinterpret_cast<const char*>(line + i + kPrefetchBytes), _MM_HINT_NTA);
-}
-
 #if WEFT_AVX512_BF16
 
 /// vdpbf16ps: bf16 pairs of both.
@@ -106,7 +98,7 @@ struct F32Fma {
 
 /// One register tile over all K steps of the block: rows [row, row + R), panels [panel, panel + P).
 template <class Kernel, int R, int P>
-void register_tile(const PackedRows& a, const Block& block, int64_t row, int panel, bool prefetch) {
+void register_tile(const PackedRows& a, const Block& block, int64_t row, int panel, Ahead ahead) {
   const int64_t tile = block.tile + row / kRowTile;
   const auto* x = reinterpret_cast<const typename Kernel::Value*>(a.data) +
                   (tile * a.steps * kRowTile + block.step * tile_rows(a) + row % kRowTile) * kStep;
@@ -123,9 +115,9 @@ void register_tile(const PackedRows& a, const Block& block, int64_t row, int pan
       acc[r][p] = block.accumulate ? vec_load(c + p * c_panel + r * kPanelWidth) : vec_zero();
   }
   for (int64_t s = 0; s < block.steps; ++s) {
-    if (prefetch) {
+    if (ahead != Ahead::kNone) {
 #pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) prefetch_step(b[p], Kernel::kStepBytes);
+      for (int p = 0; p < P; ++p) request<Kernel::kStepBytes>(ahead, b[p] + ahead_distance(P));
     }
     Kernel::template step<R, P>(x, b, acc);
     x += step_values;
@@ -142,19 +134,18 @@ void register_tile(const PackedRows& a, const Block& block, int64_t row, int pan
 template <class Kernel, int P>
 void rows_of_tile(const PackedRows& a, const Block& block, int64_t row, int rows, int panel) {
   // Whole tiles are 6 + 5 + 5 rows.
-  static const bool kPrefetch = __builtin_cpu_is("amd") != 0;
-  bool prefetch = kPrefetch;
+  Ahead ahead = best_ahead();
   while (rows > 0) {
     const int parts = (rows + kMaxRows - 1) / kMaxRows, now = (rows + parts - 1) / parts;
     switch (now) {
-      case 1: register_tile<Kernel, 1, P>(a, block, row, panel, prefetch); break;
-      case 2: register_tile<Kernel, 2, P>(a, block, row, panel, prefetch); break;
-      case 3: register_tile<Kernel, 3, P>(a, block, row, panel, prefetch); break;
-      case 4: register_tile<Kernel, 4, P>(a, block, row, panel, prefetch); break;
-      case 5: register_tile<Kernel, 5, P>(a, block, row, panel, prefetch); break;
-      default: register_tile<Kernel, 6, P>(a, block, row, panel, prefetch); break;
+      case 1: register_tile<Kernel, 1, P>(a, block, row, panel, ahead); break;
+      case 2: register_tile<Kernel, 2, P>(a, block, row, panel, ahead); break;
+      case 3: register_tile<Kernel, 3, P>(a, block, row, panel, ahead); break;
+      case 4: register_tile<Kernel, 4, P>(a, block, row, panel, ahead); break;
+      case 5: register_tile<Kernel, 5, P>(a, block, row, panel, ahead); break;
+      default: register_tile<Kernel, 6, P>(a, block, row, panel, ahead); break;
     }
-    prefetch = false;  // the panels are in the cache from now on
+    ahead = Ahead::kNone;  // the panels are in the cache from now on
     row += now;
     rows -= now;
   }
