@@ -10,6 +10,7 @@ JOBS ?= $(shell nproc)
 ARGS ?=
 WERROR ?= 0
 FUZZ_SECONDS ?= 60
+export CCACHE_BASEDIR := $(CURDIR)
 
 HAVE_NVCC = command -v nvcc || test -x /usr/local/cuda/bin/nvcc
 HAVE_GPU = test -e /dev/nvidia0 || nvidia-smi -L

@@ -6,7 +6,8 @@
 add_library(weft_options INTERFACE)
 target_include_directories(weft_options INTERFACE ${CMAKE_SOURCE_DIR}/src)
 target_compile_options(weft_options INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-missing-field-initializers -Wno-restrict -ffp-contract=off -fno-math-errno>)
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-missing-field-initializers -ffp-contract=off -fno-math-errno>)
+target_compile_options(weft_options INTERFACE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>)
 # -Wno-restrict: g++ 12 warns of overlapping copies inside std::string + std::string (GCC bug 105651).
 # -ffp-contract=off: a fused multiply-add is written, never left to the compiler (exactness).
 if(WEFT_WERROR)

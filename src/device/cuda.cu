@@ -1,6 +1,6 @@
-#include "device/cuda.h"
-
 #include <cuda_runtime_api.h>
+
+#include "device/cuda.h"
 
 namespace weft {
 namespace {
@@ -32,7 +32,8 @@ Result<std::vector<CudaDeviceInfo>> cuda_devices() {
                         .total_bytes = static_cast<int64_t>(properties.totalGlobalMem),
                         .num_sms = properties.multiProcessorCount};
     size_t free_bytes = 0, total_bytes = 0;
-    if (cudaSetDevice(i) == cudaSuccess && cudaMemGetInfo(&free_bytes, &total_bytes) == cudaSuccess) {
+    if (cudaSetDevice(i) == cudaSuccess &&
+        cudaMemGetInfo(&free_bytes, &total_bytes) == cudaSuccess) {
       info.free_bytes = static_cast<int64_t>(free_bytes);
     }
     devices.push_back(std::move(info));
@@ -61,12 +62,15 @@ Result<void*> cuda_allocate(int64_t bytes) {
   void* data = nullptr;
   const cudaError_t status = cudaMalloc(&data, static_cast<size_t>(bytes));
   if (status == cudaErrorMemoryAllocation) {
-    return exhausted("CUDA: out of device memory asking for " + std::to_string(bytes >> 20) + " MiB");
+    return exhausted("CUDA: out of device memory asking for " + std::to_string(bytes >> 20) +
+                     " MiB");
   }
   if (status != cudaSuccess) return cuda_error("cudaMalloc", status);
   return data;
 }
 
-void cuda_free(void* data) { cudaFree(data); }
+void cuda_free(void* data) {
+  cudaFree(data);
+}
 
 }  // namespace weft
