@@ -136,9 +136,9 @@ class Scheduler {
   bool admit(Sequence& seq);
   PrefixHit look_up(Sequence& seq);
   int64_t affordable_end(const Sequence& seq) const;
-  Sequence* victim_for(const Sequence& seq) const;
-  bool make_seat(const Sequence& seq);
-  bool make_room(int64_t blocks_needed, const Sequence& seq);
+  Sequence* victim() const;
+  bool make_seat();
+  bool make_room(int64_t blocks_needed);
   bool give_slot(Sequence& seq, SlotId checkpoint);
   void hold_prefix(Sequence& seq, const PrefixHit& hit);
   void enter(Sequence& seq, const PrefixHit& hit);

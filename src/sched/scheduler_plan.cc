@@ -79,7 +79,7 @@ void Scheduler::plan_running(Sequence& seq) {
   if (end <= seq.num_computed) return;
   const int64_t blocks =
       divide_up(end, config_.block_size) - static_cast<int64_t>(seq.blocks.size());
-  if (!make_room(blocks, seq)) {
+  if (!make_room(blocks)) {
     // It keeps what it has: everybody more urgent may still take it away, and goes on.
     stalled_ = true;
     ++stats_.stalls;
@@ -88,31 +88,27 @@ void Scheduler::plan_running(Sequence& seq) {
   emit(seq, end);
 }
 
-/// Whom `seq` may displace: the least urgent running sequence without a slice in this plan. A
-/// waiting sequence displaces only a strictly lower priority.
-Sequence* Scheduler::victim_for(const Sequence& seq) const {
-  if (running_.size() <= cursor_) return nullptr;
-  Sequence* victim = running_.back();
-  const bool waiting = seq.state == SequenceState::kWaiting;
-  return waiting && victim->priority() <= seq.priority() ? nullptr : victim;
+/// Who may be displaced now: the least urgent running sequence whose turn has not come. All of
+/// those are less urgent than the one whose turn it is, and than a waiting one by priority
+/// strictly.
+Sequence* Scheduler::victim() const {
+  return running_.size() > cursor_ ? running_.back() : nullptr;
 }
 
-bool Scheduler::make_seat(const Sequence& seq) {
+bool Scheduler::make_seat() {
   while (running_.size() >= static_cast<size_t>(config_.max_seqs)) {
-    Sequence* victim = victim_for(seq);
-    if (!victim) return false;
-    preempt(*victim);
+    if (!victim()) return false;
+    preempt(*victim());
   }
   return true;
 }
 
-bool Scheduler::make_room(int64_t blocks_needed, const Sequence& seq) {
+bool Scheduler::make_room(int64_t blocks_needed) {
   while (cache_.blocks().available() < blocks_needed) {
     // Blocks of a victim in flight come only when its step has been applied.
     if (cache_.blocks().available() + fenced_blocks_ >= blocks_needed) return false;
-    Sequence* victim = victim_for(seq);
-    if (!victim) return false;
-    preempt(*victim);
+    if (!victim()) return false;
+    preempt(*victim());
   }
   return true;
 }
@@ -148,13 +144,13 @@ bool Scheduler::admit(Sequence& seq) {
   const PrefixHit hit = look_up(seq);
   seq.num_computed = int64_t{hit.blocks} * config_.block_size;
   const int64_t end = affordable_end(seq);
-  if (end <= seq.num_computed || !make_seat(seq)) {
+  if (end <= seq.num_computed || !make_seat()) {
     seq.num_computed = 0;
     return false;
   }
   hold_prefix(seq, hit);
   const int64_t blocks = divide_up(seq.known(), config_.block_size) - hit.blocks;
-  if (!make_room(blocks, seq) || !give_slot(seq, hit.state)) {
+  if (!make_room(blocks) || !give_slot(seq, hit.state)) {
     release_resources(seq);
     seq.num_computed = 0;
     return false;
@@ -198,9 +194,8 @@ bool Scheduler::give_slot(Sequence& seq, SlotId checkpoint) {
     for (const StepRecord& record : in_flight_) {
       if (!record.release_slots.empty()) return false;
     }
-    Sequence* victim = victim_for(seq);
-    if (!victim) return false;
-    preempt(*victim);
+    if (!victim()) return false;
+    preempt(*victim());
     seq.live = cache_.allocate_slot();
   }
   ++slot_refs_;
