@@ -45,10 +45,14 @@ int64_t AttentionMixer::arena_bytes(int64_t rows) const {
          rows_bytes(rows, int64_t{spec_.q_heads} * spec_.head_dim);
 }
 
+/// Decoding sequences whose keys are spread over the threads; more keep every thread busy without.
+constexpr int64_t kSpreadSequences = 64;
+
 int64_t AttentionMixer::scratch_bytes(const ScratchQuery& query) const {
   const AttnShape shape{spec_.q_heads, spec_.kv_heads, spec_.head_dim, 1.0f};
   return std::max({qkv_.scratch_bytes(query), out_.scratch_bytes(query),
-                   query.ops.attention_scratch(shape, query.rows, query.max_len)});
+                   query.ops.attention_scratch(shape, std::min(query.rows, kSpreadSequences),
+                                               query.max_len)});
 }
 
 void AttentionMixer::forward(StepContext& context, LayerId layer, TensorView x,

@@ -94,8 +94,8 @@ class Planner {
   /// Everything but weights and caches, into `out`.
   void add_fixed(int64_t length, MemoryPlan& out) const {
     out.weight_bytes = model_.weight_bytes;
-    out.arena_bytes = model_.arena_bytes(options_.max_num_batched_tokens);
-    out.scratch_bytes = model_.op_scratch_bytes(limits(length));
+    // The arena of the step and the scratch memory of one op: each of this size at most.
+    out.arena_bytes = 2 * model_.arena_bytes(options_.max_num_batched_tokens);
     out.logit_bytes =
         LocalExecutor::bytes(limits(length), model_.hidden_size, options_.num_threads);
     out.rest_bytes = kProgramBytes + length * model_.bytes_per_position;
@@ -206,8 +206,7 @@ std::string MemoryPlan::table() const {
                      max_model_len));
   }
   if (num_slots > 0) line("state slots", slot_bytes, fmt::format("{} slots", num_slots));
-  line("activations", arena_bytes + scratch_bytes,
-       fmt::format("steps of {} tokens", limits.max_rows));
+  line("activations", arena_bytes, fmt::format("steps of {} tokens", limits.max_rows));
   line("logits", logit_bytes, fmt::format("{} sequences at once", limits.max_seqs));
   line("rest", rest_bytes, "program, tables");
   line("total", total_bytes(), fmt::format("of {} that can be used", mib(limit_bytes)));

@@ -29,8 +29,7 @@ struct ModelMemory {
   int64_t bytes_per_position = 0;  ///< rope table
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
-  std::function<int64_t(int64_t rows)> arena_bytes;            ///< Model::arena_bytes
-  std::function<int64_t(const StepLimits&)> op_scratch_bytes;  ///< runtime/op_scratch.h
+  std::function<int64_t(int64_t rows)> arena_bytes;  ///< Model::arena_bytes: arena, scratch
 
   bool paged() const { return cache.per_block > 0; }
   bool recurrent() const { return cache.per_slot > 0; }
@@ -44,17 +43,15 @@ struct MemoryPlan {
   int64_t available_bytes = 0;
   int64_t limit_bytes = 0;  ///< what may be used of them
   int64_t weight_bytes = 0;
-  int64_t block_bytes = 0;    ///< all blocks
-  int64_t slot_bytes = 0;     ///< all state slots
-  int64_t arena_bytes = 0;    ///< temporaries of a step
-  int64_t scratch_bytes = 0;  ///< temporaries of one op
-  int64_t logit_bytes = 0;    ///< logits, sampling, step buffers
-  int64_t rest_bytes = 0;     ///< program, tokenizer, tables
+  int64_t block_bytes = 0;  ///< all blocks
+  int64_t slot_bytes = 0;   ///< all state slots
+  int64_t arena_bytes = 0;  ///< temporaries of a step and of one op
+  int64_t logit_bytes = 0;  ///< logits, sampling, step buffers
+  int64_t rest_bytes = 0;   ///< program, tokenizer, tables
   StepLimits limits;
 
   int64_t total_bytes() const {
-    return weight_bytes + block_bytes + slot_bytes + arena_bytes + scratch_bytes + logit_bytes +
-           rest_bytes;
+    return weight_bytes + block_bytes + slot_bytes + arena_bytes + logit_bytes + rest_bytes;
   }
   /// The budget as lines of "  name   1,234.5 MiB   what it buys".
   std::string table() const;

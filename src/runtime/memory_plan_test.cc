@@ -21,9 +21,6 @@ ModelMemory attention_model() {
   m.vocab_size = 151936;
   m.hidden_size = 1024;
   m.arena_bytes = [](int64_t rows) { return rows * 40000; };
-  m.op_scratch_bytes = [](const StepLimits& limits) {
-    return limits.max_rows * 20000 + limits.max_model_len * 1000;
-  };
   return m;
 }
 

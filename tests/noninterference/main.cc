@@ -76,7 +76,7 @@ std::string run_round(const Options& options, const std::string& family, uint64_
                                           family, describe(variant), i, describe(schedule));
     Outcome together;
     try {
-      together = run_schedule(*model, variant.format, ops, schedule, requests, wrap, counters);
+      together = run_schedule(*model, ops, schedule, requests, wrap, counters);
     } catch (const Panic& panic) {
       return where + "\n  " + panic.what();
     }
@@ -85,9 +85,9 @@ std::string run_round(const Options& options, const std::string& family, uint64_
       Counters ignored;
       Answer want;
       try {
-        want = run_schedule(*model, variant.format, ops, alone(*model, variant.block_size),
-                            {request}, wrap, ignored)
-                   .answers[request->id];
+        want =
+            run_schedule(*model, ops, alone(*model, variant.block_size), {request}, wrap, ignored)
+                .answers[request->id];
       } catch (const Panic& panic) {
         return where + "\n  alone: " + panic.what() + "\n  " + describe(*request);
       }

@@ -198,8 +198,7 @@ std::string describe(const ScheduleOptions& o) {
       o.arrival_in, o.abort_in);
 }
 
-Outcome run_schedule(const Model& model, WeightFormat format, const OpTable& ops,
-                     const ScheduleOptions& options,
+Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptions& options,
                      const std::vector<std::shared_ptr<Request>>& requests,
                      const ExecutorWrapper& wrap, Counters& counters) {
   const SchedulerConfig& c = options.scheduler;
@@ -214,7 +213,7 @@ Outcome run_schedule(const Model& model, WeightFormat format, const OpTable& ops
   limits.num_blocks = c.num_blocks;
   limits.num_slots = c.num_state_slots;
   limits.recurrent = recurrent(model);
-  TinyStream stream(model, format, limits, options.num_threads);
+  TinyStream stream(model, limits.max_rows, options.num_threads);
   std::unique_ptr<Executor> executor =
       LocalExecutor::create(model, kv, stream.get(), ops, limits).value();
   if (wrap) executor = wrap(std::move(executor));

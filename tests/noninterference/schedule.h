@@ -53,8 +53,7 @@ struct Outcome {
 
 /// Runs the requests through a scheduler and a LocalExecutor of fresh caches, whose memory holds
 /// NaN at first. Panics on a bug that the scheduler, its audit or the executor notices.
-Outcome run_schedule(const Model& model, WeightFormat format, const OpTable& ops,
-                     const ScheduleOptions& options,
+Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptions& options,
                      const std::vector<std::shared_ptr<Request>>& requests,
                      const ExecutorWrapper& wrap, Counters& counters);
 

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include "checkpoint/model_file.h"
-#include "runtime/op_scratch.h"
 #include "tests/support/oracle.h"
 
 namespace weft {
@@ -38,18 +37,18 @@ Result<std::unique_ptr<Model>> load_tiny(const Variant& variant) {
   options.kv_format = variant.kv_format;
   options.block_size = variant.block_size;
   options.max_model_len = kTinyModelLen;
+  options.num_threads = kTinyThreads;
   ThreadPool pool(1);
   Arena scratch(TRY(Buffer::allocate(DeviceKind::kCpu, int64_t{64} << 20)));
   Stream stream(pool, scratch);
   return Model::load(spec, &checkpoint, options, stream, *variant.ops);
 }
 
-TinyStream::TinyStream(const Model& model, WeightFormat format, const StepLimits& limits,
-                       int num_threads)
+TinyStream::TinyStream(const Model& model, int64_t max_rows, int num_threads)
     : pool_(num_threads),
-      scratch_(Buffer::allocate(DeviceKind::kCpu,
-                                op_scratch_bytes(model.spec(), format, limits, num_threads))
-                   .value()),
-      stream_(pool_, scratch_) {}
+      scratch_(Buffer::allocate(DeviceKind::kCpu, model.arena_bytes(max_rows)).value()),
+      stream_(pool_, scratch_) {
+  CHECK(num_threads <= kTinyThreads);
+}
 
 }  // namespace weft

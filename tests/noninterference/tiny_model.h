@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "models/model.h"
-#include "runtime/step_upload.h"
 
 namespace weft {
 
@@ -27,6 +26,9 @@ std::vector<std::string> tiny_families();
 /// The reference ops and the CPU ops of every instruction set that this machine has.
 std::vector<const OpTable*> all_op_tables();
 
+/// Threads that a tiny model plans memory for.
+inline constexpr int kTinyThreads = 2;
+
 /// Positions that a tiny model's rope table covers; no request of the test is longer.
 inline constexpr int64_t kTinyModelLen = 768;
 
@@ -35,7 +37,7 @@ Result<std::unique_ptr<Model>> load_tiny(const Variant& variant);
 /// A thread pool with its scratch memory.
 class TinyStream {
  public:
-  TinyStream(const Model& model, WeightFormat format, const StepLimits& limits, int num_threads);
+  TinyStream(const Model& model, int64_t max_rows, int num_threads);
   Stream& get() { return stream_; }
 
  private:
