@@ -1,75 +1,8 @@
 #include "text/jinja_interp.h"
 
-#include <algorithm>
+#include "text/jinja_scopes.h"
 
 namespace weft::jinja {
-namespace {
-constexpr int kMaxDepth = 1200;  // frames of exec and eval
-}
-
-struct Interpreter::Guard {
-  explicit Guard(Interpreter& interpreter) : i(interpreter) {
-    if (++i.depth_ > kMaxDepth) {
-      --i.depth_;
-      i.fail("the template recurses too deep");
-    }
-  }
-  ~Guard() { --i.depth_; }
-  Guard(const Guard&) = delete;
-  Guard& operator=(const Guard&) = delete;
-  Interpreter& i;
-};
-
-/// Makes a fresh scope below `parent` the current one. Scopes that no macro holds are used again.
-struct Interpreter::ScopeGuard {
-  ScopeGuard(Interpreter& interpreter, Scope* parent)
-      : i(interpreter), previous(interpreter.scope_) {
-    if (i.free_scopes_.empty()) {
-      own = std::make_unique<Scope>();
-    } else {
-      own = std::move(i.free_scopes_.back());
-      i.free_scopes_.pop_back();
-    }
-    own->parent = parent;
-    i.scope_ = own.get();
-  }
-  ~ScopeGuard() {
-    i.scope_ = previous;
-    if (own->captured) {
-      i.scopes_.push_back(std::move(own));
-    } else {
-      own->variables.clear();
-      i.free_scopes_.push_back(std::move(own));
-    }
-  }
-  ScopeGuard(const ScopeGuard&) = delete;
-  ScopeGuard& operator=(const ScopeGuard&) = delete;
-  Interpreter& i;
-  Scope* previous;
-  std::unique_ptr<Scope> own;
-};
-
-struct Interpreter::Capture {
-  explicit Capture(Interpreter& interpreter) : i(interpreter), previous(interpreter.out_) {
-    i.out_ = &buffer;
-  }
-  ~Capture() {
-    i.out_ = previous;
-    i.captured_bytes_ -= buffer_bytes();
-  }
-  Capture(const Capture&) = delete;
-  Capture& operator=(const Capture&) = delete;
-  Tagged take() {
-    taken += buffer.size();
-    return std::move(buffer);
-  }
-  size_t buffer_bytes() const { return taken > 0 ? taken : buffer.size(); }
-  Interpreter& i;
-  Tagged* previous;
-  Tagged buffer;
-  size_t taken = 0;
-};
-
 Interpreter::Interpreter(const Program& program, const Limits& limits, std::tm now)
     : program_(program), limits_(limits), now_(now), globals_(program.symbol_names.size()) {
   static constexpr std::pair<const char*, Function> kFunctions[] = {
@@ -267,7 +200,7 @@ Interpreter::Flow Interpreter::exec(const Node* node) {
       emit(to_text(eval_filter(c[0], &body)));
       break;
     }
-    case NodeKind::kWith: exec_with(node); break;
+    case NodeKind::kWith: return exec_with(node);
     case NodeKind::kBlock: {
       Scope* top = scope_;
       while (top->parent) top = top->parent;
@@ -340,90 +273,13 @@ void Interpreter::exec_set_block(const Node* node) {
   assign(node->children[0], v);
 }
 
-void Interpreter::exec_with(const Node* node) {
+Interpreter::Flow Interpreter::exec_with(const Node* node) {
   std::vector<Value> values;
   for (size_t i = 0; i + 1 < node->children.size(); i += 2)
     values.push_back(eval(node->children[i + 1]));
   ScopeGuard scope(*this, scope_);
   for (size_t i = 0; i < values.size(); ++i) assign(node->children[2 * i], values[i]);
-  exec(node->children.back());
-}
-
-// ---- macros
-
-Value Interpreter::make_macro(const Node* node) {
-  for (Scope* s = scope_; s && !s->captured; s = s->parent) s->captured = true;
-  auto macro = std::make_shared<MacroObject>();
-  macro->node = node;
-  macro->closure = scope_;
-  return Value::of_object(Kind::kMacro, std::move(macro));
-}
-
-Value Interpreter::call_macro(const Value& value, Args args) {
-  const auto& macro = value.as<MacroObject>();
-  const Node* node = macro.node;
-  const bool is_caller = node->kind == NodeKind::kCallBlock;
-  const Node* body = node->children[is_caller ? 1 : 0];
-  const size_t num_defaults = node->children.size() - (is_caller ? 2 : 1);
-  const size_t num_parameters = node->names.size();
-  const std::string name = "macro '" + node->name + "'";
-  if (++calls_ > limits_.max_calls) {
-    --calls_;
-    fail("macros call each other more than " + std::to_string(limits_.max_calls) + " levels deep");
-  }
-  struct Leave {
-    int& calls;
-    ~Leave() { --calls; }
-  } leave{calls_};
-  Capture capture(*this);
-  ScopeGuard scope(*this, macro.closure);
-  std::vector<std::optional<Value>> given(num_parameters);
-  std::vector<Value> extra;
-  for (size_t i = 0; i < args.positional.size(); ++i) {
-    if (i < num_parameters) {
-      given[i] = std::move(args.positional[i]);
-    } else {
-      extra.push_back(std::move(args.positional[i]));
-    }
-  }
-  if (!extra.empty() && !uses_varargs_) {
-    fail(name + " takes not more than " + std::to_string(num_parameters) + " argument(s)");
-  }
-  auto kwargs = std::make_shared<DictObject>();
-  std::optional<Value> caller;
-  for (auto& [key, v] : args.keyword) {
-    const auto it = std::find(node->names.begin(), node->names.end(), key);
-    if (it != node->names.end()) {
-      auto& slot = given[static_cast<size_t>(it - node->names.begin())];
-      if (slot) fail(name + " got multiple values for argument '" + key + "'");
-      slot = std::move(v);
-    } else if (key == "caller" && uses_caller_) {
-      caller = std::move(v);
-    } else if (uses_kwargs_) {
-      kwargs->set(Value::string(key), std::move(v));
-    } else {
-      fail(name + " takes no keyword argument '" + key + "'");
-    }
-  }
-  for (size_t i = 0; i < num_parameters; ++i) {
-    const size_t first_default = num_parameters - num_defaults;
-    if (!given[i] && i >= first_default) {
-      given[i] = eval(node->children[node->children.size() - num_defaults + (i - first_default)]);
-    }
-    set_variable(node->symbols[i], given[i] ? *given[i]
-                                            : Value::undefined("parameter '" + node->names[i] +
-                                                               "' was not provided"));
-  }
-  const auto special = [&](const char* symbol, Value v) {
-    const auto it = program_.symbol_of.find(symbol);
-    if (it != program_.symbol_of.end()) set_variable(it->second, std::move(v));
-  };
-  if (uses_varargs_) special("varargs", Value::tuple(std::move(extra)));
-  if (uses_kwargs_) special("kwargs", make_dict(kwargs));
-  if (uses_caller_ && !is_caller)
-    special("caller", caller ? *caller : Value::undefined("No caller defined"));
-  exec(body);
-  return Value::string(capture.take());
+  return exec(node->children.back());
 }
 
 // ---- expressions

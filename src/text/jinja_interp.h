@@ -79,7 +79,7 @@ class Interpreter {
   Flow run_loop(const Node* node, std::vector<Value> items, int depth, Scope* around);
   std::vector<Value> filtered_items(const Node* node, std::vector<Value> items);
   void exec_set_block(const Node* node);
-  void exec_with(const Node* node);
+  Flow exec_with(const Node* node);
   Value eval(const Node* node);
   Value eval_kind(const Node* node);
   Value eval_chain(const Node* node);

@@ -3,9 +3,9 @@
 #include <simdjson.h>
 
 #include <algorithm>
-#include <fstream>
 
 #include "text/jinja_interp.h"
+#include "text/read_file.h"
 
 namespace weft {
 namespace {
@@ -66,18 +66,6 @@ Result<Value> parse_value(const std::string& text, const std::string& field, siz
   }
 }
 
-Result<std::string> read_file(const std::filesystem::path& path) {
-  std::error_code error;
-  const auto size = std::filesystem::file_size(path, error);
-  std::ifstream file(path, std::ios::binary);
-  if (error || !file) return not_found(path.string() + ": cannot be read");
-  if (size > kMaxConfigBytes) return invalid_argument(path.string() + ": larger than 64 MiB");
-  std::string text(size, '\0');
-  file.read(text.data(), static_cast<std::streamsize>(size));
-  text.resize(static_cast<size_t>(file.gcount()));
-  return text;
-}
-
 std::string position(const std::string& name, const jinja::Failure& f) {
   if (f.line == 0) return name + ": " + f.message;
   return name + ":" + std::to_string(f.line) + ":" + std::to_string(f.column) + ": " + f.message;
@@ -123,7 +111,7 @@ Result<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dir) {
   const bool has_config = std::filesystem::exists(config_path, error);
   std::string config_text;
   if (has_config) {
-    config_text = TRY(read_file(config_path));
+    config_text = TRY(text::read_file(config_path, kMaxConfigBytes));
     if (const auto e = parser.parse(config_text).get(config)) {
       return invalid_argument(config_path.string() +
                               ": not valid JSON: " + simdjson::error_message(e));
@@ -137,7 +125,8 @@ Result<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dir) {
     }
   }
   if (std::filesystem::exists(file, error)) {
-    return parse(TRY(read_file(file)), std::move(tokens), "chat_template.jinja");
+    return parse(TRY(text::read_file(file, kMaxConfigBytes)), std::move(tokens),
+                 "chat_template.jinja");
   }
   json::element field;
   const std::string name = "tokenizer_config.json: chat_template";

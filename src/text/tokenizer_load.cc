@@ -5,6 +5,7 @@
 #include <fstream>
 #include <unordered_map>
 
+#include "text/read_file.h"
 #include "text/tokenizer.h"
 #include "text/tokenizer_parts.h"
 
@@ -24,41 +25,6 @@ constexpr int kMaxDepth = 8;
 
 constexpr std::string_view kGpt2Pattern =
     R"re('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)re";
-
-/// GPT-2's byte alphabet: code point -> byte, or -1.
-int byte_of(char32_t c) {
-  const auto printable = [](char32_t b) {
-    return (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || (b >= 174 && b <= 255);
-  };
-  if (c < 256) return printable(c) ? static_cast<int>(c) : -1;
-  if (c > 323) return -1;
-  char32_t next = 256;  // the other 68 bytes, in order
-  for (char32_t b = 0; b < 256; ++b) {
-    if (!printable(b) && next++ == c) return static_cast<int>(b);
-  }
-  return -1;
-}
-
-/// The bytes that a byte-level token spells; nothing if it leaves the alphabet.
-std::optional<std::string> spelled_bytes(std::string_view token,
-                                         const std::vector<int16_t>& table) {
-  std::string out;
-  for (size_t i = 0; i < token.size();) {
-    const text::Decoded d = text::decode_valid(token.data() + i);
-    if (d.code >= table.size() || table[d.code] < 0) return std::nullopt;
-    out.push_back(static_cast<char>(table[d.code]));
-    i += static_cast<size_t>(d.length);
-  }
-  return out;
-}
-
-/// 0-255 for <0xHH>, else -1.
-int named_byte(std::string_view name) {
-  int byte = 0;
-  if (name.size() != 6 || !name.starts_with("<0x") || name[5] != '>') return -1;
-  const auto [end, error] = std::from_chars(name.data() + 3, name.data() + 5, byte, 16);
-  return error == std::errc() && end == name.data() + 5 && byte >= 0 ? byte : -1;
-}
 
 std::string in_quotes(std::string_view s) {
   if (s.size() > 80) return "'" + text::to_valid_utf8(s.substr(0, 77)) + "...'";
@@ -155,21 +121,6 @@ Result<json::element> parse(json::parser& parser, std::string_view text) {
   return root;
 }
 
-Result<std::string> read_file(const std::filesystem::path& path) {
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error))
-    return not_found(path.string() + ": no such file");
-  std::ifstream file(path, std::ios::binary);
-  const auto size = std::filesystem::file_size(path, error);
-  if (!file || error) return not_found(path.string() + ": cannot be read");
-  if (size > kMaxFileBytes) return invalid_argument(path.string() + ": larger than 256 MiB");
-  std::string text(size, '\0');
-  file.read(text.data(), static_cast<std::streamsize>(size));
-  if (static_cast<size_t>(file.gcount()) != size)
-    return data_loss(path.string() + ": shrank while read");
-  return text;
-}
-
 }  // namespace
 
 /// Builds Tokenizer::Parts from the two JSON files, field by field.
@@ -188,7 +139,7 @@ class TokenizerLoader {
       }
       read_config_names(*config);
     }
-    if (auto r = finish(); !r.ok()) return with_context(r.error(), "tokenizer.json");
+    if (auto r = parts_->build(tables_); !r.ok()) return with_context(r.error(), "tokenizer.json");
     return Tokenizer(std::move(parts_));
   }
 
@@ -197,7 +148,7 @@ class TokenizerLoader {
     TRY(read_normalizer(root));
     TRY(read_pre_tokenizer(root));
     TRY(read_decoder(root));
-    if (byte_level_ != (parts_->decode.kind == DecodeRules::kByteLevel)) {
+    if (tables_.byte_level != (parts_->decode.kind == DecodeRules::kByteLevel)) {
       return unsupported("pre_tokenizer and decoder must both be ByteLevel or neither");
     }
     const auto model = member(root, "model");
@@ -246,11 +197,11 @@ class TokenizerLoader {
     TRY(flatten(member(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers", 0, steps));
     for (const auto& [e, field] : steps) {
       const std::string type = TRY(text_member(e, field, "type"));
-      if (byte_level_) return unsupported(field + ": nothing may follow ByteLevel");
+      if (tables_.byte_level) return unsupported(field + ": nothing may follow ByteLevel");
       if (type == "Split") {
         TRY(read_split(e, field));
       } else if (type == "ByteLevel") {
-        byte_level_ = true;
+        tables_.byte_level = true;
         if (TRY(flag_member(e, field, "add_prefix_space", true))) {
           parts_->pre_tokenizers.emplace_back(text::PrependStep{text::PrependStep::kAlways, " "});
         }
@@ -364,10 +315,10 @@ class TokenizerLoader {
         std::string pattern = TRY(pattern_string(e, field, &is_regex));
         if (is_regex)
           return unsupported(field + ".pattern: only {\"String\": ...} is supported here");
-        replaces_.emplace_back(
+        tables_.replaces.emplace_back(
             text::ReplaceNormalizer{std::move(pattern), TRY(text_member(e, field, "content"))});
       } else if (now == 2) {
-        byte_tokens_ = true;
+        tables_.byte_tokens = true;
       } else if (now == 4) {
         const std::string content = TRY(text_member(e, field, "content"));
         int64_t start = 0, stop = 0;
@@ -397,7 +348,7 @@ class TokenizerLoader {
       return unsupported("model.dropout is not supported");
     }
     text::BpeOptions options;
-    options.byte_level = byte_level_;
+    options.byte_level = tables_.byte_level;
     options.byte_fallback = TRY(flag_member(model, "model", "byte_fallback", false));
     options.fuse_unk = TRY(flag_member(model, "model", "fuse_unk", false));
     options.ignore_merges = TRY(flag_member(model, "model", "ignore_merges", false));
@@ -418,11 +369,7 @@ class TokenizerLoader {
     json::object entries;
     if (model["vocab"].get(entries) != simdjson::SUCCESS)
       return wrong_type("model.vocab", "an object");
-    if (byte_level_) {
-      byte_table_.assign(324, -1);
-      for (char32_t c = 0; c < byte_table_.size(); ++c)
-        byte_table_[c] = static_cast<int16_t>(byte_of(c));
-    }
+    const text::ByteAlphabet alphabet;
     text::Vocab vocab(entries.size());
     parts_->names = text::Vocab(entries.size());
     size_t total = 0;
@@ -436,9 +383,9 @@ class TokenizerLoader {
         return invalid_argument("model.vocab: token " + in_quotes(key) + " or its id " +
                                 std::to_string(id) + " appears twice");
       }
-      if (!byte_level_) {
+      if (!tables_.byte_level) {
         vocab.add(key, id);
-      } else if (const auto bytes = spelled_bytes(key, byte_table_)) {
+      } else if (const auto bytes = alphabet.spelled(key)) {
         vocab.add(*bytes, id);
       }
     }
@@ -498,7 +445,8 @@ class TokenizerLoader {
     if (token.content.size() > text::AddedTokenMatcher::kMaxTokenBytes) {
       return invalid_argument(field + ".content: longer than 512 bytes");
     }
-    if (added_.size() >= kMaxAddedTokens) return invalid_argument("added_tokens: more than 262144");
+    if (tables_.added.size() >= kMaxAddedTokens)
+      return invalid_argument("added_tokens: more than 262144");
     if (token.content.empty()) return {};  // `tokenizers` ignores them
     const int32_t known = parts_->names.find(token.content);
     if (known == text::kNoToken && !parts_->names.add(token.content, id)) {
@@ -509,7 +457,7 @@ class TokenizerLoader {
       return invalid_argument(field + ": token " + in_quotes(token.content) + " already has id " +
                               std::to_string(known));
     }
-    added_.push_back(std::move(token));
+    tables_.added.push_back(std::move(token));
     return {};
   }
 
@@ -569,7 +517,7 @@ class TokenizerLoader {
         return invalid_argument(field + ": the key must be a token id");
       }
       const std::string content = TRY(text_member(value, field, "content"));
-      const bool known = std::any_of(added_.begin(), added_.end(),
+      const bool known = std::any_of(tables_.added.begin(), tables_.added.end(),
                                      [&](const auto& t) { return t.content == content; });
       if (!known) TRY(add_token(value, static_cast<int32_t>(std::stol(std::string(key))), field));
     }
@@ -591,53 +539,8 @@ class TokenizerLoader {
     parts_->unk = find("unk_token");
   }
 
-  Result<void> finish() {
-    for (const text::AddedToken& token : added_) {
-      if (token.normalized && !parts_->normalizers.empty()) {
-        std::string pattern = token.content;
-        text::normalize(parts_->normalizers, pattern, nullptr);
-        parts_->normalized_matcher.add(token, pattern);
-      } else {
-        (token.normalized ? parts_->normalized_matcher : parts_->raw_matcher)
-            .add(token, token.content);
-      }
-    }
-    const size_t n = parts_->names.num_ids();
-    parts_->flags.assign(n, 0);
-    parts_->starts.assign(1, 0);
-    for (size_t i = 0; i < n; ++i) {
-      const auto id = static_cast<int32_t>(i);
-      std::string name(parts_->names.token(id));
-      if (parts_->names.has(id)) parts_->flags[i] |= Tokenizer::Parts::kPresent;
-      if (byte_level_) {
-        if (auto bytes = spelled_bytes(name, byte_table_)) name = std::move(*bytes);
-      } else {
-        if (!replaces_.empty()) text::normalize(replaces_, name, nullptr);
-        if (const int byte = byte_tokens_ ? named_byte(name) : -1; byte >= 0) {
-          parts_->flags[i] |= Tokenizer::Parts::kByte;
-          name.assign(1, static_cast<char>(byte));
-        }
-      }
-      if (text::is_valid_utf8(name)) parts_->flags[i] |= Tokenizer::Parts::kWhole;
-      parts_->bytes += name;
-      if (parts_->bytes.size() > kMaxVocabBytes) {
-        return invalid_argument("decoder: the tokens decode to more than 1 GiB");
-      }
-      parts_->starts.push_back(static_cast<uint32_t>(parts_->bytes.size()));
-    }
-    for (const text::AddedToken& token : added_) {
-      parts_->flags[static_cast<size_t>(token.id)] |=
-          Tokenizer::Parts::kAdded | (token.special ? Tokenizer::Parts::kSpecial : 0);
-    }
-    return {};
-  }
-
   std::unique_ptr<Tokenizer::Parts> parts_ = std::make_unique<Tokenizer::Parts>();
-  std::vector<text::AddedToken> added_;
-  std::vector<text::Normalizer> replaces_;  // of the decoder
-  std::vector<int16_t> byte_table_;
-  bool byte_level_ = false;
-  bool byte_tokens_ = false;
+  text::TokenTables tables_;
 };
 
 Result<Tokenizer> Tokenizer::from_json(std::string_view tokenizer_json,
@@ -646,11 +549,11 @@ Result<Tokenizer> Tokenizer::from_json(std::string_view tokenizer_json,
 }
 
 Result<Tokenizer> Tokenizer::load(const std::filesystem::path& dir) {
-  const std::string tokenizer = TRY(read_file(dir / "tokenizer.json"));
+  const std::string tokenizer = TRY(text::read_file(dir / "tokenizer.json", kMaxFileBytes));
   std::string config;
   std::error_code error;
   if (std::filesystem::exists(dir / "tokenizer_config.json", error)) {
-    config = TRY(read_file(dir / "tokenizer_config.json"));
+    config = TRY(text::read_file(dir / "tokenizer_config.json", kMaxFileBytes));
   }
   auto loaded = from_json(tokenizer, config);
   if (!loaded.ok()) return with_context(loaded.error(), dir.string());

@@ -45,6 +45,25 @@ struct ReplaceStep {
 };
 /// Metaspace split: every U+2581 starts a word.
 struct MetaspaceSplitStep {};
+/// GPT-2's byte alphabet: every byte is spelled as one printable character.
+class ByteAlphabet {
+ public:
+  ByteAlphabet();
+  /// The bytes that a byte-level token spells; nothing if it leaves the alphabet.
+  std::optional<std::string> spelled(std::string_view token) const;
+
+ private:
+  std::vector<int16_t> byte_of_;  // by code point, -1: none
+};
+
+/// What the loader hands over to make the tables of decoding and of added tokens.
+struct TokenTables {
+  std::vector<AddedToken> added;
+  std::vector<Normalizer> replaces;  ///< Replace steps of the decoder
+  bool byte_level = false;
+  bool byte_tokens = false;  ///< <0xHH> stands for a byte
+};
+
 using PreTokenizer = std::variant<SplitStep, PrependStep, ReplaceStep, MetaspaceSplitStep>;
 
 }  // namespace text
@@ -75,6 +94,8 @@ struct Tokenizer::Parts {
   std::vector<int32_t> prefix, suffix;
   std::optional<int32_t> bos, eos, pad, unk;
 
+  /// Fills bytes, starts, flags and the matchers from `names`.
+  Result<void> build(const text::TokenTables& tables);
   bool has_flag(int32_t id, uint8_t flag) const {
     return id >= 0 && static_cast<size_t>(id) < flags.size() &&
            (flags[static_cast<size_t>(id)] & flag);

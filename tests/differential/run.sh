@@ -1,0 +1,26 @@
+#!/bin/bash
+# The tokenizer against Hugging Face's JavaScript tokenizers, the templates against Debian's jinja2, on
+# generated inputs; fails on the first difference of either.
+# usage: tests/differential/run.sh BUILD_DIR [SECONDS]     seconds for both together, 40 if not given
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+build=$(cd "${1:?usage: tests/differential/run.sh BUILD_DIR [SECONDS]}" && pwd)
+seconds=${2:-40}
+cli=$build/tests/text_cli
+[ -x "$cli" ] || { echo "no $cli: build the target text_cli first"; exit 1; }
+python=/usr/bin/python3  # Debian's, whose jinja2 is the reference
+[ -x "$python" ] || python=python3
+oracle=${WEFT_ORACLE_DIR:-$build/oracle}/text
+
+modules=$build/differential  # node's packages live in the build directory
+mkdir -p "$modules"
+cp "$here/package.json" "$here/package-lock.json" "$here/tokenizers.mjs" "$modules/"
+[ -d "$modules/node_modules/@huggingface/tokenizers" ] ||
+  (cd "$modules" && npm ci --no-audit --no-fund --silent)
+
+failed=0
+"$python" "$here/tokenizers.py" --cli "$cli" --node "$modules/tokenizers.mjs" --seconds $((seconds / 2)) \
+  "$here/../../models/demo" "$oracle"/{qwen2,qwen3_5,llama3,sentencepiece_bpe} || failed=1
+"$python" "$here/templates.py" --cli "$cli" --seconds $((seconds / 2)) \
+  "$here/../../models/demo/chat_template.jinja" "$oracle"/templates/*.jinja || failed=1
+exit $failed
