@@ -48,14 +48,27 @@ void pack_row(const PackedRows& p, int64_t r, const float* x, int64_t k, bool f3
 /// x = scale * v with |v| <= 32639 = 127 * 257, so that v = 256 high + low in two int8.
 /// A row's group is 64 bytes: 32 high and 32 low bytes, or (without VNNI) 32 int16.
 struct IntRows {
-  std::byte* data = nullptr;  ///< [rows][K/32][64 bytes]
-  float* scales = nullptr;    ///< [rows][K/32]
-  int32_t* sums = nullptr;    ///< [rows][K/32]: sum of v
+  std::byte* data = nullptr;  ///< [rows][K/32][64 bytes], rows int_row_bytes() apart
+  float* scales = nullptr;    ///< [row tile][K/32][tile rows]
+  int32_t* minus = nullptr;   ///< as scales: -bias sum(v), bias the offset of the codes
+  int32_t bias = 0;
   int64_t rows = 0;
   int64_t steps = 0;
 };
+/// Distance of rows: a line more than they need, so that they don't share a cache set.
+WEFT_INLINE int64_t int_row_bytes(int64_t steps) {
+  return (steps + 1) * 64;
+}
+/// Distance of two steps of one row in scales and minus.
+WEFT_INLINE int64_t int_tile_rows(const IntRows& p) {
+  return p.rows < kRowTile ? p.rows : kRowTile;
+}
+/// Where step 0 of a row is in scales and minus.
+WEFT_INLINE int64_t int_row_at(const IntRows& p, int64_t row) {
+  return row / kRowTile * kRowTile * p.steps + row % kRowTile;
+}
 int64_t int_rows_bytes(int64_t rows, int64_t steps);
-IntRows int_rows(void* memory, int64_t rows, int64_t steps);
+IntRows int_rows(void* memory, int64_t rows, const PackedMatrix& matrix);
 void pack_int_row(const IntRows& p, int64_t r, const float* x, int64_t k);
 
 /// Row tiles [tile, tile + tiles) against `count` panels over K steps [step, step + steps).
@@ -75,12 +88,17 @@ void multiply_f32(const PackedRows& a, const Block& block);
 /// int8 or int4 panels with the decode arithmetic: sum over groups g of
 /// float(sum_k q v) * (weight scale * row scale), one fused multiply-add a group. step must be 0.
 void multiply_int(const IntRows& a, const Block& block, bool int4);
+#if WEFT_AMX
+/// The same by AMX for rows [row, row + rows) of the block, at most 16, and one of its panels.
+void multiply_int_tiles(const IntRows& a, const Block& block, bool int4, int64_t row, int64_t rows,
+                        int panel);
+#endif
 /// Steps [0, steps) (even) of an int8 or int4 panel as a bf16 panel, q * scale rounded.
 void dequantize_panel(const std::byte* panel, bool int4, int64_t steps, uint16_t* out);
 
-/// Called by a thread before and after a series of multiply calls (AMX: configures the tiles).
-/// `rows` < 16: every block of the series is one row tile of which only so many rows matter.
-void multiply_begin(int64_t rows);
+/// Called by a thread before and after a series of multiply calls and what follows them on the
+/// results (AMX: denormals are zero in between, as in the tiles; the end frees the tiles).
+void multiply_begin();
 void multiply_end();
 
 }  // namespace weft::WEFT_ISA_NS

@@ -1,11 +1,12 @@
 // out[r][o] = sum_k x[r][k] w[o][k] with AMX: tdpbf16ps on 16 x 32 tiles of activations and
 // 32 x 16 tiles of weights. Many rows: 2 x 2 result tiles a K step (4 loads feed 4 products); at
-// most 16 rows: 1 x 4, four streams of weights; at most 4 rows: vector instructions that follow the
+// most 16 rows: 1 x 4, four streams of weights; at most 2 rows: vector instructions that follow the
 // order of tdpbf16ps, because they read memory faster than tile loads do. Bound: 16 cycles a
 // product above ~100 rows, weight bandwidth below (docs/kernels/cpu_gemm.md).
 
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/gemm_prefetch.h"
+#include "kernels/cpu/gemm_tiles.h"
 #include "kernels/cpu/gemm_vec.h"
 
 #if WEFT_AMX
@@ -16,13 +17,16 @@ namespace {
 constexpr int kTileBytes = 1024;
 constexpr unsigned kFlushDenormals = 0x8040;  // MXCSR: results and operands
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
+/// Activations and results of a job with fewer than 16 rows use so many rows of their tiles.
+void configure(int64_t rows) {
+  TileConfig config;
+  for (int i = 0; i < 8; ++i) {
+    const bool weights = i == 6 || i == 7 || (i == 5 && rows <= kRowTile);
+    config.rows[i] = static_cast<uint8_t>(weights || rows > kRowTile ? kRowTile : rows);
+    config.row_bytes[i] = 64;
+  }
+  load_tile_config(config);
+}
 
 /// 2 x 2: results 0..3, activations 4, 5, weights 6, 7. 1 x 4: results 0..3, activations 4,
 /// weights 5..7.
@@ -185,9 +189,7 @@ void multiply_bf16(const PackedRows& a, const Block& block) {
   switch (a.rows) {
     case 1: vector_rows<1, 4>(a, block); return;
     case 2: vector_rows<2, 4>(a, block); return;
-    case 3: vector_rows<3, 2>(a, block); return;
-    case 4: vector_rows<4, 2>(a, block); return;
-    default: break;
+    default: configure(a.rows);
   }
   asm volatile("" ::: "memory");  // what the tiles read has been written
   const int64_t a_tile = a.steps * kTileBytes, a_step = tile_rows(a) * 64;
@@ -215,18 +217,8 @@ void multiply_bf16(const PackedRows& a, const Block& block) {
   asm volatile("" ::: "memory");
 }
 
-void multiply_begin(int64_t rows) {
-  _mm_setcsr(_mm_getcsr() | kFlushDenormals);  // as the tiles do
-  TileConfig config;
-  const int64_t few = rows < 1 ? 1 : rows;
-  for (int i = 0; i < 8; ++i) {
-    const bool weights = i == 6 || i == 7 || (i == 5 && rows <= kRowTile);
-    config.rows[i] = static_cast<uint8_t>(weights || rows > kRowTile ? kRowTile : few);
-    config.row_bytes[i] = 64;
-  }
-  // The intrinsic tells the compiler of 8 bytes only: keep the others.
-  asm volatile("" : : "r"(&config) : "memory");
-  _tile_loadconfig(&config);
+void multiply_begin() {
+  _mm_setcsr(_mm_getcsr() | kFlushDenormals);
 }
 
 void multiply_end() {

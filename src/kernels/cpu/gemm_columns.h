@@ -37,7 +37,7 @@ struct ColumnCut {
 };
 ColumnCut cut_columns(const ColumnJob& job, int num_threads);
 
-/// Computes block `index` of the cut. Between multiply_begin(prompt rows) and multiply_end().
+/// Computes block `index` of the cut. Between multiply_begin() and multiply_end().
 /// `scratch`: kColumnScratchBytes of this thread.
 void compute_block(const ColumnJob& job, const ColumnCut& cut, int64_t index, std::byte* scratch);
 

@@ -128,12 +128,12 @@ template <int R, int P, bool Int4>
 void panel_rows(const IntRows& a, const Block& block, int64_t row, int panel, Ahead ahead) {
   constexpr int kPairBytes = Int4 ? kInt4PairBytes : kInt8PairBytes;
   constexpr int kGroupBytes = Int4 ? 256 : 512;
-  constexpr int kBias = Int4 ? 8 : 128;
   constexpr int64_t kAhead = ahead_distance(P);
-  const int64_t first = (block.tile * kRowTile + row) * a.steps;
-  const std::byte* x = a.data + first * 64;
-  const float* scale = a.scales + first;
-  const int32_t* sum = a.sums + first;
+  const int64_t first = block.tile * kRowTile + row, row_bytes = int_row_bytes(a.steps);
+  const std::byte* x = a.data + first * row_bytes;
+  const float* scale = a.scales + int_row_at(a, first);
+  const int32_t* minus = a.minus + int_row_at(a, first);
+  const int64_t next = int_tile_rows(a);
   const std::byte* pair[P];
   Vec acc[P][R];
 #pragma GCC unroll 4
@@ -153,9 +153,9 @@ void panel_rows(const IntRows& a, const Block& block, int64_t row, int panel, Ah
         const Vec weight_scale = vec_f16(pair[p] + half * 32);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-          const int64_t group = r * a.steps + s + half;
-          const Vec dot = group_dot(w, x + group * 64, -kBias * sum[group]);
-          acc[p][r] = vec_fma(dot, vec_mul(weight_scale, vec_set(scale[group])), acc[p][r]);
+          const int64_t at = (s + half) * next + r;
+          const Vec dot = group_dot(w, x + r * row_bytes + (s + half) * 64, minus[at]);
+          acc[p][r] = vec_fma(dot, vec_mul(weight_scale, vec_set(scale[at])), acc[p][r]);
         }
       }
       pair[p] += kPairBytes;
@@ -169,6 +169,10 @@ void panel_rows(const IntRows& a, const Block& block, int64_t row, int panel, Ah
   }
 }
 
+#if WEFT_AMX
+constexpr int64_t kTileMinRows = 6;  // below, vpdpbusd is faster
+#endif
+
 template <int P, bool Int4>
 void all_rows(const IntRows& a, const Block& block, int panel) {
   constexpr int kMost = kMaxRows / P > 0 ? kMaxRows / P : 1, kHalf = kMost > 1 ? kMost / 2 : 1;
@@ -176,6 +180,14 @@ void all_rows(const IntRows& a, const Block& block, int panel) {
   const int64_t left = a.rows - block.tile * kRowTile, all = block.tiles * kRowTile;
   const int64_t end = left < all ? left : all;
   for (int64_t row = 0; row < end;) {
+#if WEFT_AMX
+    if (end - row >= kTileMinRows) {
+      const int64_t now = end - row < kRowTile ? end - row : kRowTile;
+      for (int p = 0; p < P; ++p) multiply_int_tiles(a, block, Int4, row, now, panel + p);
+      row += now;
+      continue;
+    }
+#endif
     if (end - row >= kMost) {
       panel_rows<kMost, P, Int4>(a, block, row, panel, ahead);
       row += kMost;

@@ -134,32 +134,36 @@ void pack_row(const PackedRows& p, int64_t r, const float* x, int64_t k, bool f3
 }
 
 int64_t int_rows_bytes(int64_t rows, int64_t steps) {
-  return rows * steps * (64 + 4 + 4);
+  // Kernels read whole vectors of the rows of a tile: 64 bytes past the last one.
+  const int64_t values = padded_rows({nullptr, rows, steps}) * steps + kRowTile;
+  return rows * int_row_bytes(steps) + values * 8;
 }
 
-IntRows int_rows(void* memory, int64_t rows, int64_t steps) {
-  const int64_t groups = rows * steps;
+IntRows int_rows(void* memory, int64_t rows, const PackedMatrix& matrix) {
   IntRows p;
-  p.data = static_cast<std::byte*>(memory);
-  p.scales = reinterpret_cast<float*>(p.data + groups * 64);
-  p.sums = reinterpret_cast<int32_t*>(p.data + groups * 68);
   p.rows = rows;
-  p.steps = steps;
+  p.steps = matrix.steps;
+  p.bias = matrix.format == WeightFormat::kInt4 ? 8 : 128;
+  p.data = static_cast<std::byte*>(memory);
+  p.scales = reinterpret_cast<float*>(p.data + rows * int_row_bytes(p.steps));
+  const int64_t values = padded_rows({nullptr, rows, p.steps}) * p.steps + kRowTile;
+  p.minus = reinterpret_cast<int32_t*>(p.scales + values);
   return p;
 }
 
 void pack_int_row(const IntRows& p, int64_t r, const float* x, int64_t k) {
   for (int64_t s = 0; s < p.steps; ++s) {
-    const int64_t group = r * p.steps + s;
     Vec a, b;
     load_step(x, s * kStep, k, a, b);
     const float largest = largest_magnitude(a, b);
     const bool zero = !(largest > 1e-30f);  // 32639 / largest would overflow: nothing is lost
     const Vec inverse = vec_set(zero ? 0.0f : kIntMax / largest);
-    std::byte* out = p.data + group * 64;
-    p.sums[group] = store_ints(vec_clamp(vec_mul(a, inverse), -kIntMax, kIntMax),
-                               vec_clamp(vec_mul(b, inverse), -kIntMax, kIntMax), out);
-    p.scales[group] = zero ? 0.0f : largest / kIntMax;
+    std::byte* out = p.data + r * int_row_bytes(p.steps) + s * 64;
+    const int32_t sum = store_ints(vec_clamp(vec_mul(a, inverse), -kIntMax, kIntMax),
+                                   vec_clamp(vec_mul(b, inverse), -kIntMax, kIntMax), out);
+    const int64_t at = int_row_at(p, r) + s * int_tile_rows(p);
+    p.minus[at] = -p.bias * sum;
+    p.scales[at] = zero ? 0.0f : largest / kIntMax;
   }
 }
 

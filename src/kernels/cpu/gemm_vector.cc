@@ -180,7 +180,7 @@ void multiply_bf16(const PackedRows& a, const Block& block) {
   multiply<Bf16Dot>(a, block);
 }
 
-void multiply_begin(int64_t) {}
+void multiply_begin() {}
 void multiply_end() {}
 
 #endif

@@ -27,8 +27,7 @@ void linear(Stream& stream, const LinearArgs& args) {
   job.prompt.data =
       static_cast<std::byte*>(scope.take(packed_rows_bytes(prompt, job.matrix.steps, f32)));
   const int64_t decode = rows - prompt;
-  job.decode =
-      int_rows(scope.take(int_rows_bytes(decode, job.matrix.steps)), decode, job.matrix.steps);
+  job.decode = int_rows(scope.take(int_rows_bytes(decode, job.matrix.steps)), decode, job.matrix);
   job.bias = static_cast<const float*>(args.bias.data);
   job.epilogue = args.epilogue;
   job.out = static_cast<float*>(args.out.data);
@@ -60,7 +59,7 @@ void linear(Stream& stream, const LinearArgs& args) {
     }
     pool.barrier();
     std::byte* mine = scratch + worker * kColumnScratchBytes;
-    multiply_begin(prompt);
+    multiply_begin();
     if (cut.stream) {
       const int64_t end = cut.blocks * (worker + 1) / threads;
       for (int64_t i = cut.blocks * worker / threads; i < end; ++i)

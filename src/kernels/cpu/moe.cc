@@ -88,7 +88,7 @@ void take_rows(const Plan& plan, const Group& g, const ScratchScope& scope, Colu
   job.prompt = {nullptr, g.prompt, steps};
   job.prompt.data =
       static_cast<std::byte*>(scope.take(packed_rows_bytes(g.prompt, steps, plan.f32)));
-  job.decode = int_rows(scope.take(int_rows_bytes(decode, steps)), decode, steps);
+  job.decode = int_rows(scope.take(int_rows_bytes(decode, steps)), decode, job.matrix);
 }
 
 void plan_jobs(Plan& plan, const ScratchScope& scope, int threads) {
@@ -128,13 +128,13 @@ void pack_group(const Plan& plan, const Group& g, const ColumnJob& job, int64_t 
 void compute(const Plan& plan, ColumnJob Group::*job, ColumnCut Group::*cut, int64_t blocks,
              std::atomic<int64_t>& next, std::byte* scratch) {
   int64_t group = -1, base = 0, end = 0;
+  multiply_begin();
   for (;;) {
     const int64_t index = next.fetch_add(1, std::memory_order_relaxed);
     if (index >= blocks) break;
     while (index >= end) {
       base = end;
       end += (plan.groups[++group].*cut).blocks;
-      if (index < end) multiply_begin((plan.groups[group].*job).prompt.rows);
     }
     const Group& g = plan.groups[group];
     compute_block(g.*job, g.*cut, index - base, scratch);

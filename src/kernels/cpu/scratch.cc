@@ -9,9 +9,9 @@ namespace {
 constexpr int64_t kSlack = 4096;  // alignment of the pieces
 
 /// Packed rows of K values: at most 16 rows of padding, 4 bytes a value, K padded to 64; the
-/// integer form adds a scale and a sum to each 32 values.
+/// integer form adds a scale and a sum to each 32 values and a line to each row.
 int64_t packed_bytes(int64_t rows, int64_t k) {
-  return (rows + 32) * ((k + 63) / 64 * 64) * 17 / 4;
+  return (rows + 32) * ((k + 63) / 64 * 64 * 17 / 4 + 64);
 }
 
 }  // namespace
