@@ -130,6 +130,7 @@ class Episode {
  private:
   void submit();
   std::vector<int32_t> make_prompt(std::string& salt);
+  void check_reuse(const Request& request, int64_t cached_tokens) const;
   void abort_someone();
   void plan();
   void collect();
@@ -151,7 +152,8 @@ class Episode {
   int abort_in_ = 0;  // one abort in so many turns; 0: none
   bool fifo_ = true;  // one priority
   std::unordered_map<SeqId, Live> live_;
-  std::vector<SeqId> ids_;  // of live_, any order
+  std::unordered_map<uint64_t, int> prefixes_;  // salt and first tokens: how many prompts
+  std::vector<SeqId> ids_;                      // of live_, any order
   std::vector<int32_t> last_prompt_;
   std::vector<int32_t> last_text_;  // prompt and answer of the last finished request
 };
@@ -216,6 +218,16 @@ std::vector<int32_t> Episode::make_prompt(std::string& salt) {
   return prompt;
 }
 
+/// Hashes of the salt and the first n tokens, for every n where reuse may begin.
+template <class Visit>
+void visit_prefixes(const Request& request, Visit visit) {
+  uint64_t hash = request.cache_salt.size();
+  for (size_t i = 0; i < request.prompt.size(); ++i) {
+    hash = Random(hash ^ static_cast<uint64_t>(request.prompt[i])).next();
+    if ((i + 1) % kChunk == 0) visit(static_cast<int64_t>(i + 1), hash);
+  }
+}
+
 void Episode::submit() {
   Random& r = random_;
   auto request = std::make_shared<Request>();
@@ -243,7 +255,16 @@ void Episode::submit() {
   ++events_[kSubmitted];
   planned_work_ += longest;
   ids_.push_back(request->id);
+  visit_prefixes(*request, [&](int64_t, uint64_t hash) { ++prefixes_[hash]; });
   live_[request->id] = {.request = request, .submitted_at = steps_};
+}
+
+/// Only what an earlier prompt of the same salt began with may have been reused.
+void Episode::check_reuse(const Request& request, int64_t cached_tokens) const {
+  if (config_.reuse_generated) return;
+  visit_prefixes(request, [&](int64_t length, uint64_t hash) {
+    CHECK(length != cached_tokens || prefixes_.at(hash) > 1, "reuse across cache salts");
+  });
 }
 
 void Episode::abort_someone() {
@@ -303,6 +324,7 @@ void Episode::collect() {
     const SamplingParams& sampling = live.request->sampling;
     CHECK(out.prompt_done == (live.tokens.empty() && !out.tokens.empty()));
     CHECK(out.logprobs.size() == (sampling.logprobs >= 0 ? out.tokens.size() : 0));
+    if (out.prompt_done && out.cached_tokens > 0) check_reuse(*live.request, out.cached_tokens);
     live.tokens.insert(live.tokens.end(), out.tokens.begin(), out.tokens.end());
     if (!out.prompt_logprobs.empty()) {
       CHECK(out.prompt_logprobs_first == live.num_prompt_logprobs + 1);
