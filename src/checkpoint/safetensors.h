@@ -36,7 +36,7 @@ struct SafetensorsHeader {
 constexpr uint64_t kMaxSafetensorsHeader = uint64_t{64} << 20;  ///< bytes of JSON
 constexpr size_t kMaxTensorDims = 8;
 constexpr size_t kMaxTensorName = 1024;  ///< bytes
-constexpr size_t kMaxTensors = 1000000;  ///< in one file
+constexpr size_t kMaxTensors = 262144;   ///< in one file
 
 /// Length of the JSON header of a file that begins with the 8 bytes `prefix` and has `file_size`
 /// bytes; an error when it can't fit, checked before anything is allocated.

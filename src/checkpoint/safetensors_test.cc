@@ -121,7 +121,7 @@ TEST(SafetensorsAttack, HostileJson) {
   std::string deep;
   for (int i = 0; i < 1000000; ++i) deep += "{\"a\":";
   EXPECT_NE(header_problem(deep, 0), "accepted");
-  EXPECT_THAT(header_problem(braces(std::string(60 << 20, 'n').insert(0, 1, '"') + "\":{}"), 0),
+  EXPECT_THAT(header_problem(braces(std::string(16 << 20, 'n').insert(0, 1, '"') + "\":{}"), 0),
               HasSubstr("at most 1024"));
   EXPECT_THAT(header_problem(braces(good + "," + good), 1), HasSubstr("\"a\" twice"));
   EXPECT_THAT(
@@ -143,11 +143,11 @@ TEST(SafetensorsAttack, HostileJson) {
     EXPECT_NE(header_problem(header, 1), "accepted") << header;
   }
   std::string many = "{";
-  for (int i = 0; i < 1000001; ++i) {
+  for (int i = 0; i <= 262144; ++i) {
     if (i > 0) many += ',';
     many += entry(std::to_string(i), "U8", "[0]", "[0,0]");
   }
-  EXPECT_THAT(header_problem(many + "}", 0), HasSubstr("more than 1000000 tensors"));
+  EXPECT_THAT(header_problem(many + "}", 0), HasSubstr("more than 262144 tensors"));
 }
 
 // A03

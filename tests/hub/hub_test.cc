@@ -50,7 +50,7 @@ class Hub : public ::testing::Test {
     options_.num_connections = 4;
     options_.num_retries = 3;
     options_.first_backoff_s = 0.01;
-    options_.timeout_s = 5;
+    options_.timeout_s = 30;  // the machine may be busy
   }
 
   std::string files() const { return dir_.file("files"); }
