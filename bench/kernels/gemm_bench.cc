@@ -13,29 +13,10 @@
 #include <vector>
 
 #include "bench/kernels/ceilings.h"
-#include "kernels/cpu/cpu_ops.h"
+#include "kernels/op_table.h"
 
 namespace weft::bench {
 namespace {
-
-struct Ops {
-  int64_t (*weight_bytes)(const WeightShape&);
-  void (*pack_weight)(Stream&, const Weight&, int64_t, std::span<const TensorView>);
-  void (*unpack_weight)(const Weight&, int64_t, TensorView);
-  void (*linear)(Stream&, const LinearArgs&);
-};
-Ops ops_of(CpuIsa isa) {
-  switch (isa) {
-    case CpuIsa::kAvx2:
-      return {avx2::weight_bytes, avx2::pack_weight, avx2::unpack_weight, avx2::linear};
-    case CpuIsa::kAvx512:
-      return {avx512::weight_bytes, avx512::pack_weight, avx512::unpack_weight, avx512::linear};
-    case CpuIsa::kAvx512Bf16:
-      return {avx512bf16::weight_bytes, avx512bf16::pack_weight, avx512bf16::unpack_weight,
-              avx512bf16::linear};
-    default: return {amx::weight_bytes, amx::pack_weight, amx::unpack_weight, amx::linear};
-  }
-}
 
 struct Options {
   CpuIsa isa = CpuIsa::kAvx2;
@@ -62,7 +43,7 @@ class Bench {
  public:
   explicit Bench(const Options& options)
       : options_(options),
-        ops_(ops_of(options.isa)),
+        ops_(cpu_ops(options.isa)),
         pool_(options.threads),
         arena_(Buffer::allocate(DeviceKind::kCpu, int64_t{1} << 30).value()),
         stream_(pool_, arena_) {
@@ -208,7 +189,7 @@ class Bench {
   }
 
   Options options_;
-  const Ops ops_;
+  const OpTable& ops_;
   ThreadPool pool_;
   Arena arena_;
   Stream stream_;

@@ -7,37 +7,24 @@
 #include <random>
 #include <vector>
 
-#include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/op_table.h"
 #include "kernels/quantize.h"
 
 namespace weft {
 namespace {
 
-/// The ops under test of one instruction set.
+/// The op table of an instruction set, with its name for messages.
 struct Isa {
   CpuIsa isa;
-  int64_t (*weight_bytes)(const WeightShape&);
-  void (*pack_weight)(Stream&, const Weight&, int64_t, std::span<const TensorView>);
-  void (*unpack_weight)(const Weight&, int64_t, TensorView);
-  void (*linear)(Stream&, const LinearArgs&);
-  void (*moe)(Stream&, const MoeArgs&);
+  const OpTable& ops;
 };
 
 std::vector<Isa> isas() {
-  const std::vector<Isa> all = {
-      {CpuIsa::kAvx2, avx2::weight_bytes, avx2::pack_weight, avx2::unpack_weight, avx2::linear,
-       avx2::moe},
-      {CpuIsa::kAvx512, avx512::weight_bytes, avx512::pack_weight, avx512::unpack_weight,
-       avx512::linear, avx512::moe},
-      {CpuIsa::kAvx512Bf16, avx512bf16::weight_bytes, avx512bf16::pack_weight,
-       avx512bf16::unpack_weight, avx512bf16::linear, avx512bf16::moe},
-      {CpuIsa::kAmx, amx::weight_bytes, amx::pack_weight, amx::unpack_weight, amx::linear,
-       amx::moe}};
   const CpuIsa best = cpu_info().isa;
   std::vector<Isa> some;
-  for (const Isa& isa : all) {
-    if (isa.isa <= best) some.push_back(isa);
+  for (CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAmx}) {
+    if (isa <= best) some.push_back({isa, cpu_ops(isa)});
   }
   return some;
 }
@@ -69,14 +56,14 @@ struct Packed {
   Packed(const Isa& isa, Stream& stream, WeightFormat format, std::vector<float>& w, int64_t n,
          int64_t k) {
     weight.shape = {format, n, k, 1};
-    weight.expert_bytes = isa.weight_bytes(weight.shape);
+    weight.expert_bytes = isa.ops.weight_bytes(weight.shape);
     buffer = Buffer::allocate(DeviceKind::kCpu, weight.expert_bytes).value();
     weight.data = buffer.data();
     const TensorView piece = view2(w, n, k);
     const std::vector<TensorView> pieces = {piece.rows(0, n / 3), piece.rows(n / 3, n)};
-    isa.pack_weight(stream, weight, 0, pieces);
+    isa.ops.pack_weight(stream, weight, 0, pieces);
     dense.resize(static_cast<size_t>(n * k));
-    isa.unpack_weight(weight, 0, view2(dense, n, k));
+    isa.ops.unpack_weight(weight, 0, view2(dense, n, k));
   }
   Weight weight;
   Buffer buffer;
@@ -136,8 +123,8 @@ TEST(Pack, TakesEveryCheckpointType) {
     std::vector<float> out(w.size());
     for (const TensorView& piece : {TensorView(as_bf16.data(), DType::kBF16, {n, k}),
                                     TensorView(as_f16.data(), DType::kF16, {n, k})}) {
-      isa.pack_weight(machine.stream, packed.weight, 0, std::span<const TensorView>(&piece, 1));
-      isa.unpack_weight(packed.weight, 0, view2(out, n, k));
+      isa.ops.pack_weight(machine.stream, packed.weight, 0, std::span<const TensorView>(&piece, 1));
+      isa.ops.unpack_weight(packed.weight, 0, view2(out, n, k));
       for (size_t i = 0; i < w.size(); ++i) ASSERT_NEAR(out[i], w[i], 1e-7f);
     }
   }
@@ -195,7 +182,7 @@ TEST(Linear, MatchesDoublePrecision) {
             std::vector<float> y(static_cast<size_t>(m * n), NAN);
             LinearArgs args{.x = view2(x, m, k), .weight = &packed.weight, .out = view2(y, m, n)};
             args.prompt_rows = prompt ? m : 0;
-            isa.linear(machine.stream, args);
+            isa.ops.linear(machine.stream, args);
             EXPECT_LT(relative_error(y, want, k, 0.05), tolerance(format, prompt))
                 << cpu_isa_name(isa.isa) << " " << weight_format_name(format) << " m " << m << " n "
                 << n << " k " << k << " prompt " << prompt;
@@ -221,14 +208,14 @@ TEST(Linear, BiasAndEpilogues) {
           LinearArgs args{.x = view2(x, m, k), .weight = &packed.weight};
           args.bias = TensorView(bias.data(), DType::kF32, {n});
           args.out = view2(plain, m, n);
-          isa.linear(machine.stream, args);
+          isa.ops.linear(machine.stream, args);
           args.out = view2(sum, m, n);
           args.epilogue = Epilogue::kAdd;
-          isa.linear(machine.stream, args);
+          isa.ops.linear(machine.stream, args);
           std::vector<float> gated(static_cast<size_t>(m * inner), NAN);
           args.out = view2(gated, m, inner);
           args.epilogue = Epilogue::kSiluMul;
-          isa.linear(machine.stream, args);
+          isa.ops.linear(machine.stream, args);
           const std::vector<double> want = reference(x, packed.dense, m, n, k, format);
           for (int64_t r = 0; r < m; ++r) {
             for (int64_t i = 0; i < n; ++i) {
@@ -258,7 +245,7 @@ TEST(Linear, StridedRowsStayInside) {
     const Packed packed(isa, machine.stream, WeightFormat::kBf16, w, n, k);
     LinearArgs args{.x = view2(x, m, 100).columns(10, 10 + k), .weight = &packed.weight};
     args.out = view2(out, m, 50).columns(3, 3 + n);
-    isa.linear(machine.stream, args);
+    isa.ops.linear(machine.stream, args);
     for (int64_t r = 0; r < m; ++r) {
       for (int64_t i = 0; i < 50; ++i) {
         if (i >= 3 && i < 3 + n) continue;
@@ -295,7 +282,7 @@ TEST_P(RowInvariance, ABitPatternNeverDependsOnNeighboursOrThreads) {
                             .weight = &packed.weight,
                             .out = view2(y, m, n)};
             args.prompt_rows = prompt ? m : 0;
-            isa.linear(machines[turn++ % 3].stream, args);
+            isa.ops.linear(machines[turn++ % 3].stream, args);
             if (m == most) all = y;
             ASSERT_EQ(0, std::memcmp(y.data(), all.data() + first * n, y.size() * 4))
                 << cpu_isa_name(isa.isa) << " " << weight_format_name(format) << " m " << m
@@ -324,7 +311,7 @@ TEST(Linear, PromptAndDecodeRowsMix) {
         std::vector<float> y(static_cast<size_t>(m * n), NAN);
         LinearArgs args{.x = view2(x, m, k), .weight = &packed.weight, .out = view2(y, m, n)};
         args.prompt_rows = prompt_rows;
-        isa.linear(machine.stream, args);
+        isa.ops.linear(machine.stream, args);
         return y;
       };
       const std::vector<float> prompt = run(m), decode = run(0), mixed = run(21);
@@ -345,7 +332,7 @@ TEST(Linear, IntegerDecodeIsTheSameOnEveryInstructionSet) {
       const Packed packed(isa, machine.stream, format, w, n, k);
       std::vector<float> y(static_cast<size_t>(m * n), NAN);
       LinearArgs args{.x = view2(x, m, k), .weight = &packed.weight, .out = view2(y, m, n)};
-      isa.linear(machine.stream, args);
+      isa.ops.linear(machine.stream, args);
       if (first.empty()) first = y;
       EXPECT_EQ(0, std::memcmp(y.data(), first.data(), y.size() * 4)) << cpu_isa_name(isa.isa);
       for (int64_t i = 0; i < n; ++i) EXPECT_EQ(y[static_cast<size_t>(i)], 0.0f);
@@ -358,13 +345,13 @@ struct Experts {
   Experts(const Isa& isa, Stream& stream, WeightFormat format, int64_t experts, int64_t n,
           int64_t k, uint64_t seed) {
     weight.shape = {format, n, k, experts};
-    weight.expert_bytes = isa.weight_bytes(weight.shape);
+    weight.expert_bytes = isa.ops.weight_bytes(weight.shape);
     buffer = Buffer::allocate(DeviceKind::kCpu, weight.expert_bytes * experts).value();
     weight.data = buffer.data();
     for (int64_t e = 0; e < experts; ++e) {
       std::vector<float> w = random_values(n * k, seed + static_cast<uint64_t>(e), 0.1f);
       const TensorView piece = view2(w, n, k);
-      isa.pack_weight(stream, weight, e, std::span<const TensorView>(&piece, 1));
+      isa.ops.pack_weight(stream, weight, e, std::span<const TensorView>(&piece, 1));
     }
   }
   Weight weight;
@@ -388,10 +375,10 @@ std::vector<float> moe_token(const Isa& isa, Stream& stream, const MoeArgs& args
     LinearArgs linear{.x = args.x.rows(t, t + 1), .weight = &up, .out = view2(act, 1, inner)};
     linear.epilogue = Epilogue::kSiluMul;
     linear.prompt_rows = prompt ? 1 : 0;
-    isa.linear(stream, linear);
+    isa.ops.linear(stream, linear);
     linear = {.x = view2(act, 1, inner), .weight = &down, .out = view2(y, 1, hidden)};
     linear.prompt_rows = prompt ? 1 : 0;
-    isa.linear(stream, linear);
+    isa.ops.linear(stream, linear);
     for (size_t i = 0; i < sum.size(); ++i) sum[i] = std::fma(factor, y[i], sum[i]);
   }
   return sum;
@@ -424,7 +411,7 @@ TEST(Moe, IsTheSumOfItsExpertsWhateverTheBatch) {
         for (bool accumulate : {false, true}) {
           std::vector<float> before = out;
           args.accumulate = accumulate;
-          isa.moe(machine.stream, args);
+          isa.ops.moe(machine.stream, args);
           for (int64_t t = 0; t < tokens; ++t) {
             const std::vector<float> want = moe_token(isa, alone.stream, args, t, t < prompt);
             for (int64_t i = 0; i < hidden; ++i) {
@@ -463,7 +450,7 @@ TEST(Moe, ScratchBoundsHold) {
                      .down = &down.weight,
                      .out = view2(out, tokens, hidden)};
         args.prompt_rows = prompt;
-        EXPECT_NO_THROW(isa.moe(stream, args));
+        EXPECT_NO_THROW(isa.ops.moe(stream, args));
         Weight one = up.weight;
         one.shape.experts = 1;
         std::vector<float> act(static_cast<size_t>(tokens * inner));
@@ -473,7 +460,7 @@ TEST(Moe, ScratchBoundsHold) {
         LinearArgs linear{.x = args.x, .weight = &one, .out = view2(act, tokens, inner)};
         linear.epilogue = Epilogue::kSiluMul;
         linear.prompt_rows = prompt;
-        EXPECT_NO_THROW(isa.linear(narrow, linear));
+        EXPECT_NO_THROW(isa.ops.linear(narrow, linear));
       }
     }
   }
