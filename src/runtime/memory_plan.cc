@@ -48,12 +48,17 @@ class Planner {
 
  private:
   Result<void> check_options() const {
-    const auto at_least_one = [](const char* flag, int64_t value) -> Result<void> {
-      if (value >= 1) return {};
-      return invalid_argument(fmt::format("{} is {}: it must be at least 1", flag, value));
-    };
-    TRY(at_least_one("--max-num-seqs", options_.max_num_seqs));
-    TRY(at_least_one("--max-num-batched-tokens", options_.max_num_batched_tokens));
+    if (options_.max_num_seqs < 1) {
+      return invalid_argument(
+          fmt::format("--max-num-seqs is {}: it must be at least 1", options_.max_num_seqs));
+    }
+    // What the scheduler needs so that a prompt advances while all others decode.
+    const int64_t least_rows = options_.max_num_seqs + kChunk - 1;
+    if (options_.max_num_batched_tokens < least_rows) {
+      return invalid_argument(fmt::format(
+          "--max-num-batched-tokens is {}: it must be at least {} (--max-num-seqs + {})",
+          options_.max_num_batched_tokens, least_rows, kChunk - 1));
+    }
     if (options_.max_model_len < 0 || options_.max_model_len > model_.max_positions) {
       return invalid_argument(
           fmt::format("--max-model-len is {}: this model takes 1 to {} tokens, or auto",

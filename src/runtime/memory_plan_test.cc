@@ -131,6 +131,12 @@ TEST(MemoryPlan, ErrorsNameFlagAndValues) {
   options.max_num_seqs = 0;
   EXPECT_THAT(plan_memory(attention_model(), options, 64 * kGiB).error().message,
               HasSubstr("--max-num-seqs"));
+  options.max_num_seqs = 100;
+  options.max_num_batched_tokens = 162;
+  EXPECT_THAT(plan_memory(attention_model(), options, 64 * kGiB).error().message,
+              HasSubstr("--max-num-batched-tokens is 162: it must be at least 163"));
+  options.max_num_batched_tokens = 163;
+  EXPECT_TRUE(plan_memory(attention_model(), options, 64 * kGiB).ok());
   const auto tiny = plan_memory(attention_model(), {}, 1 * kGiB);
   ASSERT_FALSE(tiny.ok());
   EXPECT_THAT(tiny.error().message, HasSubstr("1200.0 MiB of weights"));

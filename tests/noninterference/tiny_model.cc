@@ -14,7 +14,7 @@ std::string describe(const Variant& v) {
 }
 
 std::vector<std::string> tiny_families() {
-  return {"qwen3", "qwen2", "llama3", "qwen3_moe", "qwen3_next", "qwen3_5", "ernie4_5_moe"};
+  return {"qwen3_next", "qwen3", "ernie4_5_moe", "qwen3_5", "qwen2", "qwen3_moe", "llama3"};
 }
 
 std::vector<const OpTable*> all_op_tables() {
