@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "api/validate.h"
 #include "app/engine_options.h"
 
 namespace weft {
@@ -12,25 +13,9 @@ inline constexpr int kExitOk = 0;
 inline constexpr int kExitRuntime = 1;
 inline constexpr int kExitUsage = 2;
 
-/// Sampling as given on the command line; an unset value falls back to the checkpoint's
-/// generation_config.json, then to the default named here.
-struct SamplingFlags {
-  std::optional<double> temperature;         ///< 1
-  std::optional<int64_t> top_k;              ///< 0: off
-  std::optional<double> top_p;               ///< 1
-  std::optional<double> min_p;               ///< 0
-  std::optional<double> repetition_penalty;  ///< 1
-  double presence_penalty = 0;
-  double frequency_penalty = 0;
-  int64_t max_tokens = 0;  ///< 0: up to the model's length
-  int64_t min_tokens = 0;
-  std::vector<std::string> stop;
-  bool ignore_eos = false;
-};
-
 struct RunOptions {
   EngineOptions engine;
-  SamplingFlags sampling;
+  SamplingRequest sampling;
   std::string prompt;  ///< -p; empty: chat
   bool has_prompt = false;
   std::string system;

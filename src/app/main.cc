@@ -78,21 +78,19 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model) 
       ->capture_default_str();
 }
 
-void add_sampling_options(CLI::App& app, SamplingFlags& o) {
-  app.add_option("--max-tokens,-n", o.max_tokens, "Tokens to generate; 0: up to the model's length")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 30))
-      ->capture_default_str();
-  app.add_option("--min-tokens", o.min_tokens, "Tokens before the answer may end")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 30));
-  app.add_option("--temperature", o.temperature, "0 is greedy")->check(CLI::Range(0.0, 100.0));
-  app.add_option("--top-k", o.top_k, "0: off")->check(CLI::Range(int64_t{0}, int64_t{1} << 30));
-  app.add_option("--top-p", o.top_p, "(0, 1]")->check(CLI::Range(1e-6, 1.0));
-  app.add_option("--min-p", o.min_p, "[0, 1]")->check(CLI::Range(0.0, 1.0));
-  app.add_option("--repetition-penalty", o.repetition_penalty, "> 0; 1: off")
-      ->check(CLI::Range(1e-3, 100.0));
-  app.add_option("--presence-penalty", o.presence_penalty, "[-2, 2]")->check(CLI::Range(-2.0, 2.0));
-  app.add_option("--frequency-penalty", o.frequency_penalty, "[-2, 2]")
-      ->check(CLI::Range(-2.0, 2.0));
+/// Ranges are checked by validate_sampling(), for the command line and the server alike.
+void add_sampling_options(CLI::App& app, SamplingRequest& o) {
+  app.add_option("--max-tokens,-n", o.max_tokens,
+                 "Tokens to generate; up to the model's length when absent");
+  app.add_option("--min-tokens", o.min_tokens, "Tokens before the answer may end");
+  app.add_option("--temperature", o.temperature, "0 is greedy");
+  app.add_option("--top-k", o.top_k, "Choose among the k most probable tokens; 0: off");
+  app.add_option("--top-p", o.top_p, "Choose among the most probable tokens of this mass, (0, 1]");
+  app.add_option("--min-p", o.min_p,
+                 "Leave out what is less probable than this share of the best, [0, 1]");
+  app.add_option("--repetition-penalty", o.repetition_penalty, "(0, 100]; 1: off");
+  app.add_option("--presence-penalty", o.presence_penalty, "[-2, 2]");
+  app.add_option("--frequency-penalty", o.frequency_penalty, "[-2, 2]");
   app.add_option("--stop", o.stop, "A text that ends the answer; may be repeated");
   app.add_flag("--ignore-eos", o.ignore_eos, "Go on after the end-of-sequence token");
 }
@@ -135,6 +133,7 @@ struct CommandLine {
 
   void add_run() {
     run_app = app.add_subcommand("run", "Chat in the terminal, or answer one prompt (-p)");
+    run.engine.max_num_seqs = 1;  // one conversation: no memory for others
     add_engine_options(*run_app, run.engine, true);
     add_sampling_options(*run_app, run.sampling);
     run_app
@@ -155,6 +154,7 @@ struct CommandLine {
     latency_app = bench_app->add_subcommand(
         "latency",
         "Speed of one sequence: prompt (pp) and generation (tg) rows, as llama-bench does");
+    latency.engine.max_num_seqs = 1;
     add_engine_options(*latency_app, latency.engine, true);
     const auto lens = CLI::Range(int64_t{0}, int64_t{1} << 24);
     latency_app
@@ -209,6 +209,7 @@ struct CommandLine {
         ->add_option("directory", eval.directory,
                      "Directory with heldout.jsonl, golden.jsonl, results.json")
         ->required();
+    eval.engine.max_num_seqs = 32;
     add_engine_options(*eval_app, eval.engine, false);
     eval_app->add_option("--tasks", eval.tasks, "Only these tasks")->delimiter(',');
     eval_app->add_option("--limit", eval.limit, "Items a task; 0: all")

@@ -1,0 +1,77 @@
+#include "api/answer.h"
+
+#include <algorithm>
+
+namespace weft {
+
+AnswerStream::AnswerStream(const Tokenizer* tokenizer, AnswerOptions options)
+    : options_(std::move(options)) {
+  if (tokenizer != nullptr) detokenizer_.emplace(*tokenizer, options_.skip_special);
+  answer_.started = Answer::Clock::now();
+}
+
+/// What of the detokenised `piece` is the answer's; false: a stop string is complete.
+bool AnswerStream::feed(const std::string& piece, std::string& text) {
+  if (options_.stops) return !options_.stops->push(piece, text).has_value();
+  text += piece;
+  return true;
+}
+
+bool AnswerStream::on_token(int32_t token, const TokenLogprob* logprob) {
+  const Answer::Clock::time_point now = Answer::Clock::now();
+  const bool ends = std::find(options_.stop_ids.begin(), options_.stop_ids.end(), token) !=
+                    options_.stop_ids.end();
+  std::string piece, text;
+  bool go_on = true;
+  if (detokenizer_ && !ends && !stopped_) {
+    detokenizer_->push(token, piece);
+    go_on = feed(piece, text);
+    stopped_ = !go_on;
+  }
+  const std::lock_guard lock(mutex_);
+  if (answer_.tokens.empty()) answer_.first_token = now;
+  answer_.tokens.push_back(token);
+  answer_.token_times.push_back(now);
+  if (logprob != nullptr) answer_.logprobs.push_back(*logprob);
+  answer_.text += text;
+  changed_.notify_all();
+  return go_on;
+}
+
+void AnswerStream::on_prompt_logprobs(int64_t first, std::vector<TokenLogprob> logprobs) {
+  const std::lock_guard lock(mutex_);
+  CHECK(first == static_cast<int64_t>(answer_.prompt_logprobs.size()) + 1);
+  std::move(logprobs.begin(), logprobs.end(), std::back_inserter(answer_.prompt_logprobs));
+}
+
+void AnswerStream::on_finish(FinishReason reason, const Usage& usage, const Error* error) {
+  std::string piece, text;
+  if (detokenizer_ && !stopped_) {
+    detokenizer_->finish(piece);
+    if (feed(piece, text) && options_.stops) options_.stops->finish(text);
+  }
+  const std::lock_guard lock(mutex_);
+  answer_.text += text;
+  answer_.reason = reason;
+  answer_.usage = usage;
+  if (error != nullptr) answer_.error = *error;
+  answer_.finished = Answer::Clock::now();
+  ended_ = true;
+  changed_.notify_all();
+}
+
+bool AnswerStream::next_text(std::string& piece, std::chrono::milliseconds patience) {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, patience, [this] { return ended_ || taken_ < answer_.text.size(); });
+  piece = answer_.text.substr(taken_);
+  taken_ = answer_.text.size();
+  return !ended_ || !piece.empty();
+}
+
+const Answer& AnswerStream::wait() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return ended_; });
+  return answer_;
+}
+
+}  // namespace weft

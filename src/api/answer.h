@@ -1,0 +1,68 @@
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "text/detokenizer.h"
+#include "text/stop_strings.h"
+
+namespace weft {
+
+struct AnswerOptions {
+  std::vector<int32_t> stop_ids;     ///< tokens that end the answer; they give no text
+  std::optional<StopStrings> stops;  ///< texts that end the answer
+  bool skip_special = true;          ///< special tokens give no text
+};
+
+/// One answer, as far as it has come.
+struct Answer {
+  using Clock = std::chrono::steady_clock;
+  std::vector<int32_t> tokens;  ///< the stop token too
+  std::vector<TokenLogprob> logprobs;
+  std::vector<TokenLogprob> prompt_logprobs;  ///< of prompt tokens 1, 2, ...
+  std::string text;
+  FinishReason reason = FinishReason::kNone;
+  Usage usage;
+  std::optional<Error> error;
+  std::vector<Clock::time_point> token_times;  ///< one a token
+  Clock::time_point started, first_token, finished;
+};
+
+/// The receiving end of one request: the engine thread puts tokens in, another thread reads the
+/// text as it grows or waits for the end.
+class AnswerStream final : public TokenSink {
+ public:
+  /// `tokenizer` must outlive it; null: tokens only, no text.
+  AnswerStream(const Tokenizer* tokenizer, AnswerOptions options);
+
+  bool on_token(int32_t token, const TokenLogprob* logprob) override;
+  void on_prompt_logprobs(int64_t first, std::vector<TokenLogprob> logprobs) override;
+  void on_finish(FinishReason reason, const Usage& usage, const Error* error) override;
+
+  /// Waits for more text, at most `patience`, and moves it to `piece` (empty after a time-out).
+  /// False when the answer has ended and all its text was taken.
+  bool next_text(std::string& piece, std::chrono::milliseconds patience);
+  /// Waits for the end.
+  const Answer& wait();
+
+ private:
+  bool feed(const std::string& piece, std::string& text);
+
+  AnswerOptions options_;
+  std::optional<Detokenizer> detokenizer_;
+  bool stopped_ = false;  // by a stop string; the engine thread's, as the two above
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  Answer answer_;     // guarded by mutex_ until the end, constant afterwards
+  size_t taken_ = 0;  // bytes of answer_.text that next_text() has given out
+  bool ended_ = false;
+};
+
+}  // namespace weft

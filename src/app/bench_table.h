@@ -1,0 +1,38 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace weft {
+
+/// Facts printed in every row.
+struct BenchSubject {
+  std::string model;
+  double bytes = 0;  ///< of the weights in memory
+  double params = 0;
+  std::string backend;  ///< "cpu amx"
+  std::string format;   ///< bf16, int8, ...
+  int threads = 0;
+};
+
+/// One measured row: tokens per second of each sample.
+struct BenchRow {
+  std::string test;  ///< pp512, tg128, tg32 @ d4096
+  int64_t num_prompt = 0, num_gen = 0, depth = 0;
+  std::vector<double> samples;
+};
+
+struct SampleStats {
+  double mean = 0, stddev = 0, best = 0, median = 0;
+};
+/// Standard deviation with n - 1; 0 for one sample.
+SampleStats sample_stats(std::vector<double> samples);
+
+/// Lines of a Markdown table in the style of llama-bench: model, size, params, backend, threads,
+/// test, t/s (mean ± deviation).
+std::string bench_table_header(const BenchSubject& subject);
+std::string bench_table_row(const BenchSubject& subject, const BenchRow& row);
+/// One JSON object on one line, with every sample.
+std::string bench_json_row(const BenchSubject& subject, const BenchRow& row);
+
+}  // namespace weft

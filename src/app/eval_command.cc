@@ -1,0 +1,196 @@
+// weft eval: accuracy per task of an evaluation set, and token-by-token equality with golden
+// outputs.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <map>
+
+#include "api/answer.h"
+#include "api/chat.h"
+#include "app/cli.h"
+#include "app/eval_set.h"
+#include "app/local_engine.h"
+
+namespace weft {
+namespace {
+
+constexpr double kLogprobTolerance = 1e-3;
+/// Below this gap between best and second token the reference's own rounding decides.
+constexpr double kNearTie = 1e-3;
+
+bool wanted(const EvalOptions& options, const std::string& task) {
+  if (options.tasks.empty()) return true;
+  return std::find(options.tasks.begin(), options.tasks.end(), task) != options.tasks.end();
+}
+
+struct TaskScore {
+  int right = 0, total = 0, with_images = 0;
+  int64_t prompt_tokens = 0, answer_tokens = 0;
+};
+
+/// One item on its way through the engine.
+struct Running {
+  const EvalItem* item = nullptr;
+  std::unique_ptr<AnswerStream> stream;
+};
+
+Result<Running> submit_item(const EvalItem& item, LocalEngine& local, const ChatFrontend& chat,
+                            TaskScore& score) {
+  const ChatRequest chat_request{
+      .messages = item.messages, .tools = item.tools, .enable_thinking = item.enable_thinking};
+  Request request;
+  request.prompt = TRY(chat.encode(chat_request));
+  score.prompt_tokens += static_cast<int64_t>(request.prompt.size());
+  SamplingRequest sampling{.temperature = 0, .max_tokens = item.max_tokens};
+  request.sampling = TRY(validate_sampling(sampling, local.defaults(), local.limits(),
+                                           static_cast<int64_t>(request.prompt.size()), 0));
+  AnswerOptions answer{.stop_ids = request.sampling.stop_ids, .skip_special = false};
+  Running running{.item = &item,
+                  .stream = std::make_unique<AnswerStream>(&chat.tokenizer(), answer)};
+  TRY(local.engine().submit(std::move(request), *running.stream));
+  return running;
+}
+
+Result<void> run_tasks(const EvalOptions& options, LocalEngine& local, const ChatFrontend& chat) {
+  const std::vector<EvalItem> items = TRY(read_eval_items(options.directory + "/heldout.jsonl"));
+  const std::map<std::string, double> reference =
+      TRY(read_reference_accuracy(options.directory + "/results.json"));
+  std::vector<std::string> order;
+  std::map<std::string, TaskScore> scores;
+  std::vector<Running> running;
+  for (const EvalItem& item : items) {
+    if (!wanted(options, item.task)) continue;
+    if (!scores.contains(item.task)) order.push_back(item.task);
+    TaskScore& score = scores[item.task];
+    if (item.has_images) {
+      ++score.with_images;
+      continue;
+    }
+    if (options.limit > 0 && score.total >= options.limit) continue;
+    ++score.total;
+    running.push_back(TRY(submit_item(item, local, chat, score)));
+  }
+  if (scores.empty())
+    return invalid_argument("--tasks: no item of these tasks in " + options.directory);
+  for (Running& r : running) {
+    const Answer& answer = r.stream->wait();
+    if (answer.error) return with_context(*answer.error, r.item->id);
+    TaskScore& score = scores[r.item->task];
+    score.answer_tokens += answer.usage.generated_tokens;
+    if (grade_answer(*r.item, answer.text)) ++score.right;
+  }
+  std::printf("%-18s %9s %10s %7s %14s %14s\n", "task", "accuracy", "reference", "items",
+              "prompt tokens", "answer tokens");
+  for (const std::string& task : order) {
+    const TaskScore& s = scores[task];
+    const auto known = reference.find(task);
+    char reference_text[16] = "-";
+    if (known != reference.end()) {
+      std::snprintf(reference_text, sizeof(reference_text), "%.1f %%", known->second * 100);
+    }
+    if (s.total == 0) {
+      std::printf("%-18s %9s %10s %7d   needs pictures, which this version does not read\n",
+                  task.c_str(), "-", reference_text, s.with_images);
+      continue;
+    }
+    std::printf("%-18s %7.1f %% %10s %7d %14.1f %14.1f\n", task.c_str(), 100.0 * s.right / s.total,
+                reference_text, s.total, static_cast<double>(s.prompt_tokens) / s.total,
+                static_cast<double>(s.answer_tokens) / s.total);
+  }
+  return {};
+}
+
+struct GoldenScore {
+  int compared = 0, equal = 0, near_ties = 0, with_images = 0, logprob_misses = 0;
+  double worst_logprob = 0;
+};
+
+void compare_golden(const GoldenItem& item, const Answer& answer, GoldenScore& score) {
+  ++score.compared;
+  size_t same = 0;
+  while (same < item.output_ids.size() && same < answer.tokens.size() &&
+         item.output_ids[same] == answer.tokens[same]) {
+    ++same;
+  }
+  if (same == item.output_ids.size() && same == answer.tokens.size()) {
+    ++score.equal;
+  } else if (item.smallest_margin < kNearTie) {
+    ++score.near_ties;
+    std::printf("%s: differs at token %zu of %zu; the reference's closest call is %.4f\n",
+                item.id.c_str(), same, item.output_ids.size(), item.smallest_margin);
+  } else {
+    std::printf("%s: DIFFERS at token %zu of %zu\n", item.id.c_str(), same, item.output_ids.size());
+  }
+  // Log-probabilities are comparable up to and including the first position that differs.
+  for (size_t i = 0; i < item.top5.size() && i <= same && i < answer.logprobs.size(); ++i) {
+    for (const auto& [token, logprob] : item.top5[i]) {
+      double ours = std::nan("");
+      for (const TopLogprob& top : answer.logprobs[i].top) {
+        if (top.token == token) ours = top.logprob;
+      }
+      const double difference = std::abs(ours - logprob);
+      if (!(difference <= kLogprobTolerance)) ++score.logprob_misses;
+      if (difference > score.worst_logprob) score.worst_logprob = difference;
+    }
+  }
+}
+
+Result<bool> run_golden(const EvalOptions& options, LocalEngine& local) {
+  const std::vector<GoldenItem> items = TRY(read_golden_items(options.directory + "/golden.jsonl"));
+  GoldenScore score;
+  std::vector<std::pair<const GoldenItem*, std::unique_ptr<AnswerStream>>> running;
+  for (const GoldenItem& item : items) {
+    if (item.has_images) {
+      ++score.with_images;
+      continue;
+    }
+    Request request;
+    request.prompt = item.prompt_ids;
+    // A few more alternatives than compared: equal log-probabilities may come in another order.
+    SamplingRequest sampling{.temperature = 0,
+                             .max_tokens = static_cast<int64_t>(item.output_ids.size()),
+                             .logprobs = 10};
+    request.sampling = TRY(validate_sampling(sampling, local.defaults(), local.limits(),
+                                             static_cast<int64_t>(item.prompt_ids.size()), 0));
+    running.emplace_back(&item, std::make_unique<AnswerStream>(nullptr, AnswerOptions{}));
+    TRY(local.engine().submit(std::move(request), *running.back().second));
+  }
+  for (auto& [item, stream] : running) {
+    const Answer& answer = stream->wait();
+    if (answer.error) return with_context(*answer.error, item->id);
+    compare_golden(*item, answer, score);
+  }
+  std::printf("golden: %d of %d continuations equal", score.equal, score.compared);
+  if (score.near_ties > 0)
+    std::printf(", %d differ at a near tie of the reference", score.near_ties);
+  std::printf("; top-5 log-probabilities: largest difference %.2g, %d beyond %.0e",
+              score.worst_logprob, score.logprob_misses, kLogprobTolerance);
+  if (score.with_images > 0) std::printf("; %d prompts with pictures left out", score.with_images);
+  std::printf("\n");
+  return score.equal + score.near_ties == score.compared && score.logprob_misses == 0;
+}
+
+Result<bool> run_eval(const EvalOptions& options) {
+  // The files are read first: a wrong directory must not cost a model load.
+  TRY(read_eval_items(options.directory + "/heldout.jsonl"));
+  const std::unique_ptr<LocalEngine> local = TRY(LocalEngine::start(options.engine));
+  if (!options.golden_only) {
+    const ChatFrontend chat = TRY(ChatFrontend::load(local->plan().directory));
+    TRY(run_tasks(options, *local, chat));
+  }
+  const bool exact = local->plan().load.format == WeightFormat::kF32;
+  const bool equal = TRY(run_golden(options, *local));
+  if (!exact) std::printf("(run with --dtype float32 for the exact comparison)\n");
+  return equal || !exact;
+}
+
+}  // namespace
+
+int eval_command(const EvalOptions& options) {
+  const Result<bool> result = run_eval(options);
+  if (!result) return report_error(result.error());
+  return *result ? kExitOk : kExitRuntime;
+}
+
+}  // namespace weft

@@ -1,0 +1,172 @@
+#include "app/local_engine.h"
+
+#include <filesystem>
+#include <random>
+
+#include "app/model_location.h"
+#include "app/progress.h"
+#include "app/refusals.h"
+#include "checkpoint/checkpoint.h"
+#include "runtime/executor_local.h"
+
+namespace weft {
+namespace {
+
+constexpr int kBlockSize = 64;
+
+WeightFormat weight_format(const EngineOptions& options) {
+  if (options.dtype == "float32") return WeightFormat::kF32;
+  if (options.quantization == "int8") return WeightFormat::kInt8;
+  if (options.quantization == "int4") return WeightFormat::kInt4;
+  return WeightFormat::kBf16;
+}
+
+Result<CpuIsa> choose_isa(const EngineOptions& options, const CpuInfo& cpu) {
+  if (!cpu.supported) {
+    return unsupported("this CPU (" + cpu.model + ") has no AVX2, FMA and F16C, which weft needs");
+  }
+  if (options.cpu_isa == "auto") return cpu.isa;
+  for (CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAmx}) {
+    if (cpu_isa_name(isa) != options.cpu_isa) continue;
+    if (isa <= cpu.isa) return isa;
+    return invalid_argument("--cpu-isa: this CPU has no " + options.cpu_isa + "; it has up to " +
+                            std::string(cpu_isa_name(cpu.isa)));
+  }
+  return invalid_argument("--cpu-isa: '" + options.cpu_isa +
+                          "' is not one of auto, avx2, avx512, avx512_bf16, amx");
+}
+
+Result<int64_t> size_or_auto(const std::string& flag, const std::string& text) {
+  if (text == "auto") return int64_t{0};
+  return parse_size(flag, text);
+}
+
+/// The spec, corrected by what only the weights tell (a tied head, an MTP module).
+Result<ModelSpec> read_spec(const EngineOptions& options, const ModelConfig& config,
+                            const std::string& directory) {
+  ModelSpec spec = TRY(parse_model(config.config));
+  if (options.load_format == "dummy") return spec;
+  // Without readable weights the configuration alone must do (`weft info`); load() says what's
+  // wrong.
+  const Result<Checkpoint> checkpoint = Checkpoint::open(directory);
+  if (checkpoint) adapt_to_checkpoint(spec, *checkpoint);
+  return spec;
+}
+
+Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options,
+                            const CpuInfo& cpu) {
+  const ModelMemory model{.weight_bytes = plan.footprint.weight_bytes,
+                          .cache = plan.cache,
+                          .block_size = plan.load.block_size,
+                          .max_positions = plan.spec.max_positions,
+                          .bytes_per_position = plan.footprint.rope_bytes_per_position,
+                          .vocab_size = plan.spec.vocab,
+                          .hidden_size = plan.spec.hidden,
+                          .arena_bytes = plan.footprint.arena_bytes};
+  const MemoryOptions memory{
+      .max_model_len = TRY(size_or_auto("--max-model-len", options.max_model_len)),
+      .max_num_seqs = options.max_num_seqs,
+      .max_num_batched_tokens = options.max_num_batched_tokens,
+      .kv_cache_bytes = TRY(size_or_auto("--kv-cache-memory", options.kv_cache_memory)),
+      .num_threads = plan.threads};
+  return plan_memory(model, memory, cpu.available_bytes);
+}
+
+std::string shown_name(const std::string& model, const std::string& directory) {
+  if (!model.empty() && !std::filesystem::is_directory(model)) return model;
+  const std::string name = std::filesystem::path(directory).lexically_normal().filename().string();
+  return name.empty() ? directory : name;
+}
+
+uint64_t random_key() {
+  std::random_device device;
+  return (uint64_t{device()} << 32) | device();
+}
+
+}  // namespace
+
+Result<EnginePlan> plan_engine(const EngineOptions& options) {
+  TRY(check_refusals(options));
+  const CpuInfo cpu = cpu_info();
+  EnginePlan plan;
+  plan.isa = TRY(choose_isa(options, cpu));
+  plan.threads = options.threads > 0 ? options.threads : cpu.num_cpus;
+  plan.directory = TRY(locate_model(options.model));
+  plan.name = shown_name(options.model, plan.directory);
+  const ModelConfig config = TRY(load_config(plan.directory));
+  plan.generation = config.generation;
+  plan.spec = TRY(read_spec(options, config, plan.directory));
+  plan.load.format = weight_format(options);
+  plan.load.kv_format = plan.load.format == WeightFormat::kF32 ? KvFormat::kF32 : KvFormat::kBf16;
+  plan.load.block_size = kBlockSize;
+  plan.load.dummy_weights = options.load_format == "dummy";
+  plan.load.num_threads = plan.threads;
+  const OpTable& ops = cpu_ops(plan.isa);
+  plan.footprint = measure_model(plan.spec, plan.load, ops);
+  plan.cache = cache_bytes(plan.footprint.cache_specs, ops);
+  plan.memory = TRY(plan_for(plan, options, cpu));
+  plan.load.max_model_len = plan.memory.max_model_len;
+  return plan;
+}
+
+Result<std::unique_ptr<LocalEngine>> LocalEngine::start(const EngineOptions& options) {
+  std::unique_ptr<LocalEngine> local(new LocalEngine(TRY(plan_engine(options))));
+  TRY(local->load(options));
+  return local;
+}
+
+Result<void> LocalEngine::load(const EngineOptions& options) {
+  const OpTable& ops = cpu_ops(plan_.isa);
+  const StepLimits& limits = plan_.memory.limits;
+  pool_ = std::make_unique<ThreadPool>(plan_.threads);
+  scratch_ = std::make_unique<Arena>(
+      TRY(Buffer::allocate(DeviceKind::kCpu, plan_.footprint.arena_bytes(limits.max_rows))));
+  stream_ = std::make_unique<Stream>(*pool_, *scratch_);
+
+  ProgressLines lines;
+  plan_.load.progress = [&lines](uint64_t done, uint64_t total) {
+    lines.update("loading weights", done, total, done == total);
+  };
+  std::optional<Checkpoint> checkpoint;
+  if (!plan_.load.dummy_weights) checkpoint = TRY(Checkpoint::open(plan_.directory));
+  model_ =
+      TRY(Model::load(plan_.spec, checkpoint ? &*checkpoint : nullptr, plan_.load, *stream_, ops));
+  plan_.load.progress = nullptr;
+
+  kv_ = std::make_unique<KvStore>(
+      TRY(KvStore::create(model_->cache_specs(), ops, limits.num_blocks, limits.num_slots)));
+  auto executor = TRY(LocalExecutor::create(*model_, *kv_, *stream_, ops, limits));
+  auto scheduler = TRY(Scheduler::create({.block_size = plan_.load.block_size,
+                                          .num_blocks = static_cast<int>(limits.num_blocks),
+                                          .num_state_slots = static_cast<int>(limits.num_slots),
+                                          .max_batched_tokens = static_cast<int>(limits.max_rows),
+                                          .max_seqs = static_cast<int>(limits.max_seqs),
+                                          .max_model_len = static_cast<int>(limits.max_model_len),
+                                          .prefix_caching = options.prefix_caching,
+                                          .reuse_generated = options.reuse_generated,
+                                          .hash_key = random_key()}));
+  engine_ = std::make_unique<Engine>(EngineConfig{}, std::move(scheduler), std::move(executor));
+  return {};
+}
+
+LocalEngine::~LocalEngine() {
+  if (engine_) engine_->stop();
+}
+
+ModelLimits LocalEngine::limits() const {
+  return {.vocab_size = plan_.spec.vocab, .max_model_len = plan_.memory.max_model_len};
+}
+
+GenerationDefaults LocalEngine::defaults() const {
+  const GenerationConfig& g = plan_.generation;
+  GenerationDefaults out{.temperature = g.temperature,
+                         .top_p = g.top_p,
+                         .min_p = g.min_p,
+                         .repetition_penalty = g.repetition_penalty,
+                         .top_k = g.top_k};
+  if (g.do_sample && !*g.do_sample) out.temperature = 0;
+  for (int64_t id : g.eos_token_ids) out.eos_ids.push_back(static_cast<int32_t>(id));
+  return out;
+}
+
+}  // namespace weft

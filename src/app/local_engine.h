@@ -1,0 +1,61 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "api/validate.h"
+#include "app/engine_options.h"
+#include "checkpoint/config_json.h"
+#include "device/stream.h"
+#include "engine/engine.h"
+#include "models/model.h"
+#include "runtime/memory_plan.h"
+
+namespace weft {
+
+/// What the options mean for one model on this machine; known before anything is loaded.
+struct EnginePlan {
+  std::string directory;  ///< of the model
+  std::string name;       ///< what the user called it
+  ModelSpec spec;
+  GenerationConfig generation;
+  LoadOptions load;
+  CpuIsa isa = CpuIsa::kAvx2;
+  int threads = 1;
+  ModelFootprint footprint;
+  CacheBytes cache;
+  MemoryPlan memory;
+};
+
+/// Finds the model, reads its configuration, checks the options against it and plans the memory.
+Result<EnginePlan> plan_engine(const EngineOptions& options);
+
+/// A running engine on this machine's CPU: the one composition that run, bench, eval and serve use.
+class LocalEngine {
+ public:
+  /// plan_engine(), then loads the weights (progress on standard error) and starts the engine.
+  static Result<std::unique_ptr<LocalEngine>> start(const EngineOptions& options);
+  ~LocalEngine();
+
+  Engine& engine() { return *engine_; }
+  const EnginePlan& plan() const { return plan_; }
+  const ModelSpec& spec() const { return plan_.spec; }
+  int64_t weight_bytes() const { return model_->weight_bytes(); }
+  ModelLimits limits() const;
+  GenerationDefaults defaults() const;
+
+ private:
+  explicit LocalEngine(EnginePlan plan) : plan_(std::move(plan)) {}
+  Result<void> load(const EngineOptions& options);
+
+  EnginePlan plan_;
+  // In order of need: each uses those before it.
+  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<Arena> scratch_;
+  std::unique_ptr<Stream> stream_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<KvStore> kv_;
+  std::unique_ptr<Engine> engine_;
+};
+
+}  // namespace weft

@@ -1,0 +1,201 @@
+// weft run: chat in the terminal, or one answer with -p.
+
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "api/answer.h"
+#include "api/chat.h"
+#include "app/cli.h"
+#include "app/local_engine.h"
+
+namespace weft {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// Set by Ctrl-C, taken by whoever waits: the one global, for a signal handler reaches nothing
+/// else.
+volatile std::sig_atomic_t interrupted =
+    0;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
+
+void on_interrupt(int) {
+  interrupted = 1;
+}
+
+/// Ctrl-C sets the flag and breaks a blocking read.
+void catch_interrupts() {
+  struct sigaction action = {};
+  action.sa_handler = on_interrupt;
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGINT, &action, nullptr);
+}
+
+bool take_interrupt() {
+  const bool was = interrupted != 0;
+  interrupted = 0;
+  return was;
+}
+
+class ChatSession {
+ public:
+  ChatSession(const RunOptions& options, LocalEngine& local, ChatFrontend chat)
+      : options_(options), local_(local), chat_(std::move(chat)) {
+    reset();
+  }
+
+  void reset() {
+    messages_ = Json::array();
+    if (!options_.system.empty())
+      messages_.push_back({{"role", "system"}, {"content", options_.system}});
+  }
+
+  /// Answers on standard output while the tokens come; Ctrl-C ends the answer. The turn is kept in
+  /// the conversation, also an interrupted one.
+  Result<void> turn(const std::string& text) {
+    messages_.push_back({{"role", "user"}, {"content", text}});
+    const Result<std::string> answer = generate(text);
+    if (!answer) {
+      messages_.erase(messages_.size() - 1);
+      return answer.error();
+    }
+    messages_.push_back({{"role", "assistant"}, {"content", *answer}});
+    return {};
+  }
+
+ private:
+  Result<std::vector<int32_t>> prompt(const std::string& text) const {
+    if (!chat_.has_template()) return chat_.encode_text(text);  // a base model continues the text
+    return chat_.encode(
+        {.messages = messages_.dump(), .tools = "", .enable_thinking = options_.enable_thinking});
+  }
+
+  Result<std::string> generate(const std::string& text) {
+    Request request;
+    request.prompt = TRY(prompt(text));
+    request.sampling = TRY(validate_sampling(options_.sampling, local_.defaults(), local_.limits(),
+                                             static_cast<int64_t>(request.prompt.size()),
+                                             options_.engine.seed + num_turns_));
+    ++num_turns_;
+    AnswerOptions answer_options{.stop_ids = request.sampling.stop_ids};
+    if (!options_.sampling.stop.empty()) {
+      answer_options.stops = TRY(StopStrings::make(options_.sampling.stop, /*include_stop=*/false));
+    }
+    AnswerStream stream(&chat_.tokenizer(), std::move(answer_options));
+    const SeqId id = TRY(local_.engine().submit(std::move(request), stream));
+    std::string answer, piece;
+    while (stream.next_text(piece, std::chrono::milliseconds(50))) {
+      if (take_interrupt()) local_.engine().abort(id);
+      std::fwrite(piece.data(), 1, piece.size(), stdout);
+      std::fflush(stdout);
+      answer += piece;
+    }
+    std::fputs("\n", stdout);
+    std::fflush(stdout);
+    const Answer& done = stream.wait();
+    if (done.error) return *done.error;
+    if (options_.verbose) print_speed(done);
+    return answer;
+  }
+
+  static void print_speed(const Answer& answer) {
+    const auto seconds = [](auto a, auto b) {
+      return std::chrono::duration<double>(b - a).count();
+    };
+    const Usage& usage = answer.usage;
+    std::fprintf(stderr, "[%lld prompt tokens (%lld cached) in %.3f s",
+                 static_cast<long long>(usage.prompt_tokens),
+                 static_cast<long long>(usage.cached_tokens),
+                 seconds(answer.started, answer.first_token));
+    if (usage.generated_tokens > 1) {
+      std::fprintf(stderr, ", then %.1f tokens/s",
+                   static_cast<double>(usage.generated_tokens - 1) /
+                       seconds(answer.first_token, answer.finished));
+    }
+    std::fprintf(stderr, "]\n");
+  }
+
+  const RunOptions& options_;
+  LocalEngine& local_;
+  ChatFrontend chat_;
+  Json messages_;
+  uint64_t num_turns_ = 0;
+};
+
+/// A line without its newline; nothing at the end of input or on Ctrl-C.
+std::optional<std::string> read_line() {
+  char* line = nullptr;
+  size_t capacity = 0;
+  const ssize_t n = getline(&line, &capacity, stdin);
+  std::optional<std::string> text;
+  if (n >= 0) text = std::string(line, static_cast<size_t>(n));
+  std::free(line);
+  while (text && !text->empty() && (text->back() == '\n' || text->back() == '\r')) text->pop_back();
+  return text;
+}
+
+int chat_loop(ChatSession& session) {
+  const bool terminal = isatty(STDIN_FILENO) != 0;
+  if (terminal)
+    std::fputs(
+        "Type a message. /reset forgets the conversation, /quit ends, Ctrl-C stops an answer.\n",
+        stderr);
+  for (;;) {
+    if (terminal) std::fputs("> ", stderr);
+    const std::optional<std::string> line = read_line();
+    if (!line || *line == "/quit" || *line == "/exit") {
+      if (terminal && !line) std::fputs("\n", stderr);
+      return kExitOk;
+    }
+    take_interrupt();
+    if (line->empty()) continue;
+    if (*line == "/reset") {
+      session.reset();
+      if (terminal) std::fputs("(a new conversation)\n", stderr);
+      continue;
+    }
+    if (line->front() == '/' && line->find(' ') == std::string::npos) {
+      std::fprintf(stderr, "unknown command '%s'; there are /reset and /quit\n", line->c_str());
+      continue;
+    }
+    if (const Result<void> done = session.turn(*line); !done) {
+      std::fprintf(stderr, "weft: error: %s\n", done.error().message.c_str());
+    }
+  }
+}
+
+Result<int> run(const RunOptions& options) {
+  if (!options.images.empty()) {
+    return invalid_argument("--image: pictures are not read by this version; leave the flag out");
+  }
+  if (options.has_prompt && options.prompt.empty()) {
+    return invalid_argument("--prompt: the text is empty; at least one character is needed");
+  }
+  // Before the weights are read: what is wrong for every model and every prompt.
+  constexpr int kAny = std::numeric_limits<int>::max();
+  TRY(validate_sampling(options.sampling, {}, {.vocab_size = kAny, .max_model_len = kAny}, 1, 0));
+  const std::unique_ptr<LocalEngine> local = TRY(LocalEngine::start(options.engine));
+  if (options.verbose) {
+    std::fprintf(stderr, "kernels    cpu %s, %d threads\n%s",
+                 std::string(cpu_isa_name(local->plan().isa)).c_str(), local->plan().threads,
+                 local->plan().memory.table().c_str());
+  }
+  catch_interrupts();
+  ChatSession session(options, *local, TRY(ChatFrontend::load(local->plan().directory)));
+  if (!options.has_prompt) return chat_loop(session);
+  TRY(session.turn(options.prompt));
+  return kExitOk;
+}
+
+}  // namespace
+
+int run_command(const RunOptions& options) {
+  const Result<int> code = run(options);
+  return code ? *code : report_error(code.error());
+}
+
+}  // namespace weft

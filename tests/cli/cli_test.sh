@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# The command line end to end, with the bundled demo model: answers, exit codes, error texts.
+# usage: cli_test.sh WEFT_BINARY SOURCE_DIR
+set -u
+weft=$1
+source_dir=$2
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+failed=0
+passed=0
+
+# matches PATTERN FILE: an extended regular expression; '' means an empty file, '*' anything.
+matches() {
+  if [ "$1" = '*' ]; then true; elif [ -z "$1" ]; then [ ! -s "$2" ]; else grep -Eq -- "$1" "$2"; fi
+}
+
+# check NAME EXPECTED_CODE STDOUT_PATTERN STDERR_PATTERN ARGS...
+check() {
+  local name=$1 code=$2 out=$3 err=$4
+  shift 4
+  "$weft" "$@" >"$scratch/out" 2>"$scratch/err" </dev/null
+  local got=$?
+  if [ "$got" -ne "$code" ] || ! matches "$out" "$scratch/out" || ! matches "$err" "$scratch/err"; then
+    failed=$((failed + 1))
+    echo "FAILED: $name: weft $* (exit code $got, expected $code)"
+    head -c 600 "$scratch/out" | sed 's/^/  stdout: /'
+    head -c 600 "$scratch/err" | sed 's/^/  stderr: /'
+  else
+    passed=$((passed + 1))
+  fi
+}
+
+# Usage errors: code 2, the field and what is allowed, never a stack trace.
+check "no command" 2 '' 'Subcommands' 
+check "unknown flag" 2 '' "unknown flag '--max-token' .*did you mean '--max-tokens'" run --max-token 5
+check "unknown command" 2 '' "unexpected 'rum' .*did you mean 'run'" rum
+check "bad choice" 2 '' '--dtype.*bfloat16' run --dtype int7 -p hi
+check "bad range" 2 '' 'temperature: -1 is not in \[0, 100\]' run -p hi --temperature -1
+check "bad top_p" 2 '' 'top_p: 0 is not in \(0, 1\]' run -p hi --top-p 0
+check "too many tokens" 2 '' 'max_tokens.*max_model_len 512' run -p hi --max-model-len 512 --max-tokens 600
+check "bad size" 2 '' '--max-model-len.*not a size' run -p hi --max-model-len 12x
+check "refused pair" 2 '' '\[float32-quantized\]' run -p hi --dtype float32 -q int8
+check "image without vision" 2 '' 'image' run -p hi --image /nonexistent.png
+check "bad hub name" 2 '' 'ORG/NAME' pull not-a-model
+
+# Run-time errors: code 1.
+check "missing evaluation set" 1 '' 'heldout.jsonl' eval "$scratch"
+mkdir "$scratch/empty"
+check "empty model directory" 1 '' 'config.json' run "$scratch/empty" -p hi
+cp -r "$source_dir/models/demo" "$scratch/cut"
+truncate -s 1000000 "$scratch/cut/model-00001-of-00002.safetensors"
+check "truncated weights" 1 '' 'model-00001-of-00002.safetensors' run "$scratch/cut" -p hi
+
+# Answers of the demo model: only the answer on standard output, the same bits each time.
+check "greedy answer" 0 '^92\.?$' '*' run -p 'Calculate 13 + 79.' --temperature 0
+check "quantised answer" 0 '^92\.?$' '*' run -p 'Calculate 13 + 79.' --temperature 0 -q int8
+check "length limit" 0 '[A-Za-z]' '*' run -p 'Write a short story with Luke and a ball.' --max-tokens 12 --temperature 0
+"$weft" run -p 'Write a short story with Luke and a ball.' --temperature 1 --seed 5 >"$scratch/a" 2>/dev/null </dev/null
+"$weft" run -p 'Write a short story with Luke and a ball.' --temperature 1 --seed 5 --threads 1 >"$scratch/b" 2>/dev/null </dev/null
+if cmp -s "$scratch/a" "$scratch/b" && [ -s "$scratch/a" ]; then
+  passed=$((passed + 1))
+else
+  failed=$((failed + 1))
+  echo "FAILED: a seeded answer differs between two runs"
+fi
+
+# Chat on a pipe: each line is a turn; /reset forgets.
+printf 'Calculate 2 + 3.\n/reset\nCalculate 4 + 4.\n/quit\n' | "$weft" run --temperature 0 >"$scratch/out" 2>"$scratch/err"
+if [ $? -eq 0 ] && grep -q 5 "$scratch/out" && grep -q 8 "$scratch/out"; then
+  passed=$((passed + 1))
+else
+  failed=$((failed + 1))
+  echo "FAILED: chat on a pipe"
+  head -c 600 "$scratch/out" "$scratch/err"
+fi
+
+check "info" 0 'Qwen3_5ForConditionalGeneration' '*' info
+check "info json" 0 '"architecture"' '*' info --json
+check "doctor" 0 'kernels' '*' doctor
+check "version" 0 '^weft [0-9]' '*' version
+check "latency bench" 0 'tg8' '*' bench latency -p 64 -n 8 -r 2
+check "throughput bench" 0 'tokens/s|t/s' '*' bench throughput --num-prompts 4 --input-len 64 --output-len 8
+check "dummy weights" 0 'pp64' '*' bench latency "$source_dir/models/demo" --load-format dummy -p 64 -n 0 -r 1
+
+echo "cli: $passed passed, $failed failed"
+[ "$failed" -eq 0 ]
