@@ -159,6 +159,7 @@ Value Interpreter::attribute_path(const Value& v, const Value& path, const Value
 }
 
 Value Interpreter::select_or_reject(const std::string& name, const Value& v, const Args& args) {
+  if (!truthy(v)) return make_iterator({});  // even none, even with missing arguments
   const bool by_attribute = name.ends_with("attr");
   const bool wanted = name.starts_with("select");
   Args rest = args;
@@ -185,6 +186,7 @@ Value Interpreter::select_or_reject(const std::string& name, const Value& v, con
 
 Value Interpreter::map(const Value& v, const Args& args) {
   std::vector<Value> out;
+  if (!truthy(v)) return make_iterator({});
   if (args.positional.empty() && !args.keyword.empty()) {
     const auto a = bind(args, "filter 'map'", {"attribute", "default"});
     if (!a[0]) fail("map requires a filter argument");
@@ -331,7 +333,6 @@ bool Interpreter::sequence_filter(const std::string& name, const Value& v, const
         items.empty() ? Value::undefined("No first item, sequence was empty.") : items.front();
   } else if (name == "last") {
     bind(args, where, {});
-    if (v.is_undefined()) fail(undefined_message(v));
     if (v.is(Kind::kIterator)) fail("'generator' object is not reversible");
     const std::vector<Value> items = iterate(v);
     *result = items.empty() ? Value::undefined("No last item, sequence was empty.") : items.back();

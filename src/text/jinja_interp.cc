@@ -197,7 +197,11 @@ Interpreter::Flow Interpreter::exec(const Node* node) {
         exec(c[1]);
         body = Value::string(capture.take());
       }
-      emit(to_text(eval_filter(c[0], &body)));
+      const Value result = eval_filter(c[0], &body);
+      if (!result.is_string()) {
+        fail(std::string("expected str instance, ") + type_name(result) + " found");
+      }
+      emit(result.text());
       break;
     }
     case NodeKind::kWith: return exec_with(node);
@@ -245,20 +249,21 @@ Interpreter::Flow Interpreter::run_loop(const Node* node, std::vector<Value> ite
     s->captured = true;
   loop->scope = around;
   const Value loop_value = Value::of_object(Kind::kLoop, loop);
-  if (loop->items.empty()) {
-    if (!node->children[4]) return Flow::kNormal;
-    ScopeGuard scope(*this, scope_);
-    return exec(node->children[4]);
-  }
+  bool completed = false;
   for (size_t i = 0; i < loop->items.size(); ++i) {
     spend(1);
     loop->index = i;
     ScopeGuard scope(*this, around);
     if (loop_symbol >= 0) set_variable(loop_symbol, loop_value);
     assign(node->children[0], loop->items[i]);
-    if (exec(node->children[3]) == Flow::kBreak) break;
+    const Flow flow = exec(node->children[3]);
+    if (flow == Flow::kBreak) break;
+    completed |= flow == Flow::kNormal;
   }
-  return Flow::kNormal;
+  // jinja2 takes `else` also where every round ended in break or continue.
+  if (completed || !node->children[4]) return Flow::kNormal;
+  ScopeGuard scope(*this, around);
+  return exec(node->children[4]);
 }
 
 void Interpreter::exec_set_block(const Node* node) {

@@ -84,6 +84,7 @@ Value Interpreter::dict_method(const Value& self, const std::string& name, const
   if (name == "get") {
     const auto a = bind(args, where, {"key", "default"});
     if (!a[0]) fail("get expected at least 1 argument, got 0");
+    check_hashable(*a[0]);
     const Value* v = dict.find(*a[0]);
     return v ? *v : a[1] ? *a[1] : Value::none();
   }

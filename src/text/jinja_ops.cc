@@ -180,13 +180,13 @@ Value Interpreter::item(const Value& object, const Value& index) {
 Value Interpreter::slice(const Value& object, const Value& start, const Value& stop,
                          const Value& step) {
   if (object.is_undefined()) fail(undefined_message(object));
-  const bool sliceable = object.is_string() || object.is_sequence() || object.is(Kind::kRange);
-  for (const Value* v : {&start, &stop, &step}) {
-    if (!v->is(Kind::kNone) && !v->is_integral()) {
-      return Value::undefined(object_name(object) + " has no element slice(...)");
-    }
+  if (object.is(Kind::kDict)) fail("unhashable type: 'slice'");
+  if (!object.is_string() && !object.is_sequence() && !object.is(Kind::kRange)) {
+    fail(std::string("'") + type_name(object) + "' object is not subscriptable");
   }
-  if (!sliceable) return Value::undefined(object_name(object) + " has no element slice(...)");
+  for (const Value* v : {&start, &stop, &step}) {
+    if (!v->is(Kind::kNone) && !v->is_integral()) fail("slice indices must be integers or None");
+  }
   const int64_t by = step.is(Kind::kNone) ? 1 : step.i;
   if (by == 0) fail("slice step cannot be zero");
   const int64_t n = length(object);
@@ -296,7 +296,9 @@ bool Interpreter::contains(const Value& container, const Value& wanted) {
       spend(container.text().size() / 8);
       return container.text().str().find(wanted.text().str()) != std::string::npos;
     }
-    case Kind::kDict: return container.as<DictObject>().find(wanted) != nullptr;
+    case Kind::kDict:
+      check_hashable(wanted);
+      return container.as<DictObject>().find(wanted) != nullptr;
     case Kind::kList:
     case Kind::kTuple:
       spend(container.items().size());

@@ -123,6 +123,8 @@ bool Interpreter::text_filter(const std::string& name, const Value& v, const Arg
     *result = Value::string(to_text(v), true);
   } else if (name == "indent") {
     const auto a = bind(args, where, {"width", "first", "blank"});
+    if (v.is_undefined()) fail(undefined_message(v));
+    if (!v.is_string()) fail(std::string("can't indent a '") + type_name(v) + "'");
     Tagged by(std::string(4, ' '), false);
     if (a[0] && a[0]->is_string()) {
       by = a[0]->text();
@@ -149,15 +151,17 @@ bool Interpreter::text_filter(const std::string& name, const Value& v, const Arg
     const int64_t size = a[0] ? integer(*a[0], "length") : 255;
     const Tagged end = a[2] ? to_text(*a[2]) : Tagged("...", false);
     const int64_t leeway = given(a[3]) ? integer(*a[3], "leeway") : 5;
-    const Tagged s = to_text(v);
     const auto end_size = static_cast<int64_t>(num_chars(end.str()));
-    if (size < end_size)
+    if (size < end_size) {
       fail("expected length >= " + std::to_string(end_size) + ", got " + std::to_string(size));
+    }
     if (leeway < 0) fail("expected leeway >= 0, got " + std::to_string(leeway));
-    if (static_cast<int64_t>(num_chars(s.str())) <= size + std::min<int64_t>(leeway, 1 << 30)) {
-      *result = text(s);
+    if (length(v) <= size + std::min<int64_t>(leeway, 1 << 30)) {
+      *result = v;
       return true;
     }
+    if (!v.is_string()) fail(std::string("can't truncate a '") + type_name(v) + "'");
+    const Tagged s = v.text();
     size_t cut = char_offset(s.str(), static_cast<size_t>(size - end_size));
     if (!(a[1] && truthy(*a[1]))) {
       const size_t space = std::string_view(s.str()).substr(0, cut).rfind(' ');

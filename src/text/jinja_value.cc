@@ -117,8 +117,12 @@ bool hashable(const Value& v) {
 }
 }  // namespace
 
-void DictObject::set(const Value& key, Value value) {
+void check_hashable(const Value& key) {
   if (!hashable(key)) throw Failure{std::string("unhashable type: '") + type_name(key) + "'"};
+}
+
+void DictObject::set(const Value& key, Value value) {
+  check_hashable(key);
   depth = std::max({depth, depth_of(value) + 1, depth_of(key) + 1});
   if (depth > kMaxValueDepth) throw Failure{"value nested too deep"};
   if (const Value* old = find(key)) {

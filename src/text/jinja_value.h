@@ -185,6 +185,8 @@ struct JoinerObject : Object {
 };
 
 int depth_of(const Value& v);
+/// Failure if `key` cannot be a key of a dict.
+void check_hashable(const Value& key);
 Value make_dict(std::shared_ptr<DictObject> dict, bool user = false);
 bool truthy(const Value& v);
 bool equals(const Value& a, const Value& b);

@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import time
+import warnings
 
 import jinja2
 import jinja2.ext
@@ -47,6 +48,9 @@ def environment():
 
 class Generator:
     """Random templates; every construct of the language, nested a few levels."""
+    # A macro sees a variable of its surroundings that is set further down as undefined (an artefact of how
+    # jinja2 compiles closures), and so does a block set: their bodies use names that are never set.
+    NEVER_SET = ["items", "d", "messages", "tools", "missing", "add_generation_prompt", "bos_token"]
     NAMES = ["x", "y", "s", "items", "d", "messages", "tools", "missing", "m", "add_generation_prompt", "bos_token"]
     STRINGS = ["''", "'a'", "'Hello World'", "'  pad '", "'a,b,,c'", "'é ß 日本'", "'x\\ny\\n'", "'<&>\"'", "'12'", "'3.5'", "'%s'",
                "\"it's\"", "'{}'", "'ABC'", "'one two  three'"]
@@ -71,11 +75,18 @@ class Generator:
 
     def __init__(self, rng):
         self.rng = rng
+        self.names = self.NAMES
+
+    def closed_body(self, depth):
+        names, self.names = self.names, self.NEVER_SET
+        body = self.body(depth)
+        self.names = names
+        return body
 
     def expression(self, depth=3):
         r = self.rng
         if depth == 0 or r.random() < 0.2:
-            return r.choice([lambda: r.choice(self.NAMES), lambda: r.choice(self.STRINGS), lambda: str(r.randrange(-3, 20)),
+            return r.choice([lambda: r.choice(self.names), lambda: r.choice(self.STRINGS), lambda: str(r.randrange(-3, 20)),
                              lambda: r.choice(["1.5", "0.1", "2e3", "1e20", "true", "false", "none", "1_000", "0x1f"])])()
         e = lambda: self.expression(depth - 1)  # noqa: E731
         kind = r.randrange(15)
@@ -105,15 +116,16 @@ class Generator:
 
     def postfix(self, depth):
         r = self.rng
-        base = f"({self.expression(depth - 1)})" if r.random() < 0.4 else r.choice(self.NAMES + self.STRINGS)
+        base = f"({self.expression(depth - 1)})" if r.random() < 0.4 else r.choice(self.names + self.STRINGS)
         kind = r.randrange(6)
         if kind == 0:
             return f"{base}.{r.choice(self.METHODS)}"
         if kind == 1:
             return f"{base}[{r.randrange(-3, 4)}]"
         if kind == 2:
+            # (jinja2 folds a wrong slice of a constant to undefined, while one of a variable is an error)
             part = lambda: r.choice(["", str(r.randrange(-4, 5))])  # noqa: E731
-            return f"{base}[{part()}:{part()}:{r.choice(['', '1', '2', '-1', '-2'])}]"
+            return f"{r.choice(self.names)}[{part()}:{part()}:{r.choice(['', '1', '2', '-1', '-2'])}]"
         if kind == 3:
             return f"{base}.{r.choice(['role', 'content', 'a', 'b', 'zz'])}"
         if kind == 4:
@@ -152,27 +164,27 @@ class Generator:
                              "{{ loop.cycle('a', 'b') }}", "{{ loop.revindex0 }}/{{ loop.length }}", "{{ loop.changed(x) }}"])
             target = r.choice(["x", "m", "m", "k, v"])
             source = r.choice(["messages", "items", "d", "d.items()", "range(4)", "s", self.expression(2)])
-            condition = f" if {r.choice(['x', 'm is defined', 'not m', 'x is string'])}" if r.random() < 0.2 else ""
+            condition = f" if {r.choice(['d', 'm is defined', 'not m', 'missing is string'])}" if r.random() < 0.2 else ""
             otherwise = self.tag("else") + b() if r.random() < 0.2 else ""
             return self.tag(f"for {target} in {source}{condition}") + control + loop + b() + otherwise + self.tag("endfor")
         if kind <= 6:
             return self.tag(f"set {r.choice(['x', 'y', 's', 'z'])} = {self.expression()}")
         if kind == 7:
-            return self.tag(f"set {r.choice(['x', 'y'])}{r.choice(['', ' | upper', ' | trim'])}") + b() + self.tag("endset")
+            return self.tag(f"set {r.choice(['x', 'y'])}{r.choice(['', ' | upper', ' | trim'])}") + self.closed_body(depth - 1) + self.tag("endset")
         if kind == 8:
             return self.tag("set ns = namespace(n=0, t='')") + self.tag("for q in [1, 2]") + \
                 self.tag(f"set ns.{r.choice(['n', 't'])} = {self.expression(2)}") + b() + self.tag("endfor") + "{{ ns.n }}{{ ns.t }}"
         if kind == 9:
             name = r.choice(["f", "g"])
             call = r.choice([f"{{{{ {name}({self.expression(2)}) }}}}", f"{{{{ {name}(b={self.expression(1)}, a=1) }}}}", f"{{{{ {name}() }}}}"])
-            return self.tag(f"macro {name}(a, b={self.expression(1)})") + "{{ a }}" + b() + "{{ b }}" + self.tag("endmacro") + call
+            return self.tag(f"macro {name}(a, b={r.choice(self.STRINGS)})") + "{{ a }}" + self.closed_body(depth - 1) + "{{ b }}" + self.tag("endmacro") + call
         if kind == 10:
             return self.tag(f"with w = {self.expression(2)}") + "{{ w }}" + b() + self.tag("endwith")
         if kind == 11:
             return self.tag("macro c(v)") + "<{{ caller(v) }}>" + self.tag("endmacro") + \
-                self.tag(f"call(u) c({self.expression(2)})") + "{{ u }}" + b() + self.tag("endcall")
+                self.tag(f"call(u) c({self.expression(2)})") + "{{ u }}" + self.closed_body(depth - 1) + self.tag("endcall")
         return r.choice([lambda: self.tag(f"filter {r.choice(['upper', 'trim', 'indent(2)', 'length'])}") + b() + self.tag("endfilter"),
-                         lambda: self.tag("generation") + b() + self.tag("endgeneration"),
+                         lambda: self.tag("generation") + self.closed_body(depth - 1) + self.tag("endgeneration"),
                          lambda: self.tag("raw") + "{{ x }} {% if %}" + self.tag("endraw")])()
 
     TEXTS = ["", "Hi", " hello\n", "a <b> & 'c' \"d\"", "日本語 é", "<|im_end|>", "12", "line\r\nline", "<think>\nx\n</think>\n\nans", "\t"]
@@ -236,6 +248,7 @@ def main():
     parser.add_argument("--keep-going", action="store_true")
     parser.add_argument("templates", nargs="*")
     args = parser.parse_args()
+    warnings.simplefilter("ignore", SyntaxWarning)  # of the Python that jinja2 compiles to
     rng = random.Random(args.seed)
     generator, env = Generator(rng), environment()
     given = []
@@ -247,7 +260,7 @@ def main():
     while texts == 0 or time.monotonic() < end:
         batch = []
         for _ in range(400):
-            source = rng.choice(given) if given and rng.random() < 0.2 else generator.body(3)
+            source = rng.choice(given) if given and rng.random() < 0.2 else generator.body(rng.randrange(1, 4))
             batch.append({"template": source, "input": generator.input()})
         lines = "".join(json.dumps(b) + "\n" for b in batch)
         done = subprocess.run([args.cli, "render"], input=lines, capture_output=True, text=True, encoding="utf-8", check=True)
