@@ -26,18 +26,27 @@ case "${1:-}" in
   '') mapfile -t files < <(git ls-files -co --exclude-standard 'src/*.cc' 'tests/support/*.cc') ;;
   *) files=("$@") ;;
 esac
-# Files outside the compilation database (the absent half of a choice) have no flags to be read with.
-database=$(grep -oE '"file": "[^"]+"' "$build/compile_commands.json" | cut -d'"' -f4)
-known=()
-for file in "${files[@]}"; do
-  if grep -qxF "$PWD/$file" <<<"$database"; then known+=("$file"); fi
-done
+# One command a file: the CPU kernels are compiled once per instruction set, the last has the widest. A file
+# outside the database (the absent half of a choice) has no flags to be read with.
+mkdir -p "$build/tidy"
+mapfile -t known < <(python3 - "$build" "${files[@]}" <<'PYTHON'
+import json, os, sys
+build, files = sys.argv[1], sys.argv[2:]
+with open(f"{build}/compile_commands.json", encoding="utf-8") as database:
+    commands = {os.path.relpath(entry["file"]): entry for entry in json.load(database)}
+chosen = [name for name in map(os.path.relpath, files) if name in commands]
+with open(f"{build}/tidy/compile_commands.json", "w", encoding="utf-8") as database:
+    json.dump([commands[name] for name in chosen], database)
+if chosen:
+    print("\n".join(chosen))
+PYTHON
+)
 echo "${#known[@]} files"
 if [ ${#known[@]} -gt 0 ]; then
   findings=$(mktemp)
   trap 'rm -f "$findings"' EXIT
   printf '%s\n' "${known[@]}" |
-    xargs -P "$(nproc)" -n 1 clang-tidy-16 -p "$build" --quiet >"$findings" 2>"$findings.log" || tidy=failed
+    xargs -P "$(nproc)" -n 1 clang-tidy-16 -p "$build/tidy" --quiet >"$findings" 2>"$findings.log" || tidy=failed
   # A finding in a header comes once for each file that includes it.
   awk '/: (error|warning): / { shown = !($0 in seen); seen[$0] = 1 } shown' "$findings"
   if [ -n "${tidy:-}" ]; then
