@@ -4,9 +4,10 @@
 // kv head, all of its K and then all of its V, in groups of 16 tokens:
 //   K of a group: [D / pack][16 tokens][pack]   (tokens in lanes: q . k needs no horizontal sum)
 //   V of a group: [16 / pack tokens][D][pack]   (dims in lanes: p . v neither)
-// where pack = 64 bits... of one lane: 1 float, or 2 bf16, the pair that vdpbf16ps and a row of an
-// AMX tile take. A format with scales appends them to a head's part of the block; one that kernels
-// can't multiply directly dequantises the groups of a tile in stage().
+// where pack is the number of elements that share a 32-bit lane: 1 float, or 2 bf16, the pair that
+// vdpbf16ps and a row of an AMX tile take. A format with scales appends them to a head's part of
+// the block; one that the products can't take as it is gets dequantised where a tile's groups are
+// found (Worker::stage in attention.cc).
 
 #include <cstring>
 
