@@ -252,6 +252,31 @@ TEST_P(Gdn, ExtremeGatesStayFinite) {
   }
 }
 
+TEST_P(Gdn, LongDecodeDoesNotDrift) {
+  const GdnShape shape{1, 1, 16, 16, 4};
+  World ours(shape, 20000, 31), oracle(shape, 20000, 31);
+  const Floats got = run(ops_, stream_, ours, 0, {{20000, -1, 0}}, 0);
+  const Floats want = run(ref_ops(), stream_, oracle, 0, {{20000, -1, 0}}, 0);
+  EXPECT_LT(relative_l2(got.data, want.data), kTolerance);
+  EXPECT_LT(relative_l2(ours.slot_of(0), oracle.slot_of(0)), kTolerance);
+}
+
+TEST_P(Gdn, PoolsBeyond2To31Elements) {
+  const GdnShape shape{1, 1, 16, 16, 4};
+  const int slots = (1 << 23) + 2;  // 256 elements of state each
+  Result<Buffer> states = Buffer::allocate(DeviceKind::kCpu, int64_t{slots} * 256 * 4);
+  Result<Buffer> windows = Buffer::allocate(DeviceKind::kCpu, int64_t{slots} * 144 * 4);
+  if (!states.ok() || !windows.ok()) GTEST_SKIP() << "no address space for the pool";
+  const Buffer state_memory = std::move(states).value(), window_memory = std::move(windows).value();
+  World near(shape, 70, 4), far(shape, 70, 4);
+  far.states.view = TensorView(state_memory.data(), DType::kF32, {slots, 1, 16, 16});
+  far.windows.view = TensorView(window_memory.data(), DType::kF32, {slots, 3, 48});
+  const Floats want = run(ops_, stream_, near, 0, {{69, -1, 1}, {1, 1, 2}}, 1);
+  const Floats got =
+      run(ops_, stream_, far, 0, {{69, -1, slots - 1}, {1, slots - 1, slots - 2}}, 1);
+  EXPECT_TRUE(got.same_bits(want));
+}
+
 TEST_P(Gdn, NothingToDo) {
   World w({1, 1, 16, 16, 4}, 1, 1);
   const World before = w;

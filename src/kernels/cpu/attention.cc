@@ -16,7 +16,8 @@
 namespace weft::WEFT_ISA_NS {
 namespace {
 
-constexpr int64_t kSegment = 512;  // keys of a partial result
+constexpr int64_t kSegment = 512;   // keys of a partial result
+constexpr int kStreamingRows = 16;  // up to here a piece is bound by memory
 constexpr float kLog2E = 1.44269504f;
 
 /// One piece of work: rows [first_row, first_row + rows) of the packed rows (token * R + head) of a
@@ -82,6 +83,16 @@ void clear(const Partial& total, int rows, int64_t d) {
   }
 }
 
+/// Starts to fetch the output rows: they lie far apart, and a store that misses waits.
+void prefetch_out(const Call& call, const Piece& piece) {
+  for (int r = 0; r < piece.rows; ++r) {
+    const float* out = call.out(piece, r);
+    for (int64_t i = 0; i < call.d; i += kLanes) {
+      _mm_prefetch(reinterpret_cast<const char*>(out + i), _MM_HINT_T1);
+    }
+  }
+}
+
 void write_rows(const Call& call, const Piece& piece, const Partial& total) {
   for (int r = 0; r < piece.rows; ++r) {
     const Vec inverse = splat(total.l[r] == 0 ? 0.0f : 1.0f / total.l[r]);
@@ -140,8 +151,11 @@ class Worker {
     for (int64_t key = piece.begin; key < piece.end; key += kKeyTile) {
       KeyTile keys;
       const int groups = stage(piece, key, keys);
+      const bool streaming = piece.rows <= kStreamingRows;
+      if (streaming) prefetch(keys.v, groups);
       qk_product<Math>(w_, piece.rows, call_.d, keys, groups);
-      softmax_step(piece, key);
+      softmax_step(piece, key, groups);
+      if (streaming && key + kKeyTile < piece.end) prefetch_next(piece, key + kKeyTile);
       pv_product<Math>(w_, piece.rows, call_.d, keys, groups);
     }
     for (int r = 0; r < piece.rows; ++r) l_[r] = sum_lanes(load(sums_ + r * kLanes));
@@ -149,13 +163,26 @@ class Worker {
   }
 
  private:
-  /// Finds the groups of the tile at `key` and returns how many hold keys. What lies beyond the
-  /// sequence in its last block is anything, NaN too, and is kept away from the sums: such a V
-  /// group is copied with zeros.
-  int stage(const Piece& piece, int64_t key, KeyTile& keys) {
+  /// Few rows wait for memory, not for arithmetic: fetch what is multiplied next in the order of
+  /// addresses, which tiles of V don't have.
+  void prefetch(const std::byte* const* groups, int num) {
+    const int64_t bytes = Format::group_bytes(call_.args.kv.shape);
+    for (int g = 0; g < num; ++g) {
+      for (int64_t i = 0; i < bytes; i += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(groups[g] + i), _MM_HINT_T1);
+      }
+    }
+  }
+  void prefetch_next(const Piece& piece, int64_t key) {
+    KeyTile keys;
+    prefetch(keys.k, find(piece, key, keys));
+  }
+
+  /// Finds the groups of the tile at `key` and returns how many hold keys that a row sees.
+  int find(const Piece& piece, int64_t key, KeyTile& keys) const {
     const PagedKv& kv = call_.args.kv;
     const int64_t end = call_.keys(piece.sequence);
-    const int64_t seen = piece.end < end ? piece.end : end;  // no row sees more
+    const int64_t seen = piece.end < end ? piece.end : end;
     const TensorView& table = call_.args.seqs.block_table;
     const int32_t* blocks =
         static_cast<const int32_t*>(table.data) + piece.sequence * table.stride[0];
@@ -165,6 +192,15 @@ class Worker {
       keys.k[groups] = Format::k_group(kv, head, k % kv.shape.block_size);
       keys.v[groups] = Format::v_group(kv, head, k % kv.shape.block_size);
     }
+    return groups;
+  }
+
+  /// find(), and keeps what lies beyond the sequence in its last block away from the sums: it is
+  /// anything, NaN too, so such a V group is copied with zeros.
+  int stage(const Piece& piece, int64_t key, KeyTile& keys) {
+    const PagedKv& kv = call_.args.kv;
+    const int64_t end = call_.keys(piece.sequence);
+    const int groups = find(piece, key, keys);
     // Tiles take pairs of groups that follow each other.
     const int first = Math::kTiles ? (groups - 1) / 2 * 2 : groups - 1;
     const int last = Math::kTiles ? first + 2 : groups;
@@ -185,36 +221,45 @@ class Worker {
   }
 
   /// s -> p = 2^(c s - m) with the new m; o and the sums are rescaled where m has grown.
-  void softmax_step(const Piece& piece, int64_t key) {
-    const float c = call_.args.shape.scale * kLog2E;
+  void softmax_step(const Piece& piece, int64_t key, int groups) {
+    // Tiles multiply pairs of groups: the odd one out is 0.
+    const int used = Math::kTiles ? (groups + 1) / 2 * 2 : groups;
     for (int r = 0; r < piece.rows; ++r) {
       const int64_t visible = call_.position(piece.sequence, piece.first_row + r) + 1 - key;
-      Vec x[kTileGroups];
-      Vec top = splat(kNegInf);
-      for (int g = 0; g < kTileGroups; ++g) {
-        x[g] = load(w_.s + r * kKeyTile + g * kGroup);
-        if (visible < kKeyTile) x[g] = keep_first(x[g], visible - g * kGroup, kNegInf);
-        top = max(top, x[g]);
+      if (visible >= kKeyTile && used == kTileGroups) {
+        softmax_row(r, kTileGroups, [](Vec x, int) { return x; });
+      } else {
+        softmax_row(r, used,
+                    [&](Vec x, int g) { return keep_first(x, visible - g * kGroup, kNegInf); });
       }
-      const float tile_m = max_lanes(top) * c;
-      const float m = tile_m > m_[r] ? tile_m : m_[r];
-      const Vec base = splat(m == kNegInf ? 0.0f : m);
-      Vec sum = splat(0);
-      for (int g = 0; g < kTileGroups; ++g) {
-        const Vec p = exp2(fma(x[g], splat(c), splat(0) - base));
-        store_operand(w_.p + r * kKeyTile + g * kGroup, p);
-        sum = sum + p;
-      }
-      float* sums = sums_ + r * kLanes;
-      if (m != m_[r]) {
-        const Vec shrink = exp2(splat(m_[r]) - base);
-        store(sums, load(sums) * shrink);
-        float* o = w_.o + r * call_.d;
-        for (int64_t i = 0; i < call_.d; i += kLanes) store(o + i, load(o + i) * shrink);
-        m_[r] = m;
-      }
-      store(sums, load(sums) + sum);
     }
+  }
+
+  template <class Mask>
+  WEFT_INLINE void softmax_row(int r, int groups, Mask&& mask) {
+    const Vec c = splat(call_.args.shape.scale * kLog2E);
+    const float* s = w_.s + r * kKeyTile;
+    A* p = w_.p + r * kKeyTile;
+    Vec top = splat(kNegInf);
+    for (int g = 0; g < groups; ++g) top = max(top, mask(load(s + g * kGroup), g));
+    const float tile_m = max_lanes(top) * first_lane(c);
+    const float m = tile_m > m_[r] ? tile_m : m_[r];
+    const Vec base = splat(m == kNegInf ? 0.0f : -m);
+    Vec sum = splat(0);
+    for (int g = 0; g < groups; ++g) {
+      const Vec x = Math::weight(fma(mask(load(s + g * kGroup), g), c, base));
+      store_operand(p + g * kGroup, x);
+      sum = sum + x;
+    }
+    float* sums = sums_ + r * kLanes;
+    if (m != m_[r]) {
+      const Vec shrink = exp2(splat(m_[r]) + base);
+      store(sums, load(sums) * shrink);
+      float* o = w_.o + r * call_.d;
+      for (int64_t i = 0; i < call_.d; i += kLanes) store(o + i, load(o + i) * shrink);
+      m_[r] = m;
+    }
+    store(sums, load(sums) + sum);
   }
 
   const Call& call_;
@@ -284,6 +329,7 @@ void run_whole(Worker<Math>& worker, const Call& call, const Piece& piece) {
   const Partial total{o, m, l};
   clear(total, piece.rows, call.d);
   worker.load_q(piece);
+  prefetch_out(call, piece);
   for (int64_t begin = 0; begin < piece.end; begin += kSegment) {
     Piece part = piece;
     part.begin = begin;
@@ -333,12 +379,14 @@ template <class Math>
 void run_all(Stream& stream, const Call& call, const Cut& cut) {
   const int64_t num = call.args.seqs.num_segments, heads = call.args.shape.kv_heads;
   const auto body = [&](int64_t begin, int64_t end) {
+    const FlushDenormals scope;
     Worker<Math> worker(call);
     for (int64_t i = begin; i < end; ++i) run_piece(worker, call, cut, i);
   };
   stream.pool().for_each(cut.first_piece[num], 1, body);
   if (cut.first_partial[num] == 0) return;
   stream.pool().for_each(num * heads, 4, [&](int64_t begin, int64_t end) {
+    const FlushDenormals scope;
     for (int64_t i = begin; i < end; ++i) merge_sequence(call, cut, i / heads, i % heads);
   });
 }

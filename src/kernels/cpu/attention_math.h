@@ -34,6 +34,7 @@ struct FmaF32 {
     return {load(reinterpret_cast<const float*>(p))};
   }
   WEFT_INLINE static Vec mac(const float* a, B b, Vec c) { return fma(splat(*a), b.v, c); }
+  WEFT_INLINE static Vec weight(Vec x) { return exp2(x); }
   static constexpr bool kTiles = false;
 };
 
@@ -50,6 +51,7 @@ struct FmaBf16 {
   WEFT_INLINE static Vec mac(const float* a, B b, Vec c) {
     return fma(splat(a[1]), b.second, fma(splat(a[0]), b.first, c));
   }
+  WEFT_INLINE static Vec weight(Vec x) { return exp2(x); }
   static constexpr bool kTiles = false;
 };
 
@@ -66,6 +68,7 @@ struct DotBf16 {
     memcpy(&pair, a, sizeof(pair));
     return {_mm512_dpbf16_ps(c.v, (__m512bh)_mm512_set1_epi32(pair), b.v)};
   }
+  WEFT_INLINE static Vec weight(Vec x) { return exp2_coarse(x); }
   static constexpr bool kTiles = false;
 };
 #endif
@@ -79,6 +82,12 @@ inline void store_operand(bf16* p, Vec x) {
 #else
   store_bf16(p, x);
 #endif
+}
+
+/// Vectors of a micro-tile of `rows` rows: what the registers hold, and enough sums to hide
+/// latency.
+constexpr int micro_vecs(int rows) {
+  return kMicroVecs == 1 ? 4 / rows : kMicroVecs;
 }
 
 /// s[row][16 n ..] = q[row] . k[n] for kRows rows and kVecs groups of keys.
@@ -157,11 +166,10 @@ template <class Math>
 void qk_product(TileBuffers<typename Math::A>& w, int rows, int64_t d, const KeyTile& keys,
                 int groups) {
   for_row_pieces(rows, [&](auto count, int r) {
-    constexpr int kRows = decltype(count)::value;
+    constexpr int kRows = decltype(count)::value, kVecs = micro_vecs(kRows);
     int n = 0;
-    for (; n + kMicroVecs <= groups; n += kMicroVecs) {
-      qk_micro<Math, kRows, kMicroVecs>(w.q + r * d, d, keys.k + n,
-                                        w.s + r * kKeyTile + n * kLanes);
+    for (; n + kVecs <= groups; n += kVecs) {
+      qk_micro<Math, kRows, kVecs>(w.q + r * d, d, keys.k + n, w.s + r * kKeyTile + n * kLanes);
     }
     for (; n < groups; ++n) {
       qk_micro<Math, kRows, 1>(w.q + r * d, d, keys.k + n, w.s + r * kKeyTile + n * kLanes);
@@ -173,11 +181,10 @@ template <class Math>
 void pv_product(TileBuffers<typename Math::A>& w, int rows, int64_t d, const KeyTile& keys,
                 int groups) {
   for_row_pieces(rows, [&](auto count, int r) {
-    constexpr int kRows = decltype(count)::value;
+    constexpr int kRows = decltype(count)::value, kVecs = micro_vecs(kRows);
     int64_t n = 0;
-    for (; n + kMicroVecs * kLanes <= d; n += kMicroVecs * kLanes) {
-      pv_micro<Math, kRows, kMicroVecs>(w.p + r * kKeyTile, d, keys.v, n * 4, groups,
-                                        w.o + r * d + n);
+    for (; n + kVecs * kLanes <= d; n += kVecs * kLanes) {
+      pv_micro<Math, kRows, kVecs>(w.p + r * kKeyTile, d, keys.v, n * 4, groups, w.o + r * d + n);
     }
     for (; n < d; n += kLanes) {
       pv_micro<Math, kRows, 1>(w.p + r * kKeyTile, d, keys.v, n * 4, groups, w.o + r * d + n);
@@ -201,6 +208,7 @@ struct AmxConfig {
 struct AmxBf16 {
   using Format = KvBf16;
   using A = bf16;
+  WEFT_INLINE static Vec weight(Vec x) { return exp2_coarse(x); }
   static constexpr bool kTiles = true;
 };
 

@@ -18,6 +18,8 @@ namespace {
 
 constexpr int64_t kChunk = 64;
 constexpr int kMaxConvWidth = 8;
+constexpr int kMaxDim = 256;       // of K and V
+constexpr int64_t kRowsAhead = 6;  // input rows to prefetch
 constexpr float kL2Eps = 1e-6f;
 
 /// Floats of a worker's buffers.
@@ -122,23 +124,41 @@ class Worker {
     for (int64_t i = 0; i < run.n + taps - 1; ++i) {
       rows[i] = input_row(run.segment, run.begin + i - (taps - 1));
     }
-    const auto* weights = static_cast<const float*>(args_.conv.data);
-    for (int64_t c = 0; c < width; c += kLanes) {
-      alignas(64) float w[kMaxConvWidth][kLanes];
-      for (int j = 0; j < taps; ++j) {
-        for (int64_t i = 0; i < kLanes; ++i) {
-          w[j][i] = weights[(channel + c + i) * args_.conv.stride[0] + j];
-        }
-      }
-      for (int64_t t = 0; t < run.n; ++t) {
+    alignas(64) float weights[kMaxConvWidth * kMaxDim];  // [tap][width]
+    load_taps(channel, width, weights);
+    for (int64_t t = 0; t < run.n; ++t) {
+      // Rows lie pages apart, where no hardware prefetcher follows.
+      const int64_t ahead = t + taps - 1 + kRowsAhead;
+      if (ahead < run.n + taps - 1) prefetch(rows[ahead] + channel, width);
+      for (int64_t c = 0; c < width; c += kLanes) {
         Vec sum = splat(0);
         for (int j = 0; j < taps; ++j) {
-          if (rows[t + j] != nullptr) sum = fma(load(w[j]), load(rows[t + j] + channel + c), sum);
+          if (rows[t + j] == nullptr) continue;
+          sum = fma(load(weights + j * width + c), load(rows[t + j] + channel + c), sum);
         }
         store(out + t * width + c, silu(sum));
       }
     }
     for (int64_t i = run.n * width; i < run.padded() * width; ++i) out[i] = 0;
+  }
+
+  static void prefetch(const float* row, int64_t width) {
+    for (int64_t c = 0; c < width; c += kLanes) {
+      _mm_prefetch(reinterpret_cast<const char*>(row + c), _MM_HINT_T0);
+    }
+  }
+
+  /// Convolution weights of `width` channels as [tap][width].
+  void load_taps(int64_t channel, int64_t width, float* out) const {
+    const int taps = args_.shape.conv_width;
+    float* from = static_cast<float*>(args_.conv.data) + channel * args_.conv.stride[0];
+    if (taps == 4) {
+      transpose({from, args_.conv.stride[0]}, width, taps, {out, width});
+      return;
+    }
+    for (int64_t i = 0; i < width; ++i) {
+      for (int j = 0; j < taps; ++j) out[j * width + i] = from[i * args_.conv.stride[0] + j];
+    }
   }
 
   /// x * rsqrt(sum(x^2) + eps) * scale, row by row.
@@ -210,6 +230,7 @@ class Worker {
   /// One chunk of one value head; state is S^T, [K, V].
   void run_chunk(const Run& run, int64_t hv, float* state) {
     const int64_t rows = run.padded();
+    for (int64_t i = 0; i < run.n; ++i) prefetch(out_row(run.begin + i, hv), vd_);
     Gates gates;
     load_gates(run, hv, gates);
     alignas(64) float decay[kChunk];  // exp(G_i)
@@ -419,6 +440,7 @@ int64_t gdn_scratch_bytes(const GdnShape& shape, int threads) {
 void gdn(Stream& stream, const GdnArgs& args) {
   const GdnShape& shape = args.shape;
   ISA_CHECK(shape.key_dim % kLanes == 0 && shape.value_dim % kLanes == 0);
+  ISA_CHECK(shape.key_dim <= kMaxDim && shape.value_dim <= kMaxDim);
   ISA_CHECK(shape.key_heads > 0 && shape.value_heads % shape.key_heads == 0);
   ISA_CHECK(shape.conv_width >= 1 && shape.conv_width <= kMaxConvWidth);
   ScratchScope scratch(stream);
@@ -427,6 +449,7 @@ void gdn(Stream& stream, const GdnArgs& args) {
   auto* memory = static_cast<std::byte*>(scratch.take(gdn_scratch_bytes(shape, threads)));
   int64_t next = 0;  // which worker takes which head doesn't matter: heads share nothing
   stream.pool().parallel([&](int thread) {
+    const FlushDenormals scope;
     Worker worker(args, reinterpret_cast<float*>(memory + thread * bytes));
     for (;;) {
       const int64_t hk = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);

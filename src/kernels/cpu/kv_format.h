@@ -15,8 +15,8 @@
 
 namespace weft::WEFT_ISA_NS {
 
-inline constexpr int kGroup = 16;    ///< tokens that share a vector
-inline constexpr int kKeyTile = 64;  ///< keys of one softmax step, cut at absolute positions
+inline constexpr int kGroup = 16;     ///< tokens that share a vector
+inline constexpr int kKeyTile = 128;  ///< keys of one softmax step, cut at absolute positions
 inline constexpr int kTileGroups = kKeyTile / kGroup;
 
 /// Where the groups of one tile of keys lie. Both parts of a group are 64-byte vectors.
@@ -82,8 +82,7 @@ struct KvBf16 : KvLayout<2> {
       for (int64_t p = 0; p < kLanes / 2; ++p) {
         memcpy(k_out + (i / 2 + p) * kGroup, rounded + 2 * p, sizeof(uint32_t));
       }
-      store_bf16(rounded, load(v + i));
-      for (int64_t j = 0; j < kLanes; ++j) v_out[2 * (i + j)] = rounded[j];
+      store_every_other(v_out + 2 * i, to_bf16(load(v + i)));
     }
   }
   static void load_token(const PagedKv& kv, std::byte* head, int64_t token, float* k, float* v) {

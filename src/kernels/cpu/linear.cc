@@ -1,9 +1,32 @@
 #include <atomic>
+#include <new>
 
 #include "kernels/cpu/gemm_columns.h"
 #include "kernels/cpu/scratch.h"
 
 namespace weft::WEFT_ISA_NS {
+namespace {
+
+/// The blocks that one thread streams, in memory order. Who is done early takes from the others,
+/// so that a thread which lost its CPU for a while holds nobody up.
+struct alignas(64) Share {
+  std::atomic<int64_t> next;
+  int64_t end;
+};
+
+/// The next block for `worker`, or -1.
+int64_t take_block(Share* shares, int threads, int worker) {
+  for (int i = 0; i < threads; ++i) {
+    Share& share = shares[worker + i < threads ? worker + i : worker + i - threads];
+    if (share.next.load(std::memory_order_relaxed) >= share.end) continue;
+    const int64_t block = share.next.fetch_add(1, std::memory_order_relaxed);
+    if (block < share.end) return block;
+  }
+  return -1;
+}
+
+}  // namespace
+
 void linear(Stream& stream, const LinearArgs& args) {
   const int64_t rows = args.x.shape[0];
   if (rows == 0) return;
@@ -47,7 +70,12 @@ void linear(Stream& stream, const LinearArgs& args) {
   const int64_t x_stride = args.x.stride[0];
   // Padding rows of the last tile are packed too: the tiles read them.
   const int64_t padded = padded_rows(job.prompt);
-  std::atomic<int64_t> next{0};
+  // Many rows: one queue in order, so that the threads share the weights in the cache.
+  const int num_shares = cut.stream ? threads : 1;
+  auto* shares = static_cast<Share*>(scope.take(num_shares * static_cast<int64_t>(sizeof(Share))));
+  for (int i = 0; i < num_shares; ++i) {
+    new (shares + i) Share{cut.blocks * i / num_shares, cut.blocks * (i + 1) / num_shares};
+  }
   pool.parallel([&](int worker) {
     const int64_t all = padded + decode;
     for (int64_t i = all * worker / threads; i < all * (worker + 1) / threads; ++i) {
@@ -60,17 +88,8 @@ void linear(Stream& stream, const LinearArgs& args) {
     pool.barrier();
     std::byte* mine = scratch + worker * kColumnScratchBytes;
     multiply_begin();
-    if (cut.stream) {
-      const int64_t end = cut.blocks * (worker + 1) / threads;
-      for (int64_t i = cut.blocks * worker / threads; i < end; ++i)
-        compute_block(job, cut, i, mine);
-    } else {
-      for (;;) {
-        const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
-        if (i >= cut.blocks) break;
-        compute_block(job, cut, i, mine);
-      }
-    }
+    for (int64_t i; (i = take_block(shares, num_shares, cut.stream ? worker : 0)) >= 0;)
+      compute_block(job, cut, i, mine);
     multiply_end();
     if (!split) return;
     pool.barrier();

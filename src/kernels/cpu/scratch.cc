@@ -17,8 +17,8 @@ int64_t packed_bytes(int64_t rows, int64_t k) {
 }  // namespace
 
 int64_t linear_scratch_bytes(const WeightShape& shape, int64_t rows, int num_threads) {
-  return packed_bytes(rows, shape.k) + rows * shape.n * 4 + num_threads * kColumnScratchBytes +
-         kSlack;
+  return packed_bytes(rows, shape.k) + rows * shape.n * 4 +
+         num_threads * (kColumnScratchBytes + 64) + kSlack;
 }
 
 int64_t moe_scratch_bytes(const WeightShape& gate_up, int64_t rows, int top_k, int num_threads) {

@@ -120,6 +120,11 @@ inline void store_bf16(bf16* p, Vec x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(x));
 }
 
+/// p[2 i] = x[i] of 16 bf16; what lies between is left alone, also for other threads.
+inline void store_every_other(bf16* p, __m256i x) {
+  _mm512_mask_storeu_epi16(p, 0x55555555, _mm512_cvtepu16_epi32(x));
+}
+
 #else  // AVX2
 
 struct Vec {
@@ -254,6 +259,11 @@ inline __m256i to_bf16(Vec x) {
 inline void store_bf16(bf16* p, Vec x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(x));
 }
+inline void store_every_other(bf16* p, __m256i x) {
+  alignas(32) bf16 values[16];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(values), x);
+  for (int i = 0; i < 16; ++i) p[2 * i] = values[i];
+}
 
 #endif
 
@@ -274,6 +284,20 @@ inline Vec exp2(Vec x) {
   p = fma(p, f, splat(1.0f));
   return scale_by_power(p, n);
 }
+
+#if defined(WEFT_AVX512)
+/// 2^x for values that are rounded to bf16 next: relative error 8e-5; 0 at -inf. Coefficients:
+/// minimax fit of 2^f on [0, 1).
+inline Vec exp2_coarse(Vec x) {
+  constexpr int kFloor = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+  const Vec f = {_mm512_reduce_ps(x.v, kFloor)};  // x - floor(x), 0 at -inf
+  Vec p = splat(7.802452266e-02f);
+  p = fma(p, f, splat(2.260671554e-01f));
+  p = fma(p, f, splat(6.958335405e-01f));
+  p = fma(p, f, splat(9.999252186e-01f));
+  return {_mm512_scalef_ps(p.v, x.v)};  // by 2^floor(x)
+}
+#endif
 
 /// e^x, relative error about 1e-7; 0 below -207, infinite above 88.8.
 inline Vec exp(Vec x) {
@@ -315,6 +339,22 @@ inline Vec softplus(Vec x) {
   p = fma(p, z, splat(2.0f));
   return max(x, splat(0.0f)) + s * p;
 }
+
+/// Denormals count as 0 on this thread in the scope: decays and softmax tails produce them in
+/// masses, and each costs the CPU a microcode assist of some 150 cycles.
+class FlushDenormals {
+ public:
+  FlushDenormals() : saved_(_mm_getcsr()) {
+    constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
+    _mm_setcsr(saved_ | kFlushToZero | kDenormalsAreZero);
+  }
+  ~FlushDenormals() { _mm_setcsr(saved_); }
+  FlushDenormals(const FlushDenormals&) = delete;
+  FlushDenormals& operator=(const FlushDenormals&) = delete;
+
+ private:
+  unsigned saved_;
+};
 
 /// Calls body(index, n) over [0, count) in steps of 16, n = 16 but for the last.
 template <class Body>
