@@ -270,6 +270,7 @@ void Bpe::encode_uncached(std::string_view word, BpeScratch& scratch,
   for (size_t begin = 0; begin < word.size();) {
     const size_t end = word.size() <= kShortSymbols ? word.size() : next_cut(word, begin);
     symbols.clear();
+    symbols.reserve(end - begin);
     append_symbols(word.substr(begin, end - begin), symbols);
     if (symbols.size() <= kShortSymbols) {
       merge_short(symbols, out);
