@@ -212,8 +212,7 @@ bool Sampler::Scratch::adjust(const SampleRow& row) {
   for (const TokenCounts::Entry& entry : row.history->counts().entries()) {
     if (!in_range(entry.token)) continue;
     float& logit = x[static_cast<size_t>(entry.token)];
-    const bool seen = entry.in_prompt || entry.generated > 0;
-    if (seen && params.repetition_penalty != 1.0f) {
+    if (params.repetition_penalty != 1.0f) {
       logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
     }
     if (entry.generated > 0) {

@@ -23,7 +23,7 @@ TokenCounts::Entry& TokenCounts::at(int32_t token) {
   }
   CHECK(entries_.size() < entries_.capacity(), "more distinct tokens than were planned for");
   table_[slot] = static_cast<int32_t>(entries_.size());
-  entries_.push_back({token, 0, false});
+  entries_.push_back({token, 0});
   return entries_.back();
 }
 

@@ -15,11 +15,10 @@ class TokenCounts {
   struct Entry {
     int32_t token;
     int32_t generated;  ///< occurrences among the generated tokens
-    bool in_prompt;
   };
 
   explicit TokenCounts(int64_t max_distinct);
-  void add_prompt(int32_t token) { at(token).in_prompt = true; }
+  void add_prompt(int32_t token) { at(token); }
   void add_generated(int32_t token) { ++at(token).generated; }
   void remove_generated(int32_t token);
   /// Every token that was ever added, in order of first appearance. Entries may have gone back to
