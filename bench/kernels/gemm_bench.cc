@@ -169,20 +169,27 @@ class Bench {
           2.0 * static_cast<double>(shape.n * shape.k * (i < 4 ? rows : head_rows));
       all_bytes += bytes * count;
       all_flops += flops * count;
-      print(shape.name, format, rows, best[i] / count, bytes, flops, bandwidth);
+      print(shape.name, {format, rows, bytes, flops}, best[i] / count, bandwidth);
     }
-    print("all", format, rows, whole, all_bytes, all_flops, bandwidth);
+    print("all", {format, rows, all_bytes, all_flops}, whole, bandwidth);
   }
 
-  void print(const char* name, WeightFormat format, int64_t rows, double seconds, int64_t bytes,
-             double flops, double bandwidth) {
-    const double gbs = static_cast<double>(bytes) / seconds / 1e9, gflops = flops / seconds / 1e9;
+  struct Work {
+    WeightFormat format;
+    int64_t rows, bytes;
+    double flops;
+  };
+
+  void print(const char* name, const Work& work, double seconds, double bandwidth) {
+    const double gbs = static_cast<double>(work.bytes) / seconds / 1e9;
+    const double gflops = work.flops / seconds / 1e9;
+    const int64_t rows = work.rows;
     std::printf(
         "{\"op\": \"linear\", \"name\": \"%s\", \"isa\": \"%s\", \"format\": \"%s\", \"threads\": "
         "%d, "
         "\"rows\": %lld, \"us\": %.1f, \"gb_s\": %.2f, \"of_read\": %.3f, \"gflop_s\": %.0f, "
         "\"of_peak\": %.3f, \"rows_s\": %.1f}\n",
-        name, cpu_isa_name(options_.isa).data(), weight_format_name(format).data(),
+        name, cpu_isa_name(options_.isa).data(), weight_format_name(work.format).data(),
         options_.threads, static_cast<long long>(rows), seconds * 1e6, gbs, gbs / bandwidth, gflops,
         gflops / peak_, static_cast<double>(rows) / seconds);
     std::fflush(stdout);

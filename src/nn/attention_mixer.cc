@@ -50,9 +50,9 @@ constexpr int64_t kSpreadSequences = 64;
 
 int64_t AttentionMixer::scratch_bytes(const ScratchQuery& query) const {
   const AttnShape shape{spec_.q_heads, spec_.kv_heads, spec_.head_dim, 1.0f};
-  return std::max({qkv_.scratch_bytes(query), out_.scratch_bytes(query),
-                   query.ops.attention_scratch(shape, std::min(query.rows, kSpreadSequences),
-                                               query.max_len)});
+  return std::max(
+      {qkv_.scratch_bytes(query), out_.scratch_bytes(query),
+       query.ops.attention_scratch(shape, std::min(query.rows, kSpreadSequences), query.max_len)});
 }
 
 void AttentionMixer::forward(StepContext& context, LayerId layer, TensorView x,

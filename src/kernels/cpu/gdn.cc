@@ -204,10 +204,10 @@ class Worker {
       load_qk(run, hk);
       transpose({k_, kd_}, run.padded(), kd_, {kt_, kChunk});
       for (int64_t i = 0; i < run.padded(); i += kLanes) {  // the lower triangle, in blocks
-        product({k_ + i * kd_, kd_, 1}, {kt_, kChunk}, {kk_ + i * kChunk, kChunk}, kLanes,
-                i + kLanes, kd_, FromZero{});
-        product({q_ + i * kd_, kd_, 1}, {kt_, kChunk}, {qk_ + i * kChunk, kChunk}, kLanes,
-                i + kLanes, kd_, FromZero{});
+        product({k_ + i * kd_, kd_, 1}, {kt_, kChunk}, {kk_ + i * kChunk, kChunk},
+                {kLanes, i + kLanes, kd_}, FromZero{});
+        product({q_ + i * kd_, kd_, 1}, {kt_, kChunk}, {qk_ + i * kChunk, kChunk},
+                {kLanes, i + kLanes, kd_}, FromZero{});
       }
       for (int64_t r = 0; r < group_; ++r) run_chunk(run, hk * group_ + r, state_ + r * kd_ * vd_);
     }
@@ -238,8 +238,8 @@ class Worker {
     const float whole = decays(run, gates, decay, rest);
 
     // u = k S, o = q S; both [rows, V].
-    product({k_, kd_, 1}, {state, vd_}, {u_, vd_}, rows, vd_, kd_, FromZero{});
-    product({q_, kd_, 1}, {state, vd_}, {o_, vd_}, rows, vd_, kd_, FromZero{});
+    product({k_, kd_, 1}, {state, vd_}, {u_, vd_}, {rows, vd_, kd_}, FromZero{});
+    product({q_, kd_, 1}, {state, vd_}, {o_, vd_}, {rows, vd_, kd_}, FromZero{});
     convolve(run, v_channel(hv), vd_, v_);
     for (int64_t i = 0; i < rows; ++i) {
       const Vec d = splat(decay[i]), beta = splat(gates.beta[i]);
@@ -250,7 +250,8 @@ class Worker {
     }
     solve(rows);
     for (int64_t i = 0; i < rows; i += kLanes) {  // o = exp(G) o + p u
-      product({p_ + i * kChunk, kChunk, 1}, {u_, vd_}, {o_ + i * vd_, vd_}, kLanes, vd_, i + kLanes,
+      product({p_ + i * kChunk, kChunk, 1}, {u_, vd_}, {o_ + i * vd_, vd_},
+              {kLanes, vd_, i + kLanes},
               [&](int64_t row, const float* c) { return load(c) * splat(decay[i + row]); });
     }
     for (int64_t i = 0; i < run.n; ++i) {
@@ -262,7 +263,7 @@ class Worker {
         store(u_ + i * vd_ + c, load(u_ + i * vd_ + c) * splat(rest[i]));
       }
     }
-    product({kt_, kChunk, 1}, {u_, vd_}, {state, vd_}, kd_, vd_, rows,
+    product({kt_, kChunk, 1}, {u_, vd_}, {state, vd_}, {kd_, vd_, rows},
             [&](int64_t, const float* c) { return load(c) * splat(whole); });
   }
 
@@ -303,8 +304,8 @@ class Worker {
   void solve(int64_t rows) {
     for (int64_t block = 0; block < rows; block += kLanes) {
       if (block > 0) {
-        product({a_ + block * kChunk, kChunk, 1}, {u_, vd_}, {u_ + block * vd_, vd_}, kLanes, vd_,
-                block, FromC{});
+        product({a_ + block * kChunk, kChunk, 1}, {u_, vd_}, {u_ + block * vd_, vd_},
+                {kLanes, vd_, block}, FromC{});
       }
       for (int64_t c = 0; c < vd_; c += kLanes) {
         for (int64_t i = block + 1; i < block + kLanes; ++i) {

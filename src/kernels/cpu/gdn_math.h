@@ -19,7 +19,7 @@ struct RowMatrix {
 };
 
 template <int kRows, int kVecs, class Init>
-WEFT_INLINE void product_micro(const LeftMatrix& a, const float* b, int64_t b_stride, int64_t depth,
+WEFT_INLINE void product_micro(const LeftMatrix& a, const RowMatrix& b, int64_t depth,
                                const RowMatrix& c, int64_t row, Init&& init) {
   Vec acc[kRows][kVecs];
   for (int r = 0; r < kRows; ++r) {
@@ -28,7 +28,7 @@ WEFT_INLINE void product_micro(const LeftMatrix& a, const float* b, int64_t b_st
   for (int64_t k = 0; k < depth; ++k) {
     Vec bv[kVecs];
 #pragma GCC unroll 4
-    for (int n = 0; n < kVecs; ++n) bv[n] = load(b + k * b_stride + n * kLanes);
+    for (int n = 0; n < kVecs; ++n) bv[n] = load(b.row(k) + n * kLanes);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const Vec av = splat(a.base[r * a.row_stride + k * a.k_stride]);
@@ -41,21 +41,26 @@ WEFT_INLINE void product_micro(const LeftMatrix& a, const float* b, int64_t b_st
   }
 }
 
-/// c[rows, cols] = init(row, pointer to c's 16 elements) + a[rows, depth] b[depth, cols];
-/// rows a multiple of 4, cols of 16.
+/// Extents of c[rows, cols] = a[rows, depth] b[depth, cols]; rows a multiple of 4, cols of 16.
+struct ProductShape {
+  int64_t rows, cols, depth;
+};
+
+/// c = init(row, pointer to c's 16 elements) + a b.
 template <class Init>
-WEFT_INLINE void product(const LeftMatrix& a, const RowMatrix& b, const RowMatrix& c, int64_t rows,
-                         int64_t cols, int64_t depth, Init&& init) {
-  for (int64_t r = 0; r < rows; r += 4) {
+WEFT_INLINE void product(const LeftMatrix& a, const RowMatrix& b, const RowMatrix& c,
+                         const ProductShape& shape, Init&& init) {
+  const int64_t cols = shape.cols, depth = shape.depth;
+  for (int64_t r = 0; r < shape.rows; r += 4) {
     const LeftMatrix left{a.base + r * a.row_stride, a.row_stride, a.k_stride};
     int64_t n = 0;
     for (; n + kMicroVecs * kLanes <= cols; n += kMicroVecs * kLanes) {
-      product_micro<4, kMicroVecs>(left, b.base + n, b.stride, depth,
+      product_micro<4, kMicroVecs>(left, RowMatrix{b.base + n, b.stride}, depth,
                                    RowMatrix{c.row(r) + n, c.stride}, r, init);
     }
     for (; n < cols; n += kLanes) {
-      product_micro<4, 1>(left, b.base + n, b.stride, depth, RowMatrix{c.row(r) + n, c.stride}, r,
-                          init);
+      product_micro<4, 1>(left, RowMatrix{b.base + n, b.stride}, depth,
+                          RowMatrix{c.row(r) + n, c.stride}, r, init);
     }
   }
 }

@@ -28,13 +28,21 @@ void configure(int64_t rows) {
   load_tile_config(config);
 }
 
+/// A row tile of packed activations; the next row tile and the next K step lie so many bytes on.
+struct Activations {
+  const std::byte* at;
+  int64_t tile, step;
+};
+
 /// 2 x 2: results 0..3, activations 4, 5, weights 6, 7. 1 x 4: results 0..3, activations 4,
 /// weights 5..7.
 template <int Tiles, int Panels>
-void tiles_block(const std::byte* a, int64_t a_tile, int64_t a_step, const std::byte* const* b,
-                 int64_t steps, float* c, int64_t c_panel, bool accumulate) {
+void tiles_block(const Block& block, const Activations& x, const std::byte* const* b, float* c,
+                 int64_t c_panel) {
+  const std::byte* const a = x.at;
+  const int64_t a_tile = x.tile, a_step = x.step, steps = block.steps;
   constexpr int kC = kRowTile * kPanelWidth;
-  if (accumulate) {
+  if (block.accumulate) {
     _tile_loadd(0, c, 64);
     if constexpr (Panels > 1) _tile_loadd(1, c + c_panel, 64);
     if constexpr (Tiles > 1) _tile_loadd(2, c + kC, 64);
@@ -67,10 +75,13 @@ void tiles_block(const std::byte* a, int64_t a_tile, int64_t a_step, const std::
   if constexpr (Tiles > 1 && Panels > 1) _tile_stored(3, c + c_panel + kC, 64);
 }
 
-/// One row tile, four panels.
-void stream_block(const std::byte* a, int64_t a_step, const std::byte* const* b, int64_t steps,
-                  float* c, int64_t c_panel, bool accumulate) {
-  if (accumulate) {
+/// One row tile, four panels from `panel`.
+void stream_block(const Block& block, const Activations& x, int panel, int64_t c_panel) {
+  const std::byte* const a = x.at;
+  const std::byte* const* const b = block.panels + panel;
+  float* const c = block.c + panel * c_panel;
+  const int64_t a_step = x.step, steps = block.steps;
+  if (block.accumulate) {
     _tile_loadd(0, c, 64);
     _tile_loadd(1, c + c_panel, 64);
     _tile_loadd(2, c + 2 * c_panel, 64);
@@ -198,8 +209,7 @@ void multiply_bf16(const PackedRows& a, const Block& block) {
   int p = 0;
   if (block.tiles == 1) {
     for (; p + 4 <= block.count; p += 4) {
-      stream_block(x, a_step, block.panels + p, block.steps, block.c + p * c_panel, c_panel,
-                   block.accumulate);
+      stream_block(block, {x, a_tile, a_step}, p, c_panel);
     }
   }
   for (; p < block.count; p += 2) {
@@ -207,10 +217,10 @@ void multiply_bf16(const PackedRows& a, const Block& block) {
     const std::byte* const* b = block.panels + p;
     for (int64_t t = 0; t < block.tiles; t += 2) {
       float* c = block.c + p * c_panel + t * kRowTile * kPanelWidth;
-      const std::byte* xt = x + t * a_tile;
+      const Activations xt{x + t * a_tile, a_tile, a_step};
       const auto fn = t + 1 < block.tiles ? (two ? tiles_block<2, 2> : tiles_block<2, 1>)
                                           : (two ? tiles_block<1, 2> : tiles_block<1, 1>);
-      fn(xt, a_tile, a_step, b, block.steps, c, c_panel, block.accumulate);
+      fn(block, xt, b, c, c_panel);
       if (block.ahead != nullptr && p == 0) bring(block, t / 2, (block.tiles + 1) / 2);
     }
   }

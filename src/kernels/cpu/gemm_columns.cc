@@ -101,15 +101,20 @@ void prompt_block(const ColumnJob& job, const PanelList& list, int64_t tile, int
   }
 }
 
-/// c [panels][c_rows][16] to rows [row, row + rows) of the output, columns from panel `begin`.
-void finish(const ColumnJob& job, const float* c, int64_t c_rows, int64_t row, int64_t rows,
-            int64_t begin, int64_t end) {
+/// Rows of the output that a block in c [panels][c_rows][16] holds the results of.
+struct OutputRows {
+  int64_t c_rows, row, rows;
+};
+
+/// c to these rows of the output, columns of the panels [begin, end).
+void finish(const ColumnJob& job, const float* c, const OutputRows& part, int64_t begin,
+            int64_t end) {
   const int64_t columns = job.epilogue == Epilogue::kSiluMul ? job.matrix.n / 2 : job.matrix.n;
-  const int64_t up = (end - begin) * c_rows * kPanelWidth;
-  for (int64_t r = 0; r < rows; ++r) {
-    float* out = job.out + (row + r) * job.out_stride;
+  const int64_t up = (end - begin) * part.c_rows * kPanelWidth;
+  for (int64_t r = 0; r < part.rows; ++r) {
+    float* out = job.out + (part.row + r) * job.out_stride;
     for (int64_t p = begin; p < end; ++p) {
-      const float* from = c + ((p - begin) * c_rows + r) * kPanelWidth;
+      const float* from = c + ((p - begin) * part.c_rows + r) * kPanelWidth;
       const int64_t column = p * kPanelWidth;
       const int count = static_cast<int>(min64(kPanelWidth, columns - column));
       Vec y = vec_load(from);
@@ -167,8 +172,8 @@ void compute_block(const ColumnJob& job, const ColumnCut& cut, int64_t index, st
   if (tiles > 0) {
     prompt_block(job, list, tile, tiles, c, dequantized);
     const int64_t row = tile * kRowTile;
-    finish(job, c, tiles * kRowTile, row, min64(tiles * kRowTile, job.prompt.rows - row), begin,
-           end);
+    const int64_t rows = min64(tiles * kRowTile, job.prompt.rows - row);
+    finish(job, c, {tiles * kRowTile, row, rows}, begin, end);
   }
   if (row_block > 0) return;
   for (int64_t t = 0; t < ceil_div(job.decode.rows, kRowTile); t += kMaxRowTiles) {
@@ -181,7 +186,7 @@ void compute_block(const ColumnJob& job, const ColumnCut& cut, int64_t index, st
     block.c = c;
     multiply_int(job.decode, block, job.matrix.format == WeightFormat::kInt4);
     const int64_t rows = min64(block.tiles * kRowTile, job.decode.rows - t * kRowTile);
-    finish(job, c, block.tiles * kRowTile, job.prompt.rows + t * kRowTile, rows, begin, end);
+    finish(job, c, {block.tiles * kRowTile, job.prompt.rows + t * kRowTile, rows}, begin, end);
   }
 }
 

@@ -342,9 +342,9 @@ TEST(Linear, IntegerDecodeIsTheSameOnEveryInstructionSet) {
 
 /// E experts of one shape, packed.
 struct Experts {
-  Experts(const Isa& isa, Stream& stream, WeightFormat format, int64_t experts, int64_t n,
-          int64_t k, uint64_t seed) {
-    weight.shape = {format, n, k, experts};
+  Experts(const Isa& isa, Stream& stream, const WeightShape& shape, uint64_t seed) {
+    const int64_t experts = shape.experts, n = shape.n, k = shape.k;
+    weight.shape = shape;
     weight.expert_bytes = isa.ops.weight_bytes(weight.shape);
     buffer = Buffer::allocate(DeviceKind::kCpu, weight.expert_bytes * experts).value();
     weight.data = buffer.data();
@@ -397,8 +397,8 @@ TEST(Moe, IsTheSumOfItsExpertsWhateverTheBatch) {
     std::vector<float> weights = random_values(tokens * top_k, 67);
     for (const Isa& isa : isas()) {
       for (WeightFormat format : kFormats) {
-        const Experts up(isa, machine.stream, format, experts, 2 * inner, hidden, 71);
-        const Experts down(isa, machine.stream, format, experts, hidden, inner, 73);
+        const Experts up(isa, machine.stream, {format, 2 * inner, hidden, experts}, 71);
+        const Experts down(isa, machine.stream, {format, hidden, inner, experts}, 73);
         const int64_t prompt = 33;
         std::vector<float> out(static_cast<size_t>(tokens * hidden), 0.5f);
         MoeArgs args{.x = view2(x, tokens, hidden),
@@ -437,8 +437,8 @@ TEST(Moe, ScratchBoundsHold) {
   Machine machine(2);
   for (const Isa& isa : isas()) {
     for (WeightFormat format : kFormats) {
-      const Experts up(isa, machine.stream, format, experts, 2 * inner, hidden, 83);
-      const Experts down(isa, machine.stream, format, experts, hidden, inner, 89);
+      const Experts up(isa, machine.stream, {format, 2 * inner, hidden, experts}, 83);
+      const Experts down(isa, machine.stream, {format, hidden, inner, experts}, 89);
       for (int64_t prompt : {int64_t{0}, int64_t{25}, tokens}) {
         const int64_t bound = moe_scratch_bytes(up.weight.shape, tokens, top_k, 2);
         Arena arena(Buffer::allocate(DeviceKind::kCpu, bound).value());

@@ -7,8 +7,8 @@
 // line has a weak symbol, and the linker keeps one copy for the whole program, perhaps the AVX-512
 // one. So a kernel file defines everything inside namespace weft::WEFT_ISA_NS (an unnamed
 // namespace in it where possible), uses no std:: function templates or containers that the
-// compiler may not inline, and checks with ISA_CHECK, never CHECK. tools/check_isa_symbols.sh (a test) fails on
-// a weak symbol outside the namespace.
+// compiler may not inline, and checks with ISA_CHECK, never CHECK. tools/check_isa_symbols.sh (a
+// test) fails on a weak symbol outside the namespace.
 
 #include <immintrin.h>
 
