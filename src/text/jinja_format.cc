@@ -310,7 +310,8 @@ Value Interpreter::printf_format(const Tagged& format, const Value& args) {
       continue;
     }
     const size_t begin = i++;
-    std::optional<Value> value;
+    Value v;
+    bool given = false;
     if (i < f.size() && f[i] == '(') {
       const size_t end = f.find(')', i);
       if (end == std::string::npos) fail("incomplete format key");
@@ -318,7 +319,8 @@ Value Interpreter::printf_format(const Tagged& format, const Value& args) {
       const Value* found =
           args.as<DictObject>().find(std::string_view(f).substr(i + 1, end - i - 1));
       if (!found) fail("format: no key '" + f.substr(i + 1, end - i - 1) + "'");
-      value = *found;
+      v = *found;
+      given = true;
       used = 1;
       i = end + 1;
     }
@@ -357,8 +359,7 @@ Value Interpreter::printf_format(const Tagged& format, const Value& args) {
     }
     const bool pads_with_zero = spec.fill == "0" && spec.align != '<';
     if (spec.align == '<') spec.fill.assign(1, ' ');
-    if (!value) value = next_argument();
-    const Value& v = *value;
+    if (!given) v = next_argument();
     Tagged piece;
     if (type == 's' || type == 'r' || type == 'a' || type == 'c') {
       spec.fill.assign(1, ' ');

@@ -393,6 +393,7 @@ Value Interpreter::power(const Value& a, const Value& b) {
 
 /// op: + - * / % and d for //, p for **.
 Value Interpreter::binary(char op, const Value& a, const Value& b) {
+  if (op == '%' && a.is_string()) return printf_format(a.text(), b);  // which takes undefined, too
   for (const Value* v : {&a, &b}) {
     if (v->is_undefined()) fail(undefined_message(*v));
   }
@@ -404,7 +405,6 @@ Value Interpreter::binary(char op, const Value& a, const Value& b) {
              b_repeats = b.is_string() || b.is_sequence();
   if (op == '*' && ((a_repeats && b.is_integral()) || (b_repeats && a.is_integral())))
     return repeat(a, b);
-  if (op == '%' && a.is_string()) return printf_format(a.text(), b);
   if (!a.is_number() || !b.is_number()) {
     const std::string name = op == 'd' ? "//" : op == 'p' ? "** or pow()" : std::string(1, op);
     fail("unsupported operand type(s) for " + name + ": '" + type_name(a) + "' and '" +

@@ -48,10 +48,11 @@ def environment():
 
 class Generator:
     """Random templates; every construct of the language, nested a few levels."""
-    # A macro sees a variable of its surroundings that is set further down as undefined (an artefact of how
-    # jinja2 compiles closures), and so does a block set: their bodies use names that are never set.
+    # jinja2 compiles scopes to Python functions, so a block sees a variable that its surroundings set only
+    # further down as undefined, even if the context has one of that name; ours sees the context's. Not to meet
+    # that, each level of scopes sets variables of its own, and bodies of macros and block sets read none of them.
     NEVER_SET = ["items", "d", "messages", "tools", "missing", "add_generation_prompt", "bos_token"]
-    NAMES = ["x", "y", "s", "items", "d", "messages", "tools", "missing", "m", "add_generation_prompt", "bos_token"]
+    NAMES = ["x", "y0", "y1", "y2", "s", "items", "d", "messages", "tools", "missing", "m", "add_generation_prompt", "bos_token"]
     STRINGS = ["''", "'a'", "'Hello World'", "'  pad '", "'a,b,,c'", "'é ß 日本'", "'x\\ny\\n'", "'<&>\"'", "'12'", "'3.5'", "'%s'",
                "\"it's\"", "'{}'", "'ABC'", "'one two  three'"]
     FILTERS = ["upper", "lower", "trim", "title", "capitalize", "length", "string", "list", "first", "last", "join(',')", "join",
@@ -76,10 +77,17 @@ class Generator:
     def __init__(self, rng):
         self.rng = rng
         self.names = self.NAMES
+        self.level = 0
+
+    def scope_body(self, depth):
+        self.level += 1
+        body = self.body(depth)
+        self.level -= 1
+        return body
 
     def closed_body(self, depth):
         names, self.names = self.names, self.NEVER_SET
-        body = self.body(depth)
+        body = self.scope_body(depth)
         self.names = names
         return body
 
@@ -151,12 +159,13 @@ class Generator:
                              lambda: f"{{{{{self.end()} {self.expression()} {self.end()}}}}}",
                              lambda: f"{{{{ {self.expression()} }}}}",
                              lambda: f"{{#{self.end()} note {self.end()}#}}"])()
-        b = lambda: self.body(depth - 1)  # noqa: E731
         kind = r.randrange(13)
         if kind <= 1:
+            b = lambda: self.body(depth - 1)  # noqa: E731
             more = self.tag(f"elif {self.expression(2)}") + b() if r.random() < 0.3 else ""
             more += self.tag("else") + b() if r.random() < 0.5 else ""
             return self.tag(f"if {self.expression(2)}") + b() + more + self.tag("endif")
+        b = lambda: self.scope_body(depth - 1)  # noqa: E731
         if kind <= 4:
             control = self.tag(f"if loop.index {r.choice(['==', '>'])} {r.randrange(4)}") + self.tag(r.choice(["break", "continue"])) + \
                 self.tag("endif") if r.random() < 0.3 else ""
@@ -168,9 +177,9 @@ class Generator:
             otherwise = self.tag("else") + b() if r.random() < 0.2 else ""
             return self.tag(f"for {target} in {source}{condition}") + control + loop + b() + otherwise + self.tag("endfor")
         if kind <= 6:
-            return self.tag(f"set {r.choice(['x', 'y', 's', 'z'])} = {self.expression()}")
+            return self.tag(f"set y{self.level} = {self.expression()}")
         if kind == 7:
-            return self.tag(f"set {r.choice(['x', 'y'])}{r.choice(['', ' | upper', ' | trim'])}") + self.closed_body(depth - 1) + self.tag("endset")
+            return self.tag(f"set y{self.level}{r.choice(['', ' | upper', ' | trim'])}") + self.closed_body(depth - 1) + self.tag("endset")
         if kind == 8:
             return self.tag("set ns = namespace(n=0, t='')") + self.tag("for q in [1, 2]") + \
                 self.tag(f"set ns.{r.choice(['n', 't'])} = {self.expression(2)}") + b() + self.tag("endfor") + "{{ ns.n }}{{ ns.t }}"
