@@ -35,9 +35,10 @@ Result<> make_directories(const std::string& path) {
   return {};
 }
 
-/// Replaces `path` by a new file with that text, whole or not at all.
+/// Replaces `path` by a new file with that text, whole or not at all. (The temporary has the thread
+/// in its name: two downloads may run in one process.)
 Result<> replace_file(const std::string& path, const std::string& text) {
-  const std::string temporary = path + "." + std::to_string(::getpid()) + ".tmp";
+  const std::string temporary = path + "." + std::to_string(::gettid()) + ".tmp";
   const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd < 0) return system_error(temporary, errno);
   const bool written = ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
@@ -83,7 +84,7 @@ Result<> HubCache::make_folders(const std::string& commit) const {
 Result<> HubCache::link(const std::string& commit, const std::string& file,
                         const std::string& etag) const {
   const std::string path = snapshot(commit) + "/" + file;
-  const std::string temporary = path + "." + std::to_string(::getpid()) + ".tmp";
+  const std::string temporary = path + "." + std::to_string(::gettid()) + ".tmp";
   ::unlink(temporary.c_str());
   if (::symlink(("../../blobs/" + etag).c_str(), temporary.c_str()) == 0) {
     if (::rename(temporary.c_str(), path.c_str()) == 0) return {};
