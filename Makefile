@@ -20,13 +20,13 @@ CUDA ?= $(shell { { $(HAVE_NVCC); } && { $(HAVE_GPU); }; } >/dev/null 2>&1 && ec
   configure-build configure-test program
 
 deps:
-	@tools/deps.sh build test differential lint fuzz
+	@tools/deps.sh build test differential format lint fuzz
 deps-build:
 	@tools/deps.sh build
 deps-test:
 	@tools/deps.sh build test
 deps-lint:
-	@tools/deps.sh build test lint
+	@tools/deps.sh build test format lint
 deps-fuzz:
 	@tools/deps.sh build fuzz
 
