@@ -1,5 +1,7 @@
 // "..." % args and "...".format(...).
 #include <algorithm>
+#include <cctype>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 
@@ -59,13 +61,11 @@ std::string integer_text(uint64_t magnitude, const Spec& spec) {
                    : spec.type == 'o'                   ? 8
                    : spec.type == 'b'                   ? 2
                                                         : 10;
-  std::string out;
-  do {
-    out += (spec.type == 'X' ? "0123456789ABCDEF"
-                             : "0123456789abcdef")[magnitude % static_cast<unsigned>(base)];
-    magnitude /= static_cast<unsigned>(base);
-  } while (magnitude != 0);
-  std::reverse(out.begin(), out.end());
+  char buffer[64];
+  std::string out(buffer, std::to_chars(buffer, buffer + sizeof buffer, magnitude, base).ptr);
+  if (spec.type == 'X') {
+    for (char& c : out) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  }
   if (spec.grouping) group_digits(out, spec.grouping);
   return out;
 }
