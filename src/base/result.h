@@ -71,7 +71,8 @@ class [[nodiscard]] Result {
     CHECK(ok(), error_message());
     return std::get<0>(state_);
   }
-  T&& value() && {
+  /// By value: `for (x : f().value())` must not walk a temporary that is gone.
+  T value() && {
     CHECK(ok(), error_message());
     return std::get<0>(std::move(state_));
   }
