@@ -110,7 +110,9 @@ Result<EnginePlan> plan_engine(const EngineOptions& options) {
 }
 
 Result<std::unique_ptr<LocalEngine>> LocalEngine::start(const EngineOptions& options) {
-  std::unique_ptr<LocalEngine> local(new LocalEngine(TRY(plan_engine(options))));
+  // Not within `new (...)`: an early return of TRY would leak what new has allocated.
+  EnginePlan plan = TRY(plan_engine(options));
+  std::unique_ptr<LocalEngine> local(new LocalEngine(std::move(plan)));
   TRY(local->load(options));
   return local;
 }
