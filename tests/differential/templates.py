@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Our template interpreter against jinja2, set up as transformers sets it up, on generated templates.
 
-usage: templates.py --cli TEXT_CLI [--seconds N] [--seed N] TEMPLATE...
+usage: templates.py --cli TEXT_CLI [--seconds N] [--seed N] [--cases N] TEMPLATE...
 The templates given are rendered with generated conversations; the others are generated whole. Equal means the
 same text, or an error on both sides. Prints the numbers; exit code 1 on a difference.
 """
@@ -254,6 +254,7 @@ def main():
     parser.add_argument("--cli", required=True)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--cases", type=int, default=0, help="stop after so many; 0: only the time counts")
     parser.add_argument("--keep-going", action="store_true")
     parser.add_argument("templates", nargs="*")
     args = parser.parse_args()
@@ -266,7 +267,9 @@ def main():
             given.append(f.read())
     texts = errors = skipped = found = 0
     end = time.monotonic() + args.seconds
-    while texts == 0 or time.monotonic() < end:
+    cases = 0
+    while texts == 0 or (time.monotonic() < end and (args.cases == 0 or cases < args.cases)):
+        cases += 400
         batch = []
         for _ in range(400):
             source = rng.choice(given) if given and rng.random() < 0.2 else generator.body(rng.randrange(1, 4))
@@ -280,7 +283,7 @@ def main():
                 skipped += 1
                 continue
             if ("error" in mine) != ("error" in theirs) or mine.get("text") != theirs.get("text"):
-                print(f"DIFFERENCE\n  template {json.dumps(request['template'], ensure_ascii=False)}\n"
+                print(f"DIFFERENCE within {cases} cases\n  template {json.dumps(request['template'], ensure_ascii=False)}\n"
                       f"  input    {json.dumps(request['input'], ensure_ascii=False)}\n"
                       f"  ours     {json.dumps(mine, ensure_ascii=False)}\n  jinja2   {json.dumps(theirs, ensure_ascii=False)}")
                 found += 1

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Our tokenizer against @huggingface/tokenizers on generated texts.
 
-usage: tokenizers.py --cli TEXT_CLI --node SCRIPT [--seconds N] [--seed N] DIR...
+usage: tokenizers.py --cli TEXT_CLI --node SCRIPT [--seconds N] [--seed N] [--cases N] DIR...
 Prints the number of texts compared for each tokenizer; exit code 1 on a difference.
 """
 import argparse
@@ -60,6 +60,7 @@ def main():
     parser.add_argument("--node", required=True)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--cases", type=int, default=0, help="stop after so many of each; 0: only the time counts")
     parser.add_argument("dirs", nargs="+")
     args = parser.parse_args()
     for path in args.dirs:
@@ -69,7 +70,7 @@ def main():
         sentencepiece = spec["decoder"]["type"] == "Sequence"
         rng = random.Random(args.seed)
         compared, end = 0, time.monotonic() + args.seconds / len(args.dirs)
-        while compared == 0 or time.monotonic() < end:
+        while compared == 0 or (time.monotonic() < end and (args.cases == 0 or compared < args.cases)):
             requests = [{"text": text_of(rng, specials), "special": rng.random() < 0.5} for _ in range(500)]
             ours = answers([args.cli, "tokenize", path], requests)
             theirs = answers(["node", args.node, path], requests)
