@@ -70,8 +70,8 @@ class Parser : ExpressionParser {
       return make(NodeKind::kFilterBlock, tag, {filter, body_until("endfilter")});
     }
     if (name == "with") return with_tag(tag);
-    if (name == "generation")
-      return body_until("endgeneration");  // marks assistant text for training
+    // Marks assistant text for training; transformers renders the body in a scope of its own.
+    if (name == "generation") return make(NodeKind::kWith, tag, {body_until("endgeneration")});
     if (name == "print") {
       Node* e = tuple(true, false, false);
       end_block();

@@ -53,13 +53,16 @@ Tagged indent(const Tagged& s, const Tagged& by, bool first, bool blank, size_t 
   return out;
 }
 
-std::string urlencode(const std::string& s, bool slash_is_safe) {
+/// Of a path ('/' stays), or of a query's key or value (a space becomes '+').
+std::string urlencode(const std::string& s, bool query) {
   static constexpr char kHex[] = "0123456789ABCDEF";
   std::string out;
   for (const char c : s) {
     if (std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '.' || c == '-' ||
-        c == '~' || (c == '/' && slash_is_safe)) {
+        c == '~' || (c == '/' && !query)) {
       out += c;
+    } else if (c == ' ' && query) {
+      out += '+';
     } else {
       out += '%';
       out += kHex[static_cast<unsigned char>(c) >> 4];
@@ -192,14 +195,14 @@ bool Interpreter::text_filter(const std::string& name, const Value& v, const Arg
         if (kv.size() != 2) fail("urlencode needs pairs");
         if (!out.empty()) out.append("&", false);
         const Tagged key = to_text(kv[0]), value = to_text(kv[1]);
-        out.append(urlencode(key.str(), false), key.any_user());
+        out.append(urlencode(key.str(), /*query=*/true), key.any_user());
         out.append("=", false);
-        out.append(urlencode(value.str(), false), value.any_user());
+        out.append(urlencode(value.str(), /*query=*/true), value.any_user());
       }
       *result = text(std::move(out));
     } else {
       const Tagged s = to_text(v);
-      *result = text(s.with_text(urlencode(s.str(), true)));
+      *result = text(s.with_text(urlencode(s.str(), /*query=*/false)));
     }
   } else {
     return false;
