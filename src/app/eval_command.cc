@@ -52,8 +52,8 @@ Result<Running> submit_item(const EvalItem& item, LocalEngine& local, const Chat
   return running;
 }
 
-Result<void> run_tasks(const EvalOptions& options, LocalEngine& local, const ChatFrontend& chat) {
-  const std::vector<EvalItem> items = TRY(read_eval_items(options.directory + "/heldout.jsonl"));
+Result<void> run_tasks(const EvalOptions& options, const std::vector<EvalItem>& items,
+                       LocalEngine& local, const ChatFrontend& chat) {
   const std::map<std::string, double> reference =
       TRY(read_reference_accuracy(options.directory + "/results.json"));
   std::vector<std::string> order;
@@ -173,11 +173,11 @@ Result<bool> run_golden(const EvalOptions& options, LocalEngine& local) {
 
 Result<bool> run_eval(const EvalOptions& options) {
   // The files are read first: a wrong directory must not cost a model load.
-  TRY(read_eval_items(options.directory + "/heldout.jsonl"));
+  const std::vector<EvalItem> items = TRY(read_eval_items(options.directory + "/heldout.jsonl"));
   const std::unique_ptr<LocalEngine> local = TRY(LocalEngine::start(options.engine));
   if (!options.golden_only) {
     const ChatFrontend chat = TRY(ChatFrontend::load(local->plan().directory));
-    TRY(run_tasks(options, *local, chat));
+    TRY(run_tasks(options, items, *local, chat));
   }
   const bool exact = local->plan().load.format == WeightFormat::kF32;
   const bool equal = TRY(run_golden(options, *local));
