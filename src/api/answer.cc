@@ -4,30 +4,15 @@
 
 namespace weft {
 
-AnswerStream::AnswerStream(const Tokenizer* tokenizer, AnswerOptions options)
-    : options_(std::move(options)) {
-  if (tokenizer != nullptr) detokenizer_.emplace(*tokenizer, options_.skip_special);
+AnswerStream::AnswerStream(const Tokenizer* tokenizer, TextOptions options) {
+  if (tokenizer != nullptr) output_.emplace(*tokenizer, std::move(options));
   answer_.started = Answer::Clock::now();
-}
-
-/// What of the detokenised `piece` is the answer's; false: a stop string is complete.
-bool AnswerStream::feed(const std::string& piece, std::string& text) {
-  if (options_.stops) return !options_.stops->push(piece, text).has_value();
-  text += piece;
-  return true;
 }
 
 bool AnswerStream::on_token(int32_t token, const TokenLogprob* logprob) {
   const Answer::Clock::time_point now = Answer::Clock::now();
-  const bool ends = std::find(options_.stop_ids.begin(), options_.stop_ids.end(), token) !=
-                    options_.stop_ids.end();
-  std::string piece, text;
-  bool go_on = true;
-  if (detokenizer_ && !ends && !stopped_) {
-    detokenizer_->push(token, piece);
-    go_on = feed(piece, text);
-    stopped_ = !go_on;
-  }
+  std::string text;
+  const bool go_on = !output_ || output_->push(token, text);
   const std::lock_guard lock(mutex_);
   if (answer_.tokens.empty()) answer_.first_token = now;
   answer_.tokens.push_back(token);
@@ -45,11 +30,8 @@ void AnswerStream::on_prompt_logprobs(int64_t first, std::vector<TokenLogprob> l
 }
 
 void AnswerStream::on_finish(FinishReason reason, const Usage& usage, const Error* error) {
-  std::string piece, text;
-  if (detokenizer_ && !stopped_) {
-    detokenizer_->finish(piece);
-    if (feed(piece, text) && options_.stops) options_.stops->finish(text);
-  }
+  std::string text;
+  if (output_) output_->finish(text);
   const std::lock_guard lock(mutex_);
   answer_.text += text;
   answer_.reason = reason;

@@ -8,17 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "api/text_output.h"
 #include "engine/engine.h"
-#include "text/detokenizer.h"
-#include "text/stop_strings.h"
 
 namespace weft {
-
-struct AnswerOptions {
-  std::vector<int32_t> stop_ids;     ///< tokens that end the answer; they give no text
-  std::optional<StopStrings> stops;  ///< texts that end the answer
-  bool skip_special = true;          ///< special tokens give no text
-};
 
 /// One answer, as far as it has come.
 struct Answer {
@@ -39,7 +32,7 @@ struct Answer {
 class AnswerStream final : public TokenSink {
  public:
   /// `tokenizer` must outlive it; null: tokens only, no text.
-  AnswerStream(const Tokenizer* tokenizer, AnswerOptions options);
+  AnswerStream(const Tokenizer* tokenizer, TextOptions options);
 
   bool on_token(int32_t token, const TokenLogprob* logprob) override;
   void on_prompt_logprobs(int64_t first, std::vector<TokenLogprob> logprobs) override;
@@ -52,11 +45,7 @@ class AnswerStream final : public TokenSink {
   const Answer& wait();
 
  private:
-  bool feed(const std::string& piece, std::string& text);
-
-  AnswerOptions options_;
-  std::optional<Detokenizer> detokenizer_;
-  bool stopped_ = false;  // by a stop string; the engine thread's, as the two above
+  std::optional<TextOutput> output_;  // the engine thread's
 
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -1,31 +1,92 @@
 #include "api/chat.h"
 
-namespace weft {
+#include <nlohmann/json.hpp>
 
-Result<ChatFrontend> ChatFrontend::load(const std::string& directory) {
+namespace weft {
+namespace {
+
+constexpr std::string_view kSpaces = " \t\n\r\v\f";
+
+std::string_view strip_left(std::string_view text) {
+  const size_t begin = text.find_first_not_of(kSpaces);
+  return begin == std::string_view::npos ? std::string_view() : text.substr(begin);
+}
+
+std::string_view strip_right(std::string_view text) {
+  const size_t end = text.find_last_not_of(kSpaces);
+  return end == std::string_view::npos ? std::string_view() : text.substr(0, end + 1);
+}
+
+/// The text of the last message: its content, or the last text part of it.
+Result<std::string> final_content(const std::string& messages) {
+  const auto json = nlohmann::json::parse(messages, nullptr, /*allow_exceptions=*/false);
+  if (json.is_array() && !json.empty() && json.back().is_object() &&
+      json.back().contains("content")) {
+    const nlohmann::json& content = json.back()["content"];
+    if (content.is_string()) return content.get<std::string>();
+    if (content.is_array()) {
+      for (auto part = content.rbegin(); part != content.rend(); ++part) {
+        if (part->is_object() && part->contains("text") && (*part)["text"].is_string()) {
+          return (*part)["text"].get<std::string>();
+        }
+      }
+    }
+  }
+  return invalid_argument("continue_final_message: the last message has no text to continue");
+}
+
+/// Cuts the rendered prompt after the content of its last message (transformers'
+/// continue_final_message).
+Result<void> cut_after_final_message(const std::string& messages, Rendered& rendered) {
+  const std::string content = TRY(final_content(messages));
+  const std::string_view left = strip_left(content);
+  const std::string_view both = strip_right(left);
+  const size_t at = rendered.text.rfind(both);
+  if (both.empty() || at == std::string::npos) {
+    return invalid_argument(
+        "continue_final_message: the chat template does not show the last message as it is "
+        "written");
+  }
+  const bool keeps_spaces = std::string_view(rendered.text).substr(at, left.size()) == left;
+  const size_t end = at + (keeps_spaces ? left.size() : both.size());
+  rendered.text.resize(end);
+  while (!rendered.spans.empty() && rendered.spans.back().begin >= end) rendered.spans.pop_back();
+  if (!rendered.spans.empty()) rendered.spans.back().end = end;
+  return {};
+}
+
+}  // namespace
+
+Result<ChatFrontend> ChatFrontend::load(const std::string& directory,
+                                        const std::string& template_file) {
   Tokenizer tokenizer = TRY(Tokenizer::load(directory));
-  Result<ChatTemplate> chat_template = ChatTemplate::load(directory);
+  Result<ChatTemplate> chat_template = ChatTemplate::load(directory, template_file);
   if (chat_template) return ChatFrontend(std::move(tokenizer), std::move(chat_template).value());
   if (chat_template.error().kind != ErrorKind::kNotFound) return chat_template.error();
   return ChatFrontend(std::move(tokenizer), std::nullopt);
 }
 
-Result<std::vector<int32_t>> ChatFrontend::encode(const ChatRequest& request) const {
+Result<EncodedChat> ChatFrontend::encode(const ChatRequest& request) const {
   if (!template_) {
     return unsupported(
         "messages: this model has no chat template; give a text to complete instead");
   }
-  ChatInput input{.messages_json = request.messages,
-                  .tools_json = request.tools,
-                  .add_generation_prompt = request.add_generation_prompt,
-                  .extra = {{"enable_thinking", request.enable_thinking ? "true" : "false"}}};
-  const Rendered rendered = TRY(template_->render(input));
-  return tokenizer_.encode_segments(rendered.segments(), /*add_special_tokens=*/false);
+  const ChatInput input{.messages_json = request.messages,
+                        .tools_json = request.tools,
+                        .add_generation_prompt = request.add_generation_prompt,
+                        .extra = request.template_kwargs};
+  Rendered rendered = TRY(template_->render(input));
+  if (request.continue_final_message) TRY(cut_after_final_message(request.messages, rendered));
+  EncodedChat out;
+  out.ids = TRY(tokenizer_.encode_segments(rendered.segments(), /*add_special_tokens=*/false));
+  out.text = std::move(rendered.text);
+  return out;
 }
 
-Result<std::vector<int32_t>> ChatFrontend::encode_text(const std::string& text) const {
-  const TextSegment segment{.text = text, .allow_special = false};
-  return tokenizer_.encode_segments({&segment, 1}, /*add_special_tokens=*/true);
+Result<std::vector<int32_t>> ChatFrontend::encode_text(const std::string& text, bool allow_special,
+                                                       bool add_special_tokens) const {
+  const TextSegment segment{.text = text, .allow_special = allow_special};
+  return tokenizer_.encode_segments({&segment, 1}, add_special_tokens);
 }
 
 }  // namespace weft

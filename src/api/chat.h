@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/result.h"
@@ -15,24 +16,37 @@ namespace weft {
 struct ChatRequest {
   std::string messages;  ///< JSON array of messages
   std::string tools;     ///< JSON array or empty
-  bool enable_thinking = false;
+  /// Further variables of the template: name, JSON (enable_thinking, ...).
+  std::vector<std::pair<std::string, std::string>> template_kwargs;
   bool add_generation_prompt = true;
+  /// The last message is the answer's beginning: the prompt ends with its content.
+  bool continue_final_message = false;
+};
+
+struct EncodedChat {
+  std::vector<int32_t> ids;
+  std::string text;  ///< of the prompt, as rendered
 };
 
 /// Text in, token ids out: the tokenizer and the chat template of one model.
 class ChatFrontend {
  public:
-  /// Reads tokenizer and template of a model directory. A model without a template can still
-  /// complete texts; encode() of a chat is then an Error.
-  static Result<ChatFrontend> load(const std::string& directory);
+  /// Reads tokenizer and template of a model directory; `template_file` replaces the model's
+  /// template. A model without a template can still complete texts; encode() of a chat is then an
+  /// Error.
+  static Result<ChatFrontend> load(const std::string& directory,
+                                   const std::string& template_file = "");
 
   const Tokenizer& tokenizer() const { return tokenizer_; }
-  bool has_template() const { return template_.has_value(); }
+  const ChatTemplate* chat_template() const { return template_ ? &*template_ : nullptr; }
 
   /// Renders the conversation and tokenises it: what users wrote never becomes a control token.
-  Result<std::vector<int32_t>> encode(const ChatRequest& request) const;
-  /// A plain text, control tokens off, with the tokens that the tokenizer puts before a text.
-  Result<std::vector<int32_t>> encode_text(const std::string& text) const;
+  Result<EncodedChat> encode(const ChatRequest& request) const;
+  /// A plain text, with the tokens that the tokenizer puts around one if `add_special_tokens`.
+  /// `allow_special`: control tokens written in the text count as such (its writer owns the whole
+  /// prompt).
+  Result<std::vector<int32_t>> encode_text(const std::string& text, bool allow_special = false,
+                                           bool add_special_tokens = true) const;
 
  private:
   ChatFrontend(Tokenizer tokenizer, std::optional<ChatTemplate> chat_template)

@@ -120,7 +120,7 @@ Result<ThroughputSample> run_throughput_once(const BenchOptions& options, LocalE
   const Clock::time_point start = Clock::now();
   for (int64_t i = 0; i < options.num_prompts; ++i) {
     if (i >= in_flight) streams[static_cast<size_t>(i - in_flight)]->wait();
-    streams.push_back(std::make_unique<AnswerStream>(nullptr, AnswerOptions{}));
+    streams.push_back(std::make_unique<AnswerStream>(nullptr, TextOptions{}));
     TRY(local.engine().submit(
         greedy_request(random_prompt(rng, options.input_len, local.spec().vocab),
                        options.output_len),

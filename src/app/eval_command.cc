@@ -38,14 +38,16 @@ struct Running {
 Result<Running> submit_item(const EvalItem& item, LocalEngine& local, const ChatFrontend& chat,
                             TaskScore& score) {
   const ChatRequest chat_request{
-      .messages = item.messages, .tools = item.tools, .enable_thinking = item.enable_thinking};
+      .messages = item.messages,
+      .tools = item.tools,
+      .template_kwargs = {{"enable_thinking", item.enable_thinking ? "true" : "false"}}};
   Request request;
-  request.prompt = TRY(chat.encode(chat_request));
+  request.prompt = TRY(chat.encode(chat_request)).ids;
   score.prompt_tokens += static_cast<int64_t>(request.prompt.size());
   SamplingRequest sampling{.temperature = 0, .max_tokens = item.max_tokens};
   request.sampling = TRY(validate_sampling(sampling, local.defaults(), local.limits(),
                                            static_cast<int64_t>(request.prompt.size()), 0));
-  AnswerOptions answer{.stop_ids = request.sampling.stop_ids, .skip_special = false};
+  TextOptions answer{.stop_ids = request.sampling.stop_ids, .skip_special = false};
   Running running{.item = &item,
                   .stream = std::make_unique<AnswerStream>(&chat.tokenizer(), answer)};
   TRY(local.engine().submit(std::move(request), *running.stream));
@@ -153,7 +155,7 @@ Result<bool> run_golden(const EvalOptions& options, LocalEngine& local) {
                              .logprobs = 10};
     request.sampling = TRY(validate_sampling(sampling, local.defaults(), local.limits(),
                                              static_cast<int64_t>(item.prompt_ids.size()), 0));
-    running.emplace_back(&item, std::make_unique<AnswerStream>(nullptr, AnswerOptions{}));
+    running.emplace_back(&item, std::make_unique<AnswerStream>(nullptr, TextOptions{}));
     TRY(local.engine().submit(std::move(request), *running.back().second));
   }
   for (auto& [item, stream] : running) {

@@ -69,9 +69,13 @@ class ChatSession {
 
  private:
   Result<std::vector<int32_t>> prompt(const std::string& text) const {
-    if (!chat_.has_template()) return chat_.encode_text(text);  // a base model continues the text
-    return chat_.encode(
-        {.messages = messages_.dump(), .tools = "", .enable_thinking = options_.enable_thinking});
+    if (chat_.chat_template() == nullptr)
+      return chat_.encode_text(text);  // a base model continues the text
+    const char* thinking = options_.enable_thinking ? "true" : "false";
+    return TRY(chat_.encode({.messages = messages_.dump(),
+                             .tools = "",
+                             .template_kwargs = {{"enable_thinking", thinking}}}))
+        .ids;
   }
 
   Result<std::string> generate(const std::string& text) {
@@ -81,7 +85,7 @@ class ChatSession {
                                              static_cast<int64_t>(request.prompt.size()),
                                              options_.engine.seed + num_turns_));
     ++num_turns_;
-    AnswerOptions answer_options{.stop_ids = request.sampling.stop_ids};
+    TextOptions answer_options{.stop_ids = request.sampling.stop_ids};
     if (!options_.sampling.stop.empty()) {
       answer_options.stops = TRY(StopStrings::make(options_.sampling.stop, /*include_stop=*/false));
     }

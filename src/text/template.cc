@@ -102,9 +102,11 @@ Result<ChatTemplate> ChatTemplate::parse(std::string_view source,
   return ChatTemplate(std::move(parts));
 }
 
-Result<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dir) {
+Result<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dir,
+                                        const std::filesystem::path& replacement) {
   std::error_code error;
-  const auto config_path = dir / "tokenizer_config.json", file = dir / "chat_template.jinja";
+  const auto config_path = dir / "tokenizer_config.json";
+  const auto file = replacement.empty() ? dir / "chat_template.jinja" : replacement;
   std::vector<std::pair<std::string, std::string>> tokens;
   json::parser parser;
   json::element config;
@@ -124,9 +126,9 @@ Result<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dir) {
       if (token.get(text) == simdjson::SUCCESS) tokens.emplace_back(name, text);
     }
   }
-  if (std::filesystem::exists(file, error)) {
+  if (!replacement.empty() || std::filesystem::exists(file, error)) {
     return parse(TRY(text::read_file(file, kMaxConfigBytes)), std::move(tokens),
-                 "chat_template.jinja");
+                 file.filename().string());
   }
   json::element field;
   const std::string name = "tokenizer_config.json: chat_template";

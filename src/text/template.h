@@ -55,8 +55,10 @@ class ChatTemplate {
   /// chat_template.jinja of a model directory, else chat_template of its tokenizer_config.json: a
   /// string, or a list of {name, template} of which "default" is taken, and "tool_use" where tools
   /// are given. bos_token, eos_token, pad_token and unk_token come from tokenizer_config.json.
+  /// `replacement`: a file that takes the place of the model's own template.
   /// Errors: kNotFound without a template; kInvalidArgument "file:line:column: ..." for its syntax.
-  static Result<ChatTemplate> load(const std::filesystem::path& dir);
+  static Result<ChatTemplate> load(const std::filesystem::path& dir,
+                                   const std::filesystem::path& replacement = {});
   /// A template by its source; `tokens`: names and texts of special tokens it may use.
   static Result<ChatTemplate> parse(std::string_view source,
                                     std::vector<std::pair<std::string, std::string>> tokens = {},
