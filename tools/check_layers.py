@@ -29,7 +29,7 @@ FLOORS = {
                 "grammar"],
     "engine": ["base", "cache", "sched"],
     "api": ["base", "text", "grammar", "media", "sched", "engine"],
-    "server": ["base", "text", "api"],
+    "server": ["base", "text", "sched", "engine", "api"],
 }
 FLOORS["app"] = list(FLOORS)
 

@@ -109,15 +109,16 @@ Result<EnginePlan> plan_engine(const EngineOptions& options) {
   return plan;
 }
 
-Result<std::unique_ptr<LocalEngine>> LocalEngine::start(const EngineOptions& options) {
+Result<std::unique_ptr<LocalEngine>> LocalEngine::start(const EngineOptions& options,
+                                                        EngineConfig config) {
   // Not within `new (...)`: an early return of TRY would leak what new has allocated.
   EnginePlan plan = TRY(plan_engine(options));
   std::unique_ptr<LocalEngine> local(new LocalEngine(std::move(plan)));
-  TRY(local->load(options));
+  TRY(local->load(options, std::move(config)));
   return local;
 }
 
-Result<void> LocalEngine::load(const EngineOptions& options) {
+Result<void> LocalEngine::load(const EngineOptions& options, EngineConfig config) {
   const OpTable& ops = cpu_ops(plan_.isa);
   const StepLimits& limits = plan_.memory.limits;
   pool_ = std::make_unique<ThreadPool>(plan_.threads);
@@ -147,7 +148,7 @@ Result<void> LocalEngine::load(const EngineOptions& options) {
                                           .prefix_caching = options.prefix_caching,
                                           .reuse_generated = options.reuse_generated,
                                           .hash_key = random_key()}));
-  engine_ = std::make_unique<Engine>(EngineConfig{}, std::move(scheduler), std::move(executor));
+  engine_ = std::make_unique<Engine>(config, std::move(scheduler), std::move(executor));
   return {};
 }
 

@@ -34,7 +34,8 @@ Result<EnginePlan> plan_engine(const EngineOptions& options);
 class LocalEngine {
  public:
   /// plan_engine(), then loads the weights (progress on standard error) and starts the engine.
-  static Result<std::unique_ptr<LocalEngine>> start(const EngineOptions& options);
+  static Result<std::unique_ptr<LocalEngine>> start(const EngineOptions& options,
+                                                    EngineConfig config = {});
   ~LocalEngine();
 
   Engine& engine() { return *engine_; }
@@ -46,7 +47,7 @@ class LocalEngine {
 
  private:
   explicit LocalEngine(EnginePlan plan) : plan_(std::move(plan)) {}
-  Result<void> load(const EngineOptions& options);
+  Result<void> load(const EngineOptions& options, EngineConfig config);
 
   EnginePlan plan_;
   // In order of need: each uses those before it.

@@ -64,8 +64,14 @@ void Engine::stop() {
 }
 
 EngineStats Engine::stats() const {
-  const std::lock_guard lock(stats_mutex_);
-  return stats_;
+  EngineStats now;
+  {
+    const std::lock_guard lock(stats_mutex_);
+    now = stats_;
+  }
+  // What lies in the mailbox while a long step runs waits as well.
+  now.num_waiting = std::max(now.num_waiting, num_requests() - now.num_running);
+  return now;
 }
 
 void Engine::thread_main() {
@@ -87,9 +93,7 @@ void Engine::loop() {
     step(overlap);
   }
   // Stopped: what is in flight is waited for, so that the device is quiet afterwards.
-  while (scheduler_->num_in_flight() > 0) {
-    for (SequenceOutput& output : scheduler_->apply(executor_->collect())) hand_out(output);
-  }
+  while (scheduler_->num_in_flight() > 0) apply_oldest();
   for (const Mail& mail : inbox_) {
     if (mail.request) clients_[mail.id] = {mail.sink, {}};
   }
@@ -125,16 +129,43 @@ void Engine::deliver(Mail& mail) {
 void Engine::step(bool may_overlap) {
   const StepPlan& plan = scheduler_->schedule();
   const bool launched = !plan.empty();
-  if (launched) executor_->launch(plan);
+  if (launched) launch(plan);
   CHECK(launched || scheduler_->num_in_flight() > 0 || scheduler_->idle(), "nobody can run");
   const int leave = launched && may_overlap ? 1 : 0;
-  bool applied = false;
-  while (scheduler_->num_in_flight() > leave) {
-    for (SequenceOutput& output : scheduler_->apply(executor_->collect())) hand_out(output);
-    heartbeat_.fetch_add(1, std::memory_order_relaxed);
-    applied = true;
+  while (scheduler_->num_in_flight() > leave) apply_oldest();
+  publish_stats();
+}
+
+void Engine::launch(const StepPlan& plan) {
+  StepRecord record;
+  record.step = plan.step;
+  record.start = StepRecord::Clock::now();
+  executor_->launch(plan);
+  SeqId last;
+  for (const Slice& slice : plan.slices) {
+    record.sequences += slice.seq != last;
+    last = slice.seq;
+    int& rows = slice.arithmetic == Arithmetic::kPrompt ? record.prompt_rows : record.decode_rows;
+    rows += static_cast<int>(slice.tokens.size());
   }
-  if (applied) publish_stats();
+  record.running = scheduler_->num_running();
+  record.waiting = scheduler_->num_waiting();
+  record.preempted = static_cast<int>(plan.preempted.size());
+  launched_.push_back(record);
+  for (const std::shared_ptr<const Request>& request : plan.admitted) {
+    clients_.at(request->id).sink->on_scheduled();
+  }
+}
+
+void Engine::apply_oldest() {
+  StepResult result = executor_->collect();
+  StepRecord record = launched_.front();
+  launched_.pop_front();
+  record.start = std::max(record.start, last_end_);
+  record.end = last_end_ = StepRecord::Clock::now();
+  for (SequenceOutput& output : scheduler_->apply(std::move(result))) hand_out(output);
+  heartbeat_.fetch_add(1, std::memory_order_relaxed);
+  if (config_.on_step) config_.on_step(record);
 }
 
 void Engine::hand_out(SequenceOutput& output) {
@@ -147,10 +178,12 @@ void Engine::hand_out(SequenceOutput& output) {
   }
   if (output.prompt_done) {
     client.usage.cached_tokens = output.cached_tokens;
+    prompt_tokens_ += client.usage.prompt_tokens;
     client.sink->on_prompt_done(output.cached_tokens);
   }
   for (size_t i = 0; i < output.tokens.size(); ++i) {
     ++client.usage.generated_tokens;
+    ++generated_tokens_;
     const TokenLogprob* logprob = i < output.logprobs.size() ? &output.logprobs[i] : nullptr;
     if (client.sink->on_token(output.tokens[i], logprob)) continue;
     scheduler_->abort(output.seq);
@@ -185,6 +218,8 @@ void Engine::fail_all(const Error& error) {
     if (m.request) clients_.try_emplace(m.id, Client{m.sink, {}});
   }
   while (!clients_.empty()) finish(clients_.begin()->first, FinishReason::kError, &error);
+  const std::lock_guard lock(stats_mutex_);
+  stats_.num_running = stats_.num_waiting = 0;
 }
 
 void Engine::publish_stats() {
@@ -198,7 +233,9 @@ void Engine::publish_stats() {
                         .blocks_used = blocks.num_used(),
                         .slots_free = slots.num_free(),
                         .slots_cached = slots.num_evictable(),
-                        .slots_used = slots.num_used()};
+                        .slots_used = slots.num_used(),
+                        .prompt_tokens = prompt_tokens_,
+                        .generated_tokens = generated_tokens_};
   const std::lock_guard lock(stats_mutex_);
   stats_ = now;
 }

@@ -4,6 +4,8 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -11,6 +13,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "engine/step_record.h"
 #include "sched/executor.h"
 #include "sched/scheduler.h"
 
@@ -29,6 +32,8 @@ struct Usage {
 class TokenSink {
  public:
   virtual ~TokenSink() = default;
+  /// The request leaves the queue: a step that computes some of it was launched.
+  virtual void on_scheduled() {}
   /// The prompt is computed; the first token follows.
   virtual void on_prompt_done(int64_t cached_tokens) { (void)cached_tokens; }
   /// Log-probabilities of prompt tokens `first`, first + 1, ... (the token at 0 has none).
@@ -44,6 +49,8 @@ class TokenSink {
 
 struct EngineConfig {
   int max_requests = 4096;  ///< accepted and not finished; more are refused (kExhausted)
+  /// Every step, when its results have come; on the engine thread, so it must be quick.
+  std::function<void(const StepRecord&)> on_step;
 };
 
 /// A snapshot for metrics.
@@ -52,6 +59,8 @@ struct EngineStats {
   int num_running = 0, num_waiting = 0;
   int blocks_free = 0, blocks_cached = 0, blocks_used = 0;
   int slots_free = 0, slots_cached = 0, slots_used = 0;
+  int64_t prompt_tokens = 0;     ///< of prompts that are done, cached ones included
+  int64_t generated_tokens = 0;  ///< given out
 };
 
 /// The loop: takes mail, plans a step, launches it, applies the step before, gives tokens out.
@@ -105,6 +114,8 @@ class Engine {
   bool take_mail(bool wait);
   void deliver(Mail& mail);
   void step(bool may_overlap);
+  void launch(const StepPlan& plan);
+  void apply_oldest();
   void hand_out(SequenceOutput& output);
   void finish(SeqId id, FinishReason reason, const Error* error);
   void fail_all(const Error& error);
@@ -115,6 +126,10 @@ class Engine {
   const std::unique_ptr<Executor> executor_;    // engine thread only
   std::unordered_map<SeqId, Client> clients_;   // engine thread only
   std::vector<Mail> inbox_;                     // engine thread only: mail being delivered
+  std::deque<StepRecord> launched_;             // engine thread only: of the steps in flight
+  StepRecord::Clock::time_point last_end_;      // engine thread only: of the step before
+  int64_t prompt_tokens_ = 0;                   // engine thread only
+  int64_t generated_tokens_ = 0;                // engine thread only
 
   std::mutex mutex_;  // guards the next four
   std::condition_variable mail_came_;

@@ -41,6 +41,10 @@ Request make_request(uint64_t seed, int prompt_len, int max_tokens) {
 /// Collects what comes; wait() returns when the request has ended.
 class Collector : public TokenSink {
  public:
+  void on_scheduled() override {
+    ++scheduled;
+    EXPECT_EQ(prompts_done, 0);
+  }
   void on_prompt_done(int64_t) override { ++prompts_done; }
   bool on_token(int32_t token, const TokenLogprob*) override {
     tokens.push_back(token);
@@ -60,6 +64,7 @@ class Collector : public TokenSink {
   }
 
   int stop_after = -1;
+  int scheduled = 0;
   int prompts_done = 0;
   int finishes = 0;
   std::vector<int32_t> tokens;
@@ -122,6 +127,7 @@ TEST(Engine, ConcurrentClientsGetWhatTheyWouldGetAlone) {
       } else {
         EXPECT_EQ(sink.tokens, answer.tokens);
         EXPECT_EQ(sink.reason, answer.finish);
+        EXPECT_EQ(sink.scheduled, 1);
         EXPECT_EQ(sink.prompts_done, 1);
         EXPECT_EQ(sink.usage.generated_tokens, static_cast<int64_t>(answer.tokens.size()));
         EXPECT_EQ(sink.usage.prompt_tokens, static_cast<int64_t>(request.prompt.size()));
@@ -140,6 +146,58 @@ TEST(Engine, ConcurrentClientsGetWhatTheyWouldGetAlone) {
   EXPECT_EQ(stats.blocks_used, 0);
   EXPECT_EQ(stats.slots_used, 0);
   EXPECT_FALSE(engine.busy());
+}
+
+TEST(Engine, StepRecordsAndTotalsAgreeWithTheAnswers) {
+  std::vector<StepRecord> steps;
+  EngineConfig config;
+  config.on_step = [&steps](const StepRecord& record) { steps.push_back(record); };
+  Engine engine(config, make_scheduler(), std::make_unique<FakeExecutor>(device_config()));
+  Collector sinks[4];
+  int64_t prompt = 0, generated = 0;
+  for (uint64_t i = 0; i < 4; ++i) {
+    Request request = make_request(i, 100 + 13 * static_cast<int>(i), 20);
+    request.sampling.stop_ids.clear();
+    request.cache_salt = std::to_string(i);
+    prompt += static_cast<int64_t>(request.prompt.size());
+    ASSERT_TRUE(engine.submit(request, sinks[i]).ok());
+  }
+  for (Collector& sink : sinks) {
+    sink.wait();
+    generated += sink.usage.generated_tokens;
+  }
+  engine.stop();
+  const EngineStats stats = engine.stats();
+  EXPECT_EQ(stats.prompt_tokens, prompt);
+  EXPECT_EQ(stats.generated_tokens, generated);
+  EXPECT_EQ(stats.scheduler.looked_up_tokens, prompt);
+  EXPECT_EQ(stats.num_waiting, 0);
+  int64_t prompt_rows = 0, decode_rows = 0;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    EXPECT_LE(steps[i].start, steps[i].end);
+    if (i > 0) {
+      EXPECT_EQ(steps[i].step, steps[i - 1].step + 1);
+      EXPECT_GE(steps[i].start, steps[i - 1].end) << "one step at a time has the device";
+    }
+    prompt_rows += steps[i].prompt_rows;
+    decode_rows += steps[i].decode_rows;
+  }
+  EXPECT_EQ(prompt_rows, prompt);
+  // The first token comes out of the prompt; the last one is never computed. A step launched
+  // before the end was known may compute a row more.
+  EXPECT_GE(decode_rows, generated - 4);
+  EXPECT_LE(decode_rows, generated + 4);
+}
+
+TEST(Engine, MailOfALongStepCountsAsWaiting) {
+  auto device = std::make_unique<GatedExecutor>(device_config());
+  GatedExecutor& gate = *device;
+  Engine engine({}, make_scheduler(), std::move(device));
+  Collector sinks[5];
+  for (Collector& sink : sinks) ASSERT_TRUE(engine.submit(make_request(1, 70, 3), sink).ok());
+  EXPECT_EQ(engine.stats().num_running + engine.stats().num_waiting, 5);
+  gate.open(/*broken=*/false);
+  engine.stop();
 }
 
 TEST(Engine, SinkEndsItsRequestAtAStopString) {

@@ -35,6 +35,7 @@ struct SchedulerStats {
   int64_t steps = 0;              ///< plans that were launched
   int64_t computed_tokens = 0;    ///< rows planned, replays and discarded rows included
   int64_t hits = 0, misses = 0;   ///< of lookups at admission
+  int64_t looked_up_tokens = 0;   ///< known tokens of the sequences at those lookups
   int64_t kv_hit_tokens = 0;      ///< cached KV found
   int64_t reused_tokens = 0;      ///< prefix tokens not computed again
   int64_t state_lost_tokens = 0;  ///< KV found, but no checkpoint that deep

@@ -205,6 +205,7 @@ bool Scheduler::give_slot(Sequence& seq, SlotId checkpoint) {
 void Scheduler::enter(Sequence& seq, const PrefixHit& hit) {
   const int64_t kv_tokens = int64_t{hit.kv_blocks} * config_.block_size;
   ++(hit.blocks > 0 ? stats_.hits : stats_.misses);
+  stats_.looked_up_tokens += seq.known();
   stats_.kv_hit_tokens += kv_tokens;
   stats_.reused_tokens += seq.num_computed;
   stats_.state_lost_tokens += kv_tokens - seq.num_computed;
