@@ -31,6 +31,7 @@ struct GenerationRequest {
   bool is_chat = false;
   std::string messages;                                              ///< JSON array
   std::string tools;                                                 ///< JSON array; empty: none
+  std::string documents;                                             ///< JSON array; empty: none
   std::vector<std::pair<std::string, std::string>> template_kwargs;  ///< name, JSON
   bool add_generation_prompt = true;
   bool continue_final_message = false;
