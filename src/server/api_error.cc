@@ -154,13 +154,13 @@ ApiError internal_error() {
 
 std::string to_body(const ApiError& error) {
   std::string out = "{\"error\":{\"message\":";
-  append_json_string(clean(error.message), out);
+  append_json_quoted(clean(error.message), out);
   const auto member = [&](const char* name, const std::string& value) {
     out += name;
     if (value.empty()) {
       out += "null";
     } else {
-      append_json_string(value, out);
+      append_json_quoted(value, out);
     }
   };
   member(",\"type\":", error.type);

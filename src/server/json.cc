@@ -143,7 +143,7 @@ Result<JsonValue> parse_json(std::string_view text, const JsonLimits& limits) {
   return std::move(builder.root());
 }
 
-void append_json_string(std::string_view text, std::string& out) {
+void append_json_quoted(std::string_view text, std::string& out) {
   static constexpr char kHex[] = "0123456789abcdef";
   out += '"';
   for (const char c : text) {
@@ -173,7 +173,7 @@ void append_json(const JsonValue& value, std::string& out) {
     void operator()(bool b) const { out += b ? "true" : "false"; }
     void operator()(int64_t i) const { out += std::to_string(i); }
     void operator()(const JsonReal& real) const { out += real.text; }
-    void operator()(const std::string& text) const { append_json_string(text, out); }
+    void operator()(const std::string& text) const { append_json_quoted(text, out); }
     void operator()(const JsonArray& items) const {
       out += '[';
       for (size_t i = 0; i < items.size(); ++i) {
@@ -186,7 +186,7 @@ void append_json(const JsonValue& value, std::string& out) {
       out += '{';
       for (size_t i = 0; i < members.size(); ++i) {
         if (i > 0) out += ',';
-        append_json_string(members[i].first, out);
+        append_json_quoted(members[i].first, out);
         out += ':';
         append_json(members[i].second, out);
       }

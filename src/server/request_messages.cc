@@ -22,7 +22,7 @@ bool is_one_of(std::string_view text, std::initializer_list<std::string_view> li
 /// Appends `,"name":` or `"name":` inside an object.
 void begin_member(std::string_view name, std::string& out) {
   if (out.back() != '{') out += ',';
-  append_json_string(name, out);
+  append_json_quoted(name, out);
   out += ':';
 }
 
@@ -89,7 +89,7 @@ Result<void> write_arguments(const std::string& field, const JsonValue* value, s
   if (parsed && parsed->as<JsonObject>()) {
     append_json(*parsed, out);
   } else {
-    append_json_string(*text, out);
+    append_json_quoted(*text, out);
   }
   return {};
 }
@@ -120,7 +120,7 @@ Result<void> write_tool_call(const std::string& field, const JsonValue& call, st
   out += "\"function\"";
   begin_member("function", out);
   out += "{\"name\":";
-  append_json_string(TRY(read_short_string(field + ".function.name", *name, kMaxShortText)), out);
+  append_json_quoted(TRY(read_short_string(field + ".function.name", *name, kMaxShortText)), out);
   out += ",\"arguments\":";
   TRY(write_arguments(field + ".function.arguments", function->find("arguments"), out));
   out += "}}";
@@ -162,7 +162,7 @@ Result<void> write_member(const std::string& field, const std::string& key, cons
                           std::string& out) {
   if (is_one_of(key, {"name", "tool_call_id"})) {
     begin_member(key, out);
-    append_json_string(TRY(read_short_string(field, value, kMaxShortText)), out);
+    append_json_quoted(TRY(read_short_string(field, value, kMaxShortText)), out);
     return {};
   }
   if (is_one_of(key, {"reasoning", "reasoning_content", "refusal"})) {
@@ -208,9 +208,9 @@ Result<void> write_message(const std::string& field, const JsonValue& message,
       TRY(read_content(field + ".content", message.find("content"), limits.max_parts));
   TRY(check_message(field, role, message, content.has_value()));
   out += "{\"role\":";
-  append_json_string(role, out);
+  append_json_quoted(role, out);
   out += ",\"content\":";
-  append_json_string(content.value_or(""), out);
+  append_json_quoted(content.value_or(""), out);
   for (const auto& [key, value] : members) {
     if (key == "role" || key == "content" || value.is_null()) continue;
     TRY(write_member(field + "." + key.substr(0, kMaxShortText), key, value, out));
