@@ -140,7 +140,6 @@ void Engine::launch(const StepPlan& plan) {
   StepRecord record;
   record.step = plan.step;
   record.start = StepRecord::Clock::now();
-  executor_->launch(plan);
   SeqId last;
   for (const Slice& slice : plan.slices) {
     record.sequences += slice.seq != last;
@@ -152,6 +151,8 @@ void Engine::launch(const StepPlan& plan) {
   record.waiting = scheduler_->num_waiting();
   record.preempted = static_cast<int>(plan.preempted.size());
   launched_.push_back(record);
+  rows_in_flight_.fetch_add(record.rows(), std::memory_order_relaxed);
+  executor_->launch(plan);
   for (const std::shared_ptr<const Request>& request : plan.admitted) {
     clients_.at(request->id).sink->on_scheduled();
   }
@@ -161,6 +162,7 @@ void Engine::apply_oldest() {
   StepResult result = executor_->collect();
   StepRecord record = launched_.front();
   launched_.pop_front();
+  rows_in_flight_.fetch_sub(record.rows(), std::memory_order_relaxed);
   record.start = std::max(record.start, last_end_);
   record.end = last_end_ = StepRecord::Clock::now();
   for (SequenceOutput& output : scheduler_->apply(std::move(result))) hand_out(output);

@@ -91,6 +91,8 @@ class Engine {
 
   /// Heartbeat: completed steps. While busy() it must grow; a liveness check compares two looks.
   uint64_t steps_completed() const { return heartbeat_.load(std::memory_order_relaxed); }
+  /// Tokens of the steps that were launched and not applied.
+  int rows_in_flight() const { return rows_in_flight_.load(std::memory_order_relaxed); }
   /// Requests accepted and not finished.
   int num_requests() const { return num_requests_.load(std::memory_order_relaxed); }
   bool busy() const { return num_requests() > 0; }
@@ -143,6 +145,7 @@ class Engine {
   EngineStats stats_;
   std::atomic<uint64_t> heartbeat_{0};
   std::atomic<int> num_requests_{0};
+  std::atomic<int> rows_in_flight_{0};
   std::atomic<bool> failed_{false};
   std::mutex join_mutex_;
   std::thread thread_;  // last: it uses all of the above

@@ -54,6 +54,7 @@ class Telemetry {
  private:
   explicit Telemetry(const TelemetryConfig& config);
   void thread_main();
+  void look(Watchdog::Clock::time_point now);  // with mutex_ held
   EngineStats stats() const;
 
   const bool log_stats_;
@@ -63,8 +64,9 @@ class Telemetry {
   Watchdog watchdog_;
   std::unique_ptr<TraceWriter> trace_;
 
-  mutable std::mutex mutex_;  // guards the next two
+  mutable std::mutex mutex_;  // guards the next three
   const Engine* engine_ = nullptr;
+  EngineStats last_stats_;  // of the engine that was detached
   bool stopping_ = false;
   std::condition_variable changed_;
   std::thread thread_;  // last: it uses all of the above
