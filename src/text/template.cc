@@ -81,6 +81,7 @@ struct ChatTemplate::Parts {
   Named main;
   std::optional<Named> tool_use;
   std::vector<std::pair<std::string, std::string>> tokens;
+  std::string source;
 };
 
 ChatTemplate::ChatTemplate(std::unique_ptr<const Parts> parts) : parts_(std::move(parts)) {}
@@ -88,12 +89,15 @@ ChatTemplate::ChatTemplate(ChatTemplate&&) noexcept = default;
 ChatTemplate& ChatTemplate::operator=(ChatTemplate&&) noexcept = default;
 ChatTemplate::~ChatTemplate() = default;
 
+const std::string& ChatTemplate::source() const { return parts_->source; }
+
 Result<ChatTemplate> ChatTemplate::parse(std::string_view source,
                                          std::vector<std::pair<std::string, std::string>> tokens,
                                          std::string name) {
   auto parts = std::make_unique<Parts>();
   parts->main.name = std::move(name);
   parts->tokens = std::move(tokens);
+  parts->source = source;
   try {
     parts->main.program = jinja::parse(source);
   } catch (const jinja::Failure& f) {
@@ -159,6 +163,8 @@ Result<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dir,
     } catch (const jinja::Failure& f) {
       return invalid_argument(position(named.name, f));
     }
+    parts->source += source;
+    parts->source += '\n';
     if (which == "default") {
       parts->main = std::move(named);
       has_default = true;

@@ -67,6 +67,9 @@ class ChatTemplate {
   ChatTemplate& operator=(ChatTemplate&&) noexcept;
   ~ChatTemplate();
 
+  /// Source of the template, of all of them where the model has several.
+  const std::string& source() const;
+
   /// Errors: kInvalidArgument "name:line:column: ..." for what the template refuses
   /// (raise_exception too), with only the message for bad JSON; kExhausted where a limit is met.
   Result<Rendered> render(const ChatInput& input, const RenderLimits& limits = {}) const;
