@@ -46,6 +46,9 @@ class HttpExchange {
   explicit HttpExchange(std::unique_ptr<Impl> impl);
   ~HttpExchange();
   const HttpRequest& request() const;
+  /// Frees the headers and the body of the request, which a stream would hold for minutes. Only
+  /// while no other thread reads request().
+  void drop_request();
   void respond(HttpResponse response);
   /// Headers go out at once; the body follows in chunks (SSE: content type "text/event-stream").
   void begin_stream(int status, std::string content_type, HttpHeaders headers);
@@ -55,10 +58,11 @@ class HttpExchange {
   /// Bytes that write() took and the kernel has not: the caller stops at a bound of its own.
   size_t buffered() const;
   /// Called once on the I/O thread when buffered() has fallen to `low_water` or less; replaces an
-  /// earlier one.
+  /// earlier one. Forgotten when the client goes or the answer is complete.
   void when_drained(size_t low_water, std::function<void()> callback);
   /// Called once on the I/O thread when the client has gone before the answer was complete (also
-  /// when it had gone before this call). Never called after a complete answer.
+  /// when it had gone before this call). Never called after a complete answer, nor when the server
+  /// has been destroyed before this call. A client that closes its sending half has gone.
   void when_gone(std::function<void()> callback);
 
  private:
@@ -74,12 +78,16 @@ struct HttpConfig {
   size_t max_header_bytes = 32 << 10;  ///< 431
   int max_headers = 64;                ///< 431
   size_t max_body = 16 << 20;          ///< 413
-  int max_connections = 16384;         ///< further ones wait in the kernel's queue
+  size_t max_receiving = 256 << 20;    ///< bodies on their way in, all connections together: 503
+  /// Further ones wait in the kernel's queue. Never more than RLIMIT_NOFILE leaves room for.
+  int max_connections = 16384;
   std::chrono::milliseconds header_timeout{
       20'000};                                      ///< from the first byte to the last header: 408
-  std::chrono::milliseconds body_timeout{60'000};   ///< 408
+  std::chrono::milliseconds body_timeout{60'000};   ///< and one second more each 16 KiB: 408
   std::chrono::milliseconds idle_timeout{75'000};   ///< a kept-alive connection: closed
   std::chrono::milliseconds stall_timeout{60'000};  ///< a reader that takes nothing: closed
+  /// How long stop_accepting() leaves idle connections to a request that may be under way.
+  std::chrono::milliseconds idle_grace{1'000};
 };
 
 /// An HTTP/1.1 server on one I/O thread of its own.
@@ -96,12 +104,14 @@ class HttpServer {
   uint16_t port() const;
   /// Runs `work` on the I/O thread, in order of the calls.
   void post(std::function<void()> work);
-  /// Accepts no further connections and closes idle ones; every answer from now on says
-  /// "Connection: close".
+  /// Accepts no further connections (those in the kernel's queue are still taken); every answer
+  /// from now on says "Connection: close". Idle connections are closed after config.idle_grace: at
+  /// once would break requests that a proxy is just sending. Drained: num_connections() is 0.
   void stop_accepting();
   int num_connections() const;
 
  private:
+  friend class HttpConnection;
   struct Impl;
   explicit HttpServer(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
