@@ -136,11 +136,13 @@ Result<SamplingParams> validate_sampling(const SamplingRequest& request,
 }
 
 Result<std::vector<int32_t>> validate_prompt_ids(const std::vector<int64_t>& ids,
-                                                 const ModelLimits& limits) {
-  if (ids.empty()) return invalid_argument("prompt: it has no tokens; at least 1 is needed");
+                                                 const ModelLimits& limits, const char* field) {
+  if (ids.empty()) {
+    return invalid_argument(std::string(field) + ": it has no tokens; at least 1 is needed");
+  }
   std::vector<int32_t> out;
   out.reserve(ids.size());
-  for (int64_t id : ids) out.push_back(TRY(token_id("prompt", id, limits)));
+  for (int64_t id : ids) out.push_back(TRY(token_id(field, id, limits)));
   return out;
 }
 

@@ -53,8 +53,9 @@ Result<SamplingParams> validate_sampling(const SamplingRequest& request,
                                          const ModelLimits& limits, int64_t prompt_len,
                                          uint64_t default_seed);
 
-/// Token ids of a prompt given as numbers: non-empty, each in [0, vocab_size).
+/// Token ids given as numbers in `field`: non-empty, each in [0, vocab_size).
 Result<std::vector<int32_t>> validate_prompt_ids(const std::vector<int64_t>& ids,
-                                                 const ModelLimits& limits);
+                                                 const ModelLimits& limits,
+                                                 const char* field = "prompt");
 
 }  // namespace weft

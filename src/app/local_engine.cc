@@ -111,8 +111,12 @@ Result<EnginePlan> plan_engine(const EngineOptions& options) {
 
 Result<std::unique_ptr<LocalEngine>> LocalEngine::start(const EngineOptions& options,
                                                         EngineConfig config) {
-  // Not within `new (...)`: an early return of TRY would leak what new has allocated.
-  EnginePlan plan = TRY(plan_engine(options));
+  return start(TRY(plan_engine(options)), options, std::move(config));
+}
+
+Result<std::unique_ptr<LocalEngine>> LocalEngine::start(EnginePlan plan,
+                                                        const EngineOptions& options,
+                                                        EngineConfig config) {
   std::unique_ptr<LocalEngine> local(new LocalEngine(std::move(plan)));
   TRY(local->load(options, std::move(config)));
   return local;
@@ -156,12 +160,12 @@ LocalEngine::~LocalEngine() {
   if (engine_) engine_->stop();
 }
 
-ModelLimits LocalEngine::limits() const {
-  return {.vocab_size = plan_.spec.vocab, .max_model_len = plan_.memory.max_model_len};
+ModelLimits limits_of(const EnginePlan& plan) {
+  return {.vocab_size = plan.spec.vocab, .max_model_len = plan.memory.max_model_len};
 }
 
-GenerationDefaults LocalEngine::defaults() const {
-  const GenerationConfig& g = plan_.generation;
+GenerationDefaults defaults_of(const EnginePlan& plan) {
+  const GenerationConfig& g = plan.generation;
   GenerationDefaults out{.temperature = g.temperature,
                          .top_p = g.top_p,
                          .min_p = g.min_p,

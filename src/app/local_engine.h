@@ -30,20 +30,27 @@ struct EnginePlan {
 /// Finds the model, reads its configuration, checks the options against it and plans the memory.
 Result<EnginePlan> plan_engine(const EngineOptions& options);
 
+/// What a request may ask of the planned model, and what it gets where it asks nothing.
+ModelLimits limits_of(const EnginePlan& plan);
+GenerationDefaults defaults_of(const EnginePlan& plan);
+
 /// A running engine on this machine's CPU: the one composition that run, bench, eval and serve use.
 class LocalEngine {
  public:
   /// plan_engine(), then loads the weights (progress on standard error) and starts the engine.
   static Result<std::unique_ptr<LocalEngine>> start(const EngineOptions& options,
                                                     EngineConfig config = {});
+  /// The same with a plan made before.
+  static Result<std::unique_ptr<LocalEngine>> start(EnginePlan plan, const EngineOptions& options,
+                                                    EngineConfig config);
   ~LocalEngine();
 
   Engine& engine() { return *engine_; }
   const EnginePlan& plan() const { return plan_; }
   const ModelSpec& spec() const { return plan_.spec; }
   int64_t weight_bytes() const { return model_->weight_bytes(); }
-  ModelLimits limits() const;
-  GenerationDefaults defaults() const;
+  ModelLimits limits() const { return limits_of(plan_); }
+  GenerationDefaults defaults() const { return defaults_of(plan_); }
 
  private:
   explicit LocalEngine(EnginePlan plan) : plan_(std::move(plan)) {}

@@ -7,6 +7,7 @@
 #include <iostream>
 
 #include "app/cli.h"
+#include "app/serve_options.h"
 #include "app/version.h"
 #include "base/check.h"
 
@@ -72,7 +73,7 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model) 
       ->check(CLI::IsMember({"auto", "avx2", "avx512", "avx512_bf16", "amx"}))
       ->capture_default_str();
   app.add_option("--device", o.device, "Where the model runs")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->check(CLI::IsMember({"auto", "cpu", "cuda", "fake"}))
       ->capture_default_str();
   app.add_option("--seed,-s", o.seed, "Seed of sampling and of dummy weights")
       ->capture_default_str();
@@ -103,6 +104,8 @@ struct CommandLine {
   EvalOptions eval;
   InfoOptions info;
   PullOptions pull;
+  ServeOptions serve;
+  CLI::App* serve_app = nullptr;
   CLI::App* run_app = nullptr;
   CLI::App* bench_app = nullptr;
   CLI::App* latency_app = nullptr;
@@ -116,6 +119,7 @@ struct CommandLine {
   CommandLine() {
     app.set_version_flag("--version,-V", std::string("weft ") + kVersion);
     app.require_subcommand(0, 1);
+    add_serve();
     add_run();
     add_bench();
     add_rest();
@@ -127,8 +131,23 @@ struct CommandLine {
   }
 
   std::vector<CLI::App*> leaves() const {
-    return {run_app,  latency_app, throughput_app, eval_app,
+    return {serve_app, run_app,  latency_app, throughput_app, eval_app,
             info_app, pull_app,    doctor_app,     version_app};
+  }
+
+  void add_serve() {
+    serve_app = app.add_subcommand("serve", "The OpenAI server");
+    add_engine_options(*serve_app, serve.engine, true);
+    serve_app->add_option("--host", serve.host, "Address to listen on")->capture_default_str();
+    serve_app->add_option("--port", serve.port, "Port; 0: any free one")->capture_default_str();
+    serve_app->add_option("--api-key", serve.api_keys, "A key that requests need; may be repeated");
+    serve_app->add_option("--served-model-name", serve.served_model_names, "Names of the model");
+    serve_app->add_option("--fake-tokens-per-second", serve.fake_tokens_per_second,
+                          "Of the test device (--device fake)");
+    serve_app->add_option("--fake-hang-after", serve.fake_hang_after, "Of the test device");
+    serve_app->add_option("--shutdown-timeout", serve.shutdown_timeout, "Seconds of grace");
+    serve_app->add_option("--max-waiting", serve.max_waiting, "Requests that may wait");
+    serve_app->add_option("--trace-file", serve.trace_file, "Chrome trace of steps and requests");
   }
 
   void add_run() {
@@ -283,6 +302,7 @@ int dispatch(int argc, char** argv) {
     if (auto code = check_extras(line, *command)) return *code;
   }
   if (auto code = check_extras(line, line.app)) return *code;
+  if (line.serve_app->parsed()) return serve_command(line.serve);
   if (line.run_app->parsed()) return run_command(line.run);
   if (line.latency_app->parsed()) return bench_command(line.latency);
   if (line.throughput_app->parsed()) return bench_command(line.throughput);

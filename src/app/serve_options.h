@@ -48,6 +48,7 @@ struct ServeOptions {
 
   // The test device, --device fake: pretends to compute (docs/server.md).
   double fake_tokens_per_second = 0;  ///< of each sequence; 0: as fast as it can
+  int64_t fake_hang_after = -1;       ///< steps after which it hangs; -1: never
 
   /// Whether the model runs on the test device.
   bool fake() const { return engine.device == "fake"; }

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -32,6 +33,8 @@ struct SamplingParams {
 
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kAbort, kError };
 
+struct OutputConstraint;
+
 /// One sequence to generate, immutable once submitted; prompts are non-empty.
 struct Request {
   SeqId id;
@@ -40,7 +43,8 @@ struct Request {
   std::vector<std::array<int32_t, 3>> positions;  ///< (t,h,w) of the prompt tokens; empty: text
   int32_t rope_delta = 0;  ///< max(prompt positions) + 1 - prompt length; 0 for text
   std::string cache_salt;  ///< prefix blocks are shared only among requests of one salt
-  int priority = 0;        ///< lower runs earlier (vLLM's rule), then first come
+  std::shared_ptr<const OutputConstraint> constraint;  ///< grammar of the output; null: none
+  int priority = 0;  ///< lower runs earlier (vLLM's rule), then first come
 };
 
 struct TopLogprob {

@@ -362,13 +362,15 @@ Value Interpreter::string_method(const Value& self, const std::string& name, con
     const std::string& by = string_argument(a[0]).str();
     if (by.empty()) fail("empty separator");
     const size_t found = name[0] == 'r' ? bytes.rfind(by) : bytes.find(by);
+    const bool markup = self.as<StringObject>().markup;  // of the whole: of its parts too
+    const auto part = [markup](Tagged t) { return Value::string(std::move(t), markup); };
     if (found == std::string::npos) {
-      const Value empty = text(Tagged());
+      const Value empty = part(Tagged());
       return name[0] == 'r' ? Value::tuple({empty, empty, self})
                             : Value::tuple({self, empty, empty});
     }
-    return Value::tuple({text(s.slice(0, found)), text(s.slice(found, found + by.size())),
-                         text(s.slice(found + by.size(), s.size()))});
+    return Value::tuple({part(s.slice(0, found)), part(s.slice(found, found + by.size())),
+                         part(s.slice(found + by.size(), s.size()))});
   }
   if (name == "removeprefix" || name == "removesuffix") {
     const auto a = bind(args, where, {"affix"});

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+
+#include "api/generation.h"
+#include "base/result.h"
+#include "grammar/grammar.h"
+#include "text/chat_format.h"
+#include "text/tokenizer.h"
+
+namespace weft {
+
+/// Whether thinking comes before the answer proper.
+enum class Thinking : uint8_t {
+  kNone,     ///< the answer begins at once
+  kMayOpen,  ///< the model may open a thought itself
+  kOpen,     ///< the prompt has opened it
+};
+
+/// Makes the grammars that requests ask for: response_format, structured_outputs, tool_choice.
+/// Compiled grammars are kept, least recently used first out. Thread-safe.
+class ConstraintFactory {
+ public:
+  /// `tokenizer` must outlive it; `vocab_size`: of the model's logits.
+  ConstraintFactory(const Tokenizer& tokenizer, int64_t vocab_size, const ChatFormat& format);
+
+  /// Null when the request asks nothing of its output. Errors name the field.
+  Result<std::shared_ptr<const OutputConstraint>> make(const GenerationRequest& request,
+                                                       Thinking thinking);
+
+ private:
+  const Tokenizer& tokenizer_;
+  const int32_t vocab_size_;
+  const ChatFormat format_;
+};
+
+}  // namespace weft

@@ -1,0 +1,401 @@
+#include "server/generation_job.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace weft {
+namespace {
+
+/// A client that has so many bytes unread gets no further frames made until it has read on...
+constexpr size_t kHighWater = 64 << 10;
+constexpr size_t kLowWater = 16 << 10;
+/// ... and is given up when so many events wait for it.
+constexpr size_t kMaxHeldEvents = 16384;
+
+}  // namespace
+
+struct GenerationJob::Choice {
+  explicit Choice(size_t index) : index(index) {}
+
+  const size_t index;
+  std::unique_ptr<ChoiceSink> sink;
+  SeqId seq;
+  std::optional<ChatParser> parser;
+  RequestRecord record;
+  bool begun = false;  // its first frame is out
+  bool ended = false;
+  ChatDelta delta;            // not yet sent (of a whole answer: all of it)
+  std::string text;           // the same of a completion
+  std::string chat_logprobs;  // entries not yet sent
+  CompletionLogprobs completion_logprobs;
+  std::vector<TokenLogprob> prompt_logprobs;
+  std::vector<int32_t> token_ids;  // not yet sent
+  int64_t num_tokens = 0, num_reasoning = 0, cached = 0;
+  bool has_tool_calls = false;
+  bool thought = false;  // there was reasoning, empty perhaps
+  ChoiceEnd end;
+};
+
+GenerationJob::GenerationJob(const JobContext& context, std::shared_ptr<HttpExchange> exchange,
+                             GenerationRequest request, PreparedRequest prepared, ResponseHead head,
+                             JobOrigin origin)
+    : context_(context),
+      exchange_(std::move(exchange)),
+      request_(std::move(request)),
+      prepared_(std::move(prepared)),
+      head_(std::move(head)),
+      origin_(std::move(origin)),
+      logprobs_(context.frontend->tokenizer(), request_.return_tokens_as_token_ids) {}
+
+GenerationJob::~GenerationJob() = default;
+
+void GenerationJob::start() {
+  const std::shared_ptr<GenerationJob> self = shared_from_this();
+  exchange_->when_gone([weak = weak_from_this()] {
+    if (const auto job = weak.lock()) job->on_gone();
+  });
+  const ChatFormat& format = context_.frontend->config().format;
+  for (size_t i = 0; i < prepared_.sequences.size() && !answered_; ++i) {
+    auto choice = std::make_unique<Choice>(i);
+    choice->record.id = origin_.request_id;
+    choice->record.trace_id = origin_.trace_id;
+    choice->record.arrival = arrived_;
+    choice->record.n = request_.n;
+    choice->record.max_tokens = prepared_.sequences[i].sampling.max_tokens;
+    if (prepared_.split_output) {
+      ChatParserOptions options = prepared_.parser;
+      options.seed = prepared_.sequences[i].sampling.seed;
+      choice->parser.emplace(format, std::move(options));
+    }
+    choice->sink = std::make_unique<ChoiceSink>(
+        context_.frontend->tokenizer(), prepared_.text,
+        [self, i](TokenEvent event) { self->context_.emit(self, i, std::move(event)); });
+    const Result<SeqId> seq =
+        context_.engine->submit(std::move(prepared_.sequences[i]), *choice->sink);
+    if (!seq) {
+      fail(seq.error().kind == ErrorKind::kExhausted ? overloaded(seq.error().message, 1)
+                                                     : to_api_error(seq.error()));
+      return;
+    }
+    choice->seq = *seq;
+    choices_.push_back(std::move(choice));
+  }
+}
+
+void GenerationJob::on_gone() {
+  if (answered_) return;
+  abort_all();
+  answered(499);
+}
+
+void GenerationJob::abort_all() {
+  for (const auto& choice : choices_) {
+    if (!choice->ended) context_.engine->abort(choice->seq);
+  }
+}
+
+/// Times and counts, for metrics and traces; also of answers that nobody waits for any more.
+void GenerationJob::note(Choice& choice, const TokenEvent& event) {
+  RequestRecord& record = choice.record;
+  switch (event.kind) {
+    case TokenEvent::Kind::kPromptDone:
+      record.scheduled = event.scheduled;
+      record.first_token = event.at;
+      break;
+    case TokenEvent::Kind::kPromptLogprobs: break;
+    case TokenEvent::Kind::kToken:
+      if (record.last_token != Clock::time_point()) {
+        context_.telemetry->metrics().token_gap(
+            std::chrono::duration<double>(event.at - record.last_token).count());
+      }
+      record.last_token = event.at;
+      break;
+    case TokenEvent::Kind::kFinish: {
+      choice.ended = true;  // for abort_all(), also while the event waits for a slow reader
+      const TokenEvent::End& end = *event.end;
+      record.finished = event.at;
+      record.prompt_tokens = end.usage.prompt_tokens;
+      record.generated_tokens = end.usage.generated_tokens;
+      record.cached_tokens = end.usage.cached_tokens;
+      record.finish_reason = end.error ? "error" : end_of(choice, end).reason;
+      context_.telemetry->finished(record);
+    }
+  }
+}
+
+void GenerationJob::on_event(size_t sequence, TokenEvent event) {
+  Choice& choice = *choices_[sequence];
+  note(choice, event);
+  if (answered_) return;
+  if (paused_) {
+    held_.emplace_back(sequence, std::move(event));
+    if (held_.size() > kMaxHeldEvents) {
+      abort_all();
+      answered(499);
+      exchange_.reset();  // closes the connection
+    }
+    return;
+  }
+  handle(choice, event);
+}
+
+void GenerationJob::handle(Choice& choice, TokenEvent& event) {
+  switch (event.kind) {
+    case TokenEvent::Kind::kPromptDone: on_prompt_done(choice, event); break;
+    case TokenEvent::Kind::kPromptLogprobs:
+      std::move(event.prompt_logprobs.begin(), event.prompt_logprobs.end(),
+                std::back_inserter(choice.prompt_logprobs));
+      break;
+    case TokenEvent::Kind::kToken: on_token(choice, event); break;
+    case TokenEvent::Kind::kFinish: on_end(choice, event); break;
+  }
+}
+
+bool GenerationJob::prompt_logprobs_wanted() const {
+  return request_.sampling.prompt_logprobs.has_value();
+}
+
+void GenerationJob::on_prompt_done(Choice& choice, const TokenEvent& event) {
+  choice.cached = event.cached_tokens;
+  if (request_.echo) add_echo(choice);
+  if (!request_.stream) return;
+  if (!streaming_) begin_stream();
+  if (head_.is_chat || request_.echo) send_frame(choice, nullptr);
+}
+
+void GenerationJob::add_echo(Choice& choice) {
+  const size_t prompt = choice.index / static_cast<size_t>(request_.n);
+  choice.text = prepared_.prompt_texts[prompt];
+  if (!request_.sampling.logprobs) return;
+  const std::vector<int32_t>& ids = prepared_.prompts[prompt];
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const TokenLogprob* logprob = i > 0 ? &choice.prompt_logprobs[i - 1] : nullptr;
+    choice.completion_logprobs.add(logprobs_, ids[i], logprob);
+  }
+}
+
+void GenerationJob::add_text(Choice& choice, std::string text) {
+  if (!choice.parser) {
+    choice.text += text;
+    return;
+  }
+  if (!text.empty()) choice.parser->push(text, choice.delta);
+}
+
+void GenerationJob::add_logprob(Choice& choice, const TokenEvent& event) {
+  if (!event.logprob || event.ends || !request_.sampling.logprobs) return;
+  if (head_.is_chat) {
+    if (!choice.chat_logprobs.empty()) choice.chat_logprobs += ',';
+    logprobs_.append_chat_entry(choice.chat_logprobs, event.token, *event.logprob);
+  } else {
+    choice.completion_logprobs.add(logprobs_, event.token, event.logprob.get());
+  }
+}
+
+void GenerationJob::on_token(Choice& choice, TokenEvent& event) {
+  if (prepared_.echo_only) return;
+  ++choice.num_tokens;
+  bool thinking = choice.parser && choice.parser->in_reasoning();
+  add_text(choice, std::move(event.text));
+  thinking = thinking || (choice.parser && choice.parser->in_reasoning());
+  if (thinking && !event.ends) {
+    ++choice.num_reasoning;
+    choice.thought = true;
+  }
+  if (request_.return_token_ids) choice.token_ids.push_back(event.token);
+  add_logprob(choice, event);
+  if (!request_.stream) return;
+  const bool something = !choice.text.empty() || !choice.delta.content.empty() ||
+                         !choice.delta.reasoning.empty() || !choice.delta.tool_calls.empty() ||
+                         !choice.token_ids.empty();
+  if (something) send_frame(choice, nullptr);
+}
+
+ChoiceEnd GenerationJob::end_of(const Choice& choice, const TokenEvent::End& end) const {
+  ChoiceEnd out;
+  switch (end.reason) {
+    case FinishReason::kLength: out.reason = "length"; break;
+    case FinishReason::kAbort: out.reason = "abort"; break;
+    default: out.reason = choice.has_tool_calls ? "tool_calls" : "stop";
+  }
+  const auto& stops = prepared_.stop_token_ids;
+  if (end.stop_string) {
+    out.stop_reason = json_string(request_.sampling.stop[*end.stop_string]);
+  } else if (std::find(stops.begin(), stops.end(), end.stop_token) != stops.end()) {
+    out.stop_reason = std::to_string(end.stop_token);
+  }
+  return out;
+}
+
+void GenerationJob::on_end(Choice& choice, TokenEvent& event) {
+  const TokenEvent::End& end = *event.end;
+  if (end.error) {
+    fail(to_api_error(*end.error));
+    return;
+  }
+  if (end.reason == FinishReason::kAbort) {  // not by us: the client is here
+    fail(not_ready("the server is shutting down; the answer was cut off"));
+    return;
+  }
+  if (!prepared_.echo_only) add_text(choice, std::move(event.text));
+  if (choice.parser) choice.parser->finish(choice.delta);
+  choice.has_tool_calls = choice.parser && choice.parser->num_tool_calls() > 0;
+  choice.end = end_of(choice, end);
+  if (request_.stream) send_frame(choice, &choice.end);
+  if (++num_ended_ == choices_.size()) finish();
+}
+
+std::string GenerationJob::take_logprobs(Choice& choice) {
+  if (!request_.sampling.logprobs) return {};
+  if (!head_.is_chat) {
+    return choice.completion_logprobs.empty() ? "" : choice.completion_logprobs.take();
+  }
+  if (choice.chat_logprobs.empty()) return {};
+  std::string out = "{\"content\":[" + choice.chat_logprobs + "],\"refusal\":null}";
+  choice.chat_logprobs.clear();
+  return out;
+}
+
+/// Sends what the choice has gathered since its last frame.
+void GenerationJob::send_frame(Choice& choice, const ChoiceEnd* end) {
+  if (!request_.include_reasoning) choice.delta.reasoning.clear();
+  const std::string logprobs = take_logprobs(choice);
+  std::string prompt_logprobs, prompt_ids, ids;
+  const std::vector<int32_t>& prompt =
+      prepared_.prompts[choice.index / static_cast<size_t>(request_.n)];
+  if (!choice.begun && prompt_logprobs_wanted()) {
+    prompt_logprobs = logprobs_.prompt_logprobs(prompt, choice.prompt_logprobs);
+  }
+  if (request_.return_token_ids) {
+    if (!choice.begun) prompt_ids = json_ids(prompt);
+    ids = json_ids(choice.token_ids);
+  }
+  const ChunkChoice chunk{.index = static_cast<int64_t>(choice.index),
+                          .role = !choice.begun,
+                          .delta = &choice.delta,
+                          .text = choice.text,
+                          .logprobs = logprobs,
+                          .prompt_logprobs = prompt_logprobs,
+                          .prompt_token_ids = prompt_ids,
+                          .token_ids = ids,
+                          .end = end};
+  const std::string usage_so_far = request_.continuous_usage_stats ? usage_json(usage()) : "";
+  choice.begun = true;
+  write(stream_frame(head_, chunk, usage_so_far));
+  choice.delta = {};
+  choice.text.clear();
+  choice.token_ids.clear();
+}
+
+void GenerationJob::begin_stream() {
+  streaming_ = true;
+  HttpHeaders headers = origin_.headers;
+  headers.emplace_back("Cache-Control", "no-cache");
+  headers.emplace_back("X-Accel-Buffering", "no");
+  context_.telemetry->metrics().stream_opened();
+  exchange_->begin_stream(200, "text/event-stream; charset=utf-8", std::move(headers));
+}
+
+void GenerationJob::write(std::string frame) {
+  if (answered_) return;
+  exchange_->write(std::move(frame));
+  if (!paused_ && exchange_->buffered() > kHighWater) pause();
+}
+
+void GenerationJob::pause() {
+  paused_ = true;
+  exchange_->when_drained(kLowWater, [weak = weak_from_this()] {
+    if (const auto job = weak.lock()) job->resume();
+  });
+}
+
+void GenerationJob::resume() {
+  paused_ = false;
+  std::vector<std::pair<size_t, TokenEvent>> held;
+  held.swap(held_);
+  for (size_t i = 0; i < held.size() && !answered_; ++i) {
+    if (paused_) {
+      held_.push_back(std::move(held[i]));
+    } else {
+      handle(*choices_[held[i].first], held[i].second);
+    }
+  }
+}
+
+UsageTotals GenerationJob::usage() const {
+  UsageTotals out;
+  out.prompt_tokens = prepared_.num_prompt_tokens();
+  for (const auto& choice : choices_) {
+    out.completion_tokens += choice->num_tokens;
+    out.reasoning_tokens += choice->num_reasoning;
+    // Choices of one prompt share its prefix: the first tells what the prompt found.
+    if (choice->index % static_cast<size_t>(request_.n) == 0) out.cached_tokens += choice->cached;
+  }
+  return out;
+}
+
+/// Nothing more goes to the client.
+void GenerationJob::answered(int status) {
+  answered_ = true;
+  held_.clear();
+  if (streaming_) context_.telemetry->metrics().stream_closed();
+  if (status == 499) context_.telemetry->metrics().disconnected();
+  context_.on_answer(origin_.route, status);
+}
+
+void GenerationJob::finish() {
+  if (answered_) return;
+  if (request_.stream) {
+    if (request_.include_usage) exchange_->write(usage_frame(head_, usage_json(usage())));
+    exchange_->write(std::string(kDoneFrame));
+    exchange_->end_stream();
+    answered(200);
+    return;
+  }
+  std::vector<WholeChoice> whole;
+  for (const auto& choice : choices_) {
+    const std::vector<int32_t>& prompt =
+        prepared_.prompts[choice->index / static_cast<size_t>(request_.n)];
+    WholeChoice out;
+    out.index = static_cast<int64_t>(choice->index);
+    out.text = head_.is_chat ? std::move(choice->delta.content) : std::move(choice->text);
+    if (choice->thought && request_.include_reasoning) out.reasoning = choice->delta.reasoning;
+    for (ToolCallDelta& piece : choice->delta.tool_calls) {
+      if (static_cast<size_t>(piece.index) >= out.tool_calls.size()) out.tool_calls.emplace_back();
+      ToolCall& call = out.tool_calls[static_cast<size_t>(piece.index)];
+      call.id += piece.id;
+      call.name += piece.name;
+      call.arguments += piece.arguments;
+    }
+    out.logprobs = take_logprobs(*choice);
+    if (prompt_logprobs_wanted()) {
+      out.prompt_logprobs = logprobs_.prompt_logprobs(prompt, choice->prompt_logprobs);
+    }
+    if (request_.return_token_ids) {
+      out.prompt_token_ids = json_ids(prompt);
+      out.token_ids = json_ids(choice->token_ids);
+    }
+    out.end = std::move(choice->end);
+    whole.push_back(std::move(out));
+  }
+  exchange_->respond({.body = whole_body(head_, whole, usage()), .headers = origin_.headers});
+  answered(200);
+}
+
+/// Ends the answer with an error: as the response, or as an event where the stream has begun.
+void GenerationJob::fail(const ApiError& error) {
+  if (answered_) return;
+  abort_all();
+  answered(error.status);
+  if (streaming_) {
+    exchange_->write("data: " + to_body(error) + "\n\n");
+    exchange_->write(std::string(kDoneFrame));
+    exchange_->end_stream();
+    return;
+  }
+  HttpResponse response = to_response(error);
+  response.headers.insert(response.headers.end(), origin_.headers.begin(), origin_.headers.end());
+  exchange_->respond(std::move(response));
+}
+
+}  // namespace weft

@@ -1,0 +1,100 @@
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "api/choice_sink.h"
+#include "api/frontend.h"
+#include "server/api_error.h"
+#include "server/http.h"
+#include "server/openai_response.h"
+#include "server/telemetry.h"
+
+namespace weft {
+
+class GenerationJob;
+
+/// What a job needs of the server around it. All functions are called on the I/O thread, but
+/// `emit`, which the engine thread calls.
+struct JobContext {
+  Engine* engine = nullptr;
+  const Frontend* frontend = nullptr;
+  /// Brings an event to GenerationJob::on_event() on the I/O thread, in order.
+  std::function<void(std::shared_ptr<GenerationJob>, size_t sequence, TokenEvent)> emit;
+  Telemetry* telemetry = nullptr;
+  /// Once a job, when its answer is complete; 499: the client has gone.
+  std::function<void(std::string_view route, int status)> on_answer;
+};
+
+/// Who asks, for the answer's headers, logs and traces.
+struct JobOrigin {
+  std::string_view route;  ///< the pattern of the route table
+  std::string request_id;
+  std::string trace_id;  ///< of traceparent; empty: none
+  HttpHeaders headers;   ///< of every answer
+};
+
+/// One generation request from submission to the last byte of its answer: whole or as a stream.
+/// Lives on the I/O thread; the engine's events and the client keep it alive.
+class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
+ public:
+  GenerationJob(const JobContext& context, std::shared_ptr<HttpExchange> exchange,
+                GenerationRequest request, PreparedRequest prepared, ResponseHead head,
+                JobOrigin origin);
+  ~GenerationJob();
+  GenerationJob(const GenerationJob&) = delete;
+  GenerationJob& operator=(const GenerationJob&) = delete;
+
+  /// Submits every sequence, or answers with the error.
+  void start();
+  void on_event(size_t sequence, TokenEvent event);
+  /// The client has gone: ends what is running.
+  void on_gone();
+
+ private:
+  struct Choice;
+  using Clock = std::chrono::steady_clock;
+
+  void note(Choice& choice, const TokenEvent& event);
+  void handle(Choice& choice, TokenEvent& event);
+  void on_prompt_done(Choice& choice, const TokenEvent& event);
+  void on_token(Choice& choice, TokenEvent& event);
+  void on_end(Choice& choice, TokenEvent& event);
+  void add_text(Choice& choice, std::string text);
+  void add_logprob(Choice& choice, const TokenEvent& event);
+  void add_echo(Choice& choice);
+  std::string take_logprobs(Choice& choice);
+  void send_frame(Choice& choice, const ChoiceEnd* end);
+  void begin_stream();
+  void write(std::string frame);
+  void finish();
+  void answered(int status);
+  void fail(const ApiError& error);
+  void abort_all();
+  void pause();
+  void resume();
+  bool prompt_logprobs_wanted() const;
+  UsageTotals usage() const;
+  ChoiceEnd end_of(const Choice& choice, const TokenEvent::End& end) const;
+
+  const JobContext& context_;
+  std::shared_ptr<HttpExchange> exchange_;
+  const GenerationRequest request_;
+  PreparedRequest prepared_;
+  const ResponseHead head_;
+  const JobOrigin origin_;
+  const LogprobWriter logprobs_;
+  const Clock::time_point arrived_ = Clock::now();
+  std::vector<std::unique_ptr<Choice>> choices_;
+  size_t num_ended_ = 0;
+  bool streaming_ = false;  // headers are out
+  bool answered_ = false;   // the answer is complete, or the client has gone
+  bool paused_ = false;     // the client reads too slowly: events wait in held_
+  std::vector<std::pair<size_t, TokenEvent>> held_;
+};
+
+}  // namespace weft
