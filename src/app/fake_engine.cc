@@ -105,9 +105,8 @@ Result<std::unique_ptr<Engine>> make_fake_engine(const EngineOptions& engine,
        .prefix_caching = engine.prefix_caching,
        .reuse_generated = engine.reuse_generated,
        .hash_key = engine.seed}));
-  return std::make_unique<Engine>(
-      config, std::move(scheduler),
-      std::make_unique<PacedExecutor>(device, fake, tokenizer, eos_id));
+  return std::make_unique<Engine>(config, std::move(scheduler),
+                                  std::make_unique<PacedExecutor>(device, fake, tokenizer, eos_id));
 }
 
 }  // namespace weft

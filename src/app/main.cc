@@ -132,7 +132,7 @@ struct CommandLine {
 
   std::vector<CLI::App*> leaves() const {
     return {serve_app, run_app,  latency_app, throughput_app, eval_app,
-            info_app, pull_app,    doctor_app,     version_app};
+            info_app,  pull_app, doctor_app,  version_app};
   }
 
   void add_serve() {

@@ -7,10 +7,10 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "app/cli.h"
 #include "app/fake_engine.h"
 #include "app/local_engine.h"
 #include "app/model_location.h"
-#include "app/cli.h"
 #include "app/serve_options.h"
 #include "app/version.h"
 #include "base/log.h"
@@ -187,20 +187,19 @@ Result<void> Server::open() {
   const std::vector<std::string> names = options_.served_model_names.empty()
                                              ? std::vector<std::string>{served_.name}
                                              : options_.served_model_names;
-  telemetry_ = TRY(Telemetry::start(
-      {.metrics = {.model_name = names.front(),
-                   .block_size = served_.block_size,
-                   .num_blocks = served_.num_blocks,
-                   .num_state_slots = served_.num_slots,
-                   .prefix_caching = options_.engine.prefix_caching},
-       .live = {.model_name = names.front(),
-                .block_size = served_.block_size,
-                .num_blocks = served_.num_blocks,
-                .num_state_slots = served_.num_slots,
-                .max_num_seqs = options_.engine.max_num_seqs,
-                .max_model_len = served_.limits.max_model_len},
-       .trace_file = options_.trace_file,
-       .log_stats = options_.log_stats}));
+  telemetry_ = TRY(Telemetry::start({.metrics = {.model_name = names.front(),
+                                                 .block_size = served_.block_size,
+                                                 .num_blocks = served_.num_blocks,
+                                                 .num_state_slots = served_.num_slots,
+                                                 .prefix_caching = options_.engine.prefix_caching},
+                                     .live = {.model_name = names.front(),
+                                              .block_size = served_.block_size,
+                                              .num_blocks = served_.num_blocks,
+                                              .num_state_slots = served_.num_slots,
+                                              .max_num_seqs = options_.engine.max_num_seqs,
+                                              .max_model_len = served_.limits.max_model_len},
+                                     .trace_file = options_.trace_file,
+                                     .log_stats = options_.log_stats}));
   ServiceConfig config{
       .model_names = names,
       .version = kVersion,

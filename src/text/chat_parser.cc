@@ -66,7 +66,6 @@ struct ChatParser::Parts {
   int num_calls_ = 0;
 };
 
-
 ChatParser::Parts::Parts(const ChatFormat& format, const ChatParserOptions& options)
     : format_(format),
       tools_enabled_(options.tools_enabled && format.tools != ChatFormat::Tools::kNone),

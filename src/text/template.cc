@@ -89,7 +89,9 @@ ChatTemplate::ChatTemplate(ChatTemplate&&) noexcept = default;
 ChatTemplate& ChatTemplate::operator=(ChatTemplate&&) noexcept = default;
 ChatTemplate::~ChatTemplate() = default;
 
-const std::string& ChatTemplate::source() const { return parts_->source; }
+const std::string& ChatTemplate::source() const {
+  return parts_->source;
+}
 
 Result<ChatTemplate> ChatTemplate::parse(std::string_view source,
                                          std::vector<std::pair<std::string, std::string>> tokens,
