@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "server/api_error.h"
 
 namespace weft {
 namespace {
@@ -280,6 +281,15 @@ bool HttpAnswer::abandoned() const {
 bool HttpAnswer::keep_alive() const {
   const std::lock_guard lock(mutex_);
   return traits_.keep_alive;
+}
+
+HttpResponse to_response(const HttpFault& fault, const HttpHeaders& headers) {
+  return to_response(ApiError{.status = fault.status,
+                              .message = std::string(fault.message),
+                              .type = "invalid_request_error",
+                              .param = "",
+                              .code = std::string(fault.code),
+                              .headers = headers});
 }
 
 HttpExchange::HttpExchange(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

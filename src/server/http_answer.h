@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "server/http.h"
+#include "server/http_parser.h"
 
 namespace weft {
 
@@ -104,6 +105,9 @@ class HttpAnswer : public std::enable_shared_from_this<HttpAnswer> {
   std::function<void()> drained_;
   std::function<void()> gone_;
 };
+
+/// The transport's own answer to what is no acceptable request: fixed text.
+HttpResponse to_response(const HttpFault& fault, const HttpHeaders& headers);
 
 /// What an HttpExchange holds.
 class HttpExchange::Impl {

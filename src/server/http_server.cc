@@ -1,4 +1,3 @@
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -18,6 +17,7 @@
 
 #include "base/log.h"
 #include "server/api_error.h"
+#include "server/http_acceptor.h"
 #include "server/http_answer.h"
 #include "server/http_listen.h"
 #include "server/http_parser.h"
@@ -36,11 +36,7 @@ constexpr size_t kBodyBytesPerSecond = 16 << 10;  // slower bodies run into body
 constexpr int kMaxSegments = 16;                  // of one gathering write
 // What one connection may do in one turn of the loop before the others have theirs.
 constexpr int kWritesPerTurn = 8;
-constexpr int kReadsPerTurn = 16;
-constexpr int kRequestsPerTurn = 16;
-constexpr int kAcceptsPerTurn = 64;
-constexpr int kAcceptsWhenStopping = 8192;  // the whole queue
-constexpr milliseconds kAcceptRetry{50};
+constexpr int kStepsPerTurn = 16;
 constexpr milliseconds kLingerTime{2'000};
 
 void guarded(const std::function<void()>& callback) {
@@ -52,25 +48,13 @@ void guarded(const std::function<void()>& callback) {
   }
 }
 
-std::string fault_text(const HttpFault& fault) {
-  const HttpResponse r = to_response(ApiError{.status = fault.status,
-                                              .message = std::string(fault.message),
-                                              .type = "invalid_request_error",
-                                              .param = "",
-                                              .code = std::string(fault.code)});
-  return r.body;
-}
-
 }  // namespace
 
 struct HttpServer::Impl {
   Impl(const HttpConfig& c, Handler h, HttpListener l);
-  ~Impl();
   void run();
   void run_outbox();
-  void wait_accept();
-  void on_acceptable();
-  void shed();
+  bool has_room() const { return static_cast<int>(connections.size()) < config.max_connections; }
   void add(int fd, std::string peer);
   void remove(HttpConnection* connection);
   void wait_tick();
@@ -85,17 +69,14 @@ struct HttpServer::Impl {
   HttpListener listening;
   asio::io_context io{1};
   asio::executor_work_guard<asio::io_context::executor_type> guard{io.get_executor()};
-  stream_descriptor listener{io};
   asio::steady_timer tick{io};
-  asio::steady_timer retry{io};
+  HttpAcceptor acceptor;
   milliseconds period{0};
   std::shared_ptr<HttpOutbox> outbox;
   std::vector<std::shared_ptr<HttpConnection>> connections;
   std::atomic<int> num_connections{0};
   std::vector<char> scratch = std::vector<char>(kReadSize);
   size_t receiving = 0;  // bytes of incomplete bodies
-  int reserve_fd = -1;   // given up for a moment to refuse somebody when no file is left
-  bool accept_pending = false;
   bool stopping = false;
   bool ended = false;
   std::thread thread;
@@ -148,6 +129,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void finish_answer();
   void go_on();
   void linger();
+  void forget_ahead() { std::string().swap(ahead_), ahead_pos_ = 0; }
   void close();
 
   HttpServer::Impl& server_;
@@ -229,7 +211,7 @@ void HttpConnection::read_ahead() {
 }
 
 void HttpConnection::read_and_discard() {
-  for (int i = 0; i < kReadsPerTurn; ++i) {
+  for (int i = 0; i < kStepsPerTurn; ++i) {
     const ssize_t n = recv(fd_.native_handle(), server_.scratch.data(), kReadSize, 0);
     if (n > 0) continue;
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) break;
@@ -310,12 +292,9 @@ void HttpConnection::dispatch() {
 void HttpConnection::refuse(const HttpFault& fault, const HttpHeaders& headers) {
   parser_.reset();
   account_body();
-  std::string().swap(ahead_);
-  ahead_pos_ = 0;
-  const auto answer = std::make_shared<HttpAnswer>(
-      server_.outbox, HttpAnswer::Traits{.head = false, .http10 = false, .keep_alive = false});
-  answer->respond({.status = fault.status, .body = fault_text(fault), .headers = headers});
-  answer_ = answer;
+  forget_ahead();
+  answer_ = std::make_shared<HttpAnswer>(server_.outbox, HttpAnswer::Traits{.keep_alive = false});
+  answer_->respond(to_response(fault, headers));
   answer_->connection = this;
   begin_phase(Phase::kAnswering, server_.config.stall_timeout);
   flush();
@@ -400,20 +379,18 @@ void HttpConnection::go_on() {
     if (eof_) return close();
     const std::string_view bytes = std::string_view(ahead_).substr(ahead_pos_);
     if (bytes.empty()) {
-      std::string().swap(ahead_);
-      ahead_pos_ = 0;
+      forget_ahead();
       begin_phase(Phase::kIdle,
                   server_.stopping ? server_.config.idle_grace : server_.config.idle_timeout);
       break;
     }
-    if (i == kRequestsPerTurn) {
+    if (i == kStepsPerTurn) {
       asio::post(server_.io, [self = shared_from_this()] { self->go_on(); });
       break;
     }
     ahead_pos_ += parse(bytes);
     if (phase_ == Phase::kReading) {  // all has been taken
-      std::string().swap(ahead_);
-      ahead_pos_ = 0;
+      forget_ahead();
     } else if (phase_ == Phase::kAnswering) {
       ahead_.erase(0, ahead_pos_);
       ahead_pos_ = 0;
@@ -425,7 +402,7 @@ void HttpConnection::go_on() {
 // Closes our half and waits for the client's, for a while: closing at once with bytes of the
 // client unread would make the kernel throw away the answer.
 void HttpConnection::linger() {
-  std::string().swap(ahead_);
+  forget_ahead();
   if (eof_) return close();
   shutdown(fd_.native_handle(), SHUT_WR);
   begin_phase(Phase::kLingering, kLingerTime);
@@ -467,8 +444,7 @@ void HttpConnection::on_tick(Clock::time_point now) {
       if (poll(&state, 1, 0) > 0) return lose();
     }
     if (sending_.empty() || now < deadline_) return;
-    // What the kernel holds for a reader that takes nothing is thrown away with a reset.
-    const ::linger reset{.l_onoff = 1, .l_linger = 0};
+    const ::linger reset{.l_onoff = 1, .l_linger = 0};  // nor keep what the kernel holds for it
     setsockopt(fd_.native_handle(), SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
     return lose();
   }
@@ -483,30 +459,25 @@ HttpServer::Impl::Impl(const HttpConfig& c, Handler h, HttpListener l)
     : config(c),
       limits{c.max_line, c.max_header_bytes, c.max_headers, c.max_body},
       handler(std::move(h)),
-      listening(l) {
-  listener.assign(l.fd);
+      listening(l),
+      acceptor(io, l, static_cast<unsigned>(c.stall_timeout.count()),
+               {.has_room = [this] { return has_room(); },
+                .add = [this](int fd, std::string peer) { add(fd, std::move(peer)); }}) {
   outbox = std::make_shared<HttpOutbox>([this] { asio::post(io, [this] { run_outbox(); }); });
-  reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
   const milliseconds shortest =
       std::min({c.header_timeout, c.body_timeout, c.idle_timeout, c.stall_timeout, c.idle_grace});
   period = std::clamp(shortest / 8, milliseconds(5), milliseconds(250));
   const int wanted = config.max_connections;
   config.max_connections = connections_within_file_limit(wanted);
   if (config.max_connections < wanted) {
-    log_warning(
-        fmt::format("http: at most {} connections, not {}: the limit of open files "
-                    "(ulimit -n) leaves no room for more",
-                    config.max_connections, wanted));
+    log_warning(fmt::format("http: at most {} connections: the limit of open files (ulimit -n)",
+                            config.max_connections));
   }
-}
-
-HttpServer::Impl::~Impl() {
-  if (reserve_fd >= 0) close(reserve_fd);
 }
 
 void HttpServer::Impl::run() {
   pthread_setname_np(pthread_self(), "weft-http");
-  wait_accept();
+  acceptor.resume();
   wait_tick();
   for (;;) {
     try {
@@ -528,60 +499,6 @@ void HttpServer::Impl::run_outbox() {
   }
 }
 
-void HttpServer::Impl::wait_accept() {
-  if (accept_pending || stopping) return;
-  accept_pending = true;
-  listener.async_wait(stream_descriptor::wait_read, [this](auto error) {
-    accept_pending = false;
-    if (!error) on_acceptable();
-  });
-}
-
-void HttpServer::Impl::on_acceptable() {
-  for (int i = 0; i < (stopping ? kAcceptsWhenStopping : kAcceptsPerTurn); ++i) {
-    // remove() goes on with it
-    if (static_cast<int>(connections.size()) >= config.max_connections) return;
-    std::string peer;
-    const int fd =
-        http_accept(listening, static_cast<unsigned>(config.stall_timeout.count()), &peer);
-    if (fd >= 0) {
-      add(fd, std::move(peer));
-      continue;
-    }
-    if (errno == EAGAIN || errno == EWOULDBLOCK) break;
-    if (errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM) {
-      continue;  // that connection is gone already
-    }
-    // The queue stays readable: waiting for it at once would spin.
-    if (errno == EMFILE || errno == ENFILE) shed();
-    if (stopping) return;
-    retry.expires_after(kAcceptRetry);
-    retry.async_wait([this](auto error) {
-      if (!error && !stopping) on_acceptable();
-    });
-    return;
-  }
-  wait_accept();
-}
-
-// No file is left: tells one client so, with the file kept for that, instead of letting all wait.
-void HttpServer::Impl::shed() {
-  if (reserve_fd >= 0) close(reserve_fd);
-  std::string peer;
-  const int fd = http_accept(listening, 1000, &peer);
-  if (fd >= 0) {
-    static constexpr std::string_view kText =
-        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n"
-        "Connection: close\r\n\r\n";
-    send(fd, kText.data(), kText.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-    shutdown(fd, SHUT_WR);
-    // A request that is here already is read, lest the close become a reset.
-    recv(fd, scratch.data(), scratch.size(), MSG_DONTWAIT);
-    close(fd);
-  }
-  reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-}
-
 void HttpServer::Impl::add(int fd, std::string peer) {
   auto connection = std::make_shared<HttpConnection>(*this, fd, std::move(peer));
   connection->index = connections.size();
@@ -598,7 +515,7 @@ void HttpServer::Impl::remove(HttpConnection* connection) {
   }
   connections.pop_back();
   num_connections = static_cast<int>(connections.size());
-  if (!ended) wait_accept();
+  if (!ended) acceptor.resume();
 }
 
 void HttpServer::Impl::wait_tick() {
@@ -621,9 +538,7 @@ void HttpServer::Impl::on_tick() {
 
 // All places taken: the idle connections that have been so for longest give way, a few a tick.
 void HttpServer::Impl::close_idle_for_newcomers() {
-  if (static_cast<int>(connections.size()) < config.max_connections) return;
-  pollfd queue{.fd = listening.fd, .events = POLLIN, .revents = 0};
-  if (stopping || poll(&queue, 1, 0) <= 0) return;
+  if (has_room() || !acceptor.queued()) return;
   std::vector<std::shared_ptr<HttpConnection>> idle;
   for (const auto& connection : connections) {
     if (connection->idle()) idle.push_back(connection);
@@ -637,21 +552,15 @@ void HttpServer::Impl::close_idle_for_newcomers() {
 void HttpServer::Impl::stop_accepting() {
   if (stopping || ended) return;
   stopping = true;
-  // Clients in the kernel's queue believe that they are connected.
-  on_acceptable();
-  boost::system::error_code ignored;
-  listener.close(ignored);
-  retry.cancel();
+  acceptor.stop(true);
   for (const auto& connection : connections) connection->on_drain();
 }
 
 void HttpServer::Impl::shut_down() {
   ended = true;
   stopping = true;
-  boost::system::error_code ignored;
-  listener.close(ignored);
+  acceptor.stop(false);
   if (!config.unix_socket.empty()) unlink(config.unix_socket.c_str());
-  retry.cancel();
   tick.cancel();
   while (!connections.empty()) std::shared_ptr(connections.back())->lose();
   guard.reset();
@@ -674,7 +583,6 @@ HttpServer::~HttpServer() {
 uint16_t HttpServer::port() const {
   return impl_->listening.port;
 }
-
 void HttpServer::post(std::function<void()> work) {
   impl_->outbox->post(std::move(work));
 }

@@ -179,7 +179,7 @@ TEST_F(HttpTest, RequestsBehindAStreamAreNoDisconnect) {
   ASSERT_TRUE(e);
   EXPECT_TRUE(e->write("one"));
   EXPECT_TRUE(c.read_to("Transfer-Encoding: chunked\r\n"));
-  EXPECT_TRUE(c.read_to("\r\n\r\n3\r\none\r\n"));
+  EXPECT_TRUE(c.read_to("\r\n3\r\none\r\n"));
   EXPECT_EQ(gone_, 0);
   e->end_stream();
   EXPECT_TRUE(c.read_to("0\r\n\r\nHTTP/1.1 200 OK\r\n"));
@@ -273,12 +273,12 @@ TEST_F(HttpTest, SlowAndSilentClientsRunOut) {
   EXPECT_EQ(ask(""), "");
   EXPECT_NE(ask(get("/idle")).find("GET /idle"), std::string::npos);
   Client slow(server_->port());
-  const auto begin = std::chrono::steady_clock::now();
   slow.send("GET / HTTP/1.1\r\n");
-  while (slow.send("A") && std::chrono::steady_clock::now() - begin < milliseconds(2000)) {
+  for (int i = 0; i < 20; ++i) {  // a byte now and then buys no time
+    slow.send("A");
     std::this_thread::sleep_for(milliseconds(10));
   }
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, milliseconds(1500 + 1500));
+  EXPECT_TRUE(slow.read_to("HTTP/1.1 408 "));
 }
 
 TEST_F(HttpTest, ReadersThatStallAreBoundedAndClosed) {
