@@ -1,0 +1,109 @@
+// Flags that several commands share.
+#include <CLI/CLI.hpp>
+#include <cctype>
+
+#include "app/flags.h"
+
+namespace weft {
+namespace {
+
+std::string environment_name(const CLI::Option& option) {
+  std::string name = "WEFT_";
+  for (char c : option.get_lnames().front()) {
+    name += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  }
+  return name;
+}
+
+/// Replaces "8k" by "8192"; what is no size is left for the number's own error.
+CLI::Validator human_size(const std::string& flag) {
+  return CLI::Validator(
+      [flag](std::string& text) {
+        const Result<int64_t> size = parse_size(flag, text);
+        if (size.ok()) text = std::to_string(*size);
+        return std::string();
+      },
+      "");
+}
+
+}  // namespace
+
+void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, bool fake) {
+  std::vector<std::string> devices = {"auto", "cpu", "cuda"};
+  if (fake) devices.emplace_back("fake");
+  if (positional_model) {
+    app.add_option(
+        "model", o.model,
+        "A directory with a Hugging Face checkpoint, or ORG/NAME[@revision]; the bundled "
+        "demo model when absent");
+  }
+  app.add_option("--model,-m", o.model, "The same as the positional MODEL");
+  app.add_option("--dtype", o.dtype, "Arithmetic of the weights and the KV cache")
+      ->check(CLI::IsMember({"auto", "bfloat16", "float32"}))
+      ->capture_default_str();
+  app.add_option("--quantization,-q", o.quantization, "Weight-only quantisation while loading")
+      ->check(CLI::IsMember({"none", "int8", "int4"}))
+      ->capture_default_str();
+  app.add_option("--load-format", o.load_format,
+                 "dummy: seeded random weights from config.json alone")
+      ->check(CLI::IsMember({"auto", "safetensors", "dummy"}))
+      ->capture_default_str();
+  app.add_option("--max-model-len", o.max_model_len, "Longest sequence in tokens (32k), or auto")
+      ->capture_default_str();
+  app.add_option("--kv-cache-memory", o.kv_cache_memory, "Bytes of the caches (2G), or auto")
+      ->capture_default_str();
+  app.add_option("--max-num-seqs", o.max_num_seqs, "Sequences that run at once")
+      ->transform(human_size("--max-num-seqs"))
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  app.add_option("--max-num-batched-tokens", o.max_num_batched_tokens,
+                 "Token budget of a step (8k)")
+      ->transform(human_size("--max-num-batched-tokens"))
+      ->check(CLI::Range(64, 1 << 20))
+      ->capture_default_str();
+  app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", o.prefix_caching,
+               "Reuse the cache of equal prompt prefixes (on by default)");
+  app.add_option_function<std::string>(
+         "--prefix-cache",
+         [&o](const std::string& mode) { o.reuse_generated = mode == "reuse-generated"; },
+         "exact: only what a cold run would compute; reuse-generated: also generated tokens of "
+         "earlier turns")
+      ->check(CLI::IsMember({"exact", "reuse-generated"}));
+  app.add_option("--threads,-t", o.threads, "CPU threads; 0: all that the process may use")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--cpu-isa", o.cpu_isa, "Instruction set of the CPU kernels")
+      ->check(CLI::IsMember({"auto", "avx2", "avx512", "avx512_bf16", "amx"}))
+      ->capture_default_str();
+  app.add_option("--device", o.device, "Where the model runs")
+      ->check(CLI::IsMember(devices))
+      ->capture_default_str();
+  app.add_option("--seed,-s", o.seed, "Seed of sampling and of dummy weights")
+      ->capture_default_str();
+}
+
+void add_sampling_options(CLI::App& app, SamplingRequest& o) {
+  app.add_option("--max-tokens,-n", o.max_tokens,
+                 "Tokens to generate; up to the model's length when absent");
+  app.add_option("--min-tokens", o.min_tokens, "Tokens before the answer may end");
+  app.add_option("--temperature", o.temperature, "0 is greedy");
+  app.add_option("--top-k", o.top_k, "Choose among the k most probable tokens; 0: off");
+  app.add_option("--top-p", o.top_p, "Choose among the most probable tokens of this mass, (0, 1]");
+  app.add_option("--min-p", o.min_p,
+                 "Leave out what is less probable than this share of the best, [0, 1]");
+  app.add_option("--repetition-penalty", o.repetition_penalty, "(0, 100]; 1: off");
+  app.add_option("--presence-penalty", o.presence_penalty, "[-2, 2]");
+  app.add_option("--frequency-penalty", o.frequency_penalty, "[-2, 2]");
+  app.add_option("--stop", o.stop, "A text that ends the answer; may be repeated");
+  app.add_flag("--ignore-eos", o.ignore_eos, "Go on after the end-of-sequence token");
+}
+
+void add_environment_twins(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    if (option->get_lnames().empty() || option->get_lnames().front() == "help") continue;
+    if (option->get_group().empty()) continue;  // known to vLLM, of no meaning here
+    option->envname(environment_name(*option));
+  }
+}
+
+}  // namespace weft
