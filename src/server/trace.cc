@@ -29,6 +29,14 @@ bool lower_hex(std::string_view text) {
                      [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
 }
 
+/// An id as a client may have sent it, fit for JSON: no byte that might break UTF-8.
+std::string ascii(std::string_view text) {
+  std::string out(text);
+  std::replace_if(
+      out.begin(), out.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
+  return out;
+}
+
 bool all_zero(std::string_view text) {
   return text.find_first_not_of('0') == std::string_view::npos;
 }
@@ -108,13 +116,13 @@ struct TraceWriter::Impl {
   void append(const RequestRecord& r, std::string& out) {
     const auto happened = [](Clock::time_point t) { return t != Clock::time_point(); };
     std::string args = ",\"args\":{\"id\":";
-    append_json_quoted(r.id, args);
+    append_json_quoted(ascii(r.id), args);
     if (!r.trace_id.empty()) {
       args += ",\"trace_id\":";
-      append_json_quoted(r.trace_id, args);
+      append_json_quoted(ascii(r.trace_id), args);
     }
     args += ",\"finish_reason\":";
-    append_json_quoted(r.finish_reason, args);
+    append_json_quoted(ascii(r.finish_reason), args);
     fmt::format_to(std::back_inserter(args),
                    ",\"prompt_tokens\":{},\"generated_tokens\":{},\"cached_tokens\":{}}}",
                    r.prompt_tokens, r.generated_tokens, r.cached_tokens);
