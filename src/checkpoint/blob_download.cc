@@ -58,7 +58,7 @@ class Pool {
 
  private:
   void work() {
-    HttpClient client(session_.options().timeout_s);
+    FetchClient client(session_.options().timeout_s);
     while (const auto range = claim()) {
       std::vector<std::byte> bytes;
       auto fetched = fetch(client, *range, bytes);
@@ -126,7 +126,7 @@ class Pool {
   }
 
   /// Fills `bytes` with the range, over as many attempts as it takes.
-  Result<> fetch(HttpClient& client, const Range& range, std::vector<std::byte>& bytes) {
+  Result<> fetch(FetchClient& client, const Range& range, std::vector<std::byte>& bytes) {
     bytes.reserve(range.end - range.begin);
     const uint64_t wanted = range.end - range.begin;
     for (int attempt = 0; bytes.size() < wanted;) {
@@ -148,16 +148,16 @@ class Pool {
   }
 
   /// One attempt. An error is final; what may be better next time goes into `problem`.
-  Result<> attempt_once(HttpClient& client, const Range& range, const std::string& url,
+  Result<> attempt_once(FetchClient& client, const Range& range, const std::string& url,
                         std::vector<std::byte>& bytes, std::string& problem) {
     Blob& blob = *range.blob;
     const uint64_t begin = range.begin + bytes.size();
     std::optional<Error> refused;
     std::optional<uint64_t> skip;  // bytes before `begin` when the server ignores ranges
-    HttpRequest request{.url = url};
+    FetchRequest request{.url = url};
     request.range = {begin, range.end - 1};
     if (begin > 0) request.headers.push_back("If-Range: \"" + blob.request.etag + "\"");
-    request.on_body = [&](const HttpResponse& response, std::span<const std::byte> piece) {
+    request.on_body = [&](const FetchResponse& response, std::span<const std::byte> piece) {
       if (!skip) {
         refused = check_answer(response, blob.request, begin);
         if (refused) return false;
@@ -197,7 +197,7 @@ class Pool {
   }
 
   /// A 2xx answer must be about the file that was asked for, from the byte that was asked for.
-  std::optional<Error> check_answer(const HttpResponse& response, const BlobRequest& request,
+  std::optional<Error> check_answer(const FetchResponse& response, const BlobRequest& request,
                                     uint64_t begin) const {
     const bool partial = response.status == 206;
     if (partial && !content_range_fits(response.header("content-range"), begin, request.size)) {

@@ -21,8 +21,8 @@ bool curl_ready() {
 
 struct Transfer {
   CURL* curl = nullptr;
-  const HttpRequest* request = nullptr;
-  HttpResponse response;
+  const FetchRequest* request = nullptr;
+  FetchResponse response;
   bool ended_by_caller = false;
 };
 
@@ -76,12 +76,12 @@ size_t on_data(char* data, size_t size, size_t count, void* context) {
 
 }  // namespace
 
-struct HttpClient::Impl {
+struct FetchClient::Impl {
   CURL* curl = nullptr;
   double timeout_s = 0;
 };
 
-std::string HttpResponse::header(const std::string& lower_case_name) const {
+std::string FetchResponse::header(const std::string& lower_case_name) const {
   const auto it = headers.find(lower_case_name);
   return it == headers.end() ? std::string() : it->second;
 }
@@ -103,20 +103,20 @@ std::string url_origin(std::string_view url) {
   return out.starts_with("http ") || out.starts_with("https ") ? out : std::string();
 }
 
-HttpClient::HttpClient(double timeout_s) : impl_(std::make_unique<Impl>()) {
+FetchClient::FetchClient(double timeout_s) : impl_(std::make_unique<Impl>()) {
   CHECK(curl_ready(), "libcurl could not be initialised");
   impl_->curl = curl_easy_init();
   CHECK(impl_->curl != nullptr, "libcurl gave no handle");
   impl_->timeout_s = timeout_s;
 }
 
-HttpClient::HttpClient(HttpClient&&) noexcept = default;
+FetchClient::FetchClient(FetchClient&&) noexcept = default;
 
-HttpClient::~HttpClient() {
+FetchClient::~FetchClient() {
   if (impl_ && impl_->curl) curl_easy_cleanup(impl_->curl);
 }
 
-Result<HttpResponse> HttpClient::perform(const HttpRequest& request) {
+Result<FetchResponse> FetchClient::perform(const FetchRequest& request) {
   CURL* curl = impl_->curl;
   curl_easy_reset(curl);  // options only: the connection is kept
   Transfer transfer{.curl = curl, .request = &request, .response = {}, .ended_by_caller = false};

@@ -15,7 +15,7 @@
 
 namespace weft {
 
-struct HttpRequest {
+struct FetchRequest {
   std::string url;
   bool head = false;
   std::vector<std::string> headers;  ///< "Name: value"
@@ -23,10 +23,10 @@ struct HttpRequest {
   std::optional<std::pair<uint64_t, uint64_t>> range;
   /// Takes the body of a 2xx answer piece by piece; returning false ends the transfer, which is not
   /// an error. `response` has the status and headers.
-  std::function<bool(const struct HttpResponse& response, std::span<const std::byte>)> on_body;
+  std::function<bool(const struct FetchResponse& response, std::span<const std::byte>)> on_body;
 };
 
-struct HttpResponse {
+struct FetchResponse {
   int status = 0;
   std::map<std::string, std::string> headers;  ///< names in lower case
   std::string text;       ///< the body of an answer that is not 2xx, cut at 64 KiB
@@ -42,16 +42,16 @@ std::string url_origin(std::string_view url);
 
 /// One connection that is kept alive between requests. It never follows redirects itself: the
 /// caller decides what may be sent to another host. Not thread-safe: one client per thread.
-class HttpClient {
+class FetchClient {
  public:
   /// `timeout_s`: for connecting, and for a transfer that stands still.
-  explicit HttpClient(double timeout_s);
-  HttpClient(HttpClient&&) noexcept;
-  ~HttpClient();
+  explicit FetchClient(double timeout_s);
+  FetchClient(FetchClient&&) noexcept;
+  ~FetchClient();
 
   /// Sends the request. Any HTTP status is a response; kUnavailable when none arrived or the body
   /// broke off (on_body has then seen what did arrive).
-  Result<HttpResponse> perform(const HttpRequest& request);
+  Result<FetchResponse> perform(const FetchRequest& request);
 
  private:
   struct Impl;

@@ -50,12 +50,12 @@ std::vector<std::string> needed_files(const std::vector<std::string>& all) {
   return out;
 }
 
-Result<RepoInfo> read_repo_info(HubSession& session, HttpClient& client) {
+Result<RepoInfo> read_repo_info(HubSession& session, FetchClient& client) {
   const std::string name = session.model().text();
   std::string body;
-  HttpRequest request{.url = session.info_url()};
-  const HttpResponse* current = nullptr;
-  request.on_body = [&](const HttpResponse& response, std::span<const std::byte> piece) {
+  FetchRequest request{.url = session.info_url()};
+  const FetchResponse* current = nullptr;
+  request.on_body = [&](const FetchResponse& response, std::span<const std::byte> piece) {
     if (current != &response) body.clear();  // a new attempt
     current = &response;
     body.append(reinterpret_cast<const char*>(piece.data()), piece.size());
@@ -97,11 +97,11 @@ bool is_sha256(std::string_view text) {
          });
 }
 
-Result<FileInfo> read_file_info(HubSession& session, HttpClient& client, const std::string& commit,
+Result<FileInfo> read_file_info(HubSession& session, FetchClient& client, const std::string& commit,
                                 const std::string& file) {
-  const HttpRequest request{.url = session.file_url(commit, file), .head = true};
+  const FetchRequest request{.url = session.file_url(commit, file), .head = true};
   const auto answer = TRY(session.send_with_retries(client, request, file));
-  const HttpResponse& response = answer.response;
+  const FetchResponse& response = answer.response;
   const bool redirect = response.status >= 300 && response.status < 400;
   if (!redirect && response.status != 200) return session.error_of(response, file);
   const auto either = [&](const char* linked, const char* own) {
@@ -133,7 +133,7 @@ Result<std::vector<FileInfo>> read_file_infos(HubSession& session, const std::st
   std::vector<std::optional<Result<FileInfo>>> found(files.size());
   std::atomic<size_t> next{0};
   const auto work = [&] {
-    HttpClient client(session.options().timeout_s);
+    FetchClient client(session.options().timeout_s);
     for (size_t i = next++; i < files.size(); i = next++) {
       found[i] = read_file_info(session, client, commit, files[i]);
       if (!found[i]->ok()) next = files.size();
@@ -245,7 +245,7 @@ Result<std::string> download_model(const ModelName& model, const HubOptions& opt
     return not_found(cached.error().message + "; HF_HUB_OFFLINE is set, so it can't be downloaded");
   }
   HubSession session(model, options, progress);
-  HttpClient client(options.timeout_s);
+  FetchClient client(options.timeout_s);
   const RepoInfo repo = TRY(read_repo_info(session, client));
   const HubCache cache(model, options.cache_dir);
   TRY(cache.make_folders(repo.commit));

@@ -50,7 +50,7 @@ bool HubSession::is_transient(int status) {
   return status == 408 || status == 429 || status >= 500;
 }
 
-Result<HubSession::Answer> HubSession::send(HttpClient& client, HttpRequest request) const {
+Result<HubSession::Answer> HubSession::send(FetchClient& client, FetchRequest request) const {
   const std::vector<std::string> hub_headers = std::move(request.headers);
   for (int hop = 0; hop <= kMaxRedirects; ++hop) {
     request.headers = {"Accept-Encoding: identity"};
@@ -61,7 +61,7 @@ Result<HubSession::Answer> HubSession::send(HttpClient& client, HttpRequest requ
     if (own && !options_.token.empty()) {
       request.headers.push_back("Authorization: Bearer " + options_.token);
     }
-    HttpResponse response = TRY(client.perform(request));
+    FetchResponse response = TRY(client.perform(request));
     const std::string target = response.header("location");
     if (!is_redirect(response.status) || target.empty()) {
       return Answer{std::move(response), request.url};
@@ -81,8 +81,8 @@ Result<HubSession::Answer> HubSession::send(HttpClient& client, HttpRequest requ
   return unavailable(request.url + ": more than " + std::to_string(kMaxRedirects) + " redirects");
 }
 
-Result<HubSession::Answer> HubSession::send_with_retries(HttpClient& client,
-                                                         const HttpRequest& request,
+Result<HubSession::Answer> HubSession::send_with_retries(FetchClient& client,
+                                                         const FetchRequest& request,
                                                          const std::string& what) {
   for (int attempt = 0;; ++attempt) {
     auto answer = send(client, request);
@@ -96,7 +96,7 @@ Result<HubSession::Answer> HubSession::send_with_retries(HttpClient& client,
   }
 }
 
-Error HubSession::error_of(const HttpResponse& response, const std::string& what) const {
+Error HubSession::error_of(const FetchResponse& response, const std::string& what) const {
   const std::string code = response.header("x-error-code");
   const std::string status = " (HTTP " + std::to_string(response.status) + ")";
   const std::string page = options_.endpoint + "/" + model_.repo();

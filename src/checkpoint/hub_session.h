@@ -13,7 +13,7 @@
 namespace weft {
 
 /// Talks to one hub about one model: adds the token where it belongs, follows redirects, waits
-/// between attempts. Thread-safe; each thread brings its own HttpClient.
+/// between attempts. Thread-safe; each thread brings its own FetchClient.
 class HubSession {
  public:
   HubSession(ModelName model, const HubOptions& options, const ProgressSink& progress);
@@ -27,23 +27,23 @@ class HubSession {
   std::string info_url() const;
 
   struct Answer {
-    HttpResponse response;
+    FetchResponse response;
     std::string url;  ///< of the last hop
   };
   /// One attempt, with up to five redirects. The token goes only to the hub's own scheme, host and
   /// port; `request.headers` only to the hub and before any redirect (If-Range names an ETag of the
   /// hub's answer); a step down from https to http is refused. A HEAD request stops where the
   /// headers describe the file (X-Linked-ETag), and at a redirect to another host.
-  Result<Answer> send(HttpClient& client, HttpRequest request) const;
+  Result<Answer> send(FetchClient& client, FetchRequest request) const;
 
   /// send(), repeated while the network or the hub (408, 429, 5xx) fails. `what` is for notes.
-  Result<Answer> send_with_retries(HttpClient& client, const HttpRequest& request,
+  Result<Answer> send_with_retries(FetchClient& client, const FetchRequest& request,
                                    const std::string& what);
 
   /// True for a status that may be better next time.
   static bool is_transient(int status);
   /// The message for an answer that is not a success.
-  Error error_of(const HttpResponse& response, const std::string& what) const;
+  Error error_of(const FetchResponse& response, const std::string& what) const;
   bool is_own_url(const std::string& url) const;
 
   /// Tells the user why, then sleeps first_backoff x 2^attempt (at most 8 s), less when stop() is
