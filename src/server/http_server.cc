@@ -123,7 +123,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   size_t parse(std::string_view bytes);
   void account_body();
   void dispatch();
-  void refuse(const HttpFault& fault, const HttpHeaders& headers = {});
+  void refuse(HttpFault fault, const HttpHeaders& headers = {});
   void flush();
   bool send_some();
   void finish_answer();
@@ -289,7 +289,7 @@ void HttpConnection::dispatch() {
 }
 
 // The transport's own answer to what is no acceptable request; the connection ends with it.
-void HttpConnection::refuse(const HttpFault& fault, const HttpHeaders& headers) {
+void HttpConnection::refuse(HttpFault fault, const HttpHeaders& headers) {
   parser_.reset();
   account_body();
   forget_ahead();
