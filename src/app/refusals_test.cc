@@ -6,6 +6,8 @@
 #include <map>
 #include <sstream>
 
+#include "app/vllm_flags.h"
+
 namespace weft {
 namespace {
 
@@ -28,12 +30,54 @@ TEST(Refusals, EveryRowHasAnExampleThatItRefuses) {
   EXPECT_TRUE(check_refusals(EngineOptions{}).ok());
 }
 
+const std::map<std::string, ServeOptions> kServeExamples = {
+    {"public-without-key", {.host = "0.0.0.0"}},
+    {"fake-speed-without-fake", {.fake_tokens_per_second = 10}},
+};
+
+TEST(Refusals, EveryServeRowHasAnExampleThatItRefuses) {
+  for (const ServeRefusal& refusal : serve_refusals()) {
+    const auto example = kServeExamples.find(refusal.id);
+    ASSERT_NE(example, kServeExamples.end()) << refusal.id;
+    const auto result = check_serve_refusals(example->second);
+    ASSERT_FALSE(result.ok());
+    EXPECT_NE(result.error().message.find(std::string("[") + refusal.id + "]"), std::string::npos);
+  }
+  EXPECT_EQ(kServeExamples.size(), serve_refusals().size());
+  EXPECT_TRUE(check_serve_refusals(ServeOptions{}).ok());
+}
+
+TEST(Refusals, EveryRefusedFlagHasOneRow) {
+  std::map<std::string, int> rows;
+  for (const FlagRefusal& refusal : flag_refusals()) {
+    std::istringstream flags(refusal.flags);
+    for (std::string flag; flags >> flag;) ++rows[flag];
+  }
+  for (const KnownFlag& flag : refused_flags()) {
+    EXPECT_EQ(rows[std::string(flag.name)], 1) << flag.name;
+    const std::string message = flag_refusal(std::string(flag.name)).message;
+    EXPECT_NE(message.find("] " + std::string(flag.name) + ": "), std::string::npos) << message;
+  }
+  EXPECT_EQ(rows.size(), refused_flags().size()) << "a row names a flag that is not refused";
+}
+
 TEST(Refusals, TheDocumentShowsTheTable) {
   std::ifstream file(std::string(WEFT_SOURCE_DIR) + "/docs/refusals.md");
   std::stringstream text;
   text << file.rdbuf();
   for (const Refusal& refusal : refusals()) {
     EXPECT_NE(text.str().find("| `" + std::string(refusal.id) + "` | " + refusal.reason + " |"),
+              std::string::npos)
+        << refusal.id;
+  }
+  for (const ServeRefusal& refusal : serve_refusals()) {
+    EXPECT_NE(text.str().find("| `" + std::string(refusal.id) + "` | " + refusal.reason + " |"),
+              std::string::npos)
+        << refusal.id;
+  }
+  for (const FlagRefusal& refusal : flag_refusals()) {
+    EXPECT_NE(text.str().find("| `" + std::string(refusal.id) + "` | `" + refusal.flags + "` | " +
+                              refusal.reason + " |"),
               std::string::npos)
         << refusal.id;
   }

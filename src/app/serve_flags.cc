@@ -55,7 +55,8 @@ void add_address_flags(CLI::App& app, ServeArguments& a) {
                  "A file of keys, one a line, # begins a comment; may be repeated")
       ->allow_extra_args(false);
   app.add_option("--allowed-origins", a.allowed_origins,
-                 "Origins whose pages may call (CORS): a list or a JSON array; \"*\": any");
+                 "Origins whose pages may call (CORS): a list or a JSON array; \"*\": any")
+      ->allow_extra_args(false);
 }
 
 void add_model_flags(CLI::App& app, ServeArguments& a) {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <iterator>
 #include <string_view>
 
@@ -64,7 +65,8 @@ void LiveView::sample(const EngineStats& stats, Clock::time_point now) {
   const auto rate = [seconds](int64_t after, int64_t earlier) {
     return static_cast<double>(after - earlier) / seconds;
   };
-  Sample sample{.time = epoch_seconds(now),
+  // As it will be printed, so that a printed time says `since` exactly.
+  Sample sample{.time = std::round(epoch_seconds(now) * 1e3) / 1e3,
                 .running = stats.num_running,
                 .waiting = stats.num_waiting,
                 .blocks_used = stats.blocks_used,
