@@ -1,260 +1,532 @@
 #include "text/chat_parser.h"
 
 #include <optional>
+#include <span>
 #include <utility>
 
-#include "text/tool_call_reader.h"
+#include "text/json_stream.h"
+#include "text/tag_matcher.h"
+#include "text/tool_call_json.h"
+#include "text/tool_call_writer.h"
+#include "text/tool_call_xml.h"
+#include "text/tool_schemas.h"
 
 namespace weft {
+namespace text {
 namespace {
 
-constexpr std::string_view kThink = "<think>";
-constexpr std::string_view kThinkEnd = "</think>";
-constexpr std::string_view kCall = "<tool_call>";
-
-bool is_space(char c) {
-  return c == ' ' || c == '\t' || c == '\n' || c == '\r';
-}
-
-/// "call_" and 24 hex digits of (seed, index): splitmix64 (Steele et al. 2014).
-std::string call_id(uint64_t seed, int index) {
-  static constexpr char kHex[] = "0123456789abcdef";
-  std::string id = "call_";
-  uint64_t state = seed ^ (uint64_t{0x9E3779B97F4A7C15} * static_cast<uint64_t>(index + 1));
-  for (int word = 0; word < 2; ++word) {
-    state += 0x9E3779B97F4A7C15;
-    uint64_t z = state;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
-    z ^= z >> 31;
-    for (int shift = 0; shift < 48; shift += 4) id += kHex[(z >> shift) & 15];
-  }
-  return id;
+/// Spreads the bits of a counter (SplitMix64).
+uint64_t mix(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+  return x ^ x >> 31;
 }
 
 }  // namespace
 
+void ToolCallWriter::begin(std::string_view name) {
+  constexpr std::string_view kHex = "0123456789abcdef";
+  uint64_t high = mix(seed_ + static_cast<uint64_t>(num_calls_));
+  uint64_t low = mix(high ^ seed_);
+  std::string id = "call_";
+  for (int i = 0; i < 24; ++i) {
+    uint64_t& bits = i < 12 ? high : low;
+    id += kHex[bits & 15];
+    bits >>= 4;
+  }
+  out_->tool_calls.push_back({num_calls_, std::move(id), std::string(name), {}});
+  ++num_calls_;
+}
+
+void ToolCallWriter::append(std::string_view arguments) {
+  const int index = num_calls_ - 1;
+  if (out_->tool_calls.empty() || out_->tool_calls.back().index != index) {
+    out_->tool_calls.push_back({index, {}, {}, {}});
+  }
+  out_->tool_calls.back().arguments += arguments;
+}
+
+}  // namespace text
+
+namespace {
+
+using text::CallStep;
+using text::TagMatcher;
+
+constexpr std::string_view kThink = "<think>", kThinkEnd = "</think>";
+constexpr std::string_view kCall = "<tool_call>", kCallEnd = "</tool_call>";
+constexpr std::string_view kFunction = "<function=";
+constexpr std::string_view kPythonTag = "<|python_tag|>";
+
+constexpr std::string_view kAtStart[] = {kThink, kThinkEnd};
+constexpr std::string_view kInThought[] = {kThinkEnd};
+constexpr std::string_view kInContent[] = {kCall, kFunction};  // the second only of kQwenXml
+constexpr std::string_view kInBlock[] = {kFunction};
+constexpr std::string_view kAfterCall[] = {kCallEnd, kCall, kFunction};
+constexpr std::string_view kInSkipped[] = {kCallEnd, kCall};
+constexpr std::string_view kLlamaStart[] = {kPythonTag};
+
+constexpr size_t kMaxSpace = 4096;  // bytes of white space that wait for what follows
+
+}  // namespace
+
 struct ChatParser::Parts {
-  Parts(const ChatFormat& format, const ChatParserOptions& options);
+  enum class State : uint8_t {
+    kStart,  // before the answer: white space and think tags
+    kThought,
+    kContent,
+    kBlock,  // behind <tool_call>
+    kJsonCall,
+    kXmlCall,
+    kAfterCall,  // behind a complete call
+    kSkip,       // in what is left of an unsound block
+    kLlama,      // where a bare JSON object is a call
+  };
 
-  /// Appends to `out`.
-  void push(std::string_view text, ChatDelta& out);
-  void finish(ChatDelta& out);
-  bool in_reasoning() const { return state_ == State::kReasoning; }
-  int num_tool_calls() const { return num_calls_; }
+  Parts(ChatFormat chat_format, ChatParserOptions options)
+      : format(chat_format),
+        tools_json(options.tools_enabled ? std::move(options.tools_json) : std::string()),
+        writer(options.seed) {
+    if (!options.tools_enabled) format.tools = ChatFormat::Tools::kNone;
+    if (options.starts_in_reasoning) {
+      state = State::kThought;
+      may_reopen = true;
+    } else if (format.reasoning == ChatFormat::Reasoning::kThinkTags) {
+      state = State::kStart;
+    } else {
+      begin_content();
+    }
+  }
 
-  enum class State { kStart, kReasoning, kContent, kCall };
-  void take(char c, ChatDelta& out);
-  void take_start(char c, ChatDelta& out);
-  void take_reasoning(char c, ChatDelta& out);
-  void take_content(char c, ChatDelta& out);
-  void take_call(char c, ChatDelta& out);
-  void give_call(std::string arguments, ChatDelta& out);
-  void end_call(ChatDelta& out);
-  void replay(const std::string& text, ChatDelta& out);
+  bool has_tools() const { return format.tools != ChatFormat::Tools::kNone; }
+  bool is_llama() const { return format.tools == ChatFormat::Tools::kLlamaJson; }
 
-  const ChatFormat format_;
-  const bool tools_enabled_;
-  const uint64_t seed_;
-  const ToolTypes types_;
-  State state_ = State::kContent;
-  std::string spaces_;          // held back: dropped if markup follows
-  size_t matched_ = 0;          // of the tag that may be beginning
-  bool skip_newlines_ = false;  // after <think> and </think>
-  std::optional<ToolCallReader> call_;
-  bool call_given_ = false;  // its id and name are out
-  int num_calls_ = 0;
+  void step(char c);
+  void finish();
+
+  void give_rest(std::string_view text);
+  void begin_content() { state = is_llama() ? State::kLlama : State::kContent; }
+  void at_start(char c);
+  void thought(char c);
+  void thought_byte(char c);
+  void content(char c);
+  void content_byte(char c);
+  void give_content_space();
+  void block(char c);
+  void llama(char c);
+  void call(char c);
+  void after_call(char c);
+  void skip(char c);
+  const text::ToolSchemas& tool_schemas();
+  void begin_json();
+  void begin_xml();
+  void not_a_call(char c);
+  void begin_block();
+  bool hold(char c);
+  void call_begun();
+
+  ChatFormat format;
+  std::string tools_json;
+  std::optional<text::ToolSchemas> schemas;  // once there is a call that asks for them
+  text::ToolCallWriter writer;
+  ChatDelta* out = nullptr;
+  State state = State::kContent;
+  TagMatcher tag;
+
+  // Reasoning.
+  bool may_reopen = false;  // a <think> at the start of an opened thought is dropped
+  bool has_reasoning = false;
+  bool after_thought = false;
+  std::string space;  // white space that waits for what follows (kStart, kThought, kContent)
+
+  // Content and calls.
+  bool has_content = false;
+  bool call_since_content = false;
+  std::string space_before_call;
+  bool bare = false;       // the block is a <function=...> without <tool_call>
+  std::string block_text;  // the block so far, while it may still not be a call
+  std::optional<text::ToolCallJson> json;
+  std::optional<text::ToolCallXml> xml;
 };
 
-ChatParser::Parts::Parts(const ChatFormat& format, const ChatParserOptions& options)
-    : format_(format),
-      tools_enabled_(options.tools_enabled && format.tools != ChatFormat::Tools::kNone),
-      seed_(options.seed),
-      types_(options.tools_json) {
-  if (format_.reasoning == ChatFormat::Reasoning::kNone) return;
-  state_ = options.starts_in_reasoning ? State::kReasoning : State::kStart;
-  skip_newlines_ = options.starts_in_reasoning;
-}
-
-void ChatParser::Parts::push(std::string_view text, ChatDelta& out) {
-  for (const char c : text) take(c, out);
-}
-
-void ChatParser::Parts::take(char c, ChatDelta& out) {
-  switch (state_) {
-    case State::kStart: take_start(c, out); break;
-    case State::kReasoning: take_reasoning(c, out); break;
-    case State::kContent: take_content(c, out); break;
-    case State::kCall: take_call(c, out); break;
+void ChatParser::Parts::step(char c) {
+  switch (state) {
+    case State::kStart: at_start(c); break;
+    case State::kThought: thought(c); break;
+    case State::kContent: content(c); break;
+    case State::kBlock: block(c); break;
+    case State::kJsonCall:
+    case State::kXmlCall: call(c); break;
+    case State::kAfterCall: after_call(c); break;
+    case State::kSkip: skip(c); break;
+    case State::kLlama: llama(c); break;
   }
 }
 
-void ChatParser::Parts::replay(const std::string& text, ChatDelta& out) {
-  for (const char c : text) take(c, out);
+void ChatParser::Parts::at_start(char c) {
+  if (tag.empty() && text::is_json_space(c) && space.size() < kMaxSpace) {
+    if (!after_thought || c != '\n' || !space.empty()) space += c;
+    return;
+  }
+  switch (tag.step(c, kAtStart)) {
+    case TagMatcher::Step::kMore: return;
+    case TagMatcher::Step::kFull:
+      if (kAtStart[tag.which()] == kThink) state = State::kThought;
+      tag.reset();
+      space.clear();
+      return;
+    case TagMatcher::Step::kNo: break;
+  }
+  // The answer: white space before it is content, where no call follows.
+  const std::string taken = std::exchange(space, {}) + std::string(tag.taken());
+  tag.reset();
+  begin_content();
+  for (char t : taken) step(t);
+  step(c);
 }
 
-void ChatParser::Parts::take_start(char c, ChatDelta& out) {
-  if (matched_ == 0 && is_space(c)) {
-    spaces_ += c;
+void ChatParser::Parts::thought(char c) {
+  if (may_reopen) {
+    if (tag.empty() && text::is_json_space(c) && space.size() < kMaxSpace) {
+      if (c != '\n' || !space.empty()) space += c;
+      return;
+    }
+    switch (tag.step(c, kAtStart)) {
+      case TagMatcher::Step::kMore: return;
+      case TagMatcher::Step::kFull:
+        if (kAtStart[tag.which()] == kThinkEnd) {
+          state = State::kStart;
+          after_thought = true;
+        }
+        may_reopen = false;
+        tag.reset();
+        space.clear();
+        return;
+      case TagMatcher::Step::kNo: break;
+    }
+    const std::string taken = std::exchange(space, {}) + std::string(tag.taken());
+    tag.reset();
+    may_reopen = false;
+    for (char t : taken) step(t);
+    step(c);
     return;
   }
-  if (c == kThink[matched_]) {
-    if (++matched_ < kThink.size()) return;
-    state_ = State::kReasoning;
-    skip_newlines_ = true;
-    spaces_.clear();
-    matched_ = 0;
+  switch (tag.step(c, kInThought)) {
+    case TagMatcher::Step::kMore: return;
+    case TagMatcher::Step::kFull:
+      tag.reset();
+      space.clear();
+      after_thought = true;
+      state = State::kStart;
+      return;
+    case TagMatcher::Step::kNo: break;
+  }
+  if (!tag.empty()) {
+    const std::string_view taken = tag.taken();
+    tag.reset();
+    for (char t : taken) thought_byte(t);
+    step(c);
     return;
   }
-  const std::string held = std::exchange(spaces_, "") + std::string(kThink.substr(0, matched_));
-  matched_ = 0;
-  state_ = State::kContent;
-  replay(held, out);
-  take(c, out);
+  thought_byte(c);
 }
 
-void ChatParser::Parts::take_reasoning(char c, ChatDelta& out) {
-  if (c == kThinkEnd[matched_]) {
-    if (++matched_ < kThinkEnd.size()) return;
-    state_ = State::kContent;
-    skip_newlines_ = true;
-    spaces_.clear();
-    matched_ = 0;
+void ChatParser::Parts::thought_byte(char c) {
+  if (c == '\n' && space.size() < kMaxSpace) {
+    space += c;
     return;
   }
-  if (matched_ > 0) {  // it was no tag; '<' begins one only as the first byte
-    out.reasoning += std::exchange(spaces_, "");
-    out.reasoning += kThinkEnd.substr(0, std::exchange(matched_, 0));
-    skip_newlines_ = false;
-    take_reasoning(c, out);
-    return;
+  // Newlines at the beginning are dropped; one stays between two thoughts.
+  if (has_reasoning) {
+    out->reasoning += after_thought ? std::string("\n") : space;
   }
-  if (c == '\n') {
-    if (!skip_newlines_) spaces_ += c;
-    return;
-  }
-  skip_newlines_ = false;
-  out.reasoning += std::exchange(spaces_, "");
-  out.reasoning += c;
+  after_thought = false;
+  space.clear();
+  has_reasoning = true;
+  out->reasoning += c;
 }
 
-void ChatParser::Parts::take_content(char c, ChatDelta& out) {
-  if (skip_newlines_) {
-    if (c == '\n') return;
-    skip_newlines_ = false;
-  }
-  if (!tools_enabled_) {
-    out.content += c;
+void ChatParser::Parts::content(char c) {
+  if (!has_tools() || is_llama()) {
+    content_byte(c);
     return;
   }
-  if (c == kCall[matched_]) {
-    if (++matched_ < kCall.size()) return;
-    matched_ = 0;
-    spaces_.clear();
-    call_.emplace(types_);
-    call_given_ = false;
-    state_ = State::kCall;
+  const size_t num_tags = format.tools == ChatFormat::Tools::kQwenXml ? 2 : 1;
+  switch (tag.step(c, std::span(kInContent).first(num_tags))) {
+    case TagMatcher::Step::kMore: return;
+    case TagMatcher::Step::kFull:
+      bare = tag.which() == 1;
+      begin_block();
+      if (bare) begin_xml();
+      return;
+    case TagMatcher::Step::kNo: break;
+  }
+  if (!tag.empty()) {
+    const std::string_view taken = tag.taken();
+    tag.reset();
+    for (char t : taken) content_byte(t);
+    step(c);
     return;
   }
-  if (matched_ > 0) {
-    out.content += std::exchange(spaces_, "");
-    out.content += kCall.substr(0, std::exchange(matched_, 0));
-    take_content(c, out);
-    return;
-  }
-  if (is_space(c)) {
-    spaces_ += c;
-    return;
-  }
-  out.content += std::exchange(spaces_, "");
-  out.content += c;
+  content_byte(c);
 }
 
-/// A piece of the arguments of the call being read; with id and name if it is the first.
-void ChatParser::Parts::give_call(std::string arguments, ChatDelta& out) {
-  const int index = call_given_ ? num_calls_ - 1 : num_calls_;
-  const bool joins = call_given_ && !out.tool_calls.empty() && out.tool_calls.back().index == index;
-  if (joins) {
-    out.tool_calls.back().arguments += arguments;
-    return;
-  }
-  ToolCallDelta piece{.index = index, .id = "", .name = "", .arguments = std::move(arguments)};
-  if (!call_given_) {
-    piece.id = call_id(seed_, index);
-    piece.name = call_->name();
-    call_given_ = true;
-    ++num_calls_;
-  }
-  out.tool_calls.push_back(std::move(piece));
+/// The tag that opens a block is complete.
+void ChatParser::Parts::begin_block() {
+  block_text = tag.taken();
+  tag.reset();
+  state = State::kBlock;
 }
 
-void ChatParser::Parts::take_call(char c, ChatDelta& out) {
-  std::string arguments;
-  const ToolCallReader::Status status = call_->push(c, arguments);
-  if (call_->begun() && (!call_given_ || !arguments.empty())) give_call(std::move(arguments), out);
-  if (status == ToolCallReader::Status::kMore) return;
-  if (status == ToolCallReader::Status::kDone) {
-    end_call(out);
+void ChatParser::Parts::content_byte(char c) {
+  if (has_tools() && text::is_json_space(c) && space.size() < kMaxSpace) {
+    space += c;
     return;
   }
-  if (call_->begun()) {
-    end_call(out);
-    take(c, out);
-    return;
-  }
-  const std::string raw = call_->raw();
-  call_.reset();
-  state_ = State::kContent;
-  out.content += kCall;
-  replay(raw, out);
-  take(c, out);
+  give_content_space();
+  has_content = true;
+  out->content += c;
 }
 
-void ChatParser::Parts::end_call(ChatDelta& out) {
-  const std::string rest = call_->completion();
-  if (!rest.empty()) give_call(rest, out);
-  call_.reset();
-  state_ = State::kContent;
+void ChatParser::Parts::give_content_space() {
+  if (!call_since_content) {
+    out->content += space;
+  } else if (has_content) {
+    out->content += space.empty() ? space_before_call : space;
+  }
+  call_since_content = false;
+  space.clear();
+  space_before_call.clear();
 }
 
-void ChatParser::Parts::finish(ChatDelta& out) {
-  if (state_ == State::kStart) {
-    out.content += std::exchange(spaces_, "");
-    out.content += kThink.substr(0, std::exchange(matched_, 0));
+/// Behind <tool_call>: an object or <function= have to follow.
+void ChatParser::Parts::block(char c) {
+  if (tag.empty() && (text::is_json_space(c) || c == '{')) {
+    if (c == '{') {
+      begin_json();
+      step(c);
+    } else if (!hold(c)) {
+      not_a_call(c);
+    }
     return;
   }
-  if (state_ == State::kReasoning) {
-    if (matched_ > 0) out.reasoning += spaces_ + std::string(kThinkEnd.substr(0, matched_));
-  } else if (state_ == State::kContent) {
-    if (num_calls_ == 0 || matched_ > 0) out.content += spaces_;
-    out.content += kCall.substr(0, matched_);
-  } else if (call_->begun()) {
-    end_call(out);
+  switch (tag.step(c, kInBlock)) {
+    case TagMatcher::Step::kMore: return;
+    case TagMatcher::Step::kFull:
+      block_text += tag.taken();
+      tag.reset();
+      begin_xml();
+      return;
+    case TagMatcher::Step::kNo: break;
   }
-  spaces_.clear();
-  matched_ = 0;
+  block_text += tag.taken();
+  tag.reset();
+  not_a_call(c);
+}
+
+const text::ToolSchemas& ChatParser::Parts::tool_schemas() {
+  if (!schemas) schemas.emplace(tools_json);
+  return *schemas;
+}
+
+void ChatParser::Parts::begin_json() {
+  json.emplace(is_llama() ? &tool_schemas() : nullptr);
+  state = State::kJsonCall;
+}
+
+void ChatParser::Parts::begin_xml() {
+  xml.emplace(tool_schemas());
+  state = State::kXmlCall;
+}
+
+bool ChatParser::Parts::hold(char c) {
+  if (block_text.size() >= text::kMaxCallHeld) return false;
+  block_text += c;
+  return true;
+}
+
+/// The block so far is content; `c` comes after it. The end of the block may begin another one.
+void ChatParser::Parts::not_a_call(char c) {
+  const std::string taken = std::exchange(block_text, {});
+  state = State::kContent;
+  const size_t last = taken.rfind('<');
+  const auto may_open = [&](std::string_view tag_text) {
+    return last != 0 && last != taken.npos && tag_text.starts_with(taken.substr(last));
+  };
+  const bool opens = may_open(kCall) || may_open(kFunction);
+  for (size_t i = 0; i < taken.size(); ++i) {
+    if (opens && i >= last) {
+      step(taken[i]);
+    } else {
+      content_byte(taken[i]);
+    }
+  }
+  step(c);
+}
+
+void ChatParser::Parts::call_begun() {
+  block_text.clear();
+  if (!call_since_content) space_before_call = space;
+  space.clear();
+  call_since_content = true;
+}
+
+void ChatParser::Parts::call(char c) {
+  const bool is_json = state == State::kJsonCall;
+  const bool was_begun = is_json ? json->begun() : xml->begun();
+  if (!was_begun && block_text.size() >= text::kMaxCallHeld) {
+    not_a_call(c);
+    return;
+  }
+  const CallStep step_taken = is_json ? json->step(c, writer) : xml->step(c, writer);
+  const bool begun = is_json ? json->begun() : xml->begun();
+  if (begun && !was_begun) call_begun();
+  switch (step_taken) {
+    case CallStep::kMore:
+      if (!begun) block_text += c;
+      return;
+    case CallStep::kNoCall: not_a_call(c); return;
+    case CallStep::kEnd: state = is_llama() ? State::kLlama : State::kAfterCall; return;
+    case CallStep::kEndBlock: state = State::kContent; return;
+    case CallStep::kBroken:
+      state = State::kSkip;
+      step(c);
+      return;
+  }
+}
+
+void ChatParser::Parts::after_call(char c) {
+  if (tag.empty() && text::is_json_space(c) && (!bare || space.size() < kMaxSpace)) {
+    if (bare) space += c;
+    return;
+  }
+  switch (tag.step(c, kAfterCall)) {
+    case TagMatcher::Step::kMore: return;
+    case TagMatcher::Step::kFull: {
+      const std::string_view which = kAfterCall[tag.which()];
+      if (which == kCallEnd) {
+        tag.reset();
+        space.clear();
+        state = State::kContent;
+        return;
+      }
+      begin_block();
+      if (which == kFunction) {
+        begin_xml();
+      } else {
+        bare = false;
+      }
+      return;
+    }
+    case TagMatcher::Step::kNo: break;
+  }
+  const std::string_view taken = tag.taken();
+  tag.reset();
+  state = bare ? State::kContent : State::kSkip;
+  for (char t : taken) step(t);
+  step(c);
+}
+
+void ChatParser::Parts::skip(char c) {
+  if (is_llama()) return;
+  switch (tag.step(c, kInSkipped)) {
+    case TagMatcher::Step::kMore: return;
+    case TagMatcher::Step::kFull:
+      if (kInSkipped[tag.which()] == kCall) {
+        bare = false;
+        begin_block();
+      } else {
+        tag.reset();
+        state = State::kContent;
+      }
+      return;
+    case TagMatcher::Step::kNo: break;
+  }
+  const bool again = !tag.empty();
+  tag.reset();
+  if (again) step(c);
+}
+
+/// Where the answer of a Llama model, or its next call, begins.
+void ChatParser::Parts::llama(char c) {
+  if (tag.empty() && block_text.empty() &&
+      (text::is_json_space(c) || (call_since_content && (c == ';' || c == ',')))) {
+    if (space.size() < kMaxSpace) space += c;
+    return;
+  }
+  if (tag.empty() && c == '{') {
+    begin_json();
+    step(c);
+    return;
+  }
+  if (block_text.empty()) {
+    switch (tag.step(c, kLlamaStart)) {
+      case TagMatcher::Step::kMore: return;
+      case TagMatcher::Step::kFull:
+        begin_block();
+        state = State::kLlama;
+        return;
+      case TagMatcher::Step::kNo: break;
+    }
+  }
+  block_text += tag.taken();
+  tag.reset();
+  not_a_call(c);
+}
+
+void ChatParser::Parts::finish() {
+  const std::string taken(tag.taken());
+  switch (state) {
+    case State::kStart:
+    case State::kContent:
+    case State::kLlama: give_rest(block_text + taken); break;
+    case State::kThought:
+      for (char t : taken) thought_byte(t);
+      break;
+    case State::kJsonCall:
+      if (json->begun()) {
+        json->close(writer);
+      } else if (is_llama()) {
+        give_rest(block_text);
+      }
+      break;
+    case State::kXmlCall: xml->close(writer); break;
+    case State::kBlock:
+    case State::kAfterCall:
+    case State::kSkip: break;
+  }
+}
+
+/// The last of the content.
+void ChatParser::Parts::give_rest(std::string_view text) {
+  for (char t : text) content_byte(t);
+  if (!call_since_content) out->content += space;
 }
 
 ChatParser::ChatParser(ChatFormat format, ChatParserOptions options)
-    : parts_(std::make_unique<Parts>(format, options)) {}
+    : parts_(std::make_unique<Parts>(format, std::move(options))) {}
 ChatParser::~ChatParser() = default;
 ChatParser::ChatParser(ChatParser&&) noexcept = default;
 ChatParser& ChatParser::operator=(ChatParser&&) noexcept = default;
 
 void ChatParser::push(std::string_view text, ChatDelta& out) {
-  parts_->push(text, out);
+  parts_->out = &out;
+  parts_->writer.write_to(&out);
+  for (const char c : text) parts_->step(c);
 }
 
 void ChatParser::finish(ChatDelta& out) {
-  parts_->finish(out);
+  parts_->out = &out;
+  parts_->writer.write_to(&out);
+  parts_->finish();
 }
 
 bool ChatParser::in_reasoning() const {
-  return parts_->in_reasoning();
+  return parts_->state == Parts::State::kThought;
 }
-
 int ChatParser::num_tool_calls() const {
-  return parts_->num_tool_calls();
+  return parts_->writer.num_calls();
 }
 
 }  // namespace weft

@@ -1,180 +1,428 @@
 #include "text/json_stream.h"
 
-#include <cctype>
+#include <string_view>
 
-namespace weft {
+namespace weft::text {
 namespace {
 
-bool is_space(char c) {
-  return c == ' ' || c == '\t' || c == '\n' || c == '\r';
+constexpr std::string_view kReplacement = "\\ufffd";
+
+int hex_digit(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+  return -1;
 }
+
 bool is_digit(char c) {
   return c >= '0' && c <= '9';
 }
 
-/// number of RFC 8259, or true, false, null.
-bool is_scalar(std::string_view text) {
-  if (text == "true" || text == "false" || text == "null") return true;
-  size_t i = 0;
-  const auto digits = [&] {
-    const size_t begin = i;
-    while (i < text.size() && is_digit(text[i])) ++i;
-    return i > begin;
-  };
-  if (i < text.size() && text[i] == '-') ++i;
-  const bool zero = i < text.size() && text[i] == '0';
-  const size_t begin = i;
-  if (!digits() || (zero && i - begin > 1)) return false;
-  if (i < text.size() && text[i] == '.') {
-    ++i;
-    if (!digits()) return false;
-  }
-  if (i < text.size() && (text[i] == 'e' || text[i] == 'E')) {
-    ++i;
-    if (i < text.size() && (text[i] == '+' || text[i] == '-')) ++i;
-    if (!digits()) return false;
-  }
-  return i == text.size();
+bool is_control(char c) {
+  return static_cast<unsigned char>(c) < 0x20;
 }
 
-bool can_be_in_scalar(char c) {
-  return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '+' || c == '-' || c == '.';
+/// The number that the four digits from `at` stand for.
+uint32_t code_unit(const std::string& escape, size_t at) {
+  uint32_t unit = 0;
+  for (size_t i = at; i < at + 4; ++i) {
+    unit = unit << 4 | static_cast<uint32_t>(hex_digit(escape[i]));
+  }
+  return unit;
+}
+
+bool is_high(uint32_t unit) {
+  return unit >= 0xd800 && unit < 0xdc00;
+}
+bool is_low(uint32_t unit) {
+  return unit >= 0xdc00 && unit < 0xe000;
+}
+
+void append_utf8(std::string& out, uint32_t code) {
+  const auto add = [&out](uint32_t byte) { out += static_cast<char>(byte); };
+  if (code < 0x80) {
+    add(code);
+  } else if (code < 0x800) {
+    add(0xc0 | code >> 6);
+    add(0x80 | (code & 0x3f));
+  } else if (code < 0x10000) {
+    add(0xe0 | code >> 12);
+    add(0x80 | (code >> 6 & 0x3f));
+    add(0x80 | (code & 0x3f));
+  } else {
+    add(0xf0 | code >> 18);
+    add(0x80 | (code >> 12 & 0x3f));
+    add(0x80 | (code >> 6 & 0x3f));
+    add(0x80 | (code & 0x3f));
+  }
 }
 
 }  // namespace
 
-void JsonStream::give(std::string& out) {
-  out += held_;
-  held_.clear();
+bool is_json_space(char c) {
+  return c == ' ' || c == '\n' || c == '\r' || c == '\t';
 }
 
-JsonStream::Status JsonStream::end_value(std::string& out) {
-  give(out);
-  state_ = stack_.empty() ? State::kDone : State::kAfterValue;
-  return stack_.empty() ? Status::kDone : Status::kMore;
-}
-
-JsonStream::Status JsonStream::close(char c, std::string& out) {
-  if (stack_.back() != (c == '}' ? '{' : '[')) return Status::kBad;
-  stack_.pop_back();
-  held_ += c;
-  return end_value(out);
-}
-
-JsonStream::Status JsonStream::begin_value(char c, std::string& out) {
-  if (c == '{' || c == '[') {
-    if (stack_.size() >= kMaxDepth) return Status::kBad;
-    stack_ += c;
-    held_ += c;
-    give(out);
-    state_ = c == '{' ? State::kFirstKey : State::kFirstValue;
-    return Status::kMore;
-  }
-  if (c == '"') {
-    held_ += c;
-    give(out);
-    string_open_ = true;
-    in_key_ = false;
-    state_ = State::kString;
-    return Status::kMore;
-  }
-  if (!can_be_in_scalar(c)) return Status::kBad;
-  scalar_begin_ = held_.size();
-  held_ += c;
-  state_ = State::kScalar;
-  return Status::kMore;
-}
-
-JsonStream::Status JsonStream::push_in_string(char c, std::string& out) {
-  if (state_ == State::kUnicode) {
-    if (std::isxdigit(static_cast<unsigned char>(c)) == 0) return Status::kBad;
-    held_ += c;
-    if (--unicode_left_ > 0) return Status::kMore;
-    state_ = State::kString;
-  } else if (state_ == State::kEscape) {
-    if (std::string_view("\"\\/bfnrtu").find(c) == std::string_view::npos) return Status::kBad;
-    held_ += c;
-    state_ = c == 'u' ? State::kUnicode : State::kString;
-    unicode_left_ = 4;
-    if (c == 'u') return Status::kMore;
-  } else if (static_cast<unsigned char>(c) < 0x20) {
-    return Status::kBad;
-  } else {
-    held_ += c;
-    if (c == '\\') {
-      state_ = State::kEscape;
-      return Status::kMore;
-    }
-    if (c == '"') {
-      if (in_key_) {
-        state_ = State::kColon;
-        return Status::kMore;
+void append_json_escaped(std::string& out, char c) {
+  constexpr std::string_view kHex = "0123456789abcdef";
+  switch (c) {
+    case '"': out += "\\\""; break;
+    case '\\': out += "\\\\"; break;
+    case '\n': out += "\\n"; break;
+    case '\r': out += "\\r"; break;
+    case '\t': out += "\\t"; break;
+    default:
+      if (is_control(c)) {
+        out += "\\u00";
+        out += kHex[static_cast<unsigned char>(c) >> 4];
+        out += kHex[static_cast<unsigned char>(c) & 15];
+      } else {
+        out += c;
       }
-      string_open_ = false;
-      return end_value(out);
-    }
   }
-  if (!in_key_) give(out);
-  return Status::kMore;
 }
 
-JsonStream::Status JsonStream::push_structure(char c, std::string& out) {
-  if (is_space(c)) {
-    held_ += c;
-    return Status::kMore;
-  }
+void append_json_quoted(std::string& out, const std::string& text) {
+  out += '"';
+  for (char c : text) append_json_escaped(out, c);
+  out += '"';
+}
+
+JsonStream::Step JsonStream::step(char c, std::string& out) {
   switch (state_) {
-    case State::kValue: return begin_value(c, out);
-    case State::kFirstValue: return c == ']' ? close(c, out) : begin_value(c, out);
-    case State::kFirstKey:
-      if (c == '}') return close(c, out);
-      [[fallthrough]];
+    case State::kValue:
+    case State::kValueOrEnd: return value(c, out);
+    case State::kKeyOrEnd:
     case State::kKey:
-      if (c != '"') return Status::kBad;
+      if (is_json_space(c)) return hold(c);
+      if (c == '}') return close_container(c, out);
+      if (c != '"') return Step::kBad;
       held_ += c;
-      in_key_ = true;
-      state_ = State::kString;
-      return Status::kMore;
+      state_ = State::kInKey;
+      return Step::kMore;
+    case State::kInKey:
+      if (c == '"' && !after_backslash()) {
+        end_escape(held_);
+        held_ += c;
+        state_ = State::kColon;
+        return Step::kMore;
+      }
+      string_byte(c, held_);
+      return held_.size() > kMaxHeld ? Step::kBad : Step::kMore;
     case State::kColon:
-      if (c != ':') return Status::kBad;
+      if (is_json_space(c)) return hold(c);
+      if (c != ':') return Step::kBad;
       held_ += c;
       state_ = State::kValue;
-      return Status::kMore;
-    case State::kAfterValue:
-      if (c == '}' || c == ']') return close(c, out);
-      if (c != ',') return Status::kBad;
-      held_ += c;
-      state_ = stack_.back() == '{' ? State::kKey : State::kValue;
-      return Status::kMore;
-    default: return Status::kBad;
-  }
-}
-
-JsonStream::Status JsonStream::push(char c, std::string& out) {
-  switch (state_) {
-    case State::kString:
-    case State::kEscape:
-    case State::kUnicode: return push_in_string(c, out);
-    case State::kScalar:
-      if (can_be_in_scalar(c)) {
-        held_ += c;
-        return Status::kMore;
+      return Step::kMore;
+    case State::kInString:
+      if (c == '"' && !after_backslash()) {
+        end_escape(out);
+        out += c;
+        return ended();
       }
-      if (!is_scalar(std::string_view(held_).substr(scalar_begin_))) return Status::kBad;
-      if (stack_.empty()) return Status::kBad;
-      give(out);
-      state_ = State::kAfterValue;
-      return push_structure(c, out);
-    case State::kDone: return Status::kBad;
-    default: return push_structure(c, out);
+      string_byte(c, out);
+      return Step::kMore;
+    case State::kWord: return word(c);
+    case State::kNumber: return number(c, out);
+    case State::kAfter: return after(c, out);
+  }
+  return Step::kBad;
+}
+
+JsonStream::Step JsonStream::hold(char c) {
+  if (depth_ == 0) return Step::kMore;  // before the value
+  held_ += c;
+  return held_.size() > kMaxHeld ? Step::kBad : Step::kMore;
+}
+
+void JsonStream::flush(std::string& out) {
+  out += held_;
+  held_.clear();
+  comma_ = false;
+}
+
+JsonStream::Step JsonStream::value(char c, std::string& out) {
+  if (is_json_space(c)) return hold(c);
+  if (c == ']' && depth_ > 0 && !in_object()) return close_container(c, out);
+  struct Word {
+    char first;
+    const char* rest;
+    std::string_view json;
+  };
+  static constexpr Word kWords[] = {{'t', "rue", "true"},   {'f', "alse", "false"},
+                                    {'n', "ull", "null"},   {'T', "rue", "true"},
+                                    {'F', "alse", "false"}, {'N', "one", "null"}};
+  for (const Word& known : kWords) {
+    if (known.first != c) continue;
+    flush(out);
+    out += known.json;
+    begun_ = true;
+    rest_ = known.rest;
+    state_ = State::kWord;
+    return Step::kMore;
+  }
+  if (c == '{' || c == '[') return open(c, out);
+  if (c == '"') {
+    state_ = State::kInString;
+  } else if (c == '-' || is_digit(c)) {
+    state_ = State::kNumber;
+    digits_ = c == '-' ? Digits::kSign : c == '0' ? Digits::kZero : Digits::kWhole;
+  } else {
+    return Step::kBad;
+  }
+  flush(out);
+  out += c;
+  begun_ = true;
+  return Step::kMore;
+}
+
+JsonStream::Step JsonStream::open(char c, std::string& out) {
+  if (depth_ == kMaxDepth) return Step::kBad;
+  flush(out);
+  out += c;
+  begun_ = true;
+  const uint64_t bit = uint64_t{1} << depth_;
+  objects_ = c == '{' ? objects_ | bit : objects_ & ~bit;
+  ++depth_;
+  state_ = c == '{' ? State::kKeyOrEnd : State::kValueOrEnd;
+  return Step::kMore;
+}
+
+JsonStream::Step JsonStream::close_container(char c, std::string& out) {
+  if (comma_) held_.clear();  // a trailing comma
+  flush(out);
+  out += c;
+  --depth_;
+  return ended();
+}
+
+JsonStream::Step JsonStream::ended() {
+  state_ = State::kAfter;
+  return depth_ == 0 ? Step::kEnd : Step::kMore;
+}
+
+JsonStream::Step JsonStream::after(char c, std::string& out) {
+  if (is_json_space(c)) return hold(c);
+  if (c == ',') {
+    held_ += c;
+    comma_ = true;
+    state_ = in_object() ? State::kKey : State::kValue;
+    return Step::kMore;
+  }
+  if (c != (in_object() ? '}' : ']')) return Step::kBad;
+  return close_container(c, out);
+}
+
+JsonStream::Step JsonStream::word(char c) {
+  if (c != *rest_) return Step::kBad;
+  ++rest_;
+  return *rest_ == '\0' ? ended() : Step::kMore;
+}
+
+JsonStream::Step JsonStream::number(char c, std::string& out) {
+  const auto go = [&](Digits next) {
+    digits_ = next;
+    out += c;
+    return Step::kMore;
+  };
+  const bool digit = is_digit(c);
+  const bool e = c == 'e' || c == 'E';
+  switch (digits_) {
+    case Digits::kSign: return !digit ? Step::kBad : go(c == '0' ? Digits::kZero : Digits::kWhole);
+    case Digits::kZero:
+    case Digits::kWhole:
+      if (digit) return digits_ == Digits::kZero ? Step::kBad : go(Digits::kWhole);
+      if (c == '.') return go(Digits::kPoint);
+      if (e) return go(Digits::kE);
+      break;
+    case Digits::kPoint: return digit ? go(Digits::kFraction) : Step::kBad;
+    case Digits::kFraction:
+      if (digit) return go(Digits::kFraction);
+      if (e) return go(Digits::kE);
+      break;
+    case Digits::kE:
+      if (c == '+' || c == '-') return go(Digits::kESign);
+      return digit ? go(Digits::kExponent) : Step::kBad;
+    case Digits::kESign: return digit ? go(Digits::kExponent) : Step::kBad;
+    case Digits::kExponent:
+      if (digit) return go(Digits::kExponent);
+      break;
+  }
+  state_ = State::kAfter;
+  return depth_ == 0 ? Step::kEndBefore : after(c, out);
+}
+
+void JsonStream::string_byte(char c, std::string& target) {
+  if (!escape_.empty()) {
+    escape(c, target);
+  } else if (c == '\\') {
+    escape_ = c;
+  } else if (is_control(c)) {
+    append_json_escaped(target, c);
+  } else {
+    target += c;
   }
 }
 
-std::string JsonStream::completion() const {
-  std::string out;
-  if (string_open_) out += '"';
-  for (auto it = stack_.rbegin(); it != stack_.rend(); ++it) out += *it == '{' ? '}' : ']';
-  return out;
+void JsonStream::escape(char c, std::string& target) {
+  if (escape_.size() == 6 || escape_.size() == 7) {
+    after_surrogate(c, target);
+    return;
+  }
+  if (escape_.size() == 1) {
+    if (c == 'u') {
+      escape_ += c;
+      return;
+    }
+    escape_.clear();
+    if (std::string_view("\"\\/bfnrt").find(c) != std::string_view::npos) {
+      target += '\\';
+      target += c;
+    } else if (c == '\'') {
+      target += c;
+    } else {
+      target += "\\\\";
+      string_byte(c, target);
+    }
+    return;
+  }
+  if (hex_digit(c) < 0) {  // in the digits of the first unit or of the second
+    end_escape(target);
+    string_byte(c, target);
+    return;
+  }
+  escape_ += c;
+  if (escape_.size() == 6) {
+    const uint32_t unit = code_unit(escape_, 2);
+    if (is_high(unit)) return;  // its other half may follow
+    if (is_low(unit)) {
+      target += kReplacement;
+    } else {
+      target += escape_;
+    }
+    escape_.clear();
+  } else if (escape_.size() == 12) {
+    const uint32_t unit = code_unit(escape_, 8);
+    if (is_low(unit)) {
+      target += escape_;
+      escape_.clear();
+      return;
+    }
+    target += kReplacement;
+    if (is_high(unit)) {
+      escape_.erase(0, 6);
+      return;
+    }
+    target.append(escape_, 6);
+    escape_.clear();
+  }
 }
 
-}  // namespace weft
+/// The escape does not go on: what there is of it becomes text.
+void JsonStream::end_escape(std::string& target) {
+  if (escape_.size() >= 6) {
+    target += kReplacement;
+    escape_.erase(0, 6);
+  }
+  if (!escape_.empty()) target += '\\' + escape_;  // its backslash, escaped, and the rest
+  escape_.clear();
+}
+
+/// `c` follows the first half of a surrogate pair, or that and a backslash.
+void JsonStream::after_surrogate(char c, std::string& target) {
+  if (c == (escape_.size() == 6 ? '\\' : 'u')) {
+    escape_ += c;
+    return;
+  }
+  const bool backslash = after_backslash();
+  target += kReplacement;
+  escape_.clear();
+  if (backslash) escape_ = "\\";
+  string_byte(c, target);
+}
+
+bool JsonStream::close(std::string& out) {
+  if (!begun_) return false;
+  if (state_ == State::kInString) out += '"';
+  if (state_ == State::kNumber && digits_ != Digits::kZero && digits_ != Digits::kWhole &&
+      digits_ != Digits::kFraction && digits_ != Digits::kExponent) {
+    out += '0';
+  }
+  held_.clear();
+  escape_.clear();
+  while (depth_ > 0) {
+    out += in_object() ? '}' : ']';
+    --depth_;
+  }
+  state_ = State::kAfter;
+  return true;
+}
+
+bool JsonStringReader::step(char c, std::string& out) {
+  switch (state_) {
+    case State::kText:
+      if (c == '\\') {
+        state_ = State::kEscape;
+        return false;
+      }
+      if (high_ != 0) end_unit(out);
+      if (c == '"') return true;
+      out += c;
+      return false;
+    case State::kEscape:
+      state_ = State::kText;
+      if (c == 'u') {
+        state_ = State::kHex;
+        num_digits_ = 0;
+        unit_ = 0;
+        return false;
+      }
+      if (high_ != 0) end_unit(out);
+      switch (c) {
+        case 'b': out += '\b'; break;
+        case 'f': out += '\f'; break;
+        case 'n': out += '\n'; break;
+        case 'r': out += '\r'; break;
+        case 't': out += '\t'; break;
+        case '"':
+        case '\\':
+        case '/':
+        case '\'': out += c; break;
+        default: out += '\\'; out += c;
+      }
+      return false;
+    case State::kHex: break;
+  }
+  const int digit = hex_digit(c);
+  if (digit < 0) {  // not an escape after all
+    state_ = State::kText;
+    unit_ = 0xfffd;
+    if (high_ != 0) end_unit(out);
+    append_utf8(out, 0xfffd);
+    return step(c, out);
+  }
+  unit_ = unit_ << 4 | static_cast<uint32_t>(digit);
+  if (++num_digits_ < 4) return false;
+  state_ = State::kText;
+  if (high_ != 0 && is_low(unit_)) {
+    append_utf8(out, 0x10000 + ((high_ - 0xd800) << 10) + (unit_ - 0xdc00));
+    high_ = 0;
+    return false;
+  }
+  if (high_ != 0) end_unit(out);
+  if (is_high(unit_)) {
+    high_ = unit_;
+  } else {
+    append_utf8(out, is_low(unit_) ? 0xfffd : unit_);
+  }
+  return false;
+}
+
+/// The first half of a surrogate pair without its second.
+void JsonStringReader::end_unit(std::string& out) {
+  append_utf8(out, 0xfffd);
+  high_ = 0;
+}
+
+}  // namespace weft::text
