@@ -1,7 +1,10 @@
 #include "server/generation_job.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
+
+#include "base/hash.h"
 
 namespace weft {
 namespace {
@@ -11,6 +14,12 @@ constexpr size_t kHighWater = 64 << 10;
 constexpr size_t kLowWater = 16 << 10;
 /// ... and is given up when so many events wait for it.
 constexpr size_t kMaxHeldEvents = 16384;
+
+/// Tells answers apart, those to other prompts with the same seed too: ids of calls must not come
+/// again in a conversation.
+uint64_t call_id_seed(const Request& request) {
+  return chain_hash(request.sampling.seed, {}, std::as_bytes(std::span(request.prompt))).lo;
+}
 
 }  // namespace
 
@@ -64,7 +73,7 @@ void GenerationJob::start() {
     choice->record.max_tokens = prepared_.sequences[i].sampling.max_tokens;
     if (prepared_.split_output) {
       ChatParserOptions options = prepared_.parser;
-      options.seed = prepared_.sequences[i].sampling.seed;
+      options.seed = call_id_seed(prepared_.sequences[i]);
       choice->parser.emplace(format, std::move(options));
     }
     choice->sink = std::make_unique<ChoiceSink>(
