@@ -43,6 +43,37 @@ check "refused pair" 2 '' '\[float32-quantized\]' run -p hi --dtype float32 -q i
 check "image without vision" 2 '' 'image' run -p hi --image /nonexistent.png
 check "bad hub name" 2 '' 'ORG/NAME' pull not-a-model
 
+# serve: flags of vLLM, refusals, the configuration file.
+check "serve unknown flag" 2 '' "unknown flag '--prt' .*did you mean '--port'" serve --prt 1
+check "serve tls" 2 '' '\[tls\] --ssl-keyfile' serve --ssl-keyfile key.pem
+check "serve two devices" 2 '' '\[one-device\] --tensor-parallel-size' serve -tp 2
+check "serve public" 2 '' '\[public-without-key\]' serve --host 0.0.0.0
+check "serve dotted" 2 '' '\[speculation\]' serve --speculative-config.method mtp
+check "serve port" 2 '' '--port' serve --port 70000
+printf 'port: 8000\nmax-numseqs: 4\n' >"$scratch/serve.yaml"
+check "serve config" 2 '' "serve.yaml:2: unknown key 'max-numseqs'; did you mean 'max-num-seqs'" serve --config "$scratch/serve.yaml"
+check "serve help" 0 'WEFT_MAX_MODEL_LEN' '' serve --help
+check "completion shell" 2 '' 'bash' completion tcsh
+
+# Completion: bash completes commands, flags and values.
+"$weft" completion bash >"$scratch/completion.bash"
+complete_words() {
+  bash -c 'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _weft; echo "${COMPREPLY[*]}"' \
+    _ "$scratch/completion.bash" "$@"
+}
+same() {
+  if [ "$2" = "$3" ]; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+    echo "FAILED: $1: '$2' instead of '$3'"
+  fi
+}
+same "completes commands" "$(complete_words weft se)" serve
+same "completes nested commands" "$(complete_words weft bench lat)" latency
+same "completes flags" "$(complete_words weft serve --max-num-b)" --max-num-batched-tokens
+same "completes values" "$(complete_words weft run --dtype bf)" bfloat16
+
 # Run-time errors: code 1.
 check "missing evaluation set" 1 '' 'heldout.jsonl' eval "$scratch"
 mkdir "$scratch/empty"
