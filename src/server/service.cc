@@ -453,12 +453,15 @@ void Service::begin(const std::shared_ptr<Call>& call, Outcome& outcome, const c
   if (const auto trace = parse_traceparent(call->request().header("traceparent"))) {
     origin.trace_id = trace->trace_id;
   }
+  if (config_.log_requests) {
+    log_info("request " + call->id + " " + std::string(call->route->path) +
+             (origin.trace_id.empty() ? "" : " trace " + origin.trace_id));
+  }
   num_open_.fetch_add(1, std::memory_order_relaxed);
   const auto job = std::make_shared<GenerationJob>(
       context_, call->exchange, std::move(outcome.request), std::move(outcome.prepared),
       std::move(head), std::move(origin));
   call->exchange->drop_request();
-  if (config_.log_requests) log_info("request " + call->id + " " + std::string(call->route->path));
   job->start();
 }
 
