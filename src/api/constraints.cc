@@ -1,21 +1,144 @@
 #include "api/constraints.h"
 
+#include <utility>
+
+#include "grammar/json_schema.h"
+#include "grammar/tool_grammar.h"
+
 namespace weft {
+namespace {
+
+constexpr size_t kMaxKept = 64;
+
+bool forces_tool_call(const GenerationRequest& request) {
+  return !request.tools.empty() && (request.tool_choice == ToolChoice::kRequired ||
+                                    request.tool_choice == ToolChoice::kNamed);
+}
+
+/// What tells one grammar from another.
+std::string key_of(const GenerationRequest& request, bool after_thinking) {
+  std::string key = after_thinking ? "t" : "-";
+  const auto add = [&key](const std::string& part) {
+    key += std::to_string(part.size()) + ":" + part;
+  };
+  if (forces_tool_call(request)) {
+    key += request.parallel_tool_calls ? "T" : "t";
+    add(request.tool_choice == ToolChoice::kNamed ? request.tool_name : "");
+    add(request.tools);
+    return key;
+  }
+  key += std::to_string(static_cast<int>(request.format.kind));
+  add(request.format.text);
+  for (const std::string& choice : request.format.choices) add(choice);
+  return key;
+}
+
+using GrammarResult = Result<std::shared_ptr<const Grammar>>;
+
+/// The grammar of `node`, with the blank line that models write after a thought if asked for.
+GrammarResult compile_node(GrammarRules& rules, GrammarRules::Node node, bool after_thinking) {
+  if (after_thinking) {
+    node = rules.sequence({rules.choice({rules.literal("\n\n"), rules.empty()}), node});
+  }
+  const GrammarRules::Rule root = rules.declare("root");
+  rules.define(root, node);
+  return rules.compile(root);
+}
+
+GrammarResult tool_grammar(const GenerationRequest& request, ChatFormat::Tools format,
+                           bool after_thinking) {
+  GrammarRules rules;
+  const ToolGrammarOptions options{
+      .markup =
+          format == ChatFormat::Tools::kQwenXml ? ToolMarkup::kQwenXml : ToolMarkup::kHermesJson,
+      .name = request.tool_name,
+      .parallel = request.parallel_tool_calls && request.tool_choice == ToolChoice::kRequired};
+  const GrammarRules::Node node = TRY(tool_call_node(rules, request.tools, options));
+  return compile_node(rules, node, after_thinking);
+}
+
+GrammarResult compile(const GenerationRequest& request, const ChatFormat& format,
+                      bool after_thinking) {
+  if (forces_tool_call(request)) {
+    if (format.tools != ChatFormat::Tools::kHermesJson &&
+        format.tools != ChatFormat::Tools::kQwenXml) {
+      return unsupported(
+          "tool_choice: this model's format of tool calls can't be forced; use auto or none");
+    }
+    return tool_grammar(request, format.tools, after_thinking);
+  }
+  const OutputFormat& wanted = request.format;
+  using Kind = OutputFormat::Kind;
+  if (wanted.kind == Kind::kJsonSchema || wanted.kind == Kind::kJsonObject) {
+    GrammarRules rules;
+    // Any object: what a schema that says nothing else stands for.
+    const std::string schema =
+        wanted.kind == Kind::kJsonSchema ? wanted.text : R"({"type":"object"})";
+    const GrammarRules::Node node = TRY(json_schema_node(rules, schema, wanted.field));
+    return compile_node(rules, node, after_thinking);
+  }
+  if (wanted.kind == Kind::kRegex) return grammar_from_regex(wanted.text, wanted.field);
+  if (wanted.kind == Kind::kChoice) return grammar_from_choices(wanted.choices, wanted.field);
+  return grammar_from_ebnf(wanted.text, wanted.field);
+}
+
+}  // namespace
 
 ConstraintFactory::ConstraintFactory(const Tokenizer& tokenizer, int64_t vocab_size,
                                      const ChatFormat& format)
-    : tokenizer_(tokenizer), vocab_size_(static_cast<int32_t>(vocab_size)), format_(format) {}
+    : tokenizer_(tokenizer),
+      vocab_size_(static_cast<int32_t>(vocab_size)),
+      format_(format),
+      think_begin_(tokenizer.token_to_id("<think>").value_or(-1)),
+      think_end_(tokenizer.token_to_id("</think>").value_or(-1)) {}
 
 Result<std::shared_ptr<const OutputConstraint>> ConstraintFactory::make(
     const GenerationRequest& request, Thinking thinking) {
-  (void)thinking;
-  const bool forced = !request.tools.empty() && (request.tool_choice == ToolChoice::kRequired ||
-                                                 request.tool_choice == ToolChoice::kNamed);
-  if (forced) return unsupported("tool_choice: auto and none are supported");
-  if (request.format.kind != OutputFormat::Kind::kText) {
-    return unsupported(request.format.field + ": only text is supported");
+  const bool wanted = forces_tool_call(request) || request.format.kind != OutputFormat::Kind::kText;
+  if (!wanted) return std::shared_ptr<const OutputConstraint>();
+  if (think_end_ < 0) thinking = Thinking::kNone;
+  auto out = std::make_shared<OutputConstraint>();
+  out->grammar = TRY(find_or_compile(request, thinking != Thinking::kNone));
+  if (thinking != Thinking::kNone) out->begins_after = think_end_;
+  if (thinking == Thinking::kMayOpen) out->opened_by = think_begin_;
+  return std::shared_ptr<const OutputConstraint>(std::move(out));
+}
+
+std::shared_ptr<const GrammarVocab> ConstraintFactory::vocab() {
+  const std::lock_guard lock(mutex_);
+  if (!vocab_) {
+    vocab_ = GrammarVocab::build(vocab_size_, [this](int32_t id) {
+      return tokenizer_.is_special(id) ? std::string_view() : tokenizer_.token_bytes(id);
+    });
   }
-  return std::shared_ptr<const OutputConstraint>();
+  return vocab_;
+}
+
+ConstraintFactory::GrammarPtr ConstraintFactory::keep(const std::string& key, GrammarPtr grammar) {
+  const std::lock_guard lock(mutex_);
+  if (const auto it = index_.find(key); it != index_.end()) return it->second->grammar;
+  entries_.push_front({key, grammar});
+  index_[key] = entries_.begin();
+  if (entries_.size() > kMaxKept) {
+    index_.erase(entries_.back().key);
+    entries_.pop_back();
+  }
+  return grammar;
+}
+
+Result<ConstraintFactory::GrammarPtr> ConstraintFactory::find_or_compile(
+    const GenerationRequest& request, bool after_thinking) {
+  const std::string key = key_of(request, after_thinking);
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto it = index_.find(key); it != index_.end()) {
+      entries_.splice(entries_.begin(), entries_, it->second);
+      return it->second->grammar;
+    }
+  }
+  // Not under the lock: it may take a second. Two requests at once compile twice.
+  const auto grammar = TRY(compile(request, format_, after_thinking));
+  return keep(key, TokenGrammar::make(grammar, vocab()));
 }
 
 }  // namespace weft

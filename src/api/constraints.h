@@ -34,9 +34,24 @@ class ConstraintFactory {
                                                        Thinking thinking);
 
  private:
+  using GrammarPtr = std::shared_ptr<const TokenGrammar>;
+  struct Entry {
+    std::string key;
+    GrammarPtr grammar;
+  };
+  Result<GrammarPtr> find_or_compile(const GenerationRequest& request, bool after_thinking);
+  std::shared_ptr<const GrammarVocab> vocab();
+  GrammarPtr keep(const std::string& key, GrammarPtr grammar);
+
   const Tokenizer& tokenizer_;
   const int32_t vocab_size_;
   const ChatFormat format_;
+  const int32_t think_begin_, think_end_;  // token ids; -1: the tokenizer has no such token
+
+  std::mutex mutex_;                           // guards the rest
+  std::shared_ptr<const GrammarVocab> vocab_;  // built when first asked for
+  std::list<Entry> entries_;                   // most recently used first
+  std::unordered_map<std::string, std::list<Entry>::iterator> index_;
 };
 
 }  // namespace weft

@@ -56,16 +56,19 @@ class TokenGrammar {
   std::unique_ptr<Parts> parts_;
 };
 
-/// What a request asks of its output: the grammar, and the token after which it begins to bind
-/// (the end of thinking); -1: from the first generated token.
+/// What a request asks of its output: the grammar, and where it begins to bind.
 struct OutputConstraint {
   std::shared_ptr<const TokenGrammar> grammar;
-  int32_t begins_after = -1;
+  int32_t begins_after = -1;  ///< after this token (the end of thinking); -1: at once
+  /// With begins_after: the answer need not begin with a thought. This token opens one as the first
+  /// of the answer; any other is bound already. -1: the thought is open.
+  int32_t opened_by = -1;
 };
 
 /// Where one sequence stands in its grammar. Not thread-safe; cheap to make.
 class GrammarMatcher {
  public:
+  static constexpr int kMaxRollback = 64;
   explicit GrammarMatcher(const OutputConstraint& constraint);
   ~GrammarMatcher();
   GrammarMatcher(GrammarMatcher&&) noexcept;
@@ -79,8 +82,10 @@ class GrammarMatcher {
   bool may_end() const;
   /// Takes a token; false (and no change) when the mask forbids it.
   bool accept(int32_t token);
-  /// Takes back the last `count` accepted tokens (at most 64, thinking tokens included).
+  /// Takes back the last `count` accepted tokens (at most kMaxRollback, thinking ones included).
   void rollback(int count);
+  /// Nothing may come next: the text is over.
+  bool exhausted();
   /// Tokens taken since the start.
   int64_t num_accepted() const;
 

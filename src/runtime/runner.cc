@@ -70,6 +70,15 @@ void Runner::feed(PackedStep& step) {
   }
 }
 
+/// True: the grammar allows nothing after `token`.
+bool Runner::advance_grammar(ExecutorSequence& sequence, int32_t token) {
+  GrammarMatcher& grammar = *sequence.grammar;
+  const std::vector<int32_t>& stops = sequence.request->sampling.stop_ids;
+  if (grammar.binds() && std::find(stops.begin(), stops.end(), token) != stops.end()) return false;
+  CHECK(grammar.accept(token), "a token outside of its grammar was sampled");
+  return grammar.exhausted();
+}
+
 void Runner::run(PackedStep& step, StepResult& result) {
   result.step = step.step();
   result.rows.clear();
@@ -122,7 +131,8 @@ void Runner::sample_piece(const PackedStep& step, std::span<const LogitRow> rows
         row.position - static_cast<int64_t>(row.sequence->request->prompt.size());
     CHECK(row.sequence->failed || num_generated == row.sequence->history.num_generated(),
           "a sequence samples out of order");
-    sample_rows_.push_back({logits, &params, &row.sequence->history, row.position, num_generated});
+    sample_rows_.push_back({logits, &params, &row.sequence->history, row.position, num_generated,
+                            row.sequence->grammar.get()});
   }
   ThreadPool& pool = parts_.stream.pool();
   sampler_.sample(pool, sample_rows_, std::span(sampled_).first(sample_rows_.size()));
@@ -146,6 +156,7 @@ void Runner::sample_piece(const PackedStep& step, std::span<const LogitRow> rows
     }
     row.sequence->history.append(one.token);
     out.tokens.push_back(one.token);
+    if (row.sequence->grammar) out.ends = advance_grammar(*row.sequence, one.token);
     if (step.results()[static_cast<size_t>(row.result)].logprobs) {
       out.logprobs.push_back(std::move(one.logprob));
     }

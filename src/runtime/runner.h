@@ -40,6 +40,7 @@ class Runner {
   Runner(const Parts& parts, const StepLimits& limits);
 
   void feed(PackedStep& step);
+  static bool advance_grammar(ExecutorSequence& sequence, int32_t token);
   void sample_piece(const PackedStep& step, std::span<const LogitRow> rows, StepResult& result);
 
   Parts parts_;

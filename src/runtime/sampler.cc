@@ -190,6 +190,25 @@ void Sampler::Scratch::logprob(const LogprobRow& row, LogprobResult& out) {
   top_logprobs(row.logits, log_z, row.num_top, out.logprob);
 }
 
+/// Leaves the tokens that may come next, and the stop ids exactly where the text may end.
+void apply_grammar(GrammarMatcher& grammar, std::span<const int32_t> stop_ids, std::span<float> x) {
+  const auto size = static_cast<int32_t>(x.size());
+  std::vector<float> stops;
+  for (const int32_t id : stop_ids) {
+    stops.push_back(id >= 0 && id < size ? x[static_cast<size_t>(id)] : kMinusInfinity);
+  }
+  const std::span<const uint32_t> mask = grammar.mask();
+  for (size_t i = 0; i < x.size(); ++i) {
+    const bool allowed = i / 32 < mask.size() && ((mask[i / 32] >> (i % 32)) & 1) != 0;
+    if (!allowed) x[i] = kMinusInfinity;
+  }
+  const bool may_end = grammar.may_end();
+  for (size_t k = 0; k < stop_ids.size(); ++k) {
+    if (stop_ids[k] < 0 || stop_ids[k] >= size) continue;
+    x[static_cast<size_t>(stop_ids[k])] = may_end ? stops[k] : kMinusInfinity;
+  }
+}
+
 /// Masks, biases and penalties, in place. True if anything was done.
 bool Sampler::Scratch::adjust(const SampleRow& row) {
   const SamplingParams& params = *row.params;
@@ -203,6 +222,10 @@ bool Sampler::Scratch::adjust(const SampleRow& row) {
   for (const int32_t id : params.banned_ids) mask(id);
   for (const auto& [id, bias] : params.logit_bias) {
     if (in_range(id)) x[static_cast<size_t>(id)] += bias;
+    done = true;
+  }
+  if (row.grammar != nullptr && row.grammar->binds()) {
+    apply_grammar(*row.grammar, params.stop_ids, x);
     done = true;
   }
   if (row.num_generated < params.min_tokens) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "grammar/grammar.h"
 #include "runtime/token_history.h"
 #include "sched/request.h"
 
@@ -18,6 +19,7 @@ struct SampleRow {
   const TokenHistory* history = nullptr;  ///< read only if uses_penalties(*params)
   int64_t position = 0;                   ///< in the request, of the token to sample
   int64_t num_generated = 0;              ///< tokens generated before it
+  GrammarMatcher* grammar = nullptr;      ///< where the text stands in its grammar; null: none
 };
 
 struct SampledToken {
@@ -40,7 +42,8 @@ struct LogprobResult {
 };
 
 /// Turns logits into tokens. The order is vLLM's: log-probabilities of the raw logits; allowed and
-/// banned ids, logit_bias, min_tokens (stop ids masked), repetition penalty (prompt and generated
+/// banned ids, logit_bias, min_tokens (stop ids masked), the grammar (its mask; stop ids exactly
+/// where the text may end), repetition penalty (prompt and generated
 /// tokens), frequency and presence penalties (generated tokens); then greedy (the lowest id of the
 /// greatest logit) or temperature, top-k, top-p, min-p and a draw.
 ///

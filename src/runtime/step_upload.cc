@@ -44,6 +44,7 @@ ExecutorSequence::ExecutorSequence(std::shared_ptr<const Request> r, const StepL
     : request(std::move(r)), history(*request, limits.vocab_size, limits.max_model_len) {
   CHECK(!request->prompt.empty());
   CHECK(request->positions.empty() || request->positions.size() == request->prompt.size());
+  if (request->constraint) grammar = std::make_unique<GrammarMatcher>(*request->constraint);
 }
 
 int64_t PackedStep::bytes(const StepLimits& limits) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "device/buffer.h"
+#include "grammar/grammar.h"
 #include "nn/step.h"
 #include "runtime/token_history.h"
 #include "sched/plan.h"
@@ -38,6 +39,7 @@ struct ExecutorSequence {
 
   std::shared_ptr<const Request> request;
   TokenHistory history;
+  std::unique_ptr<GrammarMatcher> grammar;  ///< of a constrained request; the running thread's
   bool failed = false;  ///< its last sample was a numeric error: there is no token to go on from
 };
 

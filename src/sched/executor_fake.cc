@@ -38,6 +38,35 @@ Draw draw(uint64_t prefix, uint64_t seed, const FakeExecutorConfig& config) {
   return d;
 }
 
+/// The token, or where the grammar forbids it another one that it allows; takes it. `ends`: nothing
+/// may follow.
+int32_t constrain(GrammarMatcher& grammar, int32_t token, const SamplingParams& sampling,
+                  int64_t num_generated, bool& ends) {
+  const std::vector<int32_t>& stops = sampling.stop_ids;
+  const auto is_stop = [&](int32_t id) {
+    return std::find(stops.begin(), stops.end(), id) != stops.end();
+  };
+  if (grammar.binds()) {
+    const std::span<const uint32_t> mask = grammar.mask();
+    std::vector<int32_t> allowed;
+    for (size_t i = 0; i < 32 * mask.size(); ++i) {
+      const auto id = static_cast<int32_t>(i);
+      if (((mask[i / 32] >> (i % 32)) & 1) != 0 && !is_stop(id)) allowed.push_back(id);
+    }
+    if (grammar.may_end() && (num_generated >= sampling.min_tokens || allowed.empty())) {
+      allowed.insert(allowed.end(), stops.begin(), stops.end());
+    }
+    if (allowed.empty()) return token;  // over already: the row is discarded
+    if (std::find(allowed.begin(), allowed.end(), token) == allowed.end()) {
+      token = allowed[static_cast<size_t>(token) % allowed.size()];
+    }
+    if (is_stop(token)) return token;
+  }
+  CHECK(grammar.accept(token));
+  ends = grammar.exhausted();
+  return token;
+}
+
 std::string where(const Slice& slice) {
   return "sequence " + std::to_string(slice.seq.value) + " at " + std::to_string(slice.first);
 }
@@ -56,6 +85,7 @@ void FakeExecutor::launch(const StepPlan& plan) {
   for (const auto& request : plan.admitted) {
     Sequence seq;
     seq.request = request;
+    if (request->constraint) seq.grammar = std::make_unique<GrammarMatcher>(*request->constraint);
     seq.prefix.push_back(kEmptyPrefix);
     CHECK(sequences_.emplace(request->id, std::move(seq)).second, "admitted twice");
   }
@@ -176,6 +206,10 @@ void FakeExecutor::sample(const Slice& slice, Sequence& seq, SampledRow& row) {
       draw(seq.prefix[static_cast<size_t>(seq.computed)], seq.request->sampling.seed, config_);
   int32_t token = d.numeric_error ? -1 : d.token;
   if (hook_) token = hook_(slice.seq, seq.computed, token);
+  if (seq.grammar && token >= 0) {
+    const auto generated = seq.computed - static_cast<int64_t>(seq.request->prompt.size());
+    token = constrain(*seq.grammar, token, seq.request->sampling, generated, row.ends);
+  }
   row.numeric_error = token < 0;
   seq.last_token = std::max(token, 0);  // a device has something there in any case
   if (row.numeric_error) return;
@@ -193,19 +227,23 @@ FakeExecutor::Answer FakeExecutor::answer(const Request& request, const FakeExec
   }
   const SamplingParams& sampling = request.sampling;
   Answer answer;
+  std::unique_ptr<GrammarMatcher> grammar;
+  if (request.constraint) grammar = std::make_unique<GrammarMatcher>(*request.constraint);
   auto length = static_cast<int64_t>(request.prompt.size());
   for (;;) {
-    const Draw d = draw(prefix, sampling.seed, config);
+    Draw d = draw(prefix, sampling.seed, config);
     if (d.numeric_error) {
       answer.finish = FinishReason::kError;
       return answer;
     }
     const auto index = static_cast<int>(answer.tokens.size());
+    bool ends = false;
+    if (grammar) d.token = constrain(*grammar, d.token, sampling, index, ends);
     answer.tokens.push_back(d.token);
     ++length;
     const auto& stops = sampling.stop_ids;
     const bool stop = std::find(stops.begin(), stops.end(), d.token) != stops.end();
-    if (stop && index >= sampling.min_tokens) {
+    if (ends || (stop && index >= sampling.min_tokens)) {
       answer.finish = FinishReason::kStop;
       return answer;
     }

@@ -57,6 +57,7 @@ class FakeExecutor : public Executor {
     std::vector<uint64_t> prefix;  // [i]: hash of the first i tokens; kept across preemption
     int64_t computed = 0;
     int32_t last_token = kDeviceToken;
+    std::unique_ptr<GrammarMatcher> grammar;
     bool restarted = true;  // may begin at any cached boundary
   };
   struct User {  // who named a block or slot last

@@ -59,6 +59,7 @@ struct SampledRow {
   std::vector<TokenLogprob> logprobs;         ///< one a token, when asked for
   std::vector<TokenLogprob> prompt_logprobs;  ///< of the slice's tokens, when asked for: entry i is
                                               ///< the token at first + i + 1 within the prompt
+  bool ends = false;           ///< the grammar allows nothing more: the request ends with kStop
   bool numeric_error = false;  ///< the row's logits held NaN: the request ends with kError
 };
 

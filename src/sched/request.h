@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/ids.h"
+#include "grammar/grammar.h"
 
 namespace weft {
 
@@ -32,8 +33,6 @@ struct SamplingParams {
 };
 
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kAbort, kError };
-
-struct OutputConstraint;
 
 /// One sequence to generate, immutable once submitted; prompts are non-empty.
 struct Request {

@@ -154,7 +154,7 @@ class Scheduler {
   void register_slice(const Planned& slice);
   void register_checkpoint(const Checkpointing& point);
   void accept(const Planned& slice, SampledRow& row);
-  void append_token(Sequence& seq, int32_t token, SequenceOutput& out);
+  void append_token(Sequence& seq, int32_t token, bool ends, SequenceOutput& out);
   void take_prompt_logprobs(Sequence& seq, const Planned& slice, SampledRow& row,
                             SequenceOutput& out);
   SequenceOutput& output_of(Sequence& seq);

@@ -96,16 +96,16 @@ void Scheduler::accept(const Planned& slice, SampledRow& row) {
   out.prompt_done |= seq.num_generated() == 0;
   out.logprobs.insert(out.logprobs.end(), std::make_move_iterator(row.logprobs.begin()),
                       std::make_move_iterator(row.logprobs.end()));
-  append_token(seq, row.tokens[0], out);
+  append_token(seq, row.tokens[0], row.ends, out);
 }
 
-void Scheduler::append_token(Sequence& seq, int32_t token, SequenceOutput& out) {
+void Scheduler::append_token(Sequence& seq, int32_t token, bool ends, SequenceOutput& out) {
   const SamplingParams& sampling = seq.request->sampling;
   const bool may_stop = seq.num_generated() >= sampling.min_tokens;
   seq.tokens.push_back(token);
   out.tokens.push_back(token);
   const std::vector<int32_t>& stops = sampling.stop_ids;
-  if (may_stop && std::find(stops.begin(), stops.end(), token) != stops.end()) {
+  if (ends || (may_stop && std::find(stops.begin(), stops.end(), token) != stops.end())) {
     ++stats_.finished_stop;
     out.finish = FinishReason::kStop;
   } else if (static_cast<int64_t>(seq.tokens.size()) >= seq.max_len) {

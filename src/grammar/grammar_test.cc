@@ -1,0 +1,296 @@
+#include "grammar/grammar.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <set>
+
+#include "grammar/json_schema.h"
+#include "grammar/tool_grammar.h"
+
+namespace weft {
+namespace {
+
+/// All single bytes, then some longer tokens; the last id stands for nothing.
+std::shared_ptr<const GrammarVocab> vocab_of(const std::vector<std::string>& longer) {
+  std::vector<std::string> tokens;
+  for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
+  tokens.insert(tokens.end(), longer.begin(), longer.end());
+  tokens.emplace_back();
+  return GrammarVocab::build(static_cast<int32_t>(tokens.size()), [&](int32_t id) {
+    return std::string_view(tokens[static_cast<size_t>(id)]);
+  });
+}
+
+const std::vector<std::string> kLonger = {"\": ", "\", \"", "{\"", "\"}", "true",   "null",
+                                          "12",   "ab",     "a\"", "aa",  "</",     "tool_call",
+                                          "}]",   "\\n",    "é",   ", ",  "b\",",   "0.",
+                                          "[[",   "\n  ",   "ba",  "}}",  "\": \"", "abab"};
+
+GrammarMatcher matcher_of(const std::shared_ptr<const Grammar>& grammar,
+                          const std::shared_ptr<const GrammarVocab>& vocab) {
+  return GrammarMatcher({.grammar = TokenGrammar::make(grammar, vocab)});
+}
+
+bool has(std::span<const uint32_t> mask, int32_t id) {
+  return ((mask[static_cast<size_t>(id) / 32] >> (id % 32)) & 1) != 0;
+}
+
+bool matches(const std::shared_ptr<const Grammar>& grammar, const std::string& text) {
+  GrammarMatcher matcher = matcher_of(grammar, vocab_of({}));
+  for (const char byte : text) {
+    if (!matcher.accept(static_cast<unsigned char>(byte))) return false;
+  }
+  return matcher.may_end();
+}
+
+std::shared_ptr<const Grammar> regex(const std::string& text) {
+  return grammar_from_regex(text, "regex").value();
+}
+
+TEST(Regex, WholeTextsMatch) {
+  EXPECT_TRUE(matches(regex("ab*c"), "abbbc"));
+  EXPECT_FALSE(matches(regex("ab*c"), "abbb"));
+  EXPECT_TRUE(matches(regex("^(a|bc){2,3}$"), "abca"));
+  EXPECT_FALSE(matches(regex("(a|bc){2,3}"), "a"));
+  EXPECT_TRUE(matches(regex("[^a-c]\\d\\w\\s\\.é+"), "x5_ .éé"));
+  EXPECT_FALSE(matches(regex("[^a-c]"), "b"));
+  EXPECT_TRUE(matches(regex("\\u00e9\\x41"), "éA"));
+  EXPECT_TRUE(matches(regex("(?:x|(?<n>y))?z"), "yz"));
+  EXPECT_FALSE(matches(regex("."), "\n"));
+  EXPECT_TRUE(matches(regex("[\\d-]+"), "1-2"));
+}
+
+TEST(Regex, RefusesByName) {
+  for (const char* bad : {"(?=a)", "(?<!a)b", "(a)\\1", "\\bword", "a++", "(", "a)", "[a", "*a",
+                          "\\", "a{3,2}", "a$b", "[z-a]", "(?i)a", "\\p{L}"}) {
+    const auto grammar = grammar_from_regex(bad, "structured_outputs.regex");
+    ASSERT_FALSE(grammar.ok()) << bad;
+    EXPECT_TRUE(grammar.error().message.starts_with("structured_outputs.regex: ")) << bad;
+  }
+}
+
+TEST(Regex, HostileOnesAreBounded) {
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_FALSE(grammar_from_regex("(a{1000}){1000}", "regex").ok());
+  EXPECT_FALSE(grammar_from_regex("((a{1,900}){1,900}){1,900}", "regex").ok());
+  EXPECT_FALSE(grammar_from_regex(std::string(5000, '('), "regex").ok());
+  const auto slow = grammar_from_regex("(a|a)*b", "regex");
+  ASSERT_TRUE(slow.ok());
+  EXPECT_TRUE(matches(*slow, std::string(2000, 'a') + "b"));
+  const auto blowup = grammar_from_regex("(a|b)*a(a|b){14}", "regex");
+  if (blowup.ok()) {
+    EXPECT_TRUE(matches(*blowup, "ba" + std::string(14, 'b')));
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
+}
+
+TEST(Ebnf, Gbnf) {
+  const auto grammar = grammar_from_ebnf(
+      "# sums\nroot ::= term (\"+\" term)*\nterm ::= [0-9]+ |\n  \"(\" root \")\"\n", "grammar");
+  ASSERT_TRUE(grammar.ok()) << grammar.error().message;
+  EXPECT_TRUE(matches(*grammar, "1+(22+3)+4"));
+  EXPECT_FALSE(matches(*grammar, "1+(2"));
+  for (const char* bad : {"x ::= \"a\"", "root ::= missing", "root ::= \"a", "root \"a\"",
+                          "root ::= root \"a\"", "root ::= (\"a\"", "root ::= [a"}) {
+    EXPECT_FALSE(grammar_from_ebnf(bad, "grammar").ok()) << bad;
+  }
+}
+
+TEST(Choices, OneOfThem) {
+  const auto grammar = grammar_from_choices({"yes", "no", "yesterday"}, "choice").value();
+  EXPECT_TRUE(matches(grammar, "yes"));
+  EXPECT_TRUE(matches(grammar, "yesterday"));
+  EXPECT_FALSE(matches(grammar, "yeste"));
+  EXPECT_FALSE(grammar_from_choices({}, "choice").ok());
+}
+
+std::shared_ptr<const Grammar> schema(const std::string& text) {
+  const auto grammar = grammar_from_json_schema(text, "schema");
+  EXPECT_TRUE(grammar.ok()) << grammar.error().message;
+  return *grammar;
+}
+
+TEST(JsonSchema, Shapes) {
+  const auto person = schema(R"({"type":"object","properties":{"name":{"type":"string"},
+      "age":{"type":"integer","minimum":0,"maximum":150}},"required":["name","age"],
+      "additionalProperties":false})");
+  EXPECT_TRUE(matches(person, R"({"name": "Ann", "age": 30})"));
+  EXPECT_TRUE(matches(person, R"({"name":"Ann\n","age":0})"));
+  EXPECT_FALSE(matches(person, R"({"name": "Ann", "age": 151})"));
+  EXPECT_FALSE(matches(person, R"({"name": "Ann"})"));
+  EXPECT_FALSE(matches(person, R"({"name": "Ann", "age": 3, "x": 1})"));
+  const auto tree = schema(R"({"$ref":"#/$defs/node","$defs":{"node":{"type":"object","properties":{
+      "v":{"type":"number"},"next":{"anyOf":[{"$ref":"#/$defs/node"},{"type":"null"}]}},
+      "required":["v","next"],"additionalProperties":false}}})");
+  EXPECT_TRUE(matches(tree, R"({"v": 1.5, "next": {"v": -2, "next": null}})"));
+  EXPECT_FALSE(matches(tree, R"({"v": 1.5, "next": {"v": -2}})"));
+  const auto any = grammar_from_json_object().value();
+  EXPECT_TRUE(matches(any, R"({"a": [1, {"b": null}], "c": "d"})"));
+  EXPECT_FALSE(matches(any, "[1]"));
+}
+
+TEST(JsonSchema, RefusesByName) {
+  for (const char* bad :
+       {R"({"not":{}})", R"({"type":"array","uniqueItems":true,"items":{"type":"string"}})",
+        R"({"type":"strin"})", R"({"$ref":"http://x"})", R"x({"type":"string","pattern":"(?=a)"})x",
+        R"({"type":"number","multipleOf":0.1})", R"({"if":{}})", "[", "3"}) {
+    const auto grammar = grammar_from_json_schema(bad, "schema");
+    ASSERT_FALSE(grammar.ok()) << bad;
+    EXPECT_TRUE(grammar.error().message.starts_with("schema")) << grammar.error().message;
+  }
+}
+
+TEST(JsonSchema, HostileOnesAreBounded) {
+  const auto begin = std::chrono::steady_clock::now();
+  std::string deep, cycle = R"({"$ref":"#"})", many = R"({"enum":[0)";
+  for (int i = 0; i < 100000; ++i) deep += R"({"items":)";
+  for (int i = 1; i < 9000; ++i) many += "," + std::to_string(i);
+  EXPECT_FALSE(grammar_from_json_schema(deep, "schema").ok());
+  EXPECT_FALSE(grammar_from_json_schema(cycle, "schema").ok());
+  (void)grammar_from_json_schema(many + "]}", "schema");
+  EXPECT_FALSE(
+      grammar_from_json_schema(R"({"type":"array","items":{},"minItems":1000000000})", "schema")
+          .ok());
+  (void)grammar_from_json_schema(R"({"type":"string","maxLength":1000000000,"pattern":"^a+$"})",
+                                 "schema");
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(15));
+}
+
+/// The tokens that the mask allows are those whose bytes lead on: asked one by one of a matcher
+/// over single bytes.
+TEST(GrammarMatcher, MasksAreExact) {
+  const auto vocab = vocab_of(kLonger);
+  const std::vector<std::shared_ptr<const Grammar>> grammars = {
+      regex("(ab|a\"|[b-d]+\\.)*x"), regex("(a|ab|b)*"), grammar_from_json_object().value(),
+      schema(
+          R"({"type":"object","properties":{"a":{"type":"string"},"b":{"type":"array","items":{"type":"number"}},
+              "c":{"enum":["ab","aa",null,12]}},"required":["a"]})"),
+      grammar_from_ebnf("root ::= \"[\" root \"]\" root | \"a\" | \"\"\n", "grammar").value()};
+  std::mt19937_64 random(20261121);
+  size_t compared = 0;
+  for (const auto& grammar : grammars) {
+    const auto tokens = TokenGrammar::make(grammar, vocab);
+    for (int round = 0; round < 12; ++round) {
+      GrammarMatcher matcher({.grammar = tokens});
+      std::string text;
+      for (int step = 0; step < 24; ++step) {
+        const std::span<const uint32_t> mask = matcher.mask();
+        std::vector<int32_t> allowed;
+        for (int32_t id = 0; id < vocab->size(); ++id) {
+          GrammarMatcher probe({.grammar = tokens});
+          bool fits = true;
+          if (step % 6 == 0) {  // the slow way: all of the text byte by byte, then the token
+            for (const char byte : text) fits &= probe.accept(static_cast<unsigned char>(byte));
+            ASSERT_TRUE(fits);
+            const std::string bytes = id < 256 ? std::string(1, static_cast<char>(id))
+                                      : id < 256 + static_cast<int32_t>(kLonger.size())
+                                          ? kLonger[static_cast<size_t>(id - 256)]
+                                          : "";
+            fits = !bytes.empty();
+            for (const char byte : bytes)
+              fits = fits && probe.accept(static_cast<unsigned char>(byte));
+            ASSERT_EQ(has(mask, id), fits) << text << " + " << bytes;
+            ++compared;
+          }
+          if (has(mask, id)) allowed.push_back(id);
+        }
+        if (allowed.empty()) {
+          EXPECT_TRUE(matcher.may_end());
+          break;
+        }
+        const int32_t id = allowed[random() % allowed.size()];
+        text += id < 256 ? std::string(1, static_cast<char>(id))
+                         : kLonger[static_cast<size_t>(id - 256)];
+        ASSERT_TRUE(matcher.accept(id));
+      }
+    }
+  }
+  EXPECT_GT(compared, 10000U);
+}
+
+TEST(GrammarMatcher, RollbackIsExact) {
+  const auto vocab = vocab_of(kLonger);
+  const auto tokens = TokenGrammar::make(grammar_from_json_object().value(), vocab);
+  std::mt19937_64 random(5);
+  GrammarMatcher matcher({.grammar = tokens});
+  std::vector<std::vector<uint32_t>> masks;
+  std::vector<int32_t> taken;
+  for (int step = 0; step < 400; ++step) {
+    const auto mask = matcher.mask();
+    if (step % 3 == 2 && !taken.empty()) {
+      const int back = 1 + static_cast<int>(random() % std::min<size_t>(taken.size(), 4));
+      matcher.rollback(back);
+      taken.resize(taken.size() - static_cast<size_t>(back));
+      masks.resize(masks.size() - static_cast<size_t>(back));
+      const auto now = matcher.mask();
+      GrammarMatcher replay({.grammar = tokens});
+      for (const int32_t id : taken) ASSERT_TRUE(replay.accept(id));
+      ASSERT_TRUE(std::equal(now.begin(), now.end(), replay.mask().begin()));
+      continue;
+    }
+    std::vector<int32_t> allowed;
+    for (int32_t id = 0; id < vocab->size(); ++id) {
+      if (has(mask, id)) allowed.push_back(id);
+    }
+    if (allowed.empty()) break;
+    masks.emplace_back(mask.begin(), mask.end());
+    taken.push_back(allowed[random() % allowed.size()]);
+    ASSERT_TRUE(matcher.accept(taken.back()));
+  }
+  EXPECT_EQ(matcher.num_accepted(), static_cast<int64_t>(taken.size()));
+}
+
+TEST(GrammarMatcher, BindsAfterTheThought) {
+  const auto vocab = vocab_of({"<think>", "</think>"});
+  const auto tokens = TokenGrammar::make(regex("yes"), vocab);
+  GrammarMatcher open({.grammar = tokens, .begins_after = 257});
+  EXPECT_FALSE(open.binds());
+  EXPECT_TRUE(open.accept('q'));
+  EXPECT_TRUE(open.accept(257));
+  EXPECT_TRUE(open.binds());
+  EXPECT_FALSE(open.accept('q'));
+  GrammarMatcher may({.grammar = tokens, .begins_after = 257, .opened_by = 256});
+  EXPECT_TRUE(has(may.mask(), 256));
+  EXPECT_TRUE(has(may.mask(), 'y'));
+  EXPECT_FALSE(has(may.mask(), 'q'));
+  EXPECT_TRUE(may.accept(256));
+  EXPECT_FALSE(may.binds());
+  EXPECT_TRUE(may.accept(257));
+  for (const char c : std::string("yes")) EXPECT_TRUE(may.accept(c));
+  EXPECT_TRUE(may.may_end());
+  EXPECT_TRUE(may.exhausted());
+}
+
+TEST(ToolGrammar, BothMarkups) {
+  const std::string tools =
+      R"([{"type":"function","function":{"name":"add","parameters":{"type":"object",
+      "properties":{"a":{"type":"integer"},"note":{"type":"string"}},"required":["a"],
+      "additionalProperties":false}}},{"type":"function","function":{"name":"now"}}])";
+  const auto compile = [&](const ToolGrammarOptions& options) {
+    GrammarRules rules;
+    const GrammarRules::Rule root = rules.declare("root");
+    rules.define(root, tool_call_node(rules, tools, options).value());
+    return rules.compile(root).value();
+  };
+  const auto json = compile({.parallel = true});
+  const std::string add =
+      "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 3}}\n</tool_call>";
+  const std::string now = "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>";
+  EXPECT_TRUE(matches(json, add));
+  EXPECT_TRUE(matches(json, add + "\n" + now));
+  EXPECT_FALSE(matches(json, "<tool_call>\n{\"name\": \"add\", \"arguments\": {}}\n</tool_call>"));
+  EXPECT_FALSE(matches(compile({.name = "now"}), add));
+  const auto xml = compile({.markup = ToolMarkup::kQwenXml, .name = "add"});
+  EXPECT_TRUE(matches(xml,
+                      "<tool_call>\n<function=add>\n<parameter=a>\n-3\n</parameter>\n"
+                      "<parameter=note>\nhi\nthere\n</parameter>\n</function>\n</tool_call>"));
+  EXPECT_FALSE(matches(xml, "<tool_call>\n<function=add>\n</function>\n</tool_call>"));
+  EXPECT_FALSE(tool_call_node(*std::make_unique<GrammarRules>(), tools, {.name = "zzz"}).ok());
+}
+
+}  // namespace
+}  // namespace weft

@@ -1,0 +1,79 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "grammar/grammar.h"
+#include "grammar/simulator.h"
+
+namespace weft {
+
+/// Byte strings with tokens at their ends, as a trie laid out in preorder.
+struct TokenTrie {
+  struct Node {
+    uint32_t end = 0;     ///< first node after the subtree
+    uint32_t tokens = 0;  ///< first token that ends here; they go on to the next node's
+    uint16_t depth = 0;   ///< bytes up to and with this one, from 1
+    uint8_t byte = 0;
+  };
+  std::vector<Node> nodes;  ///< one past the last as an end of the token list
+  std::vector<int32_t> tokens;
+
+  size_t size() const { return nodes.empty() ? 0 : nodes.size() - 1; }
+  size_t bytes() const { return nodes.size() * sizeof(Node) + tokens.size() * sizeof(int32_t); }
+  /// Of (bytes, token), in any order; strings are not empty and shorter than 65,536 bytes.
+  static TokenTrie build(std::vector<std::pair<std::string_view, int32_t>> items);
+};
+
+struct GrammarVocab::Parts {
+  int32_t size = 0;
+  std::vector<char> bytes;
+  std::vector<uint32_t> begin;  ///< [size + 1]
+  TokenTrie trie;
+  std::string_view bytes_of(int32_t token) const {
+    const auto t = static_cast<size_t>(token);
+    return {bytes.data() + begin[t], begin[t + 1] - begin[t]};
+  }
+  size_t words() const { return (static_cast<size_t>(size) + 31) / 32; }
+};
+
+/// Which tokens can follow in a state as far as its own rule (and what it calls) goes.
+struct StateMask {
+  std::vector<uint32_t> accepted;  ///< bits by token; empty: `few` holds them
+  std::vector<int32_t> few;        ///< accepted tokens where they are few
+  /// Of the other tokens, what is left of them where the rule ends inside; a token may go on after
+  /// the rule in several ways. Its tokens count if what is left fits what follows the rule.
+  TokenTrie rest;
+  bool ends = false;   ///< the rule may end here, before any byte
+  bool whole = false;  ///< too much would be left: walk all tokens with the real stack
+  size_t bytes() const {
+    return sizeof(*this) + accepted.size() * 4 + few.size() * 4 + rest.bytes();
+  }
+};
+
+/// The masks of the states, all forgotten when they are over a number of bytes.
+struct TokenGrammar::Parts {
+  std::shared_ptr<const Grammar> grammar;
+  std::shared_ptr<const GrammarVocab> vocab;
+
+  /// Computes it (outside of the lock) if it is not there. Any thread.
+  std::shared_ptr<const StateMask> mask_of(int32_t state);
+
+  struct Impl;
+  std::unique_ptr<Impl> impl;
+  Parts(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const GrammarVocab> vocab);
+  ~Parts();
+};
+
+StateMask compute_state_mask(const Grammar& grammar, const GrammarVocab::Parts& vocab,
+                             int32_t state);
+
+/// Sets the bits of the tokens of `trie` that fit `from`. Stacks made on the way are forgotten
+/// again.
+void mark_tokens(const TokenTrie& trie, Simulator& simulator, const Simulator::Threads& from,
+                 std::vector<uint32_t>& bits);
+
+}  // namespace weft
