@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "runtime/prefault.h"
 
 namespace weft {
 
@@ -12,7 +13,11 @@ Result<std::unique_ptr<LocalExecutor>> LocalExecutor::create(const Model& model,
   Runner runner = TRY(Runner::create(model, kv, stream, ops, limits));
   std::array<PackedStep, kStepsInFlight> steps = {TRY(PackedStep::create(limits)),
                                                   TRY(PackedStep::create(limits))};
-  return std::unique_ptr<LocalExecutor>(new LocalExecutor(std::move(runner), std::move(steps)));
+  std::unique_ptr<LocalExecutor> executor(new LocalExecutor(std::move(runner), std::move(steps)));
+  const auto num_layers = static_cast<int>(model.cache_specs().size());
+  executor->prefault_ = std::jthread(
+      [&kv, num_layers](const std::stop_token& stop) { prefault_caches(kv, num_layers, stop); });
+  return executor;
 }
 
 int64_t LocalExecutor::bytes(const StepLimits& limits, int64_t hidden_size, int num_threads) {

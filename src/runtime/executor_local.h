@@ -48,6 +48,7 @@ class LocalExecutor : public Executor {
   std::exception_ptr failure_;                                    // guarded by mutex_
   bool stop_ = false;                                             // guarded by mutex_
   std::thread thread_;
+  std::jthread prefault_;  // of the caches, in the first seconds
 };
 
 }  // namespace weft

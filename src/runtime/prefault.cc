@@ -1,5 +1,9 @@
 #include "runtime/prefault.h"
 
+#include <sys/mman.h>
+
+#include <algorithm>
+
 namespace weft {
 namespace {
 
@@ -23,14 +27,23 @@ void prefault(ThreadPool& pool, Arena& arena) {
   prefault(pool, static_cast<std::byte*>(arena.take(bytes)), bytes);
 }
 
-void prefault(ThreadPool& pool, const KvStore& kv, int num_layers) {
+void prefault_caches(const KvStore& kv, int num_layers, const std::stop_token& stop) {
+  const auto populate = [&](void* data, int64_t bytes) {
+    auto* const first = static_cast<std::byte*>(data);
+    const int64_t skip =
+        (kPage - static_cast<int64_t>(reinterpret_cast<uintptr_t>(first) % kPage)) % kPage;
+    for (int64_t at = skip; at + kPage <= bytes && !stop.stop_requested(); at += kPiece) {
+      const int64_t length = std::min(kPiece, bytes - at) / kPage * kPage;
+      if (madvise(first + at, static_cast<size_t>(length), MADV_POPULATE_WRITE) != 0) return;
+    }
+  };
   for (int32_t i = 0; i < num_layers; ++i) {
     const LayerCache& layer = kv.layer(LayerId{i});
     if (const auto* paged = std::get_if<PagedKv>(&layer)) {
-      prefault(pool, paged->data, paged->num_blocks * paged->block_bytes);
+      populate(paged->data, paged->num_blocks * paged->block_bytes);
     } else if (const auto* state = std::get_if<StateSlots>(&layer)) {
       for (const TensorView& plane : {state->conv, state->recurrent}) {
-        prefault(pool, static_cast<std::byte*>(plane.data), plane.bytes());
+        populate(plane.data, plane.bytes());
       }
     }
   }

@@ -46,7 +46,6 @@ Result<Runner> Runner::create(const Model& model, KvStore& kv, Stream& stream, c
   prefault(pool, runner.arena_);
   prefault(pool, stream.scratch());
   prefault(pool, runner.logit_buffer_.data(), runner.logit_buffer_.bytes());
-  prefault(pool, kv, static_cast<int>(model.cache_specs().size()));
   return runner;
 }
 
