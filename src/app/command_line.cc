@@ -9,6 +9,7 @@
 #include <memory>
 #include <sstream>
 
+#include "app/bench_serve.h"
 #include "app/cli.h"
 #include "app/config_file.h"
 #include "app/version.h"
@@ -22,6 +23,7 @@ struct CommandLine {
   CLI::App app{"weft: an inference and serving engine for large language models", "weft"};
   RunOptions run;
   BenchOptions latency, throughput;
+  BenchServeOptions bench_serve;
   EvalOptions eval;
   InfoOptions info;
   PullOptions pull;
@@ -31,6 +33,7 @@ struct CommandLine {
   CLI::App* bench_app = nullptr;
   CLI::App* latency_app = nullptr;
   CLI::App* throughput_app = nullptr;
+  CLI::App* bench_serve_app = nullptr;
   CLI::App* eval_app = nullptr;
   CLI::App* info_app = nullptr;
   CLI::App* pull_app = nullptr;
@@ -55,7 +58,7 @@ struct CommandLine {
   }
 
   std::vector<CLI::App*> leaves() const {
-    return {serve_app, run_app,  latency_app, throughput_app, eval_app,
+    return {serve_app, run_app,  latency_app, throughput_app, bench_serve_app, eval_app,
             info_app,  pull_app, doctor_app,  completion_app, version_app};
   }
 
@@ -77,7 +80,8 @@ struct CommandLine {
   }
 
   void add_bench() {
-    bench_app = app.add_subcommand("bench", "Measure the engine: latency or throughput");
+    bench_app = app.add_subcommand(
+        "bench", "Measure the engine (latency, throughput) or any OpenAI server (serve)");
     bench_app->require_subcommand(1);
     latency_app = bench_app->add_subcommand(
         "latency",
@@ -121,6 +125,9 @@ struct CommandLine {
         ->check(CLI::Range(int64_t{0}, int64_t{1} << 20));
     throughput.repetitions = 1;
     add_bench_common(*throughput_app, throughput);
+    bench_serve_app = bench_app->add_subcommand(
+        "serve", "Load for any OpenAI server, with the flags and figures of `vllm bench serve`");
+    add_bench_serve_options(*bench_serve_app, bench_serve);
   }
 
   static void add_bench_common(CLI::App& command, BenchOptions& o) {
@@ -314,6 +321,9 @@ int run_parsed(const CommandLine& line) {
   if (line.run_app->parsed()) return run_command(line.run);
   if (line.latency_app->parsed()) return bench_command(line.latency);
   if (line.throughput_app->parsed()) return bench_command(line.throughput);
+  if (line.bench_serve_app->parsed()) {
+    return bench_serve_command(line.bench_serve, std::getenv("OPENAI_API_KEY"));
+  }
   if (line.eval_app->parsed()) return eval_command(line.eval);
   if (line.info_app->parsed()) return info_command(line.info);
   if (line.pull_app->parsed()) return pull_command(line.pull);

@@ -43,6 +43,13 @@ Result<std::string> locate_model(const std::string& name_or_directory) {
   return resolve_model(name_or_directory, TRY(hub_options()), progress_to(lines));
 }
 
+Result<std::string> locate_tokenizer(const std::string& name_or_directory) {
+  ProgressLines lines;
+  HubOptions options = TRY(hub_options());
+  options.weights = false;
+  return resolve_model(name_or_directory, options, progress_to(lines));
+}
+
 Result<std::string> pull_model(const std::string& name) {
   ProgressLines lines;
   return download_model(TRY(ModelName::parse(name)), TRY(hub_options()), progress_to(lines));

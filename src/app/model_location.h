@@ -14,6 +14,10 @@ Result<std::string> demo_model_directory();
 /// the Hugging Face cache, then a download with progress on standard error.
 Result<std::string> locate_model(const std::string& name_or_directory);
 
+/// A directory with the tokenizer of what the user named: as locate_model, but of a model that is
+/// not cached only the small files are downloaded.
+Result<std::string> locate_tokenizer(const std::string& name_or_directory);
+
 /// Downloads into the Hugging Face cache and returns the snapshot directory.
 Result<std::string> pull_model(const std::string& name);
 
