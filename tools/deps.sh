@@ -10,7 +10,7 @@ if [ "${1:-}" = --print ]; then
   print_only=yes
   shift
 fi
-[ $# -gt 0 ] || { echo "usage: tools/deps.sh [--print] SECTION...   (build, test, differential, format, lint, fuzz)" >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: tools/deps.sh [--print] SECTION...   (build, test, differential, openai, format, lint, fuzz)" >&2; exit 2; }
 
 wanted=
 for section in "$@"; do

@@ -59,8 +59,8 @@ try {
   report('start', error);
 }
 for (const server of servers) {
-  const code = await within(server.stop(), 30_000).catch(() => 'none');
-  if (code !== 0) report('exit', new Error(`exit code ${code} after SIGTERM:\n${server.log.slice(-4000)}`));
+  const code = await within(server.stop(), 30_000).catch((error) => error.message);
+  if (code !== 0) report('exit', new Error(`SIGTERM: ${code}\n${server.log.slice(-4000)}`));
 }
 console.log(`${passed} passed, ${failed} failed`);
 process.exit(failed === 0 && passed > 0 ? 0 : 1);

@@ -43,6 +43,7 @@ export class Server {
 
   /** SIGTERM; the exit code. */
   async stop() {
+    if (this.child.exitCode !== null) throw new Error('the server ended before the tests did');
     this.child.kill('SIGTERM');
     return this.exited;
   }
