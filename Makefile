@@ -1,9 +1,10 @@
 # weft: every target first installs what it needs with apt-get (tools/packages.txt), if anything is missing.
-#   make run      build, then chat with the bundled demo model   (ARGS="MODEL --max-tokens 200")
+#   make serve    build, then serve the bundled demo model on 127.0.0.1:8000   (ARGS="MODEL --port 8001")
+#   make run      build, then chat with it in the terminal                     (ARGS="MODEL --max-tokens 200")
 #   make test     build everything and run all tests; the last line counts them
 #   make build    build/release/weft        CUDA=1 with the CUDA backend, CUDA=0 without;
 #                                           default: where nvcc and a GPU are found
-#   make serve    the server   make bench   measurements   make lint   format, layers, sizes, clang-tidy
+#   make bench    measurements   make lint   format, layers, sizes, clang-tidy
 #   make fuzz     every fuzzer for FUZZ_SECONDS   make deps   packages only   make clean   remove build/
 BUILD := build/release
 JOBS ?= $(shell nproc)
