@@ -98,6 +98,7 @@ std::string run_round(const Options& options, const std::string& family, uint64_
       ++counters.requests;
       counters.tokens += static_cast<int64_t>(got.tokens.size());
       counters.prompt_logprobs += static_cast<int64_t>(got.prompt_logprobs.size());
+      if (request->constraint) counters.constrained += static_cast<int64_t>(got.tokens.size());
     }
   }
   return "";
@@ -107,9 +108,10 @@ void print(const std::string& name, const Counters& c) {
   fmt::print(
       "{:<14}{:>6} schedules {:>7} requests {:>9} tokens {:>9} steps | {} hits, {} state hits, {} "
       "preemptions, {} replays, {} cut prompts, {} mixed steps, {} aborts, {} evictions, {} prompt "
-      "logprobs, batch up to {}\n",
+      "logprobs, {} tokens by grammar, batch up to {}\n",
       name, c.schedules, c.requests, c.tokens, c.steps, c.hits, c.state_hits, c.preemptions,
-      c.replays, c.chunked, c.mixed, c.aborts, c.evictions, c.prompt_logprobs, c.largest_batch);
+      c.replays, c.chunked, c.mixed, c.aborts, c.evictions, c.prompt_logprobs, c.constrained,
+      c.largest_batch);
 }
 
 /// What has to have happened for the run to mean something.
@@ -124,6 +126,7 @@ std::string vacuous(const Totals& totals, const Options& options) {
       {"aborts", c.aborts},
       {"evictions", c.evictions},
       {"prompt logprobs", c.prompt_logprobs},
+      {"tokens by grammar", c.constrained},
       {"batches above 3", c.largest_batch > 3 ? 1 : 0}};
   for (const auto& [what, count] : needed) {
     if (count == 0) return fmt::format("nothing tested: no {}", what);
@@ -162,6 +165,7 @@ int run(const Options& options) {
       sum->aborts += counters.aborts;
       sum->evictions += counters.evictions;
       sum->prompt_logprobs += counters.prompt_logprobs;
+      sum->constrained += counters.constrained;
       sum->largest_batch = std::max(sum->largest_batch, counters.largest_batch);
     }
     ++round;

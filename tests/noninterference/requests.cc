@@ -37,10 +37,35 @@ std::string logprob_difference(const char* what, const std::vector<TokenLogprob>
   return "";
 }
 
+/// Grammars over texts that tokens are given for this purpose: one to three letters by their id.
+std::vector<std::shared_ptr<const TokenGrammar>> make_grammars(int32_t vocab_size) {
+  std::vector<std::string> texts;
+  for (int32_t id = 0; id < vocab_size; ++id) {
+    std::string text;
+    for (int32_t rest = id; text.empty() || rest > 0; rest /= 8) {
+      text += static_cast<char>('a' + rest % 8);
+      if (text.size() == 3) break;
+    }
+    texts.push_back(text);
+  }
+  const auto vocab = GrammarVocab::build(
+      vocab_size, [&](int32_t id) { return std::string_view(texts[static_cast<size_t>(id)]); });
+  std::vector<std::shared_ptr<const TokenGrammar>> out;
+  for (const char* regex : {"([a-d]+e)*", "(ab|ba|[c-h]{2,9}a){3,40}", "[a-h]{5,30}"}) {
+    out.push_back(TokenGrammar::make(grammar_from_regex(regex, "regex").value(), vocab));
+  }
+  out.push_back(TokenGrammar::make(
+      grammar_from_ebnf("root ::= \"a\" root \"b\" | [c-h] root | \"\"\n", "ebnf").value(), vocab));
+  return out;
+}
+
 }  // namespace
 
 RequestMaker::RequestMaker(uint64_t seed, int32_t vocab_size, int64_t max_model_len)
-    : rng_(seed), vocab_size_(vocab_size), max_model_len_(max_model_len) {
+    : rng_(seed),
+      vocab_size_(vocab_size),
+      max_model_len_(max_model_len),
+      grammars_(make_grammars(vocab_size)) {
   for (size_t i = 0; i < kNumBases; ++i) {
     std::vector<int32_t> base;
     // The third begins as the first does: a branch inside a prompt.
@@ -86,6 +111,12 @@ std::shared_ptr<Request> RequestMaker::make(SeqId id) {
   if (request->sampling.max_tokens > room) request->sampling.max_tokens = static_cast<int>(room);
   if (one_in(8)) request->cache_salt = "other";
   request->priority = static_cast<int>(below(3)) - 1;
+  if (one_in(5) && request->sampling.allowed_ids.empty()) {
+    OutputConstraint constraint{.grammar =
+                                    grammars_[below(static_cast<uint32_t>(grammars_.size()))]};
+    if (one_in(4)) constraint.begins_after = token();
+    request->constraint = std::make_shared<const OutputConstraint>(std::move(constraint));
+  }
   return request;
 }
 

@@ -33,6 +33,7 @@ class RequestMaker {
   int32_t vocab_size_;
   int64_t max_model_len_;
   std::vector<std::vector<int32_t>> bases_;
+  std::vector<std::shared_ptr<const TokenGrammar>> grammars_;
 };
 
 /// "" if `got` is bit-equal to `want`; else where they differ. `aborted`: got may be a beginning.

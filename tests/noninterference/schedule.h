@@ -27,6 +27,7 @@ struct Counters {
   int64_t aborts = 0;           ///< requests cut short
   int64_t evictions = 0;        ///< cached blocks given to somebody else
   int64_t prompt_logprobs = 0;  ///< prompt logprobs compared
+  int64_t constrained = 0;      ///< tokens of requests with a grammar
   void add(const SchedulerStats& stats);
 };
 
