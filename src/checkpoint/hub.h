@@ -30,7 +30,7 @@ struct HubOptions {
   std::string endpoint = "https://huggingface.co";
   std::string token;  ///< empty: anonymous
   bool offline = false;
-  bool weights = true;  ///< false: only the small files (configuration, tokenizer, template)
+  bool weights = true;    ///< false: only the small files (configuration, tokenizer, template)
   double timeout_s = 10;  ///< for connecting and for a transfer that stands still
   int num_connections = 8;
   uint64_t range_bytes = uint64_t{8} << 20;  ///< larger files are fetched by ranges of this size
