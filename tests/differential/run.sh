@@ -1,6 +1,6 @@
 #!/bin/bash
-# The tokenizer against Hugging Face's JavaScript tokenizers, the templates against Debian's jinja2, on
-# generated inputs; fails on the first difference of either.
+# The tokenizer against Hugging Face's JavaScript tokenizers, the templates against Debian's jinja2, JSON schemas
+# against Debian's jsonschema, on generated inputs; fails on the first difference of either.
 # usage: tests/differential/run.sh BUILD_DIR [SECONDS]
 # Without SECONDS the same inputs every time (the first 4,000 of seed 1 each), as CI has to; with SECONDS as many as
 # fit into that time for both together, which is how rare differences are looked for.
@@ -26,4 +26,6 @@ failed=0
   "$here/../../models/demo" "$oracle"/{qwen2,qwen3_5,llama3,sentencepiece_bpe} || failed=1
 "$python" "$here/templates.py" --cli "$cli" --seconds $((seconds / 2)) --cases "$cases" \
   "$here/../../models/demo/chat_template.jinja" "$oracle"/templates/*.jinja || failed=1
+schemas=$([ $# -ge 2 ] && echo $((seconds * 40)) || echo 900)
+"$python" "$here/schemas.py" --weft "$build/weft" --schemas "$schemas" || failed=1
 exit $failed
