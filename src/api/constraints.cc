@@ -36,13 +36,16 @@ std::string key_of(const GenerationRequest& request, bool after_thinking) {
 using GrammarResult = Result<std::shared_ptr<const Grammar>>;
 
 /// The grammar of `node`, with the blank line that models write after a thought if asked for.
-GrammarResult compile_node(GrammarRules& rules, GrammarRules::Node node, bool after_thinking) {
+GrammarResult compile_node(GrammarRules& rules, GrammarRules::Node node, bool after_thinking,
+                           const std::string& field) {
   if (after_thinking) {
     node = rules.sequence({rules.choice({rules.literal("\n\n"), rules.empty()}), node});
   }
   const GrammarRules::Rule root = rules.declare("root");
   rules.define(root, node);
-  return rules.compile(root);
+  GrammarResult grammar = rules.compile(root);
+  if (!grammar) return with_context(grammar.error(), field);
+  return grammar;
 }
 
 GrammarResult tool_grammar(const GenerationRequest& request, ChatFormat::Tools format,
@@ -54,7 +57,7 @@ GrammarResult tool_grammar(const GenerationRequest& request, ChatFormat::Tools f
       .name = request.tool_name,
       .parallel = request.parallel_tool_calls && request.tool_choice == ToolChoice::kRequired};
   const GrammarRules::Node node = TRY(tool_call_node(rules, request.tools, options));
-  return compile_node(rules, node, after_thinking);
+  return compile_node(rules, node, after_thinking, "tools");
 }
 
 GrammarResult compile(const GenerationRequest& request, const ChatFormat& format,
@@ -75,7 +78,7 @@ GrammarResult compile(const GenerationRequest& request, const ChatFormat& format
     const std::string schema =
         wanted.kind == Kind::kJsonSchema ? wanted.text : R"({"type":"object"})";
     const GrammarRules::Node node = TRY(json_schema_node(rules, schema, wanted.field));
-    return compile_node(rules, node, after_thinking);
+    return compile_node(rules, node, after_thinking, wanted.field);
   }
   if (wanted.kind == Kind::kRegex) return grammar_from_regex(wanted.text, wanted.field);
   if (wanted.kind == Kind::kChoice) return grammar_from_choices(wanted.choices, wanted.field);
