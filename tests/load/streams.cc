@@ -1,0 +1,192 @@
+// Acceptance point 4: many live streams, their punctuality and memory, and readers that never read.
+#include <algorithm>
+#include <cmath>
+#include <thread>
+
+#include "app/bench_serve_metrics.h"
+#include "tests/load/scenario.h"
+
+namespace weft::load {
+namespace {
+
+constexpr double kPeriod = 0.1;  // s between two tokens of a stream: 10 a second
+
+struct Stream {
+  std::shared_ptr<Connection> connection;
+  std::vector<Clock::time_point> frames;
+  std::vector<int64_t> tokens;  // of the answer, up to and with the frame
+  bool broken = false, ended = false;
+};
+
+/// Lateness of every frame within [begin, end): against the line of one token a period that the
+/// stream's most punctual frame lies on. (A token that ends in the middle of a character waits for
+/// the next: a frame may bring several tokens, and is due with its last.)
+std::vector<double> lateness(const std::vector<std::unique_ptr<Stream>>& streams,
+                             Clock::time_point begin, Clock::time_point end) {
+  std::vector<double> out;
+  for (const auto& stream : streams) {
+    std::vector<double> offsets;
+    for (size_t i = 0; i < stream->frames.size(); ++i) {
+      if (stream->frames[i] < begin || stream->frames[i] >= end) continue;
+      offsets.push_back(seconds_between(begin, stream->frames[i]) -
+                        static_cast<double>(stream->tokens[i]) * kPeriod);
+    }
+    if (offsets.empty()) continue;
+    const double best = *std::min_element(offsets.begin(), offsets.end());
+    for (const double offset : offsets) out.push_back(offset - best);
+  }
+  return out;
+}
+
+/// completion_tokens of a frame's usage, -1: it has none.
+int64_t token_count(std::string_view frame) {
+  constexpr std::string_view kName = "\"completion_tokens\":";
+  const size_t at = frame.find(kName);
+  return at == std::string_view::npos ? -1 : std::atoll(frame.data() + at + kName.size());
+}
+
+class Streams {
+ public:
+  Streams(Loop& loop, int tokens) : loop_(loop) {
+    body_ = R"({"model": "fake", "prompt": "Tell me a story, number )";
+    tail_ = R"(.", "stream": true, "ignore_eos": true, "temperature": 0,
+             "stream_options": {"include_usage": true, "continuous_usage_stats": true},
+             "max_tokens": )" +
+            std::to_string(tokens) + "}";
+  }
+
+  /// Opens `n` streams over a second, or more slowly.
+  void open(int n) {
+    for (int i = 0; i < n; ++i) {
+      auto owned = std::make_unique<Stream>();
+      Stream* stream = owned.get();
+      streams_.push_back(std::move(owned));
+      loop_.after(milliseconds(i / 2), [this, stream, i] { begin(*stream, i); });
+    }
+  }
+
+  std::vector<std::unique_ptr<Stream>>& all() { return streams_; }
+  int live() const {
+    return static_cast<int>(std::count_if(streams_.begin(), streams_.end(), [](const auto& s) {
+      return s->connection && !s->ended && !s->broken && !s->frames.empty();
+    }));
+  }
+  int broken() const {
+    return static_cast<int>(
+        std::count_if(streams_.begin(), streams_.end(), [](const auto& s) { return s->broken; }));
+  }
+
+ private:
+  void begin(Stream& stream, int i) {
+    stream.connection = loop_.open();
+    if (!stream.connection) {
+      stream.broken = true;
+      return;
+    }
+    stream.connection->on_frame = [&stream](Connection&, std::string_view data) {
+      const int64_t tokens = token_count(data);
+      if (tokens < 1) return;
+      stream.frames.push_back(Clock::now());
+      stream.tokens.push_back(tokens);
+    };
+    stream.connection->on_end = [&stream](Connection& c, Connection::End how) {
+      stream.ended = true;
+      stream.broken = how != Connection::End::kComplete || c.status() != 200;
+    };
+    stream.connection->send(request_text("/v1/completions", body_ + std::to_string(i) + tail_));
+  }
+
+  Loop& loop_;
+  std::string body_, tail_;
+  std::vector<std::unique_ptr<Stream>> streams_;
+};
+
+struct Punctuality {
+  double p50, p99, worst;
+};
+
+Punctuality measure(Streams& streams, Clock::time_point begin, Clock::time_point end) {
+  const std::vector<double> late = lateness(streams.all(), begin, end);
+  return {percentile(late, 50) * 1000, percentile(late, 99) * 1000, percentile(late, 100) * 1000};
+}
+
+}  // namespace
+
+void run_streams(const Settings& settings, Report& report) {
+  const int n = 2000, deaf = 1000;
+  const int seconds = settings.full ? 60 : 4;  // of each of the two measured stretches
+  WeftServer server(settings.weft, {"--device", "fake", "--fake-tokens-per-second", "10",
+                                    "--max-num-seqs", "4096"});
+  Loop loop(server.port());
+  ask(loop, request_text("/v1/completions", R"({"prompt": "warm", "max_tokens": 2})"));
+  const auto before = static_cast<double>(server.process().resident_bytes());
+  const double cpu_before = server.process().cpu_seconds();
+
+  const int tokens = (2 * seconds + 30) * 10;
+  Streams streams(loop, tokens);
+  streams.open(n);
+  loop.run(Clock::now() + std::chrono::seconds(20), [&] { return streams.live() == n; });
+  loop.run_for(milliseconds(1500));
+  report.check_equal(streams.live(), n, "streams that are live");
+  const Clock::time_point begin = Clock::now();
+  const double cpu_begin = server.process().cpu_seconds();
+  loop.run_for(milliseconds(seconds * 1000));
+  const Clock::time_point middle = Clock::now();
+  const double cpu_end = server.process().cpu_seconds();
+  const double per_stream =
+      (static_cast<double>(server.process().resident_bytes()) - before) / n / 1024;
+  const Punctuality alone = measure(streams, begin, middle);
+  report.figures("live streams", {{"streams", n},
+                                  {"seconds", seconds},
+                                  {"lateness_p50_ms", alone.p50},
+                                  {"lateness_p99_ms", alone.p99},
+                                  {"lateness_max_ms", alone.worst},
+                                  {"resident_kib_per_stream", per_stream},
+                                  {"server_cpu_percent",
+                                   100 * (cpu_end - cpu_begin) / seconds_between(begin, middle)},
+                                  {"cpu_seconds_to_open", cpu_begin - cpu_before}});
+  report.check_equal(streams.broken(), 0, "streams dropped");
+  report.check_at_most(alone.p99, 50, "p99 lateness of a frame, ms");
+  report.check_at_most(per_stream, 16, "resident KiB a stream");
+
+  // Readers that never read, beside them.
+  std::vector<std::shared_ptr<Connection>> silent;
+  const std::string body = R"({"prompt": "For nobody", "stream": true, "ignore_eos": true,
+    "stream_options": {"include_usage": true, "continuous_usage_stats": true},
+    "max_tokens": )" + std::to_string(tokens) +
+                           "}";
+  for (int i = 0; i < deaf; ++i) {
+    loop.after(milliseconds(i / 2), [&] {
+      silent.push_back(loop.open(/*receive_buffer=*/2048));
+      if (!silent.back()) return;
+      silent.back()->set_reading(false);
+      silent.back()->send(request_text("/v1/completions", body));
+    });
+  }
+  loop.run_for(milliseconds(deaf / 2 + 1500));
+  const Clock::time_point again = Clock::now();
+  loop.run_for(milliseconds(seconds * 1000));
+  const Punctuality beside = measure(streams, again, Clock::now());
+  const double with_silent = static_cast<double>(server.process().resident_bytes()) / 1048576;
+  report.figures("beside readers that never read", {{"silent", deaf},
+                                                    {"lateness_p50_ms", beside.p50},
+                                                    {"lateness_p99_ms", beside.p99},
+                                                    {"lateness_max_ms", beside.worst},
+                                                    {"resident_mib", with_silent}});
+  report.check_equal(streams.broken(), 0, "streams dropped beside silent readers");
+  report.check_at_most(beside.p99, 50, "p99 lateness beside silent readers, ms");
+  // A tenth of a few milliseconds is the noise of the machine: 2 ms are allowed.
+  report.check_at_most(beside.p99, std::max(1.1 * alone.p99, alone.p99 + 2),
+                       "p99 lateness beside silent readers against that without, ms");
+
+  for (const auto& connection : silent) {
+    if (connection) connection->close(true);
+  }
+  for (const auto& stream : streams.all()) {
+    if (stream->connection) stream->connection->close();
+  }
+  const std::string left = server.leftovers(milliseconds(5000));
+  report.check(left.empty(), "nothing left when all have gone: " + left);
+}
+
+}  // namespace weft::load
