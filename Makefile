@@ -21,7 +21,7 @@ CUDA ?= $(shell { { $(HAVE_NVCC); } && { $(HAVE_GPU); }; } >/dev/null 2>&1 && ec
   configure-build configure-test program
 
 deps:
-	@tools/deps.sh build test differential openai format lint fuzz
+	@tools/deps.sh build test differential openai load format lint fuzz
 deps-build:
 	@tools/deps.sh build
 deps-test:

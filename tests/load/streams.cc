@@ -175,8 +175,9 @@ void run_streams(const Settings& settings, Report& report) {
                                                     {"resident_mib", with_silent}});
   report.check_equal(streams.broken(), 0, "streams dropped beside silent readers");
   report.check_at_most(beside.p99, 50, "p99 lateness beside silent readers, ms");
-  // A tenth of a few milliseconds is the noise of the machine: 2 ms are allowed.
-  report.check_at_most(beside.p99, std::max(1.1 * alone.p99, alone.p99 + 2),
+  // A tenth of a few milliseconds is less than the noise of a machine that does other things.
+  const double noise = settings.full ? 1 : 10;
+  report.check_at_most(beside.p99, std::max(1.1 * alone.p99, alone.p99 + noise),
                        "p99 lateness beside silent readers against that without, ms");
 
   for (const auto& connection : silent) {
