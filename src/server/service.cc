@@ -490,6 +490,9 @@ void Service::post_detokenize(const std::shared_ptr<Call>& call) {
 
 Result<HttpResponse> Service::tokenize(std::string_view body, const Model& model) const {
   const TokenizeRequest request = TRY(parse_tokenize_request(body, config_.limits));
+  if (const std::string& name = request.request.model; !name.empty() && !knows_model(name)) {
+    return to_response(no_such_model(name));
+  }
   const Frontend& frontend = *model.frontend;
   const std::vector<int32_t> ids = TRY(frontend.tokenize(request.request));
   std::string out = "{\"count\":" + std::to_string(ids.size()) +
@@ -510,6 +513,9 @@ Result<HttpResponse> Service::tokenize(std::string_view body, const Model& model
 
 Result<HttpResponse> Service::detokenize(std::string_view body, const Model& model) const {
   const DetokenizeRequest request = TRY(parse_detokenize_request(body));
+  if (!request.model.empty() && !knows_model(request.model)) {
+    return to_response(no_such_model(request.model));
+  }
   std::vector<int32_t> ids;
   if (!request.tokens.empty()) {
     ids = TRY(validate_prompt_ids(request.tokens, model.frontend->config().limits, "tokens"));

@@ -25,10 +25,7 @@ std::optional<std::string> WireResponse::header(std::string_view lower_name) con
 WireClient::WireClient(uint16_t port, std::chrono::milliseconds patience) {
   socket_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   CHECK(socket_ >= 0, "socket");
-  const timeval limit{.tv_sec = patience.count() / 1000,
-                      .tv_usec = (patience.count() % 1000) * 1000};
-  ::setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-  ::setsockopt(socket_, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+  set_patience(patience);
   const int on = 1;
   ::setsockopt(socket_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
   sockaddr_in address{};
@@ -37,6 +34,13 @@ WireClient::WireClient(uint16_t port, std::chrono::milliseconds patience) {
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   CHECK(::connect(socket_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0,
         "connect to port " + std::to_string(port));
+}
+
+void WireClient::set_patience(std::chrono::milliseconds patience) {
+  const timeval limit{.tv_sec = patience.count() / 1000,
+                      .tv_usec = (patience.count() % 1000) * 1000};
+  ::setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+  ::setsockopt(socket_, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
 }
 
 WireClient::~WireClient() {

@@ -31,6 +31,8 @@ class WireClient {
   WireClient(const WireClient&) = delete;
   WireClient& operator=(const WireClient&) = delete;
 
+  /// How long a read or write may wait.
+  void set_patience(std::chrono::milliseconds patience);
   /// False when the connection is gone.
   bool send(std::string_view bytes);
   /// No more bytes will come from here; answers can still be read.

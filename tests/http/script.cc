@@ -229,6 +229,7 @@ class Runner {
     for (const auto& answer : c.answers) {
       const std::string wanted = answer.front().text.substr(4);
       if (wanted == "closed") {
+        client->set_patience(std::chrono::milliseconds(2000));
         if (!client->closed_by_server()) fail(answer.front(), "the connection stays open");
         continue;
       }
