@@ -75,9 +75,11 @@ Result<void> set_lengths(const SamplingRequest& request, const ModelLimits& limi
   if (prompt_len < 1) return invalid_argument("prompt: it has no tokens; at least 1 is needed");
   const int64_t room = limits.max_model_len - prompt_len;
   if (room < 1) {
+    const std::string asked =
+        request.max_tokens ? std::to_string(*request.max_tokens) : "at least 1";
     return invalid_argument("prompt: its " + std::to_string(prompt_len) +
-                            " tokens leave no room to generate; max_model_len is " +
-                            std::to_string(limits.max_model_len));
+                            " tokens leave no room for max_tokens " + asked +
+                            " within max_model_len " + std::to_string(limits.max_model_len));
   }
   if (request.max_tokens && *request.max_tokens > room) {
     return invalid_argument("max_tokens: " + std::to_string(*request.max_tokens) + " and " +

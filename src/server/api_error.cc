@@ -64,6 +64,10 @@ ApiError to_api_error(const Error& error) {
     case ErrorKind::kUnsupported:
       out.status = 400;
       out.type = "invalid_request_error";
+      // OpenAI's code for what validate_sampling() says of lengths; clients shorten and try again.
+      if (error.message.find(" max_model_len ") != std::string::npos) {
+        out.code = "context_length_exceeded";
+      }
       break;
     case ErrorKind::kNotFound:
       out.status = 404;

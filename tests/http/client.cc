@@ -1,4 +1,4 @@
-#include "http/client.h"
+#include "tests/http/client.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>

@@ -1,4 +1,4 @@
-#include "http/pattern.h"
+#include "tests/http/pattern.h"
 
 #include <cstdlib>
 

@@ -1,4 +1,4 @@
-#include "http/script.h"
+#include "tests/http/script.h"
 
 #include <cstdlib>
 #include <optional>
@@ -6,8 +6,8 @@
 #include <thread>
 #include <vector>
 
-#include "http/client.h"
-#include "http/pattern.h"
+#include "tests/http/client.h"
+#include "tests/http/pattern.h"
 
 namespace weft {
 namespace {
