@@ -1,4 +1,4 @@
-#include "tests/http/client.h"
+#include "http/client.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>

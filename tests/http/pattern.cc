@@ -1,4 +1,4 @@
-#include "tests/http/pattern.h"
+#include "http/pattern.h"
 
 #include <cstdlib>
 

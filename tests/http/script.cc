@@ -1,4 +1,4 @@
-#include "tests/http/script.h"
+#include "http/script.h"
 
 #include <cstdlib>
 #include <optional>
@@ -6,8 +6,8 @@
 #include <thread>
 #include <vector>
 
-#include "tests/http/client.h"
-#include "tests/http/pattern.h"
+#include "http/client.h"
+#include "http/pattern.h"
 
 namespace weft {
 namespace {
