@@ -40,7 +40,9 @@ function arrows(group) {
     if (!step) return;
     const buttons = [...group.querySelectorAll("button")];
     event.preventDefault();
-    buttons.at((buttons.indexOf(document.activeElement) + step) % buttons.length).click();
+    const next = buttons.at((buttons.indexOf(document.activeElement) + step) % buttons.length);
+    next.focus();
+    next.click();
   });
 }
 
@@ -165,6 +167,7 @@ function start() {
   byId("key-button").addEventListener("click", async () => {
     if (await askKey("Sent with every request, as the servers of this API expect it.")) loadModels(params);
   });
+  byId("key-cancel").addEventListener("click", () => byId("key-dialog").close());
   byId("tab-chat").addEventListener("click", () => showView("chat", live));
   byId("tab-live").addEventListener("click", () => showView("live", live));
   for (const group of document.querySelectorAll(".tabs, .segments")) arrows(group);

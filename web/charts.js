@@ -2,16 +2,17 @@
 
 import {h, s, rate} from "./dom.js";
 
-/** The next round number: 1, 2, 5 x 10^k. */
+/** The next round number, one that halves well. */
 function roundUp(x) {
   if (!(x > 0)) return 1;
   const size = 10 ** Math.floor(Math.log10(x));
-  return [1, 2, 5, 10].find((step) => step * size >= x * 0.9999) * size;
+  return [1, 2, 3, 4, 6, 8, 10].find((step) => step * size >= x * 0.9999) * size;
 }
 
 const short = (x) => (x >= 1e6 ? `${+(x / 1e6).toPrecision(3)}M` : x >= 1e4 ? `${+(x / 1e3).toPrecision(3)}k` : `${+x.toPrecision(3)}`);
 
 export function ago(seconds) {
+  if (!Number.isFinite(seconds)) return "";
   return seconds < 1 ? "now" : seconds < 90 ? `${Math.round(seconds)} s ago` : `${Math.round(seconds / 60)} min ago`;
 }
 
@@ -91,7 +92,8 @@ export function lineChart(height, title, {unit = "", percent = false, whole = fa
       }
       if (open) area += `L${last.toFixed(1)} ${yOf(0)}Z`;
       // A lone sample would have no length: a dot shows it.
-      nodes.push(s("path", {class: `area ${color}`, d: area}), s("path", {class: `line ${color}`, d: d.replace(/(M([\d.]+ [\d.]+))(?=M|$)/g, "$1L$2")}));
+      if (lines.length === 1) nodes.push(s("path", {class: `area ${color}`, d: area}));  // several would mix their colours
+      nodes.push(s("path", {class: `line ${color}`, d: d.replace(/(M([\d.]+ [\d.]+))(?=M|$)/g, "$1L$2")}));
     }
     nodes.push(s("text", {x: LEFT, y: height - 4}, ago(span)), s("text", {x: width, y: height - 4, "text-anchor": "end"}, "now"));
     const values = lines.map((line) => `${line.name} ${say(line.values.findLast((x) => x != null) ?? 0)}`).join(", ");
@@ -137,7 +139,7 @@ export function stepChart(height) {
         s("path", {class: "fill c-indigo", d: paths.prompt}),
         s("path", {class: "fill c-madder", d: paths.marks}),
         s("text", {x: LEFT + first * slot, y: height - 4}, steps.length > 20 ? ago(now - steps[0].start) : ""),
-        s("text", {x: width, y: height - 4, "text-anchor": "end"}, steps.length ? `last ${ago(Math.max(0, now - steps.at(-1).start))}`.replace("last now", "now") : ""),
+        s("text", {x: width, y: height - 4, "text-anchor": "end"}, steps.length ? ago(now - steps.at(-1).start) : ""),
       ],
       first, slot,
       label: `The last ${steps.length} steps of the engine, by duration`,

@@ -54,7 +54,8 @@ class Session {
       stats.thought = chunk.usage.completion_tokens_details?.reasoning_tokens;
     }
     const tokens = stats.completion ?? stats.chunks;
-    if (tokens > 1 && this.latest > this.first) stats.rate = (tokens - 1) / ((this.latest - this.first) / 1000);
+    // Less than a few frames is no measurement.
+    if (tokens > 1 && this.latest - this.first > 50) stats.rate = (tokens - 1) / ((this.latest - this.first) / 1000);
   }
 
   takeTool({index = 0, id, function: call}) {

@@ -102,8 +102,8 @@ export class Live {
     this.charts = {
       generation: lineChart(150, "Generated tokens per second", {unit: " tok/s"}),
       prompt: lineChart(150, "Prompt tokens per second", {unit: " tok/s"}),
-      requests: lineChart(124, "Requests", {whole: true}),
-      hits: lineChart(96, "Hit rates", {percent: true}),
+      requests: lineChart(156, "Requests", {whole: true}),
+      hits: lineChart(118, "Hit rates", {percent: true}),
       steps: stepChart(176),
     };
     this.blocks = meter("KV blocks");
@@ -117,7 +117,7 @@ export class Live {
     this.facts = h("dl", {class: "facts"});
     this.note = h("p", {class: "live-note", hidden: true});
     this.grid = h("div", {class: "live"},
-      h("div", {class: "card full head"}, this.badge, this.title),
+      h("div", {class: "live-head"}, this.badge, this.title),
       card("", "Generated", this.generation, this.charts.generation.node),
       card("", "Prompts", this.prompt, this.charts.prompt.node),
       card("third", "Requests", this.requests, legend(["running", "c-indigo"], ["waiting", "c-madder"]), this.charts.requests.node),
@@ -201,7 +201,7 @@ export class Live {
     const speed = (node, name) => {
       const at = history.now(name);
       const mean = history.mean(name, span);
-      big(node, at == null ? "–" : rate(at), "tokens/s", mean == null ? "" : `mean ${rate(mean)}`);
+      big(node, at == null ? "–" : at === 0 ? "0" : rate(at), "tokens/s", mean == null ? "" : `mean ${rate(mean)}`);
     };
     speed(this.generation, "generation_tokens_per_s");
     speed(this.prompt, "prompt_tokens_per_s");
@@ -229,7 +229,7 @@ export class Live {
 
   drawHits({totals = {}}) {
     const looked = totals.looked_up_tokens;
-    this.hits.replaceChildren(percent(share(totals.reused_tokens, looked)), h("small", null, "of all prompt tokens not computed again"));
+    this.hits.replaceChildren(percent(share(totals.reused_tokens, looked)), h("small", null, "of the prompt tokens reused"));
     const parts = [];
     if (looked != null) parts.push(`KV found for ${percent(share(totals.kv_hit_tokens, looked))} of ${count(looked)} tokens`);
     if (totals.state_hits != null) parts.push(`${count(totals.state_hits)} ${totals.state_hits === 1 ? "sequence" : "sequences"} began from a stored state`);

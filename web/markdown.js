@@ -78,7 +78,7 @@ function parseBlocks(text, depth = 0) {
     } else if (depth < MAX_DEPTH && (match = ITEM.exec(line)) && (paragraph < 0 || (match[4] && !/^\d/.test(match[2])) || /^1[.)]/.test(match[2]))) {
       endParagraph(i);
       i = parseList(lines, i, depth, add);
-    } else if (line.includes("|") && i + 1 < lines.length && lines[i + 1].includes("-") && TABLE_RULE.test(lines[i + 1]) &&
+    } else if (line.includes("|") && i + 1 < lines.length && lines[i + 1].includes("|") && TABLE_RULE.test(lines[i + 1]) &&
                cells(line).length === cells(lines[i + 1]).length) {
       endParagraph(i);
       let end = i + 2;
@@ -107,6 +107,7 @@ function parseList(lines, from, depth, add) {
   while (i < lines.length) {
     const match = ITEM.exec(lines[i]);
     if (!match || match[2].at(-1) !== kind || /\d/.test(match[2]) !== ordered || RULE.test(lines[i])) break;
+    if (items.length && BLANK.test(lines[i - 1])) loose = true;
     const space = (match[3] ?? " ").length;
     const indent = match[1].length + match[2].length + (space > 4 ? 1 : space);
     const body = [lines[i].slice(Math.min(indent, lines[i].length))];
@@ -129,7 +130,6 @@ function parseList(lines, from, depth, add) {
     }
     end = i - blank;
     items.push(body.join("\n"));
-    if (blank && i < lines.length && ITEM.test(lines[i])) loose = true;
   }
   add("list", from, end, {ordered, first: ordered ? parseInt(first[2], 10) : 1, items, loose, depth});
   return Math.max(i, from + 1);
@@ -513,6 +513,12 @@ const KINDS = {
   },
 };
 
+/** Whether the lines that tell what this block is are complete: the first, and for a table the rule below it. */
+function isSure({type, start}, text) {
+  const end = text.indexOf("\n", start);
+  return end >= 0 && (type !== "table" || text.indexOf("\n", end + 1) >= 0);
+}
+
 /** A text that grows, shown as Markdown below `root`. */
 export class Markdown {
   constructor(root) {
@@ -538,9 +544,9 @@ export class Markdown {
     const blocks = parseBlocks(open);
     const items = blocks.map(blockItem);
     reconcile(this.tail, items);
-    // A block is settled once a later one has a complete first line: until then it may still take lines.
+    // A block is settled once a later one is sure to be one: until then it may still take lines.
     let settled = blocks.length - 1;
-    while (settled > 0 && open.indexOf("\n", blocks[settled].start) < 0) settled--;
+    while (settled > 0 && !isSure(blocks[settled], open)) settled--;
     if (settled > 0) {
       this.tail.before(...items.slice(0, settled).map((item) => item.node));
       this.tail.weftItems = items.slice(settled);

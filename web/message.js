@@ -132,25 +132,29 @@ export class AnswerView {
       card.name.textContent = call.name;
       if (card.json.textContent !== text) card.json.textContent = text;
       const open = last && !live;
-      if (open && !card.input) {
+      if (card.input) {
+        card.input.readOnly = !open;
+        card.field.hidden = !open && !call.result;
+      } else if (open || call.result) {
         card.input = h("textarea", {rows: 2, placeholder: "What the tool returns", "aria-label": `Result of ${call.name}`, spellcheck: "false",
-                                    value: call.result ?? "", oninput: () => (call.result = card.input.value)});
-        card.node.append(h("label", {class: "result"}, h("span", null, "Result"), card.input));
-      } else if (!open && !card.input && call.result) {
-        card.input = h("pre", null, call.result);
-        card.node.append(h("div", {class: "result"}, h("span", null, "Result"), card.input));
+                                    value: call.result ?? "", readonly: !open, oninput: () => (call.result = card.input.value)});
+        card.field = h("label", {class: "result"}, h("span", null, "Result"), card.input);
+        card.node.append(card.field);
       }
     });
-    if (calls.length && last && !live && !this.sendResults) {
-      this.sendResults = h("button", {type: "button", class: "strong", onclick: () => this.actions.results(this.message)}, "Send results");
-      this.tools.append(h("div", {class: "row"}, this.sendResults));
+    const answerable = calls.length > 0 && last && !live;
+    if (answerable && !this.sendResults) {
+      this.sendResults = h("div", {class: "row"},
+        h("button", {type: "button", class: "strong", onclick: () => this.actions.results(this.message)}, "Send results"));
+      this.tools.append(this.sendResults);
     }
+    if (this.sendResults) this.sendResults.hidden = !answerable;
   }
 
   makeButtons(live, last) {
     if (live) return this.buttons.replaceChildren();
     const copy = iconButton("copy", "Copy answer", () => copyText(this.message.content, copy));
-    this.buttons.replaceChildren(copy, last ? iconButton("again", "Regenerate answer", () => this.actions.regenerate(this.message)) : "");
+    this.buttons.replaceChildren(this.message.content ? copy : "", last ? iconButton("again", "Regenerate answer", () => this.actions.regenerate(this.message)) : "");
   }
 }
 
