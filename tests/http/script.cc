@@ -8,153 +8,15 @@
 
 #include "http/client.h"
 #include "http/pattern.h"
+#include "http/script_text.h"
 
 namespace weft {
 namespace {
 
-struct Line {
-  int number = 0;
-  std::string text;
-};
-struct Case {
-  Line title;
-  std::vector<Line> request;
-  std::vector<std::vector<Line>> answers;  // the first line of each is "--- ..."
-};
-
-std::vector<Line> split_lines(const std::string& text) {
-  std::vector<Line> lines;
-  std::istringstream in(text);
-  std::string line;
-  for (int number = 1; std::getline(in, line); ++number) lines.push_back({number, line});
-  return lines;
-}
-
-/// Failure texts travel as exceptions inside the runner.
-struct ScriptFailure {
-  int line;
-  std::string message;
-};
-
-[[noreturn]] void fail(const Line& line, const std::string& message) {
-  throw ScriptFailure{line.number, message};
-}
-
-std::string replace_all(std::string text, const std::string& what, const std::string& with) {
-  for (size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += with.size()) {
-    text.replace(at, what.size(), with);
-  }
-  return text;
-}
-
-/// "repeat N TEXT" or "list N TEXT".
-std::string expand_macro(const Line& line, const std::string& macro) {
-  std::istringstream in(macro);
-  std::string verb, item;
-  int count = 0;
-  in >> verb >> count;
-  std::getline(in >> std::ws, item);
-  std::string out;
-  for (int i = 0; i < count; ++i) {
-    if (verb == "repeat") {
-      out += item;
-    } else if (verb == "list") {
-      out += (i > 0 ? "," : "") + replace_all(item, "#", std::to_string(i));
-    } else {
-      fail(line, "unknown macro " + verb);
-    }
-  }
-  return out;
-}
-
-std::string expand(const Line& line, const ScriptMemory& memory) {
-  std::string out;
-  const std::string& text = line.text;
-  for (size_t at = 0; at < text.size();) {
-    if (text.compare(at, 2, "${") == 0) {
-      // A macro ends at the brace that closes it: TEXT may hold pairs of them.
-      int depth = 1;
-      size_t end = at + 2;
-      for (; end < text.size() && depth > 0; ++end) {
-        if (text[end] == '{') ++depth;
-        if (text[end] == '}') --depth;
-      }
-      if (depth > 0) fail(line, "a macro without an end");
-      out += expand_macro(line, text.substr(at + 2, end - at - 3));
-      at = end;
-    } else if (text.compare(at, 2, "{{") == 0 && text.find("}}", at) != std::string::npos &&
-               memory.contains(text.substr(at + 2, text.find("}}", at) - at - 2))) {
-      const size_t end = text.find("}}", at);
-      out += memory.at(text.substr(at + 2, end - at - 2));
-      at = end + 2;
-    } else {
-      out += text[at++];
-    }
-  }
-  return out;
-}
-
-JsonValue read_pattern(const Line& line, const std::string& text) {
+JsonValue read_pattern(const ScriptLine& line, const std::string& text) {
   Result<JsonValue> pattern = parse_json(text);
   if (!pattern) fail(line, "bad pattern (" + pattern.error().message + "): " + text);
   return std::move(pattern).value();
-}
-
-bool is_header(const std::string& text) {
-  const size_t colon = text.find(':');
-  return colon != std::string::npos && colon > 0 &&
-         text.find_first_not_of(
-             "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") == colon;
-}
-
-std::pair<std::string, std::string> split_header(const std::string& text) {
-  const size_t colon = text.find(':');
-  const size_t begin = text.find_first_not_of(' ', colon + 1);
-  return {text.substr(0, colon), begin == std::string::npos ? "" : text.substr(begin)};
-}
-
-std::string lower(std::string text) {
-  for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return text;
-}
-
-struct RequestText {
-  std::string bytes;
-  bool is_head = false;
-};
-
-std::string chunked(const std::string& body) {
-  constexpr size_t kChunk = 7;
-  std::ostringstream out;
-  for (size_t at = 0; at < body.size(); at += kChunk) {
-    const std::string piece = body.substr(at, kChunk);
-    out << std::hex << piece.size() << "\r\n" << piece << "\r\n";
-  }
-  out << "0\r\n\r\n";
-  return out.str();
-}
-
-RequestText write_request(const std::string& start, const std::vector<std::string>& header_lines,
-                          const std::string& body, bool has_body) {
-  std::vector<std::pair<std::string, std::string>> headers = {{"Host", "localhost"}};
-  if (has_body) {
-    headers.emplace_back("Content-Type", "application/json");
-    headers.emplace_back("Content-Length", std::to_string(body.size()));
-  }
-  bool in_chunks = false;
-  for (const std::string& text : header_lines) {
-    const auto [name, value] = split_header(text);
-    in_chunks |= lower(name) == "transfer-encoding" && value == "chunked";
-    std::erase_if(headers, [&, &n = name](const auto& h) {
-      return lower(h.first) == lower(n) || (in_chunks && h.first == "Content-Length");
-    });
-    if (!value.empty()) headers.emplace_back(name, value);
-  }
-  RequestText out{.bytes = start + " HTTP/1.1\r\n", .is_head = start.starts_with("HEAD ")};
-  for (const auto& [name, value] : headers) out.bytes += name + ": " + value + "\r\n";
-  out.bytes += "\r\n";
-  out.bytes += in_chunks ? chunked(body) : body;
-  return out;
 }
 
 std::string type_of_status(int status) {
@@ -191,7 +53,7 @@ struct Frame {
   std::string text;
 };
 
-std::vector<Frame> split_frames(const Line& line, const std::string& body) {
+std::vector<Frame> split_frames(const ScriptLine& line, const std::string& body) {
   std::vector<Frame> frames;
   for (size_t at = 0; at < body.size();) {
     const size_t end = body.find("\n\n", at);
@@ -209,12 +71,13 @@ class Runner {
  public:
   explicit Runner(ScriptServer& server) : server_(server) {}
 
-  void run(const Case& c) {
-    const Line& first = c.request.empty() ? c.title : c.request.front();
+  void run(const ScriptCase& c) {
+    const ScriptLine& first = c.request.empty() ? c.title : c.request.front();
     if (c.request.empty()) fail(c.title, "an exchange without a request");
-    if (first.text.starts_with("TABLE ")) return run_table(c);
+    if (first.text.starts_with("TABLE ") || first.text.starts_with("COUNT ")) return run_table(c);
+    if (first.text.starts_with("FINISH ")) return finish(c);
     if (is_directive(first.text)) {
-      for (const Line& line : c.request) direct(line);
+      for (const ScriptLine& line : c.request) direct(line);
       return;
     }
     auto client = std::make_unique<WireClient>(server_.port());
@@ -222,9 +85,8 @@ class Runner {
     if (first.text == "RAW") {
       send_raw(c, *client);
     } else {
-      const RequestText request = read_request(c);
-      is_head = request.is_head;
-      client->send(request.bytes);
+      is_head = first.text.starts_with("HEAD ");
+      client->send(read_request(c));
     }
     for (const auto& answer : c.answers) {
       const std::string wanted = answer.front().text.substr(4);
@@ -240,7 +102,7 @@ class Runner {
         const auto response = client->receive_head();
         if (!response) fail(answer.front(), "no answer");
         check_head(answer, *response, std::atoi(status.c_str()));
-        open_[name] = std::move(client);
+        open_[name] = {std::move(client), *response};
         return;
       }
       const auto response = client->receive(is_head);
@@ -254,7 +116,7 @@ class Runner {
     return text.starts_with("CLOSE ") || text.starts_with("DO ") || text.starts_with("WAIT ");
   }
 
-  void direct(const Line& line) {
+  void direct(const ScriptLine& line) {
     const size_t space = line.text.find(' ');
     const std::string verb = line.text.substr(0, space), rest = line.text.substr(space + 1);
     if (verb == "WAIT") {
@@ -266,7 +128,20 @@ class Runner {
     }
   }
 
-  RequestText read_request(const Case& c) {
+  /// The rest of an answer that was left open.
+  void finish(const ScriptCase& c) {
+    const ScriptLine& line = c.request.front();
+    const auto it = open_.find(line.text.substr(7));
+    if (it == open_.end()) fail(line, "nothing open has this name");
+    Open open = std::move(it->second);
+    open_.erase(it);
+    if (c.answers.size() != 1) fail(line, "one answer is needed");
+    open.client->finish(open.head);
+    check(c.answers.front(), open.head, std::atoi(c.answers.front().front().text.c_str() + 4),
+          false);
+  }
+
+  std::string read_request(const ScriptCase& c) {
     std::vector<std::string> headers;
     std::string body;
     bool in_body = false;
@@ -284,9 +159,9 @@ class Runner {
     return write_request(c.request.front().text, headers, body, in_body);
   }
 
-  void send_raw(const Case& c, WireClient& client) {
+  void send_raw(const ScriptCase& c, WireClient& client) {
     for (size_t i = 1; i < c.request.size(); ++i) {
-      const Line& line = c.request[i];
+      const ScriptLine& line = c.request[i];
       if (line.text.empty()) continue;
       if (line.text == "shut") {
         client.close_writing();
@@ -319,18 +194,28 @@ class Runner {
     return out;
   }
 
-  void run_table(const Case& c) {
-    std::istringstream first(c.request.front().text.substr(6));
-    std::string method, target, body;
+  /// What TABLE and COUNT say.
+  struct Table {
+    std::string start, body;
+    std::string path, name;  // of COUNT
+  };
+
+  void run_table(const ScriptCase& c) {
+    std::istringstream first(c.request.front().text);
+    Table table;
+    std::string verb, method, target;
+    first >> verb;
+    if (verb == "COUNT") first >> table.path >> table.name;
     first >> method >> target;
-    std::getline(first >> std::ws, body);
+    std::getline(first >> std::ws, table.body);
+    table.start = method + " " + target;
     std::string failures;
     int first_line = 0;
     for (size_t i = 1; i < c.request.size(); ++i) {
-      const Line& line = c.request[i];
-      if (line.text.empty() || line.text.starts_with('#')) continue;
+      const ScriptLine& line = c.request[i];
+      if (line.text.empty()) continue;
       try {
-        run_row(line, method + " " + target, body);
+        run_row(line, table);
       } catch (const ScriptFailure& failure) {
         if (first_line == 0) first_line = failure.line;
         failures += "\n  line " + std::to_string(failure.line) + ": " + failure.message;
@@ -339,20 +224,22 @@ class Runner {
     if (first_line != 0) throw ScriptFailure{first_line, "rows do not hold:" + failures};
   }
 
-  void run_row(const Line& line, const std::string& start, const std::string& body) {
+  void run_row(const ScriptLine& line, const Table& table) {
     const size_t arrow = line.text.rfind(" => ");
     if (arrow == std::string::npos) fail(line, "a row without =>");
     std::istringstream wanted(line.text.substr(arrow + 4));
-    int status = 0;
-    std::string param;
-    wanted >> status >> param;
     const std::string members = expand({line.number, line.text.substr(0, arrow)}, memory_);
-    const std::string whole = body.empty() ? members : replace_all(body, "$$", members);
+    const std::string body = table.body.empty() ? members : replace_all(table.body, "$$", members);
     WireClient client(server_.port());
-    client.send(write_request(start, {}, whole, true).bytes);
+    client.send(write_request(table.start, {}, body, true));
     const auto response = client.receive();
     if (!response) fail(line, "no answer");
-    check_common(line, *response, status, false);
+    int number = 0;
+    wanted >> number;
+    if (!table.path.empty()) return check_count(line, *response, table, number);
+    check_common(line, *response, number, false);
+    std::string param;
+    wanted >> param;
     if (param.empty()) return;
     const Result<JsonValue> error = parse_json(response->body);
     const JsonValue* got = error ? value_at(*error, "error.param") : nullptr;
@@ -362,7 +249,24 @@ class Runner {
     }
   }
 
-  void check_common(const Line& line, const WireResponse& response, int status, bool is_head) {
+  /// How many elements of the array are what was remembered.
+  void check_count(const ScriptLine& line, const WireResponse& response, const Table& table,
+                   int wanted) {
+    check_common(line, response, 200, false);
+    const Result<JsonValue> body = parse_json(response.body);
+    const JsonValue* array = body ? value_at(*body, table.path) : nullptr;
+    if (!array || !array->as<JsonArray>()) fail(line, "no array " + table.path);
+    int count = 0;
+    for (const JsonValue& item : *array->as<JsonArray>()) {
+      if (to_json(item) == memory_[table.name]) ++count;
+    }
+    if (count != wanted) {
+      fail(line, "wanted " + std::to_string(wanted) + ", got " + std::to_string(count));
+    }
+  }
+
+  void check_common(const ScriptLine& line, const WireResponse& response, int status,
+                    bool is_head) {
     if (response.status != status) {
       fail(line, "status: wanted " + std::to_string(status) + ", got " +
                      std::to_string(response.status) + " " + response.body.substr(0, 400));
@@ -373,8 +277,8 @@ class Runner {
     if (!defect.empty()) fail(line, defect);
   }
 
-  void check_headers(const std::vector<Line>& answer, const WireResponse& response) {
-    for (const Line& line : answer) {
+  void check_headers(const std::vector<ScriptLine>& answer, const WireResponse& response) {
+    for (const ScriptLine& line : answer) {
       if (!is_header(line.text)) continue;
       const auto [name, value] = split_header(expand(line, memory_));
       const std::optional<std::string> got = response.header(lower(name));
@@ -388,21 +292,21 @@ class Runner {
     }
   }
 
-  void check_head(const std::vector<Line>& answer, const WireResponse& response, int status) {
+  void check_head(const std::vector<ScriptLine>& answer, const WireResponse& response, int status) {
     if (response.status != status) {
       fail(answer.front(), "status: got " + std::to_string(response.status));
     }
     check_headers(answer, response);
   }
 
-  void check(const std::vector<Line>& answer, const WireResponse& response, int status,
+  void check(const std::vector<ScriptLine>& answer, const WireResponse& response, int status,
              bool is_head) {
     check_common(answer.front(), response, status, is_head);
     check_headers(answer, response);
-    std::vector<Line> frames, joined;
-    Line json{};
+    std::vector<ScriptLine> frames, joined;
+    ScriptLine json{};
     for (size_t i = 1; i < answer.size(); ++i) {
-      const Line& line = answer[i];
+      const ScriptLine& line = answer[i];
       const std::string& text = line.text;
       if (text.starts_with("data")) {
         frames.push_back(line);
@@ -419,7 +323,7 @@ class Runner {
     if (!frames.empty() || !joined.empty()) check_frames(answer.front(), response, frames, joined);
   }
 
-  void check_text(const Line& line, const std::string& body) {
+  void check_text(const ScriptLine& line, const std::string& body) {
     const size_t space = line.text.find(' ');
     const std::string why =
         mismatch(read_pattern(line, line.text.substr(space + 1)), {.data = body}, memory_);
@@ -428,7 +332,7 @@ class Runner {
     }
   }
 
-  void check_json(const Line& pattern, const WireResponse& response) {
+  void check_json(const ScriptLine& pattern, const WireResponse& response) {
     const Result<JsonValue> body = parse_json(response.body);
     if (!body) fail(pattern, "the body is no JSON: " + response.body.substr(0, 400));
     const std::string why =
@@ -436,14 +340,15 @@ class Runner {
     if (!why.empty()) fail(pattern, why);
   }
 
-  void check_frames(const Line& at, const WireResponse& response, const std::vector<Line>& patterns,
-                    const std::vector<Line>& joined) {
+  void check_frames(const ScriptLine& at, const WireResponse& response,
+                    const std::vector<ScriptLine>& patterns,
+                    const std::vector<ScriptLine>& joined) {
     if (response.header("content-type").value_or("").find("text/event-stream") != 0) {
       fail(at, "not a stream: " + response.body.substr(0, 400));
     }
     const std::vector<Frame> frames = split_frames(at, response.body);
     if (!patterns.empty()) match_frames(patterns, frames);
-    for (const Line& line : joined) {
+    for (const ScriptLine& line : joined) {
       std::istringstream in(line.text.substr(7));
       std::string path, pattern, whole;
       in >> path;
@@ -458,9 +363,9 @@ class Runner {
     }
   }
 
-  void match_frames(const std::vector<Line>& patterns, const std::vector<Frame>& frames) {
+  void match_frames(const std::vector<ScriptLine>& patterns, const std::vector<Frame>& frames) {
     size_t next = 0;
-    for (const Line& line : patterns) {
+    for (const ScriptLine& line : patterns) {
       const char kind = line.text.size() > 4 ? line.text[4] : ' ';
       const std::string pattern = line.text.substr(line.text.find(' ') + 1);
       const size_t most = kind == ' ' ? 1 : frames.size();
@@ -480,7 +385,7 @@ class Runner {
     }
   }
 
-  std::string frame_mismatch(const Line& line, const std::string& pattern,
+  std::string frame_mismatch(const ScriptLine& line, const std::string& pattern,
                              const std::string& frame) {
     if (pattern == "[DONE]" || frame == "[DONE]") {
       return pattern == frame ? "" : "got " + frame;
@@ -492,45 +397,12 @@ class Runner {
 
   ScriptServer& server_;
   ScriptMemory memory_;
-  std::map<std::string, std::unique_ptr<WireClient>> open_;
+  struct Open {
+    std::unique_ptr<WireClient> client;
+    WireResponse head;
+  };
+  std::map<std::string, Open> open_;
 };
-
-struct Script {
-  ScriptSettings settings;
-  std::vector<Case> cases;
-};
-
-Script parse_script(const std::string& text) {
-  Script script;
-  for (const Line& line : split_lines(text)) {
-    const bool in_case = !script.cases.empty();
-    if (line.text.starts_with('#')) continue;
-    if (line.text.starts_with("=== ")) {
-      script.cases.push_back({.title = line});
-    } else if (!in_case && line.text.starts_with("server ")) {
-      std::istringstream words(line.text.substr(7));
-      for (std::string word; words >> word;) {
-        const size_t equals = word.find('=');
-        if (equals == std::string::npos) fail(line, "not a setting: " + word);
-        script.settings[word.substr(0, equals)] = word.substr(equals + 1);
-      }
-    } else if (!in_case) {
-      if (!line.text.empty()) fail(line, "unknown: " + line.text);
-    } else if (line.text.starts_with("--- ")) {
-      script.cases.back().answers.push_back({line});
-    } else if (!script.cases.back().answers.empty()) {
-      script.cases.back().answers.back().push_back(line);
-    } else {
-      script.cases.back().request.push_back(line);
-    }
-  }
-  // Blank lines part the exchanges; the request's own (before a body) stay.
-  for (Case& c : script.cases) {
-    while (!c.request.empty() && c.request.back().text.empty()) c.request.pop_back();
-    while (!c.request.empty() && c.request.front().text.empty()) c.request.erase(c.request.begin());
-  }
-  return script;
-}
 
 }  // namespace
 
@@ -546,7 +418,7 @@ std::string run_http_script(const std::string& text, const ScriptServerFactory& 
     const std::unique_ptr<ScriptServer> server = start(script.settings);
     if (!server) return "line 1: a setting that the server does not know\n";
     Runner runner(*server);
-    for (const Case& c : script.cases) {
+    for (const ScriptCase& c : script.cases) {
       try {
         runner.run(c);
       } catch (const ScriptFailure& failure) {
