@@ -194,7 +194,10 @@ std::optional<int> check_extras(const CommandLine& line, const CLI::App& command
   if (extras.empty()) return std::nullopt;
   const std::string word = extras.front().substr(0, extras.front().find('='));
   const bool is_flag = word.size() > 1 && word[0] == '-';
-  const std::string where = command.get_name() == "weft" ? "weft" : "weft " + command.get_name();
+  std::string where = command.get_name();
+  for (const CLI::App* up = command.get_parent(); up != nullptr; up = up->get_parent()) {
+    where = up->get_name() + " " + where;
+  }
   const std::string near =
       nearest_name(word, is_flag ? flag_names(command) : line.command_names(command));
   std::string message = is_flag ? "unknown flag '" + word + "'" : "unexpected '" + word + "'";
