@@ -86,6 +86,9 @@ void FakeExecutor::launch(const StepPlan& plan) {
     Sequence seq;
     seq.request = request;
     if (request->constraint) seq.grammar = std::make_unique<GrammarMatcher>(*request->constraint);
+    // At once: what grows by doubling leaves its smaller halves behind, in every stream.
+    seq.prefix.reserve(request->prompt.size() +
+                       static_cast<size_t>(std::min(request->sampling.max_tokens, 4096)) + 1);
     seq.prefix.push_back(kEmptyPrefix);
     CHECK(sequences_.emplace(request->id, std::move(seq)).second, "admitted twice");
   }

@@ -145,9 +145,9 @@ void disconnect_from(WeftServer& server, const Settings& settings, Report& repor
   Victim victim(loop, victim_request);
   victim.start();
   loop.run_for(milliseconds(300));
-  {  // what the first of them grow is not a leak
+  {  // What the first of them grow is not a leak: the index of the prefix cache, until it is full.
     Leavers warm(loop, settings.seed + 1, demo ? 200 : 60, demo ? 200 : 2000);
-    warm.run(std::min<int64_t>(n, demo ? 50 : 3000), demo ? 16 : 400);
+    warm.run(demo ? n / 2 : n * 3 / 10, demo ? 16 : 400);
   }
   loop.run_for(milliseconds(500));
   const int descriptors = server.process().num_descriptors();
