@@ -313,6 +313,7 @@ void GenerationJob::write(std::string frame) {
 
 void GenerationJob::pause() {
   paused_ = true;
+  while_paused_ = shared_from_this();
   exchange_->when_drained(kLowWater, [weak = weak_from_this()] {
     if (const auto job = weak.lock()) job->resume();
   });
@@ -320,6 +321,7 @@ void GenerationJob::pause() {
 
 void GenerationJob::resume() {
   paused_ = false;
+  while_paused_.reset();  // the caller has one
   std::vector<std::pair<size_t, TokenEvent>> held;
   held.swap(held_);
   for (size_t i = 0; i < held.size() && !answered_; ++i) {
@@ -347,6 +349,7 @@ UsageTotals GenerationJob::usage() const {
 void GenerationJob::answered(int status) {
   answered_ = true;
   held_.clear();
+  while_paused_.reset();  // callers have one
   if (streaming_) context_.telemetry->metrics().stream_closed();
   if (status == 499) context_.telemetry->metrics().disconnected();
   context_.on_answer(origin_.route, status);

@@ -94,6 +94,8 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   bool streaming_ = false;  // headers are out
   bool answered_ = false;   // the answer is complete, or the client has gone
   bool paused_ = false;     // the client reads too slowly: events wait in held_
+  // While paused, when the engine may have no more to say and nobody else keeps the job alive.
+  std::shared_ptr<GenerationJob> while_paused_;
   std::vector<std::pair<size_t, TokenEvent>> held_;
 };
 

@@ -104,6 +104,39 @@ void slow_writers(WeftServer& server, const Settings& settings, Report& report) 
   check_back(server, before, report, "slow writers");
 }
 
+/// A reader that stops for a while, with much before it and more to come, gets every byte: what is
+/// held back for it is not lost when the engine has finished meanwhile.
+void late_readers(WeftServer& server, Report& report) {
+  Loop loop(server.port());
+  std::string words = "a";
+  for (int i = 0; i < 1500; ++i) words += " long prompt";
+  const std::string request =
+      request_text("/v1/completions",
+                   R"({"prompt": ")" + words + R"(", "echo": true, "logprobs": 5, "stream": true,
+                             "ignore_eos": true, "seed": 5, "max_tokens": 300})");
+  const std::string expected = without_identity(ask(loop, request).body);
+  int whole = 0, ended = 0;
+  Connections all;
+  for (int i = 0; i < 8; ++i) {
+    all.push_back(loop.open(/*receive_buffer=*/4096));
+    all.back()->on_end = [&](Connection& c, Connection::End how) {
+      ++ended;
+      whole += how == Connection::End::kComplete && without_identity(c.body()) == expected;
+    };
+    all.back()->set_reading(false);
+    all.back()->send(request);
+  }
+  loop.run_for(milliseconds(4500));  // 300 tokens at 100 a second, and some
+  for (const auto& c : all) c->set_reading(true);
+  loop.run(Clock::now() + std::chrono::seconds(20), [&ended] { return ended == 8; });
+  report.figures("late readers", {{"bytes", static_cast<double>(expected.size())}});
+  report.check(expected.ends_with("data: [DONE]\n\n") && expected.size() > 200'000,
+               "an answer of some hundred kilobytes");
+  report.check_equal(whole, 8, "late readers that get the whole answer");
+  const std::string left = server.leftovers(milliseconds(5000));
+  report.check(left.empty(), "nothing left after late readers: " + left);
+}
+
 void odd_endings(WeftServer& server, Report& report) {
   Loop loop(server.port());
   const Holdings before(server);
@@ -220,6 +253,7 @@ void run_abuse(const Settings& settings, Report& report) {
   {
     WeftServer server(settings.weft, {"--device", "fake", "--fake-tokens-per-second", "100"});
     slow_writers(server, settings, report);
+    late_readers(server, report);
     odd_endings(server, report);
     connect_storm(server, settings, report);
     cancel_storm(server, settings, report);
