@@ -157,6 +157,7 @@ export class Mock {
       for (const part of ['{"city": "Ber', 'lin", "days": [1, 2]', '}']) delta({tool_calls: [{index: 0, function: {arguments: part}}]});
       delta({tool_calls: [{index: 1, id: 'call_2', type: 'function', function: {name: 'get_time', arguments: '{}'}}]});
       finish = 'tool_calls';
+      tokens = 31;
     } else if (said.startsWith('broken')) {
       await say('content', 'This begins well', 1);
       write({error: {message: 'The engine stopped.', type: 'server_error', code: 500}});
