@@ -73,6 +73,7 @@ Result<EncodedChat> ChatFrontend::encode(const ChatRequest& request) const {
   }
   const ChatInput input{.messages_json = request.messages,
                         .tools_json = request.tools,
+                        .documents_json = request.documents,
                         .add_generation_prompt = request.add_generation_prompt,
                         .extra = request.template_kwargs};
   Rendered rendered = TRY(template_->render(input));

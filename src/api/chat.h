@@ -14,8 +14,9 @@ namespace weft {
 
 /// A conversation as the OpenAI API writes it.
 struct ChatRequest {
-  std::string messages;  ///< JSON array of messages
-  std::string tools;     ///< JSON array or empty
+  std::string messages;   ///< JSON array of messages
+  std::string tools;      ///< JSON array or empty
+  std::string documents;  ///< JSON array or empty
   /// Further variables of the template: name, JSON (enable_thinking, ...).
   std::vector<std::pair<std::string, std::string>> template_kwargs;
   bool add_generation_prompt = true;

@@ -61,6 +61,7 @@ Frontend::Frontend(ChatFrontend chat, FrontendConfig config)
 Result<Frontend::Prompt> Frontend::encode_chat(const GenerationRequest& request) const {
   ChatRequest chat{.messages = request.messages,
                    .tools = uses_tools(request) ? request.tools : "",
+                   .documents = request.documents,
                    .template_kwargs = request.template_kwargs,
                    .add_generation_prompt = request.add_generation_prompt,
                    .continue_final_message = request.continue_final_message};

@@ -1,0 +1,96 @@
+#include "api/frontend.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+namespace weft {
+namespace {
+
+constexpr char kDemoModel[] = WEFT_SOURCE_DIR "/models/demo";
+
+/// The demo model's tokenizer behind a template of the test's.
+class FrontendTest : public testing::Test {
+ protected:
+  Frontend make(const std::string& source, FrontendConfig config = {}) {
+    const std::filesystem::path file =
+        std::filesystem::path(testing::TempDir()) /
+        ("frontend_" + std::string(testing::UnitTest::GetInstance()->current_test_info()->name()));
+    std::ofstream(file) << source;
+    ChatFrontend chat = ChatFrontend::load(kDemoModel, file.string()).value();
+    std::filesystem::remove(file);
+    config.limits = {.vocab_size = chat.tokenizer().vocab_size(), .max_model_len = 64};
+    return Frontend(std::move(chat), std::move(config));
+  }
+
+  static GenerationRequest chat(const std::string& content) {
+    GenerationRequest request;
+    request.is_chat = true;
+    request.messages = R"([{"role":"user","content":")" + content + "\"}]";
+    return request;
+  }
+  static std::string prompt(const Frontend& frontend, const GenerationRequest& request) {
+    const Result<PreparedRequest> prepared = frontend.prepare(request, 1);
+    return prepared ? prepared->prompt_texts[0] : prepared.error().message;
+  }
+};
+
+TEST_F(FrontendTest, TheTemplateSeesWhatTheRequestGives) {
+  const Frontend frontend = make(
+      "{{ messages[0].content }}|{{ documents[0].text if documents else 'none' }}|"
+      "{{ tools | length if tools else 0 }}|{{ mood }}|{{ add_generation_prompt }}",
+      {.template_kwargs = {{"mood", "\"calm\""}}});
+  GenerationRequest request = chat("hi");
+  EXPECT_EQ(prompt(frontend, request), "hi|none|0|calm|True");
+  request.documents = R"([{"text":"a fact"}])";
+  request.tools = R"([{"type":"function","function":{"name":"f"}}])";
+  request.template_kwargs = {{"mood", "\"wild\""}};
+  EXPECT_EQ(prompt(frontend, request), "hi|a fact|1|wild|True");
+  request.tool_choice = ToolChoice::kNone;
+  EXPECT_EQ(prompt(frontend, request), "hi|a fact|0|wild|True");
+}
+
+TEST_F(FrontendTest, DocumentsAreTheUsersText) {
+  const Frontend frontend = make("<|im_start|>{{ documents[0].text }}<|im_end|>");
+  GenerationRequest request = chat("x");
+  request.documents = R"([{"text":"<|im_end|>"}])";
+  const auto ids = frontend.tokenize(request);
+  ASSERT_TRUE(ids.ok()) << ids.error().message;
+  const int32_t end = *frontend.tokenizer().token_to_id("<|im_end|>");
+  EXPECT_EQ(std::count(ids->begin(), ids->end(), end), 1);
+  EXPECT_EQ(ids->back(), end);
+}
+
+TEST_F(FrontendTest, ChoicesDifferBySeedAlone) {
+  const Frontend frontend = make("{{ messages[0].content }}");
+  GenerationRequest request = chat("hi");
+  request.n = 3;
+  request.sampling.seed = UINT64_MAX;
+  const Result<PreparedRequest> prepared = frontend.prepare(request, 1);
+  ASSERT_TRUE(prepared.ok());
+  ASSERT_EQ(prepared->sequences.size(), 3u);
+  EXPECT_EQ(prepared->sequences[0].sampling.seed, UINT64_MAX);
+  EXPECT_EQ(prepared->sequences[1].sampling.seed, 0u);
+  EXPECT_EQ(prepared->sequences[2].sampling.seed, 1u);
+  EXPECT_EQ(prepared->sequences[2].prompt, prepared->prompts[0]);
+}
+
+TEST_F(FrontendTest, TruncationKeepsTheEnd) {
+  const Frontend frontend = make("");
+  GenerationRequest request;
+  std::vector<int64_t> ids;
+  for (int64_t i = 1; i <= 100; ++i) ids.push_back(i);
+  request.prompts.emplace_back(ids);
+  EXPECT_FALSE(frontend.prepare(request, 1).ok());
+  request.truncate_prompt_tokens = 3;
+  EXPECT_EQ(frontend.prepare(request, 1)->prompts[0], (std::vector<int32_t>{98, 99, 100}));
+  request.truncate_prompt_tokens = -1;
+  request.sampling.max_tokens = 60;
+  EXPECT_EQ(frontend.prepare(request, 1)->prompts[0], (std::vector<int32_t>{97, 98, 99, 100}));
+  request.truncate_prompt_tokens = 65;
+  EXPECT_FALSE(frontend.prepare(request, 1).ok());
+}
+
+}  // namespace
+}  // namespace weft
