@@ -416,7 +416,10 @@ int serve_without_files() {
   const rlimit few{64, 64};
   setrlimit(RLIMIT_NOFILE, &few);
   auto server = HttpServer::start({.port = 0}, [](auto e) { e->respond({.body = "served"}); });
-  if (!server.ok()) return 1;
+  if (!server.ok()) {
+    std::fprintf(stderr, "%s\n", server.error().message.c_str());
+    return 1;
+  }
   Client waiting(server.value()->port());  // accepted while there are files
   if (!soon([&] { return server.value()->num_connections() == 1; })) return 2;
   const int socket_fd = socket(AF_INET, SOCK_STREAM, 0);
