@@ -212,6 +212,26 @@ TEST(GrammarMatcher, MasksAreExact) {
   EXPECT_GT(compared, 10000U);
 }
 
+/// Many stacks at once over many tokens: a step has to stay short for everybody else.
+TEST(GrammarMatcher, AmbiguousStacksAreBounded) {
+  std::vector<std::string> longer;
+  for (int i = 0; i < 1 << 15; ++i) {
+    std::string& token = longer.emplace_back();
+    for (int shift = 0; shift < 15; shift += 3) token += "thesrauo"[(i >> shift) % 8];
+  }
+  const auto grammar = grammar_from_ebnf(
+      "root ::= item root? [a-z]? item? | item\nitem ::= \"t\" item? \"h\"? | [a-z ]", "grammar");
+  GrammarMatcher matcher = matcher_of(grammar.value(), vocab_of(longer));
+  const auto begin = std::chrono::steady_clock::now();
+  for (const char byte : std::string("the restaurant the restaurant")) {
+    ASSERT_TRUE(has(matcher.mask(), byte));
+    ASSERT_TRUE(has(matcher.mask(), 256 + 4681));
+    ASSERT_TRUE(matcher.accept(byte));
+    ASSERT_TRUE(matcher.may_end());
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
+}
+
 TEST(GrammarMatcher, RollbackIsExact) {
   const auto vocab = vocab_of(kLonger);
   const auto tokens = TokenGrammar::make(grammar_from_json_object().value(), vocab);

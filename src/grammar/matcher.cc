@@ -6,6 +6,12 @@
 
 namespace weft {
 
+namespace {
+
+constexpr int64_t kMaskWork = 4'000'000;  // of one mask, for what the stacks decide
+
+}  // namespace
+
 struct GrammarMatcher::Parts {
   enum class Phase : uint8_t { kMayOpen, kThinking, kBound };
   struct Point {
@@ -33,34 +39,43 @@ struct GrammarMatcher::Parts {
   std::vector<uint32_t> mask;
 };
 
+/// A mask is a union over the threads, so what a state accepts by itself is looked up, and only
+/// what is left of tokens behind its rule is checked with the stacks.
 void GrammarMatcher::Parts::compute() {
   if (known) return;
   known = true;
-  mask.assign(tokens.vocab->parts().words(), 0);
-  may_end = false;
+  const GrammarVocab::Parts& vocab = tokens.vocab->parts();
+  mask.assign(vocab.words(), 0);
   // The threads, and those of the callers whose rules may go on without a byte of the called one.
-  Simulator::Threads threads = now.threads;
-  for (size_t t = 0; t < threads.size(); ++t) {
-    const Simulator::Thread thread = threads[t];
-    const std::shared_ptr<const StateMask> state = tokens.mask_of(thread.state);
-    for (size_t i = 0; i < state->accepted.size(); ++i) mask[i] |= state->accepted[i];
-    for (const int32_t token : state->few) {
-      mask[static_cast<size_t>(token) / 32] |= uint32_t{1} << (token % 32);
-    }
-    if (thread.stack == Simulator::kBottom) {
-      may_end = may_end || state->ends;
+  Simulator::Threads threads;
+  simulator.pop_closure(
+      now.threads, [&](int32_t state) { return tokens.mask_of(state)->ends; }, threads, may_end);
+  std::sort(threads.begin(), threads.end());
+  int64_t work = kMaskWork;
+  Simulator::Threads walked, callers;
+  for (size_t i = 0; i < threads.size();) {
+    const int32_t state = threads[i].state;
+    const size_t begin = i;
+    while (i < threads.size() && threads[i].state == state) ++i;
+    const std::shared_ptr<const StateMask> own = tokens.mask_of(state);
+    if (own->whole) {
+      for (size_t t = begin; t < i; ++t) walked.push_back(threads[t]);
       continue;
     }
-    const Simulator::Thread caller = {simulator.return_state(thread.stack),
-                                      simulator.below(thread.stack)};
-    const bool known_caller = std::find(threads.begin(), threads.end(), caller) != threads.end();
-    if (state->ends && !known_caller) threads.push_back(caller);
-    if (state->whole) {
-      mark_tokens(tokens.vocab->parts().trie, simulator, {thread}, mask);
-    } else if (state->rest.size() > 0) {
-      mark_tokens(state->rest, simulator, {caller}, mask);
+    for (size_t w = 0; w < own->accepted.size(); ++w) mask[w] |= own->accepted[w];
+    for (const int32_t token : own->few) {
+      mask[static_cast<size_t>(token) / 32] |= uint32_t{1} << (token % 32);
     }
+    if (own->rest.size() == 0) continue;
+    callers.clear();
+    for (size_t t = begin; t < i; ++t) {
+      const int32_t stack = threads[t].stack;
+      if (stack == Simulator::kBottom) continue;
+      callers.push_back({simulator.return_state(stack), simulator.below(stack)});
+    }
+    if (!callers.empty()) mark_tokens(own->rest, simulator, callers, work, mask);
   }
+  if (!walked.empty()) mark_tokens(vocab.trie, simulator, walked, work, mask);
   if (now.phase == Phase::kMayOpen) {
     const int32_t token = constraint.opened_by;
     mask[static_cast<size_t>(token) / 32] |= uint32_t{1} << (token % 32);

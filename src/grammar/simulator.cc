@@ -36,6 +36,23 @@ bool Simulator::add(Thread thread, Threads& out) {
   }
 }
 
+void Simulator::pop_closure(const Threads& threads, const std::function<bool(int32_t)>& ends,
+                            Threads& out, bool& ended) {
+  out.clear();
+  ended = false;
+  ++round_;
+  for (const Thread thread : threads) add(thread, out);
+  for (size_t i = 0; i < out.size(); ++i) {
+    const Thread thread = out[i];
+    if (!ends(thread.state)) continue;
+    if (thread.stack == kBottom) {
+      ended = true;
+    } else {
+      add({return_state(thread.stack), below(thread.stack)}, out);
+    }
+  }
+}
+
 void Simulator::closure(const Threads& threads, Threads& out, bool& ended) {
   out.clear();
   ended = false;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <unordered_map>
 #include <vector>
 
@@ -15,7 +16,7 @@ class Simulator {
  public:
   static constexpr int32_t kBottom = -1;       ///< the empty stack
   static constexpr int kMaxDepth = 900;        ///< calls inside calls; deeper texts are refused
-  static constexpr size_t kMaxThreads = 4096;  ///< of a configuration; the rest is dropped
+  static constexpr size_t kMaxThreads = 1024;  ///< of a configuration; the rest is dropped
 
   struct Thread {
     int32_t state = 0;
@@ -27,6 +28,10 @@ class Simulator {
   explicit Simulator(const Grammar& grammar) : grammar_(&grammar) {}
 
   Threads start() const { return {{grammar_->start, kBottom}}; }
+  /// Adds the callers of `threads` whose rules may end without a byte, and theirs; `ends` says it
+  /// of a state. `ended`: a thread ended with the empty stack.
+  void pop_closure(const Threads& threads, const std::function<bool(int32_t)>& ends, Threads& out,
+                   bool& ended);
   /// Adds what `threads` reach without a byte: finished and called rules.
   void closure(const Threads& threads, Threads& out, bool& ended);
   /// What the closure `from` becomes by a byte, sorted.
@@ -58,10 +63,10 @@ class Simulator {
   // The members of the set being built: open addressing, emptied by its round.
   struct Slot {
     Thread thread;
-    uint32_t round = 0;
+    uint64_t round = 0;
   };
   std::vector<Slot> slots_ = std::vector<Slot>(2 * kMaxThreads);
-  uint32_t round_ = 0;
+  uint64_t round_ = 0;
 };
 
 }  // namespace weft

@@ -19,7 +19,7 @@ struct TokenTrie {
     uint16_t depth = 0;   ///< bytes up to and with this one, from 1
     uint8_t byte = 0;
   };
-  std::vector<Node> nodes;  ///< one past the last as an end of the token list
+  std::vector<Node> nodes;  ///< with one past the last, the end of the token list
   std::vector<int32_t> tokens;
 
   size_t size() const { return nodes.empty() ? 0 : nodes.size() - 1; }
@@ -33,6 +33,7 @@ struct GrammarVocab::Parts {
   std::vector<char> bytes;
   std::vector<uint32_t> begin;  ///< [size + 1]
   TokenTrie trie;
+
   std::string_view bytes_of(int32_t token) const {
     const auto t = static_cast<size_t>(token);
     return {bytes.data() + begin[t], begin[t + 1] - begin[t]};
@@ -44,36 +45,40 @@ struct GrammarVocab::Parts {
 struct StateMask {
   std::vector<uint32_t> accepted;  ///< bits by token; empty: `few` holds them
   std::vector<int32_t> few;        ///< accepted tokens where they are few
-  /// Of the other tokens, what is left of them where the rule ends inside; a token may go on after
-  /// the rule in several ways. Its tokens count if what is left fits what follows the rule.
+  /// Of the other tokens, what is left of them where the rule may end inside: such a token fits if
+  /// one of its remainders fits what follows the rule.
   TokenTrie rest;
   bool ends = false;   ///< the rule may end here, before any byte
   bool whole = false;  ///< too much would be left: walk all tokens with the real stack
+
   size_t bytes() const {
     return sizeof(*this) + accepted.size() * 4 + few.size() * 4 + rest.bytes();
   }
 };
 
-/// The masks of the states, all forgotten when they are over a number of bytes.
-struct TokenGrammar::Parts {
-  std::shared_ptr<const Grammar> grammar;
-  std::shared_ptr<const GrammarVocab> vocab;
-
-  /// Computes it (outside of the lock) if it is not there. Any thread.
-  std::shared_ptr<const StateMask> mask_of(int32_t state);
-
-  struct Impl;
-  std::unique_ptr<Impl> impl;
-  Parts(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const GrammarVocab> vocab);
-  ~Parts();
-};
-
 StateMask compute_state_mask(const Grammar& grammar, const GrammarVocab::Parts& vocab,
                              int32_t state);
 
-/// Sets the bits of the tokens of `trie` that fit `from`. Stacks made on the way are forgotten
-/// again.
+/// Sets the bits of the tokens of `trie` that fit `from`. `work` (threads stepped) bounds it: what
+/// is not reached stays unset. Stacks made on the way are forgotten again.
 void mark_tokens(const TokenTrie& trie, Simulator& simulator, const Simulator::Threads& from,
-                 std::vector<uint32_t>& bits);
+                 int64_t& work, std::vector<uint32_t>& bits);
+
+/// The masks of the states, the least recently used forgotten beyond kMaxBytes. Any thread.
+struct TokenGrammar::Parts {
+  static constexpr size_t kMaxBytes = size_t{64} << 20;
+
+  Parts(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const GrammarVocab> vocab);
+  ~Parts();
+  /// Computes it (outside of the lock) if it is not there.
+  std::shared_ptr<const StateMask> mask_of(int32_t state);
+
+  const std::shared_ptr<const Grammar> grammar;
+  const std::shared_ptr<const GrammarVocab> vocab;
+
+ private:
+  struct Cache;
+  std::unique_ptr<Cache> cache_;
+};
 
 }  // namespace weft
