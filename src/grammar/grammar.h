@@ -84,7 +84,7 @@ class GrammarMatcher {
   bool accept(int32_t token);
   /// Takes back the last `count` accepted tokens (at most kMaxRollback, thinking ones included).
   void rollback(int count);
-  /// Nothing may come next: the text is over.
+  /// The text may end and nothing may come next: it is over.
   bool exhausted();
   /// Tokens taken since the start.
   int64_t num_accepted() const;

@@ -129,8 +129,9 @@ bool GrammarMatcher::may_end() const {
 }
 
 bool GrammarMatcher::exhausted() {
+  if (!may_end()) return false;
   const std::span<const uint32_t> bits = mask();
-  return binds() && std::all_of(bits.begin(), bits.end(), [](uint32_t word) { return word == 0; });
+  return std::all_of(bits.begin(), bits.end(), [](uint32_t word) { return word == 0; });
 }
 
 bool GrammarMatcher::accept(int32_t token) {

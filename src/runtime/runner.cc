@@ -73,7 +73,7 @@ void Runner::feed(PackedStep& step) {
 bool Runner::advance_grammar(ExecutorSequence& sequence, int32_t token) {
   GrammarMatcher& grammar = *sequence.grammar;
   const std::vector<int32_t>& stops = sequence.request->sampling.stop_ids;
-  if (grammar.binds() && std::find(stops.begin(), stops.end(), token) != stops.end()) return false;
+  if (std::find(stops.begin(), stops.end(), token) != stops.end()) return false;
   CHECK(grammar.accept(token), "a token outside of its grammar was sampled");
   return grammar.exhausted();
 }

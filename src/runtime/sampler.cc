@@ -227,6 +227,8 @@ bool Sampler::Scratch::adjust(const SampleRow& row) {
   if (row.grammar != nullptr && row.grammar->binds()) {
     apply_grammar(*row.grammar, params.stop_ids, x);
     done = true;
+  } else if (row.grammar != nullptr) {
+    for (const int32_t id : params.stop_ids) mask(id);  // the thought ends first, then the text
   }
   if (row.num_generated < params.min_tokens) {
     for (const int32_t id : params.stop_ids) mask(id);

@@ -61,6 +61,8 @@ int32_t constrain(GrammarMatcher& grammar, int32_t token, const SamplingParams& 
       token = allowed[static_cast<size_t>(token) % allowed.size()];
     }
     if (is_stop(token)) return token;
+  } else if (is_stop(token)) {
+    token = 0;  // the thought ends first: no stop id within it
   }
   CHECK(grammar.accept(token));
   ends = grammar.exhausted();

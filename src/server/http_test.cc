@@ -413,7 +413,7 @@ TEST_F(HttpTest, ManyShortConnectionsLeaveNothing) {
 
 /// In a process of its own with few files: the accept loop neither spins nor gives up.
 int serve_without_files() {
-  const rlimit few{64, 64};
+  const rlimit few{256, 256};  // sanitizers and test runners hold some
   setrlimit(RLIMIT_NOFILE, &few);
   auto server = HttpServer::start({.port = 0}, [](auto e) { e->respond({.body = "served"}); });
   if (!server.ok()) {
