@@ -9,6 +9,7 @@
 
 #include "app/cli.h"
 #include "app/fake_engine.h"
+#include "app/heap_trim.h"
 #include "app/local_engine.h"
 #include "app/model_location.h"
 #include "app/serve_options.h"
@@ -108,6 +109,8 @@ class Server {
   Result<void> load();
   /// Stops accepting and waits for streams to end, at most the grace time or until another signal.
   void drain(Signals& signals);
+  /// Nothing is being answered.
+  bool idle() const { return service_->num_open() == 0; }
 
  private:
   Result<Served> plan_model();
@@ -284,8 +287,8 @@ Result<int> serve(const ServeOptions& options) {
     if (signals.wait(milliseconds(50))) std::_Exit(kExitOk);  // nothing was promised to anybody
   }
   TRY(loading.get());
-  while (!signals.wait(std::chrono::hours(1))) {
-  }
+  HeapTrim heap;
+  while (!signals.wait(std::chrono::seconds(1))) heap.look(server.idle());
   server.drain(signals);
   return kExitOk;
 }

@@ -88,10 +88,8 @@ void FakeExecutor::launch(const StepPlan& plan) {
     Sequence seq;
     seq.request = request;
     if (request->constraint) seq.grammar = std::make_unique<GrammarMatcher>(*request->constraint);
-    // At once: what grows by doubling leaves its smaller halves behind, in every stream.
-    seq.prefix.reserve(request->prompt.size() +
-                       static_cast<size_t>(std::min(request->sampling.max_tokens, 4096)) + 1);
-    seq.prefix.push_back(kEmptyPrefix);
+    seq.prefix.push_back(static_cast<uint32_t>(kEmptyPrefix));
+    seq.last = kEmptyPrefix;
     CHECK(sequences_.emplace(request->id, std::move(seq)).second, "admitted twice");
   }
   for (const SeqId id : plan.preempted) {
@@ -157,25 +155,34 @@ void FakeExecutor::run(const Slice& slice, uint64_t step, StepResult& result) {
   while (static_cast<int64_t>(seq.prefix.size()) <= slice.first) {
     const size_t i = seq.prefix.size() - 1;
     CHECK(i < seq.request->prompt.size(), where(slice) + ": unknown context");
-    seq.prefix.push_back(extend(seq.prefix.back(), seq.request->prompt[i], Arithmetic::kPrompt,
-                                config_.reuse_generated));
+    seq.last =
+        extend(seq.last, seq.request->prompt[i], Arithmetic::kPrompt, config_.reuse_generated);
+    seq.prefix.push_back(static_cast<uint32_t>(seq.last));
   }
   const auto entry = [&](int64_t position) -> uint64_t& {
     const BlockId block = slice.blocks[static_cast<size_t>(position / config_.block_size)];
     return kv_[static_cast<size_t>(int64_t{block.value} * config_.block_size +
                                    position % config_.block_size)];
   };
-  for (int64_t i = 0; i < slice.first; ++i) {
-    CHECK(entry(i) == seq.prefix[static_cast<size_t>(i) + 1],
-          where(slice) + " reads a wrong KV entry at " + std::to_string(i));
+  auto expected = seq.prefix.begin() + 1;
+  for (int64_t begin = 0; begin < slice.first; begin += config_.block_size) {
+    const uint64_t* block = &entry(begin);
+    const int64_t n = std::min<int64_t>(config_.block_size, slice.first - begin);
+    for (int64_t i = 0; i < n; ++i) {
+      CHECK(static_cast<uint32_t>(block[i]) == *expected++,
+            where(slice) + " reads a wrong KV entry at " + std::to_string(begin + i));
+    }
   }
+  // Where it goes on at an earlier token than its last, the entry just checked has the whole hash.
+  uint64_t hash = static_cast<int64_t>(seq.prefix.size()) == slice.first + 1 ? seq.last
+                  : slice.first > 0 ? entry(slice.first - 1)
+                                    : kEmptyPrefix;
   if (config_.num_state_slots > 0) {
     CHECK(slice.state_write.valid());
     CHECK(slice.state_read.valid() == (slice.first > 0));
     if (slice.first > 0) {
       const StateSlot& state = states_[static_cast<size_t>(slice.state_read.value)];
-      CHECK(state.position == slice.first &&
-                state.hash == seq.prefix[static_cast<size_t>(slice.first)],
+      CHECK(state.position == slice.first && state.hash == hash,
             where(slice) + " reads a wrong recurrent state");
     }
   }
@@ -183,16 +190,18 @@ void FakeExecutor::run(const Slice& slice, uint64_t step, StepResult& result) {
     int32_t token = slice.tokens[static_cast<size_t>(i)];
     if (token == kDeviceToken) token = seq.last_token;
     CHECK(token >= 0, where(slice) + ": no sampled token to continue from");
-    const auto at = static_cast<size_t>(slice.first + i);
-    if (seq.prefix.size() == at + 1) seq.prefix.push_back(0);
-    seq.prefix[at + 1] = extend(seq.prefix[at], token, slice.arithmetic, config_.reuse_generated);
-    entry(slice.first + i) = seq.prefix[at + 1];
+    hash = extend(hash, token, slice.arithmetic, config_.reuse_generated);
+    entry(slice.first + i) = hash;
+    const auto next = static_cast<size_t>(slice.first + i) + 1;
+    if (seq.prefix.size() == next) seq.prefix.emplace_back();
+    seq.prefix[next] = static_cast<uint32_t>(hash);
+    if (seq.prefix.size() == next + 1) seq.last = hash;
   }
-  const uint64_t after = seq.prefix[static_cast<size_t>(end)];
   if (config_.num_state_slots > 0) {
-    states_[static_cast<size_t>(slice.state_write.value)] = {after, end};
+    states_[static_cast<size_t>(slice.state_write.value)] = {hash, end};
   }
   seq.computed = end;
+  seq.current = hash;
   seq.restarted = false;
   SampledRow row{.seq = slice.seq};
   if (slice.sample) sample(slice, seq, row);
@@ -207,8 +216,7 @@ void FakeExecutor::run(const Slice& slice, uint64_t step, StepResult& result) {
 }
 
 void FakeExecutor::sample(const Slice& slice, Sequence& seq, SampledRow& row) {
-  const Draw d =
-      draw(seq.prefix[static_cast<size_t>(seq.computed)], seq.request->sampling.seed, config_);
+  const Draw d = draw(seq.current, seq.request->sampling.seed, config_);
   int32_t token = d.numeric_error ? -1 : d.token;
   if (hook_) token = hook_(slice.seq, seq.computed, token);
   if (seq.grammar && token >= 0) {

@@ -54,8 +54,12 @@ class FakeExecutor : public Executor {
   };
   struct Sequence {
     std::shared_ptr<const Request> request;
-    std::vector<uint64_t> prefix;  // [i]: hash of the first i tokens; kept across preemption
+    // [i]: the low half of the hash of the first i tokens; kept across preemption. Half is enough
+    // to tell a wrong entry from the right one, and a thousand streams stay small.
+    std::deque<uint32_t> prefix;
+    uint64_t last = 0;  // the whole hash of prefix.back()
     int64_t computed = 0;
+    uint64_t current = 0;  // the whole hash of the first `computed` tokens
     int32_t last_token = kDeviceToken;
     std::unique_ptr<GrammarMatcher> grammar;
     bool restarted = true;  // may begin at any cached boundary
