@@ -146,7 +146,7 @@ void run_streams(const Settings& settings, Report& report) {
                                    100 * (cpu_end - cpu_begin) / seconds_between(begin, middle)},
                                   {"cpu_seconds_to_open", cpu_begin - cpu_before}});
   report.check_equal(streams.broken(), 0, "streams dropped");
-  report.check_at_most(alone.p99, 50, "p99 lateness of a frame, ms");
+  report.check_at_most(alone.p99, settings.full ? 50 : 200, "p99 lateness of a frame, ms");
   report.check_at_most(per_stream, 16, "resident KiB a stream");
 
   // Readers that never read, beside them.
@@ -174,9 +174,11 @@ void run_streams(const Settings& settings, Report& report) {
                                                     {"lateness_max_ms", beside.worst},
                                                     {"resident_mib", with_silent}});
   report.check_equal(streams.broken(), 0, "streams dropped beside silent readers");
-  report.check_at_most(beside.p99, 50, "p99 lateness beside silent readers, ms");
+  // The short form runs where neighbours compile: it only finds what is far off.
+  report.check_at_most(beside.p99, settings.full ? 50 : 200,
+                       "p99 lateness beside silent readers, ms");
   // A tenth of a few milliseconds is less than the noise of a machine that does other things.
-  const double noise = settings.full ? 1 : 10;
+  const double noise = settings.full ? 1 : 150;
   report.check_at_most(beside.p99, std::max(1.1 * alone.p99, alone.p99 + noise),
                        "p99 lateness beside silent readers against that without, ms");
 
