@@ -312,5 +312,79 @@ TEST(ToolGrammar, BothMarkups) {
   EXPECT_FALSE(tool_call_node(*std::make_unique<GrammarRules>(), tools, {.name = "zzz"}).ok());
 }
 
+/// Calls of `f` in the XML markup: whether `body` stands for valid arguments of `parameters`.
+Result<bool> xml_call_fits(const std::string& parameters, const std::string& body) {
+  GrammarRules rules;
+  const std::string tools =
+      R"([{"type":"function","function":{"name":"f","parameters":)" + parameters + "}}]";
+  const auto node = TRY(tool_call_node(rules, tools, {.markup = ToolMarkup::kQwenXml}));
+  const GrammarRules::Rule root = rules.declare("root");
+  rules.define(root, node);
+  const auto grammar = TRY(rules.compile(root));
+  return matches(grammar, "<tool_call>\n<function=f>\n" + body + "</function>\n</tool_call>");
+}
+
+TEST(ToolGrammar, XmlValuesKeepTheirSchemas) {
+  struct Case {
+    const char* schema;  // of the parameter a
+    std::string value;
+    bool fits;
+  };
+  const Case cases[] = {
+      {R"({"type":"string"})", "if a < b: <b></param", true},
+      {R"({"type":"string"})", "<</parameter", true},
+      {R"({"type":"string"})", "x</parameter>y", false},
+      {R"({"type":"string"})", "x</function>y", false},
+      {R"({"type":"string"})", "<</parameter>", false},
+      {R"({})", "any <text>", true},
+      {R"({"type":"string","maxLength":3})", "abc", true},
+      {R"({"type":"string","maxLength":3})", "abcd", false},
+      {R"({"minLength":3})", "1", false},
+      {R"({"type":"string","pattern":"^[0-9]+$"})", "12", true},
+      {R"({"type":"string","pattern":"^[0-9]+$"})", "x", false},
+      {R"({"type":"string","format":"date"})", "2023-02-29", false},
+      {R"({"type":"string","format":"date"})", "2024-02-29", true},
+      {R"({"const":"q"})", "q", true},
+      {R"({"const":"q"})", "x", false},
+      {R"({"$ref":"#/$defs/T"})", "hello", true},
+      {R"({"anyOf":[{"type":"string"},{"type":"null"}]})", "hello", true},
+      {R"({"type":["string","null"],"maxLength":1})", "null", true},
+      {R"({"type":["string","integer"],"maximum":5})", "7", false},
+      {R"({"type":["string","integer"],"maximum":5})", "5", true},
+      {R"({"type":["string","integer"],"maximum":5})", "seven", true},
+      {R"({"enum":["a",1,null]})", "1", true},
+      {R"({"enum":["a",1,null]})", "\"a\"", false},
+      {R"({"type":"object","properties":{"x":{"$ref":"#/properties/b"}}})", "{\"x\": 1}", true},
+  };
+  for (const Case& c : cases) {
+    const std::string parameters = R"({"type":"object","required":["a"],"properties":{"a":)" +
+                                   std::string(c.schema) +
+                                   R"(,"b":{"type":"integer"}},"$defs":{"T":{"type":"string"}}})";
+    const auto fits = xml_call_fits(parameters, "<parameter=a>\n" + c.value + "\n</parameter>\n");
+    ASSERT_TRUE(fits.ok()) << c.schema << ": " << fits.error().message;
+    EXPECT_EQ(*fits, c.fits) << c.schema << ": " << c.value;
+  }
+}
+
+TEST(ToolGrammar, XmlReadsTheWholeSchema) {
+  EXPECT_TRUE(*xml_call_fits(R"({"$ref":"#/$defs/T","$defs":{"T":{"type":"object",
+      "properties":{"a":{"type":"integer"}},"required":["a"]}}})",
+                             "<parameter=a>\n1\n</parameter>\n"));
+  EXPECT_FALSE(*xml_call_fits(R"({"type":"object","properties":{},"required":["z"]})", ""));
+  for (const char* refused : {R"({"type":"object","properties":{"a":{"type":"string","not":{}}}})",
+                              R"({"type":"object","properties":{"a":{"type":"integer"}},"not":{}})",
+                              R"({"type":"object","properties":{"a":{"enum":["p</parameter>q"]}}})",
+                              R"({"type":"object","properties":{"a b":{"type":"string"}}})",
+                              R"({"type":"object","properties":{"a":{}},"minProperties":1})"}) {
+    const auto fits = xml_call_fits(refused, "");
+    ASSERT_FALSE(fits.ok()) << refused;
+    EXPECT_EQ(fits.error().kind, ErrorKind::kUnsupported);
+    EXPECT_TRUE(fits.error().message.starts_with("tools[0].function.parameters")) << refused;
+  }
+  GrammarRules rules;
+  EXPECT_FALSE(tool_call_node(rules, "[1]", {}).ok());
+  EXPECT_FALSE(tool_call_node(rules, R"([{"function":{"name":3}}])", {}).ok());
+}
+
 }  // namespace
 }  // namespace weft

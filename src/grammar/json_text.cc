@@ -123,6 +123,33 @@ Node JsonText::plain_char(TextForm form) {
   return form == TextForm::kJson ? string_char() : character({}, true, form);
 }
 
+Node JsonText::text_without(const std::vector<std::string>& tags) {
+  // Only a '<' begins a tag, and none stands within one: what follows a '<' up to the next decides.
+  const Node plain = kit_.rules().characters({{'<', '<'}}, true);
+  return once("text without " + tags.front(), [&] {
+    return kit_.all({kit_.times(plain, 0, -1),
+                     kit_.times(kit_.all({kit_.text("<"), tag_tail(tags, "<")}), 0, -1)});
+  });
+}
+
+/// What may stand behind `begun`, the beginning of a tag, up to the next '<'.
+Node JsonText::tag_tail(const std::vector<std::string>& tags, const std::string& begun) {
+  const Node plain = kit_.rules().characters({{'<', '<'}}, true);
+  CodePoints next = {{'<', '<'}};
+  std::vector<Node> options = {kit_.rules().empty()};
+  for (const std::string& tag : tags) {
+    if (tag.size() <= begun.size() || !tag.starts_with(begun)) continue;
+    const auto c = static_cast<unsigned char>(tag[begun.size()]);
+    if (contains(next, c)) continue;
+    next.emplace_back(c, c);
+    const std::string longer = begun + tag[begun.size()];
+    if (std::find(tags.begin(), tags.end(), longer) != tags.end()) continue;
+    options.push_back(kit_.all({kit_.text(longer.substr(begun.size())), tag_tail(tags, longer)}));
+  }
+  options.push_back(kit_.all({kit_.rules().characters(next, true), kit_.times(plain, 0, -1)}));
+  return kit_.any_of(options);
+}
+
 Node JsonText::string() {
   return once("string", [&] { return string(0, -1); });
 }

@@ -74,6 +74,8 @@ class JsonText {
   Node character(const GrammarRules::CodePoints& ranges, bool negated, TextForm form);
   /// Any one character in that form, escapes of all kinds included.
   Node plain_char(TextForm form);
+  /// Any text as it is in which none of these tags stands. Each begins with a '<' and has no other.
+  Node text_without(const std::vector<std::string>& tags);
 
  private:
   Node any_value(int depth);
@@ -86,6 +88,7 @@ class JsonText {
   Node bracketed(char open, Node inner, char close);
   Node member(const MemberShape& member);
   Node some_optional(const std::vector<Node>& members, size_t begin, size_t end);
+  Node tag_tail(const std::vector<std::string>& tags, const std::string& begun);
   Node key_tail(const std::vector<std::u32string>& names, size_t begin, size_t end, size_t at);
   /// The rule of that name, made by `body` when it is first asked for.
   template <class Body>
