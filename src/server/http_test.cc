@@ -411,6 +411,7 @@ TEST_F(HttpTest, ManyShortConnectionsLeaveNothing) {
   EXPECT_TRUE(soon([&] { return server_->num_connections() == 0; }));
 }
 
+#ifndef __SANITIZE_ADDRESS__
 /// In a process of its own with few files: the accept loop neither spins nor gives up.
 int serve_without_files() {
   const rlimit few{256, 256};  // sanitizers and test runners hold some
@@ -442,7 +443,11 @@ int serve_without_files() {
   after.send(get("/"));
   return after.read_to("served") ? 0 : 7;
 }
+#endif
 
+// Not under sanitizers: UBSan's vptr check asks with a pipe whether memory can be read, so without
+// descriptors it takes every object for a broken one.
+#ifndef __SANITIZE_ADDRESS__
 TEST(HttpFiles, RunsOutOfFilesWithoutSpinning) {
   const pid_t child = fork();
   if (child == 0) _exit(serve_without_files());
@@ -451,6 +456,7 @@ TEST(HttpFiles, RunsOutOfFilesWithoutSpinning) {
   EXPECT_TRUE(WIFEXITED(status));
   EXPECT_EQ(WEXITSTATUS(status), 0);
 }
+#endif
 
 TEST(HttpAddress, SaysWhatIsWrongAndTakesOthers) {
   const auto handler = [](auto e) { e->respond({.body = "ok"}); };
