@@ -8,7 +8,7 @@ if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
   set(CMAKE_CUDA_COMPILER ${WEFT_NVCC})
 endif()
 if(NOT CMAKE_CUDA_ARCHITECTURES)
-  set(CMAKE_CUDA_ARCHITECTURES 90a)
+  set(CMAKE_CUDA_ARCHITECTURES 90a-real)  # SASS alone: nothing is compiled on the user's machine
 endif()
 enable_language(CUDA)
 # CMake 3.25 (Debian 12) does not know that nvcc has C++20; what 3.26 says of it:

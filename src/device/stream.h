@@ -5,17 +5,22 @@
 
 namespace weft {
 
-/// Where work of one device runs, in order. On the CPU: the thread pool that executes the ops and
-/// the scratch memory they may use inside one op (taken and rewound by the op itself).
+/// Where work of one device runs, in order: the scratch memory of the device that an op may use
+/// inside itself (taken and rewound by the op), and on the CPU the thread pool that executes the
+/// ops, on a GPU the CUDA stream that they are launched on.
 class Stream {
  public:
-  Stream(ThreadPool& pool, Arena& scratch) : pool_(pool), scratch_(scratch) {}
+  Stream(ThreadPool& pool, Arena& scratch, void* native = nullptr)
+      : pool_(pool), scratch_(scratch), native_(native) {}
   ThreadPool& pool() { return pool_; }
   Arena& scratch() { return scratch_; }
+  /// The cudaStream_t; null on the CPU.
+  void* native() const { return native_; }
 
  private:
   ThreadPool& pool_;
   Arena& scratch_;
+  void* native_;
 };
 
 }  // namespace weft

@@ -2,7 +2,8 @@
 
 // Arguments of the ops, one struct of roles an op. Letters: T tokens of the step, S segments,
 // H query heads, G kv heads, D head dim, B block size, V vocabulary, E experts.
-// Activations are f32 on the CPU. Unless said otherwise the last dimension is contiguous and the
+// Activations are f32 on the CPU. On CUDA they are bf16, but for the residual stream, logits and the
+// gates a, b and router logits, which are f32. Unless said otherwise the last dimension is contiguous and the
 // outer strides are free. T may be 0: nothing happens.
 
 #include <cstdint>
@@ -125,6 +126,10 @@ struct SeqMap {
   TensorView kv_start;     ///< [S] i32
   TensorView block_table;  ///< [S, max_blocks] i32
   int num_segments = 0;
+  // The same numbers on the host, valid during the call, for ops that plan prompt tiles there.
+  // Null in a step without prompt segments (which may be a captured graph).
+  const int32_t* host_cu_q = nullptr;
+  const int32_t* host_kv_start = nullptr;
 };
 
 struct AttnShape {
@@ -134,13 +139,18 @@ struct AttnShape {
 
 /// Causal attention over the paged cache, which already holds this step's K and V. Query head h
 /// reads kv head h / (H/G). Softmax in fp32; keys are cut at absolute multiples of a constant, so a
-/// row's bits depend on its position and its keys alone. A row without keys gives 0.
+/// row's bits depend on its position and its keys alone. A row without keys gives 0. Segments
+/// [0, num_prompt_segments) own rows [0, prompt_rows) and use prompt arithmetic, the others decode
+/// (on the CPU both are one).
 struct AttnArgs {
   AttnShape shape;
   TensorView q;    ///< [T, H, D]
   TensorView out;  ///< [T, H, D]
   PagedKv kv;
   SeqMap seqs;
+  int64_t prompt_rows = 0;
+  int num_prompt_segments = 0;
+  int max_decode_len = 1;  ///< rows of the longest decode segment, at most
 };
 
 struct GdnShape {
@@ -167,7 +177,12 @@ struct GdnArgs {
   TensorView read_slot;   ///< [S] i32
   TensorView write_slot;  ///< [S] i32
   int num_segments = 0, num_prompt_segments = 0;
-  TensorView out;  ///< [T, HV, V]
+  /// [chains + 1] i32: chain c is the segments chains[c] .. chains[c + 1] of one sequence, all of
+  /// the same arithmetic; prompt chains first. Undefined on the CPU, which goes by the slots.
+  TensorView chains;
+  int num_chains = 0, num_prompt_chains = 0;
+  const int32_t* host_cu_q = nullptr;  ///< as in SeqMap
+  TensorView out;                      ///< [T, HV, V]
 };
 
 enum class GateActivation : uint8_t { kSilu, kSigmoid };

@@ -9,11 +9,13 @@ namespace weft {
 
 /// How the matrices of linear layers are stored.
 enum class WeightFormat : uint8_t {
-  kF32,   ///< --dtype float32: fp32 arithmetic
-  kBf16,  ///< bf16 weights, activations rounded to bf16 at the input, fp32 accumulation
-  kInt8,  ///< groups of 32 along K, symmetric, one fp16 scale a group: w = q * s, |q| <= 127
-  kInt4,  ///< groups of 32 along K, symmetric, one fp16 scale a group: w = q * s, -8 <= q <= 7
+  kF32,       ///< --dtype float32: fp32 arithmetic
+  kBf16,      ///< bf16 weights, activations rounded to bf16 at the input, fp32 accumulation
+  kInt8,      ///< groups of 32 along K, symmetric, one fp16 scale a group: w = q * s, |q| <= 127
+  kInt4,      ///< groups of 32 along K, symmetric, one fp16 scale a group: w = q * s, -8 <= q <= 7
+  kFp8Block,  ///< e4m3 codes, one f32 scale for each 128 x 128 block: w = q * s (CUDA)
 };
+inline constexpr int kFp8Block = 128;  ///< rows and columns that share one scale
 inline constexpr int kWeightGroup = 32;
 
 std::string_view weight_format_name(WeightFormat format);

@@ -135,7 +135,9 @@ void write_step(const PackedMatrix& m, const Patch& patch, int64_t step, std::by
       const bool int4 = m.format == WeightFormat::kInt4;
       write_group(patch, int4, static_cast<int>(step % 2),
                   panel + step / 2 * (int4 ? kInt4PairBytes : kInt8PairBytes));
+      break;
     }
+    case WeightFormat::kFp8Block: break;  // refused at packing
   }
 }
 

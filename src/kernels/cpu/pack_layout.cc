@@ -16,6 +16,7 @@ PackedMatrix packed_matrix(const WeightShape& shape) {
     case WeightFormat::kBf16: m.panel_bytes = m.steps * kStep * kPanelWidth * 2; break;
     case WeightFormat::kInt8: m.panel_bytes = m.steps / 2 * kInt8PairBytes; break;
     case WeightFormat::kInt4: m.panel_bytes = m.steps / 2 * kInt4PairBytes; break;
+    case WeightFormat::kFp8Block: CHECK(false, "the CPU backend has no fp8 weights"); break;
   }
   return m;
 }

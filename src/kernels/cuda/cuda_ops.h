@@ -1,0 +1,58 @@
+#pragma once
+
+// The ops of the CUDA backend for Hopper (sm_90a); table.cc puts them into one OpTable. All of them
+// only enqueue on the stream: no synchronisation, no allocation, and the same launches for the same
+// shapes, so that a step can be captured into a graph. Where prompt and decode arithmetic differ
+// there is a function for each, and rows of both are split before.
+//
+// Layouts (all else is in args.h):
+//   activations  bf16 rows, 16-byte aligned, row stride a multiple of 8 elements
+//   bf16 weight  [experts][N][K] row-major, K contiguous, row stride K rounded up to 8 elements
+//   KV block     K [G][B][D] then V [G][B][D], bf16
+
+#include <span>
+
+#include "kernels/op_table.h"
+
+namespace weft::cuda {
+
+int64_t weight_bytes(const WeightShape& shape);
+/// `pieces` are pinned host memory that must live until the stream has passed this point.
+void pack_weight(Stream& stream, const Weight& weight, int64_t expert,
+                 std::span<const TensorView> pieces);
+/// Synchronous: for tests and tools. `out` is host memory.
+void unpack_weight(const Weight& weight, int64_t expert, TensorView out);
+int64_t kv_block_bytes(const KvShape& shape);
+/// Synchronous: for tests and tools. `k` and `v` are host memory.
+void kv_read_block(const PagedKv& kv, int64_t block, TensorView k, TensorView v);
+
+int64_t linear_prompt_scratch(const WeightShape& shape, Epilogue epilogue, int64_t rows);
+int64_t linear_decode_scratch(const WeightShape& shape, Epilogue epilogue, int64_t rows);
+/// All rows of `args` in one arithmetic (args.prompt_rows is not looked at).
+void linear_prompt(Stream& stream, const LinearArgs& args);
+void linear_decode(Stream& stream, const LinearArgs& args);
+
+int64_t moe_prompt_scratch(const WeightShape& gate_up, int64_t rows, int top_k);
+int64_t moe_decode_scratch(const WeightShape& gate_up, int64_t rows, int top_k);
+void moe_prompt(Stream& stream, const MoeArgs& args);
+void moe_decode(Stream& stream, const MoeArgs& args);
+
+/// The prompt rows of `args` ([0, prompt_rows)), and the other rows.
+int64_t attention_prompt_scratch(const AttnShape& shape, int64_t num_sequences, int64_t num_keys);
+int64_t attention_decode_scratch(const AttnShape& shape, int64_t num_sequences, int64_t num_keys);
+void attention_prompt(Stream& stream, const AttnArgs& args);
+void attention_decode(Stream& stream, const AttnArgs& args);
+void qkv_prepare(Stream& stream, const QkvPrepareArgs& args);
+
+int64_t gdn_scratch(const GdnShape& shape, int64_t rows, int64_t num_sequences);
+void gdn(Stream& stream, const GdnArgs& args);
+void gated_norm(Stream& stream, const GatedNormArgs& args);
+
+void embed(Stream& stream, const EmbedArgs& args);
+void rms_norm(Stream& stream, const RmsNormArgs& args);
+void moe_route(Stream& stream, const MoeRouteArgs& args);
+void add(Stream& stream, const AddArgs& args);
+void add_gated(Stream& stream, const AddGatedArgs& args);
+void mul_sigmoid(Stream& stream, const MulSigmoidArgs& args);
+
+}  // namespace weft::cuda

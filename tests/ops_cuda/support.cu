@@ -1,0 +1,139 @@
+#include <cmath>
+#include <limits>
+
+#include "kernels/cuda/common/launch.h"
+#include "tests/ops_cuda/support.h"
+
+namespace weft {
+namespace {
+
+constexpr int64_t kGuard = 256;
+constexpr int kGuardByte = 0xA5;
+
+std::vector<std::byte> to_dtype(DType dtype, const std::vector<float>& values) {
+  std::vector<std::byte> out(values.size() * static_cast<size_t>(dtype_size(dtype)));
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (dtype == DType::kF32) {
+      std::memcpy(out.data() + i * 4, &values[i], 4);
+    } else {
+      const bf16 value = float_to_bf16(values[i]);
+      std::memcpy(out.data() + i * 2, &value, 2);
+    }
+  }
+  return out;
+}
+
+void* new_stream() {
+  cudaStream_t stream = nullptr;
+  cuda::check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+  return stream;
+}
+
+}  // namespace
+
+DeviceTensor::DeviceTensor(DType dtype, std::initializer_list<int64_t> dims)
+    : view(nullptr, dtype, dims) {
+  void* data = nullptr;
+  const auto bytes = static_cast<size_t>(view.bytes() + 2 * kGuard);
+  cuda::check(cudaMalloc(&data, bytes), "memory of a test");
+  base_ = static_cast<std::byte*>(data);
+  cuda::check(cudaMemset(base_, kGuardByte, bytes), "guards");
+  view.data = base_ + kGuard;
+}
+
+DeviceTensor::DeviceTensor(DType dtype, std::initializer_list<int64_t> dims,
+                           const std::vector<float>& values)
+    : DeviceTensor(dtype, dims) {
+  CHECK(static_cast<int64_t>(values.size()) == view.size());
+  const std::vector<std::byte> raw = to_dtype(dtype, values);
+  cuda::check(cudaMemcpy(view.data, raw.data(), raw.size(), cudaMemcpyHostToDevice), "upload");
+}
+
+DeviceTensor::DeviceTensor(const std::vector<int32_t>& values)
+    : DeviceTensor(DType::kI32, {static_cast<int64_t>(values.size())}) {
+  cuda::check(cudaMemcpy(view.data, values.data(), values.size() * 4, cudaMemcpyHostToDevice),
+              "upload");
+}
+
+DeviceTensor::DeviceTensor(const std::vector<int64_t>& values)
+    : DeviceTensor(DType::kI64, {static_cast<int64_t>(values.size())}) {
+  cuda::check(cudaMemcpy(view.data, values.data(), values.size() * 8, cudaMemcpyHostToDevice),
+              "upload");
+}
+
+DeviceTensor::~DeviceTensor() {
+  if (!base_) return;
+  std::vector<unsigned char> guard(kGuard);
+  for (const int64_t at : {int64_t{0}, kGuard + view.bytes()}) {
+    if (cudaMemcpy(guard.data(), base_ + at, kGuard, cudaMemcpyDeviceToHost) != cudaSuccess) break;
+    for (const unsigned char byte : guard) {
+      if (byte != kGuardByte) {
+        ADD_FAILURE() << "a kernel wrote outside of its tensor";
+        break;
+      }
+    }
+  }
+  cudaFree(base_);
+}
+
+std::vector<std::byte> DeviceTensor::bytes() const {
+  cuda::check(cudaDeviceSynchronize(), "kernels");
+  std::vector<std::byte> out(static_cast<size_t>(view.bytes()));
+  cuda::check(cudaMemcpy(out.data(), view.data, out.size(), cudaMemcpyDeviceToHost), "download");
+  return out;
+}
+
+std::vector<float> DeviceTensor::floats() const {
+  const std::vector<std::byte> raw = bytes();
+  std::vector<float> out(static_cast<size_t>(view.size()));
+  for (size_t i = 0; i < out.size(); ++i) {
+    if (view.dtype == DType::kF32) {
+      std::memcpy(&out[i], raw.data() + i * 4, 4);
+    } else {
+      bf16 value;
+      std::memcpy(&value, raw.data() + i * 2, 2);
+      out[i] = bf16_to_float(value);
+    }
+  }
+  return out;
+}
+
+void DeviceTensor::poison() {
+  cuda::check(cudaMemset(view.data, 0xFF, static_cast<size_t>(view.bytes())), "poison");
+}
+
+std::vector<float> random_bf16(int64_t count, uint64_t seed, float scale) {
+  std::vector<float> out(static_cast<size_t>(count));
+  for (size_t i = 0; i < out.size(); ++i) {
+    const float unit = uniform01(philox4x32(seed, i, 0)[0]);
+    out[i] = bf16_to_float(float_to_bf16((2 * unit - 1) * scale));
+  }
+  return out;
+}
+
+double relative_l2(const std::vector<float>& a, const std::vector<float>& b) {
+  CHECK(a.size() == b.size());
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (!std::isfinite(a[i])) return std::numeric_limits<double>::infinity();
+    error += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
+    norm += double{b[i]} * b[i];
+  }
+  return norm == 0 ? std::sqrt(error) : std::sqrt(error / norm);
+}
+
+CudaTestStream::CudaTestStream(int64_t scratch_bytes)
+    : scratch_(Buffer::allocate(DeviceKind::kCuda, scratch_bytes).value()),
+      native_(new_stream()),
+      stream_(pool_, scratch_, native_) {}
+
+CudaTestStream::~CudaTestStream() {
+  cudaStreamDestroy(static_cast<cudaStream_t>(native_));
+}
+
+void CudaTestStream::sync() {
+  EXPECT_EQ(cudaStreamSynchronize(static_cast<cudaStream_t>(native_)), cudaSuccess)
+      << cudaGetErrorString(cudaGetLastError());
+}
+
+}  // namespace weft

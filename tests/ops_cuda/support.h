@@ -1,0 +1,70 @@
+#pragma once
+
+// Tests of CUDA ops: device copies of host data, and comparisons with the oracle (kernels/ref), in
+// f32 on the host. These tests need a GPU: CI compiles them, bench/gpu.sh runs them.
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <vector>
+
+#include "base/philox.h"
+#include "device/cuda.h"
+#include "kernels/cuda/cuda_ops.h"
+
+namespace weft {
+
+/// Device memory with a view. Outside of [data, data + bytes) lie 256 guard bytes on both sides,
+/// checked by the destructor.
+class DeviceTensor {
+ public:
+  DeviceTensor() = default;
+  DeviceTensor(DType dtype, std::initializer_list<int64_t> dims);
+  /// From host values, rounded to `dtype` (kF32, kBF16).
+  DeviceTensor(DType dtype, std::initializer_list<int64_t> dims, const std::vector<float>& values);
+  explicit DeviceTensor(const std::vector<int32_t>& values);
+  explicit DeviceTensor(const std::vector<int64_t>& values);
+  DeviceTensor(DeviceTensor&& other) noexcept { *this = std::move(other); }
+  DeviceTensor& operator=(DeviceTensor&& other) noexcept {
+    std::swap(base_, other.base_);
+    std::swap(view, other.view);
+    return *this;
+  }
+  ~DeviceTensor();
+
+  /// All elements (kF32, kBF16) as floats, after a device synchronisation.
+  std::vector<float> floats() const;
+  /// The raw bytes, after a device synchronisation.
+  std::vector<std::byte> bytes() const;
+  /// Every byte becomes 0xFF (NaN in f32 and bf16): an element that is not written shows.
+  void poison();
+
+  TensorView view;
+
+ private:
+  std::byte* base_ = nullptr;
+};
+
+/// Uniform in [-scale, scale), rounded to bf16; a function of the seed.
+std::vector<float> random_bf16(int64_t count, uint64_t seed, float scale = 1);
+
+/// |a - b| / |b| over all elements (L2); infinite when a holds a NaN or an infinity.
+double relative_l2(const std::vector<float>& a, const std::vector<float>& b);
+
+/// A CUDA stream with device scratch memory.
+class CudaTestStream {
+ public:
+  explicit CudaTestStream(int64_t scratch_bytes = int64_t{256} << 20);
+  ~CudaTestStream();
+  operator Stream&() { return stream_; }  // NOLINT: stands for a Stream in every call
+  /// Waits, and fails the test if a kernel failed.
+  void sync();
+
+ private:
+  ThreadPool pool_{1};
+  Arena scratch_;
+  void* native_ = nullptr;
+  Stream stream_;
+};
+
+}  // namespace weft
