@@ -2,9 +2,9 @@
 
 // Arguments of the ops, one struct of roles an op. Letters: T tokens of the step, S segments,
 // H query heads, G kv heads, D head dim, B block size, V vocabulary, E experts.
-// Activations are f32 on the CPU. On CUDA they are bf16, but for the residual stream, logits and the
-// gates a, b and router logits, which are f32. Unless said otherwise the last dimension is contiguous and the
-// outer strides are free. T may be 0: nothing happens.
+// Activations are f32 on the CPU. On CUDA they are bf16, but for the residual stream, logits and
+// the gates a, b and router logits, which are f32. Unless said otherwise the last dimension is
+// contiguous and the outer strides are free. T may be 0: nothing happens.
 
 #include <cstdint>
 
