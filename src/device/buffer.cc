@@ -24,6 +24,8 @@ Result<Buffer> Buffer::allocate(DeviceKind kind, int64_t bytes) {
   if (bytes == 0) return buffer;
   if (kind == DeviceKind::kCuda) {
     buffer.data_ = static_cast<std::byte*>(TRY(cuda_allocate(bytes)));
+  } else if (kind == DeviceKind::kPinned) {
+    buffer.data_ = static_cast<std::byte*>(TRY(cuda_allocate_pinned(bytes)));
   } else {
     // Over-map by one huge page so that the buffer can start on a huge-page border.
     const int64_t length = mapped_bytes(bytes) + kHugePage;
@@ -52,6 +54,8 @@ Buffer::~Buffer() {
   if (data_ == nullptr) return;
   if (kind_ == DeviceKind::kCuda) {
     cuda_free(data_);
+  } else if (kind_ == DeviceKind::kPinned) {
+    cuda_free_pinned(data_);
   } else {
     munmap(data_, static_cast<size_t>(mapped_bytes(bytes_)));
   }

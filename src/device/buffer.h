@@ -8,7 +8,11 @@
 
 namespace weft {
 
-enum class DeviceKind : uint8_t { kCpu, kCuda };
+enum class DeviceKind : uint8_t {
+  kCpu,
+  kCuda,
+  kPinned,  ///< host memory that a GPU reads and writes at full speed
+};
 
 /// Owned memory of a device, aligned to 64 bytes at least. CPU buffers of 2 MiB and more ask for
 /// transparent huge pages; pages are zero and become resident when first touched.

@@ -66,11 +66,30 @@ Result<void*> cuda_allocate(int64_t bytes) {
                      " MiB");
   }
   if (status != cudaSuccess) return cuda_error("cudaMalloc", status);
+  if (const cudaError_t zeroed = cudaMemset(data, 0, static_cast<size_t>(bytes));
+      zeroed != cudaSuccess) {
+    cudaFree(data);
+    return cuda_error("cudaMemset", zeroed);
+  }
   return data;
 }
 
 void cuda_free(void* data) {
   cudaFree(data);
+}
+
+Result<void*> cuda_allocate_pinned(int64_t bytes) {
+  void* data = nullptr;
+  const cudaError_t status = cudaMallocHost(&data, static_cast<size_t>(bytes));
+  if (status == cudaErrorMemoryAllocation) {
+    return exhausted("CUDA: " + std::to_string(bytes >> 20) + " MiB could not be pinned");
+  }
+  if (status != cudaSuccess) return cuda_error("cudaMallocHost", status);
+  return data;
+}
+
+void cuda_free_pinned(void* data) {
+  cudaFreeHost(data);
 }
 
 }  // namespace weft

@@ -23,8 +23,11 @@ Result<std::vector<CudaDeviceInfo>> cuda_devices();
 Result<std::string> cuda_runtime_version();
 Result<std::string> cuda_driver_version();
 
-/// Device memory on the current device. Error kExhausted when there is not enough.
+/// Zeroed device memory on the current device. Error kExhausted when there is not enough.
 Result<void*> cuda_allocate(int64_t bytes);
 void cuda_free(void* data);
+/// The same for pinned host memory.
+Result<void*> cuda_allocate_pinned(int64_t bytes);
+void cuda_free_pinned(void* data);
 
 }  // namespace weft

@@ -22,5 +22,9 @@ Result<void*> cuda_allocate(int64_t) {
   return absent();
 }
 void cuda_free(void*) {}
+Result<void*> cuda_allocate_pinned(int64_t) {
+  return absent();
+}
+void cuda_free_pinned(void*) {}
 
 }  // namespace weft

@@ -26,6 +26,8 @@ class Op<R(A...)> {
 /// A backend: every op, typed. The whole contract is in args.h.
 struct OpTable {
   std::string_view name;
+  DeviceKind device = DeviceKind::kCpu;  ///< whose memory the ops work on
+  DType activation = DType::kF32;        ///< of activations (args.h)
 
   // Layouts that belong to the backend.
   Op<int64_t(const WeightShape&)> weight_bytes;  ///< packed bytes of one expert, a multiple of 64
@@ -42,7 +44,7 @@ struct OpTable {
   // Upper bounds of what an op takes of Stream::scratch() on a pool of `num_threads`.
   Op<int64_t(const WeightShape&, Epilogue, int64_t rows, int num_threads)> linear_scratch;
   Op<int64_t(const WeightShape& gate_up, int64_t rows, int top_k, int num_threads)> moe_scratch;
-  Op<int64_t(const GdnShape&, int num_threads)> gdn_scratch;
+  Op<int64_t(const GdnShape&, int64_t rows, int64_t num_sequences, int num_threads)> gdn_scratch;
   /// With less than this attention still works, in another cut of its work and to the same bits.
   Op<int64_t(const AttnShape&, int64_t num_sequences, int64_t num_keys)> attention_scratch;
 
@@ -59,6 +61,9 @@ struct OpTable {
   Op<void(Stream&, const GdnArgs&)> gdn;
   Op<void(Stream&, const GatedNormArgs&)> gated_norm;
 };
+
+/// The CUDA backend for Hopper GPUs, or null in a build without CUDA.
+const OpTable* cuda_ops();
 
 /// Plain float loops, the oracle of every backend. Slow.
 const OpTable& ref_ops();

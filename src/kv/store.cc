@@ -1,7 +1,8 @@
 #include "kv/store.h"
 
-#include <cstring>
 #include <string>
+
+#include "device/gpu.h"
 
 namespace weft {
 namespace {
@@ -58,7 +59,7 @@ Result<KvStore> KvStore::create(std::span<const CacheSpec> specs, const OpTable&
   KvStore out;
   out.num_blocks_ = num_blocks;
   out.num_slots_ = num_slots;
-  auto buffer = Buffer::allocate(DeviceKind::kCpu, total);
+  auto buffer = Buffer::allocate(ops.device, total);
   if (!buffer.ok()) {
     return with_context(std::move(buffer).error(), "the cache of " + std::to_string(num_blocks) +
                                                        " blocks and " + std::to_string(num_slots) +
@@ -84,14 +85,14 @@ Result<KvStore> KvStore::create(std::span<const CacheSpec> specs, const OpTable&
   return out;
 }
 
-void KvStore::copy_block(BlockId from, BlockId to) {
+void KvStore::copy_block(Stream& stream, BlockId from, BlockId to) {
   CHECK(from.valid() && from.value < num_blocks_ && to.valid() && to.value < num_blocks_);
   if (from == to) return;
   for (const LayerCache& layer : layers_) {
     const auto* kv = std::get_if<PagedKv>(&layer);
     if (!kv) continue;
-    std::memcpy(kv->data + to.value * kv->block_bytes, kv->data + from.value * kv->block_bytes,
-                static_cast<size_t>(kv->block_bytes));
+    copy_bytes(stream, kv->data + to.value * kv->block_bytes,
+               kv->data + from.value * kv->block_bytes, kv->block_bytes);
   }
 }
 

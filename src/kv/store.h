@@ -21,6 +21,7 @@ CacheBytes cache_bytes(std::span<const CacheSpec> specs, const OpTable& ops);
 /// Owns the memory of all layers' caches. Which block belongs to whom is the scheduler's business.
 class KvStore {
  public:
+  /// Zeroed memory of the device of `ops`.
   static Result<KvStore> create(std::span<const CacheSpec> specs, const OpTable& ops,
                                 int64_t num_blocks, int64_t num_slots);
 
@@ -29,8 +30,8 @@ class KvStore {
   int64_t num_slots() const { return num_slots_; }
   int64_t bytes() const { return buffer_.bytes(); }
 
-  /// Copies whole blocks, all layers and planes.
-  void copy_block(BlockId from, BlockId to);
+  /// Copies whole blocks, all layers and planes, in the order of the stream.
+  void copy_block(Stream& stream, BlockId from, BlockId to);
 
  private:
   Buffer buffer_;

@@ -59,13 +59,16 @@ TEST(KvStore, CopiesABlockOfEveryLayer) {
     const auto& kv = std::get<PagedKv>(store.layer(LayerId{i}));
     std::memset(kv.data + kv.block_bytes, 7 + i, static_cast<size_t>(kv.block_bytes));
   }
-  store.copy_block(BlockId{1}, BlockId{3});
+  ThreadPool pool(1);
+  Arena scratch;
+  Stream stream(pool, scratch);
+  store.copy_block(stream, BlockId{1}, BlockId{3});
   for (int i = 0; i < 2; ++i) {
     const auto& kv = std::get<PagedKv>(store.layer(LayerId{i}));
     EXPECT_EQ(kv.data[4 * kv.block_bytes - 1], static_cast<std::byte>(7 + i));
     EXPECT_EQ(kv.data[3 * kv.block_bytes - 1], std::byte{0});
   }
-  EXPECT_THROW(store.copy_block(BlockId{0}, BlockId{4}), Panic);
+  EXPECT_THROW(store.copy_block(stream, BlockId{0}, BlockId{4}), Panic);
 }
 
 TEST(KvStore, TooMuchMemoryIsAnErrorThatSaysWhatFor) {

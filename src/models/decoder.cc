@@ -94,7 +94,7 @@ void Decoder::declare_vision(WeightPlan& plan) const {
 }
 
 Result<> Decoder::load(const Checkpoint* checkpoint, Stream& stream) {
-  rope_ = TRY(Rope::create(spec_.rope, num_positions()));
+  rope_ = TRY(Rope::create(spec_.rope, num_positions(), stream, ops_->device));
   rope_table_ = rope_.table();
   WeightPlan plan(ops_, options_.dummy_weights ? nullptr : checkpoint);
   declare(plan);
@@ -103,24 +103,35 @@ Result<> Decoder::load(const Checkpoint* checkpoint, Stream& stream) {
 }
 
 int64_t Decoder::arena_bytes(int64_t rows) const {
+  const StepQuery query = step_query(rows);
   int64_t layer_bytes = 0;
   const auto grow = [&](const Layers& layers) {
     for (const auto& layer : layers) {
       layer_bytes =
-          std::max({layer_bytes, layer->mixer->arena_bytes(rows), layer->mlp.arena_bytes(rows)});
+          std::max({layer_bytes, layer->mixer->arena_bytes(query), layer->mlp.arena_bytes(query)});
     }
   };
   grow(layers_);
   if (mtp_) grow(mtp_->layers);
   // residual, normed and out of the layers; with MTP also its own and the concatenation.
-  const int64_t hidden = rows_bytes(rows, spec_.hidden);
-  const int64_t arena =
-      layer_bytes + (mtp_ ? 7 : 3) * hidden + (mtp_ ? rows_bytes(rows, 2 * spec_.hidden) : 0);
-  return std::max(arena, scratch_bytes(rows));
+  int64_t arena =
+      layer_bytes + query.f32_bytes(spec_.hidden) + 2 * query.activation_bytes(spec_.hidden);
+  if (mtp_) {
+    arena += query.f32_bytes(spec_.hidden) + 3 * query.activation_bytes(spec_.hidden) +
+             query.activation_bytes(2 * spec_.hidden);
+  }
+  return std::max(arena, scratch_bytes(query));
 }
 
-int64_t Decoder::scratch_bytes(int64_t rows) const {
-  const ScratchQuery query{*ops_, rows, options_.num_threads, num_positions()};
+StepQuery Decoder::step_query(int64_t rows) const {
+  return {.ops = *ops_,
+          .rows = rows,
+          .max_seqs = std::min(rows, options_.max_num_seqs),
+          .num_threads = options_.num_threads,
+          .max_len = num_positions()};
+}
+
+int64_t Decoder::scratch_bytes(const StepQuery& query) const {
   int64_t bytes = head_.scratch_bytes(query);
   const auto grow = [&](const Layers& layers) {
     for (const auto& layer : layers) {
@@ -144,8 +155,8 @@ TensorView Decoder::run_layers(StepContext& context, const Layers& layers, int f
                                TensorView residual, const RmsNorm& final_norm) const {
   const int64_t rows = residual.dim(0);
   const float eps = spec_.norm_eps;
-  TensorView normed = take_rows(context.arena, rows, spec_.hidden);
-  TensorView out = take_rows(context.arena, rows, spec_.hidden);
+  TensorView normed = take_rows(context, rows, spec_.hidden);
+  TensorView out = take_rows(context, rows, spec_.hidden);
   for (size_t i = 0; i < layers.size(); ++i) {
     const DecoderLayer& layer = *layers[i];
     if (i == 0) {
@@ -162,7 +173,7 @@ TensorView Decoder::run_layers(StepContext& context, const Layers& layers, int f
 }
 
 TensorView Decoder::hidden(StepContext& context) const {
-  TensorView residual = take_rows(context.arena, context.batch.num_rows(), spec_.hidden);
+  TensorView residual = take_rows_f32(context.arena, context.batch.num_rows(), spec_.hidden);
   embed(context, residual);
   return run_layers(context, layers_, 0, residual, norm_);
 }
@@ -175,10 +186,10 @@ void Decoder::logits(StepContext& context, TensorView rows, int64_t prompt_rows,
 TensorView Decoder::mtp_hidden(StepContext& context, TensorView previous) const {
   CHECK(mtp_.has_value(), "the model has no MTP module");
   const int64_t rows = context.batch.num_rows(), hidden = spec_.hidden;
-  TensorView residual = take_rows(context.arena, rows, hidden);
+  TensorView residual = take_rows_f32(context.arena, rows, hidden);
   {
     const ArenaScope scope(context.arena);
-    TensorView both = take_rows(context.arena, rows, 2 * hidden);
+    TensorView both = take_rows(context, rows, 2 * hidden);
     embed(context, residual);
     mtp_->embedding_norm.forward(context, residual, {}, both.columns(0, hidden), spec_.norm_eps);
     mtp_->hidden_norm.forward(context, previous, {}, both.columns(hidden, 2 * hidden),

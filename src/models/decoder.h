@@ -51,7 +51,8 @@ class Decoder final : public Model {
   /// Runs `layers` on `residual` (updated) and returns the final norm of it.
   TensorView run_layers(StepContext& context, const Layers& layers, int first_layer,
                         TensorView residual, const RmsNorm& final_norm) const;
-  int64_t scratch_bytes(int64_t rows) const;
+  StepQuery step_query(int64_t rows) const;
+  int64_t scratch_bytes(const StepQuery& query) const;
   int64_t num_positions() const {
     return options_.max_model_len > 0 ? options_.max_model_len : spec_.max_positions;
   }

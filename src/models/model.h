@@ -17,6 +17,7 @@ struct LoadOptions {
   KvFormat kv_format = KvFormat::kBf16;
   int block_size = 64;
   int64_t max_model_len = 0;   ///< rows of the rope table; 0: the model's own length
+  int64_t max_num_seqs = 64;   ///< sequences of a step
   int num_threads = 0;         ///< of the pools that will run it; 0: usable_cpus()
   bool dummy_weights = false;  ///< seeded random weights instead of the checkpoint's
   LoadProgress progress;       ///< may be empty

@@ -40,19 +40,15 @@ void AttentionMixer::declare(WeightPlan& plan, const std::string& prefix) {
   }
 }
 
-int64_t AttentionMixer::arena_bytes(int64_t rows) const {
-  return rows_bytes(rows, q_width() + 2 * kv_width()) +
-         rows_bytes(rows, int64_t{spec_.q_heads} * spec_.head_dim);
+int64_t AttentionMixer::arena_bytes(const StepQuery& query) const {
+  return query.activation_bytes(q_width() + 2 * kv_width()) +
+         query.activation_bytes(int64_t{spec_.q_heads} * spec_.head_dim);
 }
 
-/// Decoding sequences whose keys are spread over the threads; more keep every thread busy without.
-constexpr int64_t kSpreadSequences = 64;
-
-int64_t AttentionMixer::scratch_bytes(const ScratchQuery& query) const {
+int64_t AttentionMixer::scratch_bytes(const StepQuery& query) const {
   const AttnShape shape{spec_.q_heads, spec_.kv_heads, spec_.head_dim, 1.0f};
-  return std::max(
-      {qkv_.scratch_bytes(query), out_.scratch_bytes(query),
-       query.ops.attention_scratch(shape, std::min(query.rows, kSpreadSequences), query.max_len)});
+  return std::max({qkv_.scratch_bytes(query), out_.scratch_bytes(query),
+                   query.ops.attention_scratch(shape, query.max_seqs, query.max_len)});
 }
 
 void AttentionMixer::forward(StepContext& context, LayerId layer, TensorView x,
@@ -60,8 +56,8 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, TensorView x,
   const ArenaScope scope(context.arena);
   const int64_t rows = x.dim(0), q_heads = spec_.q_heads, head_dim = spec_.head_dim;
   const PagedKv& kv = std::get<PagedKv>(context.kv.layer(layer));
-  TensorView qkv = take_rows(context.arena, rows, q_width() + 2 * kv_width());
-  TensorView attended = take_rows(context.arena, rows, q_heads * head_dim);
+  TensorView qkv = take_rows(context, rows, q_width() + 2 * kv_width());
+  TensorView attended = take_rows(context, rows, q_heads * head_dim);
   qkv_.forward(context, x, qkv);
 
   // With a gate, each head's columns are [q | gate].
@@ -86,7 +82,10 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, TensorView x,
                          .q = q,
                          .out = heads,
                          .kv = kv,
-                         .seqs = context.batch.seqs});
+                         .seqs = context.batch.seqs,
+                         .prompt_rows = context.batch.prompt_rows,
+                         .num_prompt_segments = context.batch.num_prompt_segments,
+                         .max_decode_len = context.batch.max_decode_len});
   if (spec_.output_gate) {
     context.ops.mul_sigmoid(context.stream,
                             {.x = heads, .gate = q_part.columns(head_dim, 2 * head_dim)});

@@ -12,8 +12,8 @@ class AttentionMixer final : public Mixer {
       : spec_(spec), options_(options) {}
   CacheSpec cache_spec() const override;
   void declare(WeightPlan& plan, const std::string& prefix) override;
-  int64_t arena_bytes(int64_t rows) const override;
-  int64_t scratch_bytes(const ScratchQuery& query) const override;
+  int64_t arena_bytes(const StepQuery& query) const override;
+  int64_t scratch_bytes(const StepQuery& query) const override;
   void forward(StepContext& context, LayerId layer, TensorView x, TensorView out) const override;
 
  private:

@@ -56,22 +56,23 @@ void GdnMixer::declare_grouped(WeightPlan& plan, const std::string& prefix) {
   ba_.declare(plan, gate_format(options_.format), rows("in_proj_ba.weight", {values, values}));
 }
 
-int64_t GdnMixer::arena_bytes(int64_t rows) const {
-  return rows_bytes(rows, channels() + value_width()) +
-         rows_bytes(rows, 2 * spec_.shape.value_heads) + rows_bytes(rows, value_width());
+int64_t GdnMixer::arena_bytes(const StepQuery& query) const {
+  return query.activation_bytes(channels() + value_width()) +
+         query.f32_bytes(2 * spec_.shape.value_heads) + query.activation_bytes(value_width());
 }
 
-int64_t GdnMixer::scratch_bytes(const ScratchQuery& query) const {
-  return std::max({qkvz_.scratch_bytes(query), ba_.scratch_bytes(query), out_.scratch_bytes(query),
-                   query.ops.gdn_scratch(spec_.shape, query.num_threads)});
+int64_t GdnMixer::scratch_bytes(const StepQuery& query) const {
+  return std::max(
+      {qkvz_.scratch_bytes(query), ba_.scratch_bytes(query), out_.scratch_bytes(query),
+       query.ops.gdn_scratch(spec_.shape, query.rows, query.max_seqs, query.num_threads)});
 }
 
 void GdnMixer::forward(StepContext& context, LayerId layer, TensorView x, TensorView out) const {
   const ArenaScope scope(context.arena);
   const int64_t rows = x.dim(0), heads = spec_.shape.value_heads, width = spec_.shape.value_dim;
-  TensorView qkvz = take_rows(context.arena, rows, channels() + value_width());
-  TensorView ba = take_rows(context.arena, rows, 2 * heads);
-  TensorView mixed = take_rows(context.arena, rows, value_width());
+  TensorView qkvz = take_rows(context, rows, channels() + value_width());
+  TensorView ba = take_rows_f32(context.arena, rows, 2 * heads);
+  TensorView mixed = take_rows(context, rows, value_width());
   qkvz_.forward(context, x, qkvz);
   ba_.forward(context, x, ba);
   const StepBatch& batch = context.batch;
@@ -89,6 +90,10 @@ void GdnMixer::forward(StepContext& context, LayerId layer, TensorView x, Tensor
                                    .write_slot = batch.write_slot,
                                    .num_segments = batch.seqs.num_segments,
                                    .num_prompt_segments = batch.num_prompt_segments,
+                                   .chains = batch.chains,
+                                   .num_chains = batch.num_chains,
+                                   .num_prompt_chains = batch.num_prompt_chains,
+                                   .host_cu_q = batch.seqs.host_cu_q,
                                    .out = per_head});
   context.ops.gated_norm(
       context.stream,

@@ -11,8 +11,8 @@ class GdnMixer final : public Mixer {
   GdnMixer(const GdnSpec& spec, const MixerOptions& options) : spec_(spec), options_(options) {}
   CacheSpec cache_spec() const override { return StateSpec{spec_.shape}; }
   void declare(WeightPlan& plan, const std::string& prefix) override;
-  int64_t arena_bytes(int64_t rows) const override;
-  int64_t scratch_bytes(const ScratchQuery& query) const override;
+  int64_t arena_bytes(const StepQuery& query) const override;
+  int64_t scratch_bytes(const StepQuery& query) const override;
   void forward(StepContext& context, LayerId layer, TensorView x, TensorView out) const override;
 
  private:

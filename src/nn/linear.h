@@ -8,20 +8,31 @@
 
 namespace weft {
 
-/// An uninitialised [T, n] f32 temporary of this step, and the bytes that it takes.
-inline TensorView take_rows(Arena& arena, int64_t rows, int64_t n) {
+/// An uninitialised [T, n] temporary of this step in f32 or in the backend's activation type, and
+/// the bytes that it takes.
+inline TensorView take_rows_f32(Arena& arena, int64_t rows, int64_t n) {
   return {arena.take(rows * n * 4), DType::kF32, {rows, n}};
 }
-inline int64_t rows_bytes(int64_t rows, int64_t n) {
-  return (rows * n * 4 + 63) / 64 * 64;
+inline TensorView take_rows(StepContext& context, int64_t rows, int64_t n) {
+  const DType dtype = context.ops.activation;
+  return {context.arena.take(rows * n * dtype_size(dtype)), dtype, {rows, n}};
 }
 
-/// How large a step the scratch memory of a stream is planned for.
-struct ScratchQuery {
+/// How large a step memory is planned for.
+struct StepQuery {
   const OpTable& ops;
   int64_t rows = 0;
+  int64_t max_seqs = 0;  ///< sequences of the step
   int num_threads = 1;
   int64_t max_len = 0;  ///< positions of the longest sequence
+
+  int64_t f32_bytes(int64_t n) const { return aligned(rows * n * 4); }
+  int64_t activation_bytes(int64_t n) const {
+    return aligned(rows * n * dtype_size(ops.activation));
+  }
+
+ private:
+  static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 };
 
 /// out = x W^T (+ bias), one weight made of several pieces of the checkpoint.
@@ -40,7 +51,7 @@ class Linear {
     forward(context, x, out, context.batch.prompt_rows, epilogue);
   }
   /// What forward() takes of the stream's scratch memory, at most.
-  int64_t scratch_bytes(const ScratchQuery& query, Epilogue epilogue = Epilogue::kStore) const {
+  int64_t scratch_bytes(const StepQuery& query, Epilogue epilogue = Epilogue::kStore) const {
     return query.ops.linear_scratch(weight_.shape, epilogue, query.rows, query.num_threads);
   }
   int64_t out_features() const { return weight_.shape.n; }

@@ -30,9 +30,9 @@ class Mixer {
   /// Declares the weights below `prefix` ("model.layers.3.").
   virtual void declare(WeightPlan& plan, const std::string& prefix) = 0;
   /// What forward() takes of the arena, at most.
-  virtual int64_t arena_bytes(int64_t rows) const = 0;
+  virtual int64_t arena_bytes(const StepQuery& query) const = 0;
   /// What its ops take of the stream's scratch memory, at most.
-  virtual int64_t scratch_bytes(const ScratchQuery& query) const = 0;
+  virtual int64_t scratch_bytes(const StepQuery& query) const = 0;
   /// x, out [T, hidden]; out may not be x. Reads and writes the cache of `layer`.
   virtual void forward(StepContext& context, LayerId layer, TensorView x, TensorView out) const = 0;
 };

@@ -12,14 +12,14 @@ void DenseMlp::declare(WeightPlan& plan, WeightFormat format, const std::string&
   down_.declare(plan, format, {{prefix + "down_proj.weight", {hidden, inner}}});
 }
 
-int64_t DenseMlp::scratch_bytes(const ScratchQuery& query) const {
+int64_t DenseMlp::scratch_bytes(const StepQuery& query) const {
   return std::max(gate_up_.scratch_bytes(query, Epilogue::kSiluMul), down_.scratch_bytes(query));
 }
 
 void DenseMlp::forward(StepContext& context, TensorView x, TensorView out,
                        Epilogue epilogue) const {
   const ArenaScope scope(context.arena);
-  TensorView act = take_rows(context.arena, x.dim(0), gate_up_.out_features() / 2);
+  TensorView act = take_rows(context, x.dim(0), gate_up_.out_features() / 2);
   gate_up_.forward(context, x, act, Epilogue::kSiluMul);
   down_.forward(context, act, out, epilogue);
 }
@@ -65,13 +65,15 @@ void MoeMlp::declare_experts(WeightPlan& plan, WeightFormat format, const std::s
   });
 }
 
-int64_t MoeMlp::arena_bytes(int64_t rows) const {
-  int64_t bytes = rows_bytes(rows, router_.out_features()) + 2 * rows_bytes(rows, spec_.rule.top_k);
-  if (spec_.shared_inner > 0) bytes += rows_bytes(rows, hidden_) + shared_.arena_bytes(rows);
+int64_t MoeMlp::arena_bytes(const StepQuery& query) const {
+  int64_t bytes = query.f32_bytes(router_.out_features()) + 2 * query.f32_bytes(spec_.rule.top_k);
+  if (spec_.shared_inner > 0) {
+    bytes += query.activation_bytes(hidden_) + shared_.arena_bytes(query);
+  }
   return bytes;
 }
 
-int64_t MoeMlp::scratch_bytes(const ScratchQuery& query) const {
+int64_t MoeMlp::scratch_bytes(const StepQuery& query) const {
   const int64_t routed =
       query.ops.moe_scratch(gate_up_.shape, query.rows, spec_.rule.top_k, query.num_threads);
   const int64_t shared = spec_.shared_inner > 0 ? shared_.scratch_bytes(query) : 0;
@@ -81,9 +83,9 @@ int64_t MoeMlp::scratch_bytes(const ScratchQuery& query) const {
 void MoeMlp::forward(StepContext& context, TensorView x, TensorView out) const {
   const ArenaScope scope(context.arena);
   const int64_t rows = x.dim(0), num_experts = spec_.num_experts;
-  TensorView logits = take_rows(context.arena, rows, router_.out_features());
-  TensorView weights = take_rows(context.arena, rows, spec_.rule.top_k);
-  TensorView ids = take_rows(context.arena, rows, spec_.rule.top_k);
+  TensorView logits = take_rows_f32(context.arena, rows, router_.out_features());
+  TensorView weights = take_rows_f32(context.arena, rows, spec_.rule.top_k);
+  TensorView ids = take_rows_f32(context.arena, rows, spec_.rule.top_k);
   ids.dtype = DType::kI32;
   router_.forward(context, x, logits);
   context.ops.moe_route(context.stream, {.logits = logits.columns(0, num_experts),
@@ -103,7 +105,7 @@ void MoeMlp::forward(StepContext& context, TensorView x, TensorView out) const {
     shared_.forward(context, x, out, Epilogue::kAdd);
     return;
   }
-  TensorView shared = take_rows(context.arena, rows, hidden_);
+  TensorView shared = take_rows(context, rows, hidden_);
   shared_.forward(context, x, shared);
   context.ops.add_gated(
       context.stream,
@@ -127,11 +129,11 @@ void Mlp::declare(WeightPlan& plan, WeightFormat format, const std::string& pref
   }
 }
 
-int64_t Mlp::arena_bytes(int64_t rows) const {
-  return std::visit([&](const auto& mlp) { return mlp.arena_bytes(rows); }, mlp_);
+int64_t Mlp::arena_bytes(const StepQuery& query) const {
+  return std::visit([&](const auto& mlp) { return mlp.arena_bytes(query); }, mlp_);
 }
 
-int64_t Mlp::scratch_bytes(const ScratchQuery& query) const {
+int64_t Mlp::scratch_bytes(const StepQuery& query) const {
   return std::visit([&](const auto& mlp) { return mlp.scratch_bytes(query); }, mlp_);
 }
 

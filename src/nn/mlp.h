@@ -14,8 +14,10 @@ class DenseMlp {
   /// Declares gate_proj, up_proj and down_proj below `prefix` ("model.layers.3.mlp.").
   void declare(WeightPlan& plan, WeightFormat format, const std::string& prefix, int64_t hidden,
                int64_t inner);
-  int64_t arena_bytes(int64_t rows) const { return rows_bytes(rows, gate_up_.out_features() / 2); }
-  int64_t scratch_bytes(const ScratchQuery& query) const;
+  int64_t arena_bytes(const StepQuery& query) const {
+    return query.activation_bytes(gate_up_.out_features() / 2);
+  }
+  int64_t scratch_bytes(const StepQuery& query) const;
   /// out = mlp(x), or out += mlp(x); [T, hidden].
   void forward(StepContext& context, TensorView x, TensorView out,
                Epilogue epilogue = Epilogue::kStore) const;
@@ -29,8 +31,8 @@ class MoeMlp {
  public:
   explicit MoeMlp(const MoeSpec& spec) : spec_(spec) {}
   void declare(WeightPlan& plan, WeightFormat format, const std::string& prefix, int64_t hidden);
-  int64_t arena_bytes(int64_t rows) const;
-  int64_t scratch_bytes(const ScratchQuery& query) const;
+  int64_t arena_bytes(const StepQuery& query) const;
+  int64_t scratch_bytes(const StepQuery& query) const;
   void forward(StepContext& context, TensorView x, TensorView out) const;
 
  private:
@@ -51,8 +53,8 @@ class Mlp {
   explicit Mlp(const MlpSpec& spec);
   /// Declares the weights below `prefix` ("model.layers.3.mlp.").
   void declare(WeightPlan& plan, WeightFormat format, const std::string& prefix, int64_t hidden);
-  int64_t arena_bytes(int64_t rows) const;
-  int64_t scratch_bytes(const ScratchQuery& query) const;
+  int64_t arena_bytes(const StepQuery& query) const;
+  int64_t scratch_bytes(const StepQuery& query) const;
   /// x, out [T, hidden]; out may not be x.
   void forward(StepContext& context, TensorView x, TensorView out) const;
 

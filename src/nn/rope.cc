@@ -5,6 +5,8 @@
 #include <numbers>
 #include <string>
 
+#include "device/gpu.h"
+
 namespace weft {
 namespace {
 
@@ -130,6 +132,22 @@ Result<Rope> Rope::create(const RopeSpec& spec, int64_t num_positions) {
   out.table_.rotary_dim = spec.rotary_dim;
   out.table_.style = spec.style;
   return out;
+}
+
+Result<Rope> Rope::create(const RopeSpec& spec, int64_t num_positions, Stream& stream,
+                          DeviceKind device) {
+  Rope rope = TRY(create(spec, num_positions));
+  if (device == DeviceKind::kCpu) return rope;
+  Buffer moved = TRY(Buffer::allocate(device, rope.buffer_.bytes()));
+  copy_bytes(stream, moved.data(), rope.buffer_.data(), rope.buffer_.bytes());
+  synchronize(stream);
+  const auto at_new = [&](void* data) {
+    return moved.data() + (static_cast<std::byte*>(data) - rope.buffer_.data());
+  };
+  rope.table_.cos_sin.data = at_new(rope.table_.cos_sin.data);
+  rope.table_.axis.data = at_new(rope.table_.axis.data);
+  rope.buffer_ = std::move(moved);
+  return rope;
 }
 
 }  // namespace weft

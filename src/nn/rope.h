@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "base/result.h"
-#include "device/buffer.h"
+#include "device/stream.h"
 #include "kernels/args.h"
 
 namespace weft {
@@ -53,6 +53,9 @@ std::vector<uint8_t> rope_axes(const RopeSpec& spec);
 class Rope {
  public:
   static Result<Rope> create(const RopeSpec& spec, int64_t num_positions);
+  /// The same in the memory of a device.
+  static Result<Rope> create(const RopeSpec& spec, int64_t num_positions, Stream& stream,
+                             DeviceKind device);
   const RopeTable& table() const { return table_; }
   int64_t num_positions() const { return num_positions_; }
   static int64_t bytes(const RopeSpec& spec, int64_t num_positions);

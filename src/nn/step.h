@@ -14,8 +14,11 @@ struct StepBatch {
   SeqMap seqs;
   TensorView read_slot;   ///< [S] i32; undefined without recurrent layers
   TensorView write_slot;  ///< [S] i32
+  TensorView chains;      ///< [chains + 1] i32, see GdnArgs
+  int num_chains = 0, num_prompt_chains = 0;
   int64_t prompt_rows = 0;
   int num_prompt_segments = 0;
+  int max_decode_len = 1;  ///< rows of the longest decode segment, at most
   int64_t num_rows() const { return ids.dim(0); }
 };
 

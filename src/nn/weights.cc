@@ -112,12 +112,15 @@ void WeightPlan::vector(TensorView& target, VectorRole role, std::vector<TensorP
 
 void WeightPlan::table(TensorView& target, TensorPart part) {
   expect(part, 1);
-  const DType stored = stored_dtype(part.name);
-  const DType dtype = stored == DType::kBF16 ? DType::kBF16 : DType::kF32;
+  // A GPU keeps its activation type; the CPU what was stored.
+  const bool narrow =
+      stored_dtype(part.name) == DType::kBF16 || (ops_ && ops_->activation == DType::kBF16);
+  const DType dtype = narrow ? DType::kBF16 : DType::kF32;
   const TensorView view(nullptr, dtype, {part.num_rows(), part.width()});
   const int64_t offset = reserve(view.bytes());
   views_.push_back({&target, view, offset});
-  jobs_.push_back({.kind = JobKind::kTable, .offset = offset, .parts = {std::move(part)}});
+  jobs_.push_back(
+      {.kind = JobKind::kTable, .dtype = dtype, .offset = offset, .parts = {std::move(part)}});
 }
 
 void WeightPlan::present(TensorPart part) {

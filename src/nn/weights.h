@@ -81,7 +81,8 @@ class WeightPlan {
   struct Job {
     JobKind kind = JobKind::kMatrix;
     VectorRole role = VectorRole::kOther;
-    size_t weight = 0;  // index into weights_, for kMatrix
+    DType dtype = DType::kF32;  // of the result, for kVector and kTable
+    size_t weight = 0;          // index into weights_, for kMatrix
     int64_t expert = 0;
     int64_t offset = 0;  // of the result, for kVector and kTable
     std::vector<TensorPart> parts;

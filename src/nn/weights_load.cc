@@ -6,6 +6,7 @@
 
 #include "base/hash.h"
 #include "base/philox.h"
+#include "device/gpu.h"
 #include "nn/weights.h"
 
 namespace weft {
@@ -45,8 +46,9 @@ float element(const std::byte* data, DType dtype, int64_t i) {
 
 }  // namespace
 
-/// Fills the memory of a plan, a batch of jobs at a time: read into the staging buffer (or straight
-/// into a table), then pack.
+/// Fills the memory of a plan, a batch of jobs at a time: read into a staging buffer (or straight
+/// into a table), then pack. For a GPU there are two staging buffers of pinned memory: the next
+/// batch is read while the last one is on its way.
 class WeightPlan::Loader {
  public:
   Loader(const WeightPlan& plan, Stream& stream, bool dummy, const LoadProgress& progress)
@@ -66,17 +68,19 @@ class WeightPlan::Loader {
              (last == first || bytes + staged_bytes(plan_.jobs_[last]) <= kBatch)) {
         bytes += staged_bytes(plan_.jobs_[last++]);
       }
-      if (bytes > staging_.bytes()) {
-        staging_ = Buffer();  // the old one goes first
-        staging_ = TRY(Buffer::allocate(DeviceKind::kCpu, std::max(bytes, kBatch)));
-      }
+      TRY(prepare_staging(bytes));
       TRY(run_batch(std::span(plan_.jobs_).subspan(first, last - first)));
       first = last;
     }
+    synchronize(stream_);
     return {};
   }
 
  private:
+  struct Staging {
+    Buffer buffer;
+    std::optional<GpuEvent> passed;  // when the GPU has taken what was in it
+  };
   struct Read {
     const TensorPart* part;
     VectorRole role;
@@ -89,9 +93,22 @@ class WeightPlan::Loader {
   int64_t part_bytes(const TensorPart& part) const {
     return part.num_rows() * part.width() * dtype_size(dtype_of(part));
   }
+  bool on_gpu() const { return plan_.ops_->device == DeviceKind::kCuda; }
   /// A table whose type needs no conversion is read in place.
   bool in_place(const Job& job) const {
-    return job.kind == JobKind::kTable && dtype_of(job.parts[0]) != DType::kF16;
+    return job.kind == JobKind::kTable && !on_gpu() && dtype_of(job.parts[0]) != DType::kF16;
+  }
+
+  /// The next staging buffer, at least that large and free.
+  Result<> prepare_staging(int64_t bytes) {
+    staging_ = &stagings_[num_batches_++ % (on_gpu() ? stagings_.size() : 1)];
+    if (on_gpu() && !staging_->passed) staging_->passed.emplace(TRY(GpuEvent::create()));
+    if (staging_->passed) staging_->passed->wait();
+    if (bytes <= staging_->buffer.bytes()) return {};
+    staging_->buffer = Buffer();  // the old one goes first
+    const DeviceKind kind = on_gpu() ? DeviceKind::kPinned : DeviceKind::kCpu;
+    staging_->buffer = TRY(Buffer::allocate(kind, std::max(bytes, kBatch)));
+    return {};
   }
   int64_t staged_bytes(const Job& job) const {
     if (in_place(job)) return 0;
@@ -103,7 +120,7 @@ class WeightPlan::Loader {
   Result<> run_batch(std::span<const Job> jobs) {
     std::vector<Read> reads;
     std::vector<std::byte*> staged;  // of every part, in order
-    std::byte* at = staging_.data();
+    std::byte* at = staging_->buffer.data();
     for (const Job& job : jobs) {
       for (const TensorPart& part : job.parts) {
         std::byte* dst = in_place(job) ? memory_ + job.offset : at;
@@ -126,6 +143,7 @@ class WeightPlan::Loader {
       finish(job, std::span(staged).subspan(next, job.parts.size()));
       next += job.parts.size();
     }
+    if (staging_->passed) staging_->passed->record(stream_);
     return {};
   }
 
@@ -181,20 +199,50 @@ class WeightPlan::Loader {
       plan_.ops_->pack_weight(stream_, weight, job.expert, pieces);
       return;
     }
-    float* out = reinterpret_cast<float*>(memory_ + job.offset);
+    if (job.kind == JobKind::kTable && job.dtype == dtype_of(job.parts[0])) {
+      copy_bytes(stream_, memory_ + job.offset, staged[0], part_bytes(job.parts[0]));
+      return;
+    }
+    convert(job, staged);
+  }
+
+  /// Vectors, and tables of a type that is not kept; small or rare.
+  void convert(const Job& job, std::span<std::byte* const> staged) {
+    int64_t count = 0;
+    for (const TensorPart& part : job.parts) count += part.num_rows() * part.width();
+    const int64_t bytes = count * dtype_size(job.dtype);
+    Buffer converted;
+    std::byte* out = memory_ + job.offset;
+    if (on_gpu()) {
+      converted = Buffer::allocate(DeviceKind::kCpu, bytes).value();
+      out = converted.data();
+    }
+    std::byte* at = out;
     const float offset = job.role == VectorRole::kNormMinusOne ? 1.0f : 0.0f;
     for (size_t i = 0; i < staged.size(); ++i) {
       const TensorPart& part = job.parts[i];
       const int64_t n = part.num_rows() * part.width();
-      for (int64_t j = 0; j < n; ++j) *out++ = element(staged[i], dtype_of(part), j) + offset;
+      for (int64_t j = 0; j < n; ++j, at += dtype_size(job.dtype)) {
+        const float value = element(staged[i], dtype_of(part), j) + offset;
+        if (job.dtype == DType::kF32) {
+          *reinterpret_cast<float*>(at) = value;
+        } else {
+          *reinterpret_cast<bf16*>(at) = float_to_bf16(value);
+        }
+      }
     }
+    if (!on_gpu()) return;
+    copy_bytes(stream_, memory_ + job.offset, out, bytes);
+    synchronize(stream_);
   }
 
   const WeightPlan& plan_;
   Stream& stream_;
   const bool dummy_;
   const LoadProgress& progress_;
-  Buffer staging_;
+  std::array<Staging, 2> stagings_;
+  Staging* staging_ = nullptr;  // of this batch
+  size_t num_batches_ = 0;
   std::byte* memory_ = nullptr;
   int64_t total_ = 0, done_ = 0;
 };
@@ -202,7 +250,7 @@ class WeightPlan::Loader {
 Result<Buffer> WeightPlan::load(Stream& stream, bool dummy, const LoadProgress& progress) {
   CHECK(ops_ != nullptr);
   if (!dummy) TRY(check());
-  auto memory = Buffer::allocate(DeviceKind::kCpu, bytes_);
+  auto memory = Buffer::allocate(ops_->device, bytes_);
   if (!memory.ok()) return with_context(std::move(memory).error(), "the weights");
   Loader loader(*this, stream, dummy, progress);
   TRY(loader.run(memory->data()));

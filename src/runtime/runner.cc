@@ -90,7 +90,8 @@ void Runner::run(PackedStep& step, StepResult& result) {
       out.prompt_logprobs.resize(static_cast<size_t>(row.num_prompt_logprobs));
     }
   }
-  for (const BlockCopy& copy : step.copies()) parts_.kv.copy_block(copy.from, copy.to);
+  for (const BlockCopy& copy : step.copies())
+    parts_.kv.copy_block(parts_.stream, copy.from, copy.to);
   if (step.batch().num_rows() == 0) return;
   feed(step);
 

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/check.h"
+#include "device/gpu.h"
 #include "nn/rope.h"
 
 namespace weft {
@@ -25,10 +26,6 @@ struct Carver {
   }
 };
 
-int64_t table_entries(const StepLimits& limits) {
-  return limits.max_segments() * std::min(limits.max_blocks_per_seq(), limits.num_blocks);
-}
-
 std::string name(const Slice& slice) {
   return "slice of sequence " + std::to_string(slice.seq.value) + " at " +
          std::to_string(slice.first) + " + " + std::to_string(slice.tokens.size());
@@ -48,30 +45,37 @@ ExecutorSequence::ExecutorSequence(std::shared_ptr<const Request> r, const StepL
 }
 
 int64_t PackedStep::bytes(const StepLimits& limits) {
-  Carver carver{nullptr};
-  carver.take<int32_t>(limits.max_rows);
-  carver.take<int32_t>(limits.max_rows * 3);
-  carver.take<int64_t>(limits.max_rows);
-  carver.take<int32_t>(limits.max_segments() + 1);
-  for (int i = 0; i < 3; ++i) carver.take<int32_t>(limits.max_segments());
-  carver.take<int32_t>(table_entries(limits));
-  return carver.used;
+  PackedStep measured;
+  measured.limits_ = limits;
+  const int64_t width = std::min(limits.max_blocks_per_seq(), limits.num_blocks);
+  measured.carve({limits.max_rows, limits.max_segments(), width});
+  return measured.used_bytes_;
 }
 
-Result<PackedStep> PackedStep::create(const StepLimits& limits) {
+/// Lays the arrays of a step of these extents out; without memory it only measures.
+void PackedStep::carve(const Extents& extents) {
+  Carver carver{buffer_.data()};
+  ids_ = carver.take<int32_t>(extents.rows);
+  feed_ = carver.take<int32_t>(extents.rows);
+  logit_ids_ = carver.take<int32_t>(extents.rows);
+  positions_ = carver.take<int32_t>(extents.rows * 3);
+  kv_slot_ = carver.take<int64_t>(extents.rows);
+  cu_q_ = carver.take<int32_t>(extents.segments + 1);
+  kv_start_ = carver.take<int32_t>(extents.segments);
+  read_slot_ = carver.take<int32_t>(extents.segments);
+  write_slot_ = carver.take<int32_t>(extents.segments);
+  chains_ = carver.take<int32_t>(extents.segments + 1);
+  block_table_ = carver.take<int32_t>(extents.segments * extents.table_width);
+  used_bytes_ = carver.used;
+}
+
+Result<PackedStep> PackedStep::create(const StepLimits& limits, DeviceKind device) {
   CHECK(limits.max_rows > 0 && limits.max_seqs > 0 && limits.max_model_len > 0);
   PackedStep out;
   out.limits_ = limits;
-  out.buffer_ = TRY(Buffer::allocate(DeviceKind::kCpu, bytes(limits)));
-  Carver carver{out.buffer_.data()};
-  out.ids_ = carver.take<int32_t>(limits.max_rows);
-  out.positions_ = carver.take<int32_t>(limits.max_rows * 3);
-  out.kv_slot_ = carver.take<int64_t>(limits.max_rows);
-  out.cu_q_ = carver.take<int32_t>(limits.max_segments() + 1);
-  out.kv_start_ = carver.take<int32_t>(limits.max_segments());
-  out.read_slot_ = carver.take<int32_t>(limits.max_segments());
-  out.write_slot_ = carver.take<int32_t>(limits.max_segments());
-  out.block_table_ = carver.take<int32_t>(table_entries(limits));
+  const bool gpu = device == DeviceKind::kCuda;
+  out.buffer_ = TRY(Buffer::allocate(gpu ? DeviceKind::kPinned : DeviceKind::kCpu, bytes(limits)));
+  if (gpu) out.device_buffer_ = TRY(Buffer::allocate(device, bytes(limits)));
   const auto segments = static_cast<size_t>(limits.max_segments());
   out.fed_.reserve(segments);
   out.results_.reserve(segments);
@@ -103,7 +107,7 @@ void PackedStep::check_slice(const Slice& slice, const ExecutorSequence& sequenc
   }
 }
 
-void PackedStep::pack(const StepPlan& plan, Sequences& sequences) {
+void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded_rows) {
   step_ = plan.step;
   batch_ = {};
   fed_.clear();
@@ -122,6 +126,7 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences) {
   }
 
   int64_t num_rows = 0;
+  num_rows_ = 0;
   table_width_ = 0;
   for (const Slice& slice : plan.slices) {
     num_rows += static_cast<int64_t>(slice.tokens.size());
@@ -131,10 +136,13 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences) {
   CHECK(num_rows <= limits_.max_rows && num_segments <= limits_.max_segments(),
         "a step is larger than was planned for");
   table_width_ = std::min(table_width_, limits_.num_blocks);
-
-  batch_.ids = TensorView(ids_, DType::kI32, {num_rows});
-  batch_.ids.shape[0] = 0;  // grows with the slices
+  if (padded_rows > 0) {
+    CHECK(num_rows == num_segments && num_rows <= padded_rows && padded_rows <= limits_.max_rows);
+    table_width_ = std::min(limits_.max_blocks_per_seq(), limits_.num_blocks);
+  }
+  carve({std::max(num_rows, padded_rows), std::max(num_segments, padded_rows), table_width_});
   cu_q_[0] = 0;
+  chain_seq_ = {};
   for (const Arithmetic arithmetic : {Arithmetic::kPrompt, Arithmetic::kDecode}) {
     int result = 0;
     for (const Slice& slice : plan.slices) {
@@ -154,23 +162,16 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences) {
       result += has_row ? 1 : 0;
     }
     if (arithmetic == Arithmetic::kPrompt) {
-      batch_.prompt_rows = batch_.num_rows();
+      batch_.prompt_rows = num_rows_;
       batch_.num_prompt_segments = batch_.seqs.num_segments;
+      batch_.num_prompt_chains = batch_.num_chains;
+      chain_seq_ = {};
       num_prompt_logit_rows_ = static_cast<int64_t>(logit_rows_.size());
     }
   }
 
-  batch_.positions = TensorView(positions_, DType::kI32, {num_rows, 3});
-  batch_.seqs.cu_q = TensorView(cu_q_, DType::kI32, {num_segments + 1});
-  batch_.seqs.kv_start = TensorView(kv_start_, DType::kI32, {num_segments});
-  if (limits_.paged) {
-    batch_.kv_slot = TensorView(kv_slot_, DType::kI64, {num_rows});
-    batch_.seqs.block_table = TensorView(block_table_, DType::kI32, {num_segments, table_width_});
-  }
-  if (limits_.recurrent) {
-    batch_.read_slot = TensorView(read_slot_, DType::kI32, {num_segments});
-    batch_.write_slot = TensorView(write_slot_, DType::kI32, {num_segments});
-  }
+  pad(padded_rows);
+  make_views();
   for (const SeqId id : plan.retired) {
     const auto it = sequences.find(id);
     CHECK(it != sequences.end(), "an unknown sequence was retired");
@@ -179,11 +180,78 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences) {
   }
 }
 
+/// Rows that are written nowhere and segments without rows, up to `rows` of each.
+void PackedStep::pad(int64_t rows) {
+  const int64_t real = num_rows_;
+  for (int64_t i = real; i < rows; ++i) {
+    ids_[i] = 0;
+    feed_[i] = -1;
+    kv_slot_[i] = -1;
+    std::fill_n(positions_ + 3 * i, 3, 0);
+    cu_q_[i + 1] = static_cast<int32_t>(real);
+    kv_start_[i] = 0;
+    read_slot_[i] = write_slot_[i] = -1;
+    chains_[batch_.num_chains++] = static_cast<int32_t>(i);
+    std::fill_n(block_table_ + i * table_width_, table_width_, -1);
+  }
+  if (rows == 0) return;
+  num_rows_ = rows;
+  batch_.seqs.num_segments = static_cast<int>(rows);
+}
+
+/// A view of the device's half where there is one.
+TensorView PackedStep::view(void* host, DType dtype, std::initializer_list<int64_t> dims) const {
+  auto* data = static_cast<std::byte*>(host);
+  if (device_buffer_.data()) data = device_buffer_.data() + (data - buffer_.data());
+  return {data, dtype, dims};
+}
+
+void PackedStep::make_views() {
+  const int64_t segments = batch_.seqs.num_segments;
+  chains_[batch_.num_chains] = static_cast<int32_t>(segments);
+  batch_.ids = view(ids_, DType::kI32, {num_rows_});
+  feed_view_ = view(feed_, DType::kI32, {num_rows_});
+  const auto num_logits = static_cast<int64_t>(logit_rows_.size());
+  for (int64_t i = 0; i < num_logits; ++i) {
+    logit_ids_[i] = static_cast<int32_t>(logit_rows_[static_cast<size_t>(i)].row);
+  }
+  logit_row_ids_ = view(logit_ids_, DType::kI32, {num_logits});
+  batch_.positions = view(positions_, DType::kI32, {num_rows_, 3});
+  batch_.seqs.cu_q = view(cu_q_, DType::kI32, {segments + 1});
+  batch_.seqs.kv_start = view(kv_start_, DType::kI32, {segments});
+  if (batch_.num_prompt_segments > 0) {
+    batch_.seqs.host_cu_q = cu_q_;
+    batch_.seqs.host_kv_start = kv_start_;
+  }
+  if (limits_.paged) {
+    batch_.kv_slot = view(kv_slot_, DType::kI64, {num_rows_});
+    batch_.seqs.block_table = view(block_table_, DType::kI32, {segments, table_width_});
+  }
+  if (limits_.recurrent) {
+    batch_.read_slot = view(read_slot_, DType::kI32, {segments});
+    batch_.write_slot = view(write_slot_, DType::kI32, {segments});
+    batch_.chains = view(chains_, DType::kI32, {batch_.num_chains + 1});
+  }
+}
+
+void PackedStep::upload(Stream& stream) {
+  if (device_buffer_.data()) {
+    copy_bytes(stream, device_buffer_.data(), buffer_.data(), used_bytes_);
+  }
+}
+
 void PackedStep::add_slice(const Slice& slice, ExecutorSequence& sequence, int result) {
   const int64_t segment = batch_.seqs.num_segments++;
-  const int64_t row = batch_.num_rows();
+  const int64_t row = num_rows_;
   const auto count = static_cast<int64_t>(slice.tokens.size());
-  batch_.ids.shape[0] += count;
+  num_rows_ += count;
+  if (slice.seq != chain_seq_) {
+    chains_[batch_.num_chains++] = static_cast<int32_t>(segment);
+    chain_seq_ = slice.seq;
+  }
+  if (slice.arithmetic == Arithmetic::kDecode) {
+    batch_.max_decode_len = std::max(batch_.max_decode_len, static_cast<int>(count));
+  }
   cu_q_[segment + 1] = static_cast<int32_t>(row + count);
   kv_start_[segment] = static_cast<int32_t>(slice.first);
   read_slot_[segment] = slice.state_read.value;
@@ -218,6 +286,7 @@ void PackedStep::add_tokens(const Slice& slice, ExecutorSequence& sequence, int6
       CHECK(id == request.prompt[static_cast<size_t>(at)], "not the prompt's: " + name(slice));
     }
     ids_[row + i] = id;
+    feed_[row + i] = -1;
     const Position p = position(explicit_positions, at < prompt_len ? 0 : request.rope_delta, at);
     for (const int32_t axis : {p.t, p.h, p.w}) {
       CHECK(axis >= 0 && axis < limits_.max_model_len, "position out of range in " + name(slice));

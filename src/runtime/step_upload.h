@@ -40,7 +40,8 @@ struct ExecutorSequence {
   std::shared_ptr<const Request> request;
   TokenHistory history;
   std::unique_ptr<GrammarMatcher> grammar;  ///< of a constrained request; the running thread's
-  bool failed = false;  ///< its last sample was a numeric error: there is no token to go on from
+  bool failed = false;   ///< its last sample was a numeric error: there is no token to go on from
+  int device_slot = -1;  ///< where a GPU keeps its last token and counts; -1: nowhere yet
 };
 
 /// A row of the step whose logits are needed: to sample, or for a prompt logprob.
@@ -71,17 +72,23 @@ struct ResultRow {
 };
 
 /// A StepPlan in the form the device takes: prompt slices first, then decode slices, each in plan
-/// order. Owns its memory, which is taken once.
+/// order. Owns its memory, which is taken once. For a GPU the host half is pinned and the batch's
+/// views are those of the device half, which upload() fills with one copy.
 class PackedStep {
  public:
-  static Result<PackedStep> create(const StepLimits& limits);
+  static Result<PackedStep> create(const StepLimits& limits, DeviceKind device = DeviceKind::kCpu);
   static int64_t bytes(const StepLimits& limits);
 
   using Sequences = std::unordered_map<SeqId, std::unique_ptr<ExecutorSequence>>;
 
   /// Packs `plan`, admitting to and retiring from `sequences`. Everything is checked against the
   /// limits and the requests; a violation is a bug of the scheduler (Panic).
-  void pack(const StepPlan& plan, Sequences& sequences);
+  /// With `padded_rows` > 0 (for a plan of that many decode slices at most, of one token each) the
+  /// batch has that many rows and segments, and its arrays lie where they lie for every such plan:
+  /// the rest are rows of token 0 that are written nowhere and empty segments.
+  void pack(const StepPlan& plan, Sequences& sequences, int64_t padded_rows = 0);
+  /// One copy of everything that was packed, in the order of the stream. Nothing on the CPU.
+  void upload(Stream& stream);
 
   const StepBatch& batch() const { return batch_; }
   uint64_t step() const { return step_; }
@@ -91,19 +98,36 @@ class PackedStep {
   int64_t num_prompt_logit_rows() const { return num_prompt_logit_rows_; }
   std::span<const ResultRow> results() const { return results_; }
   std::span<const BlockCopy> copies() const { return copies_; }
+  /// Host memory [T]; written before upload().
   int32_t* ids() { return ids_; }
+  /// [T], host memory: the device slot whose last token a row takes; -1: the row has its id.
+  int32_t* feed() { return feed_; }
+  const TensorView& feed_view() const { return feed_view_; }
+  /// [logit rows] i32: the rows of the batch, as logit_rows() has them.
+  const TensorView& logit_row_ids() const { return logit_row_ids_; }
   /// Destroys what the step retired; call it when the step and all before it are done.
   void forget_retired() { retired_.clear(); }
 
  private:
+  struct Extents {
+    int64_t rows = 0, segments = 0, table_width = 0;
+  };
+  void carve(const Extents& extents);
+  void pad(int64_t rows);
+  void make_views();
+  TensorView view(void* host, DType dtype, std::initializer_list<int64_t> dims) const;
   void check_slice(const Slice& slice, const ExecutorSequence& sequence) const;
   void add_slice(const Slice& slice, ExecutorSequence& sequence, int result);
   void add_tokens(const Slice& slice, ExecutorSequence& sequence, int64_t row);
   void add_logit_rows(const Slice& slice, ExecutorSequence& sequence, int64_t row, int result);
 
   StepLimits limits_;
-  Buffer buffer_;
+  Buffer buffer_, device_buffer_;
+  int64_t used_bytes_ = 0;
   int32_t* ids_ = nullptr;
+  int32_t* feed_ = nullptr;
+  int32_t* logit_ids_ = nullptr;
+  int32_t* chains_ = nullptr;
   int32_t* positions_ = nullptr;
   int64_t* kv_slot_ = nullptr;
   int32_t* cu_q_ = nullptr;
@@ -114,7 +138,10 @@ class PackedStep {
 
   uint64_t step_ = 0;
   StepBatch batch_;
+  int64_t num_rows_ = 0;
   int64_t table_width_ = 0;  // blocks a row of block_table in this step
+  TensorView feed_view_, logit_row_ids_;
+  SeqId chain_seq_;  // of the last segment
   std::vector<FedTokens> fed_;
   std::vector<LogitRow> logit_rows_;
   int64_t num_prompt_logit_rows_ = 0;

@@ -10,10 +10,6 @@ namespace {
 constexpr int64_t kBlockSize = 64;
 constexpr int64_t kSlots = 3;
 
-TensorView view(std::vector<int32_t>& data, std::initializer_list<int64_t> dims) {
-  return {data.data(), DType::kI32, dims};
-}
-
 int32_t argmax(std::span<const float> logits) {
   return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
@@ -24,7 +20,10 @@ Result<std::unique_ptr<Driver>> Driver::load(const std::string& dir, const Optio
   std::unique_ptr<Driver> out(new Driver());
   out->options_ = options;
   out->pool_ = std::make_unique<ThreadPool>(options.num_threads);
-  out->stream_ = std::make_unique<Stream>(*out->pool_, out->scratch_);
+  const DeviceKind device = options.ops->device;
+  if (device == DeviceKind::kCuda) out->gpu_.emplace(TRY(GpuStream::create()));
+  out->stream_ = std::make_unique<Stream>(*out->pool_, out->scratch_,
+                                          out->gpu_ ? out->gpu_->native() : nullptr);
   const ModelConfig config = TRY(load_config(dir));
   const ModelSpec spec = TRY(parse_model(config.config));
   const Checkpoint checkpoint = TRY(Checkpoint::open(dir));
@@ -35,9 +34,10 @@ Result<std::unique_ptr<Driver>> Driver::load(const std::string& dir, const Optio
                          .num_threads = options.num_threads};
   out->model_ = TRY(Model::load(spec, &checkpoint, load, *out->stream_, *options.ops));
   const int64_t arena_bytes = out->model_->arena_bytes(options.max_len);
-  const int64_t logit_bytes = rows_bytes(options.max_len, spec.vocab);
-  out->arena_ = Arena(TRY(Buffer::allocate(DeviceKind::kCpu, arena_bytes + logit_bytes)));
-  out->scratch_ = Arena(TRY(Buffer::allocate(DeviceKind::kCpu, arena_bytes)));
+  const int64_t logit_bytes = options.max_len * spec.vocab * 4 + 64;
+  out->arena_ = Arena(TRY(Buffer::allocate(device, arena_bytes + logit_bytes)));
+  out->scratch_ = Arena(TRY(Buffer::allocate(device, arena_bytes)));
+  out->inputs_ = Arena(TRY(Buffer::allocate(device, options.max_len * (64 + 4 * spec.hidden))));
   const int64_t num_blocks = options.max_len / kBlockSize;
   out->kv_ = std::make_unique<KvStore>(
       TRY(KvStore::create(out->model_->cache_specs(), *options.ops, num_blocks, kSlots)));
@@ -72,23 +72,31 @@ std::vector<float> Driver::step(std::span<const int32_t> tokens, int64_t first, 
     kv_slot.push_back(int64_t{blocks_[static_cast<size_t>(i / kBlockSize)]} * kBlockSize +
                       i % kBlockSize);
   }
-  std::vector<int32_t> cu = {0, static_cast<int32_t>(rows)};
-  std::vector<int32_t> start = {static_cast<int32_t>(first)};
-  std::vector<int32_t> read = {slot_};
-  std::vector<int32_t> write = {(slot_ + 1) % static_cast<int32_t>(kSlots)};
+  const std::vector<int32_t> cu = {0, static_cast<int32_t>(rows)};
+  const std::vector<int32_t> start = {static_cast<int32_t>(first)};
+  const std::vector<int32_t> read = {slot_}, write = {(slot_ + 1) % static_cast<int32_t>(kSlots)};
+  const std::vector<int32_t> chains = {0, 1};
   if (!mtp_previous) slot_ = write[0];
+  const ArenaScope inputs(inputs_);
   StepBatch batch;
-  batch.ids = view(ids, {rows});
-  batch.positions = view(positions, {rows, 3});
-  batch.kv_slot = TensorView(kv_slot.data(), DType::kI64, {rows});
-  batch.seqs = {.cu_q = view(cu, {2}),
-                .kv_start = view(start, {1}),
-                .block_table = view(blocks_, {1, static_cast<int64_t>(blocks_.size())}),
+  batch.ids = upload<int32_t>(ids, DType::kI32, {rows});
+  batch.positions = upload<int32_t>(positions, DType::kI32, {rows, 3});
+  batch.kv_slot = upload<int64_t>(kv_slot, DType::kI64, {rows});
+  batch.seqs = {.cu_q = upload<int32_t>(cu, DType::kI32, {2}),
+                .kv_start = upload<int32_t>(start, DType::kI32, {1}),
+                .block_table = upload<int32_t>(blocks_, DType::kI32,
+                                               {1, static_cast<int64_t>(blocks_.size())}),
                 .num_segments = 1};
-  batch.read_slot = view(read, {1});
-  batch.write_slot = view(write, {1});
-  batch.prompt_rows = kind == Kind::kPrompt ? rows : 0;
-  batch.num_prompt_segments = kind == Kind::kPrompt ? 1 : 0;
+  batch.read_slot = upload<int32_t>(read, DType::kI32, {1});
+  batch.write_slot = upload<int32_t>(write, DType::kI32, {1});
+  batch.chains = upload<int32_t>(chains, DType::kI32, {2});
+  batch.num_chains = 1;
+  if (kind == Kind::kPrompt) {
+    batch.prompt_rows = rows;
+    batch.num_prompt_segments = batch.num_prompt_chains = 1;
+    batch.seqs.host_cu_q = cu.data();
+    batch.seqs.host_kv_start = start.data();
+  }
 
   const ArenaScope scope(arena_);
   StepContext context{*stream_, *options_.ops, arena_, batch, *kv_};
@@ -96,17 +104,52 @@ std::vector<float> Driver::step(std::span<const int32_t> tokens, int64_t first, 
   std::vector<float>& kept = mtp_previous ? mtp_hidden_ : hidden_rows_;
   TensorView hidden;
   if (mtp_previous) {
-    std::vector<float> previous = *mtp_previous;
-    hidden = model_->mtp_hidden(context, {previous.data(), DType::kF32, {rows, width}});
+    hidden = model_->mtp_hidden(context, upload_rows(*mtp_previous, width));
     kept.clear();
   } else {
     hidden = model_->hidden(context);
   }
-  kept.insert(kept.end(), hidden.ptr<float>(), hidden.ptr<float>() + rows * width);
+  const std::vector<float> values = download(hidden);
+  kept.insert(kept.end(), values.begin(), values.end());
   last = std::min(last, rows);
-  TensorView out = take_rows(arena_, last, vocab());
+  TensorView out = take_rows_f32(arena_, last, vocab());
   model_->logits(context, hidden.rows(rows - last, rows), kind == Kind::kPrompt ? last : 0, out);
-  return {out.ptr<float>(), out.ptr<float>() + last * vocab()};
+  return download(out);
+}
+
+template <class T>
+TensorView Driver::upload(const std::vector<T>& values, DType dtype,
+                          std::initializer_list<int64_t> dims) {
+  const auto bytes = static_cast<int64_t>(values.size() * sizeof(T));
+  void* data = inputs_.take(bytes);
+  copy_bytes(*stream_, data, values.data(), bytes);
+  synchronize(*stream_);
+  return {data, dtype, dims};
+}
+
+/// Rows of `width` in the activation type.
+TensorView Driver::upload_rows(const std::vector<float>& values, int64_t width) {
+  const int64_t rows = static_cast<int64_t>(values.size()) / width;
+  if (options_.ops->activation == DType::kF32)
+    return upload<float>(values, DType::kF32, {rows, width});
+  std::vector<bf16> rounded;
+  for (const float value : values) rounded.push_back(float_to_bf16(value));
+  return upload<bf16>(rounded, DType::kBF16, {rows, width});
+}
+
+/// A contiguous f32 or bf16 tensor of the device.
+std::vector<float> Driver::download(const TensorView& tensor) {
+  std::vector<float> out(static_cast<size_t>(tensor.size()));
+  std::vector<bf16> narrow;
+  void* data = out.data();
+  if (tensor.dtype == DType::kBF16) {
+    narrow.resize(out.size());
+    data = narrow.data();
+  }
+  copy_bytes(*stream_, data, tensor.data, tensor.bytes());
+  synchronize(*stream_);
+  std::transform(narrow.begin(), narrow.end(), out.begin(), bf16_to_float);
+  return out;
 }
 
 std::vector<float> Driver::prefill(std::span<const int32_t> tokens, int64_t chunk, int64_t last) {

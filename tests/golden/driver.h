@@ -2,10 +2,12 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "device/gpu.h"
 #include "models/model.h"
 
 namespace weft::testing {
@@ -55,9 +57,15 @@ class Driver {
   std::vector<float> step(std::span<const int32_t> tokens, int64_t first, Kind kind, int64_t last,
                           const std::vector<float>* mtp_previous);
 
+  template <class T>
+  TensorView upload(const std::vector<T>& values, DType dtype, std::initializer_list<int64_t> dims);
+  TensorView upload_rows(const std::vector<float>& values, int64_t width);
+  std::vector<float> download(const TensorView& tensor);
+
   Options options_;
   std::unique_ptr<ThreadPool> pool_;
-  Arena arena_, scratch_;
+  std::optional<GpuStream> gpu_;
+  Arena arena_, scratch_, inputs_;
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<KvStore> kv_;

@@ -23,7 +23,9 @@ const OpTable& ops() {
         return linear_scratch_bytes(part, rows, threads);
       },
       .moe_scratch = moe_scratch_bytes,
-      .gdn_scratch = gdn_scratch_bytes,
+      .gdn_scratch = [](const GdnShape& shape, int64_t, int64_t, int threads) -> int64_t {
+        return gdn_scratch_bytes(shape, threads);
+      },
       .attention_scratch = attention_scratch_bytes,
       .embed = embed,
       .rms_norm = rms_norm,

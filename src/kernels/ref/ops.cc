@@ -12,7 +12,7 @@ const OpTable& ref_ops() {
       .kv_read_block = ref::kv_read_block,
       .linear_scratch = [](const WeightShape&, Epilogue, int64_t, int) -> int64_t { return 0; },
       .moe_scratch = [](const WeightShape&, int64_t, int, int) -> int64_t { return 0; },
-      .gdn_scratch = [](const GdnShape&, int) -> int64_t { return 0; },
+      .gdn_scratch = [](const GdnShape&, int64_t, int64_t, int) -> int64_t { return 0; },
       .attention_scratch = [](const AttnShape&, int64_t, int64_t) -> int64_t { return 0; },
       .embed = ref::embed,
       .rms_norm = ref::rms_norm,

@@ -1,0 +1,48 @@
+#include <cstring>
+
+#include "device/gpu.h"
+
+namespace weft {
+namespace {
+
+constexpr char kAbsent[] = "this weft was built without CUDA";
+
+}  // namespace
+
+Result<GpuStream> GpuStream::create() {
+  return unsupported(kAbsent);
+}
+GpuStream::~GpuStream() = default;
+
+Result<GpuEvent> GpuEvent::create() {
+  return unsupported(kAbsent);
+}
+GpuEvent::~GpuEvent() = default;
+void GpuEvent::record(Stream&) {
+  CHECK(false, kAbsent);
+}
+void GpuEvent::wait() {
+  CHECK(false, kAbsent);
+}
+
+void GpuGraph::begin_capture(Stream&) {
+  CHECK(false, kAbsent);
+}
+GpuGraph GpuGraph::end_capture(Stream&) {
+  CHECK(false, kAbsent);
+  return GpuGraph(nullptr);
+}
+GpuGraph::~GpuGraph() = default;
+void GpuGraph::launch(Stream&) {
+  CHECK(false, kAbsent);
+}
+
+void copy_bytes(Stream&, void* dst, const void* src, int64_t bytes) {
+  if (bytes > 0) std::memcpy(dst, src, static_cast<size_t>(bytes));
+}
+void zero_bytes(Stream&, void* dst, int64_t bytes) {
+  if (bytes > 0) std::memset(dst, 0, static_cast<size_t>(bytes));
+}
+void synchronize(Stream&) {}
+
+}  // namespace weft
