@@ -123,9 +123,7 @@ struct Wgmma;
 #define WEFT_REGS48 WEFT_R0 ", " WEFT_R1 ", " WEFT_R2
 #define WEFT_REGS64 WEFT_R0 ", " WEFT_R1 ", " WEFT_R2 ", " WEFT_R3
 #define WEFT_REGS96 WEFT_R0 ", " WEFT_R1 ", " WEFT_R2 ", " WEFT_R3 ", " WEFT_R4 ", " WEFT_R5
-#define WEFT_REGS128                                                                        \
-  WEFT_R0 ", " WEFT_R1 ", " WEFT_R2 ", " WEFT_R3 ", " WEFT_R4 ", " WEFT_R5 ", " WEFT_R6 "," \
-                                                                                        " " WEFT_R7
+#define WEFT_REGS128 WEFT_REGS96 ", " WEFT_R6 ", " WEFT_R7
 #define WEFT_F4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define WEFT_F16(i) WEFT_F4(i), WEFT_F4(i + 4), WEFT_F4(i + 8), WEFT_F4(i + 12)
 #define WEFT_ACC16 WEFT_F16(0)
