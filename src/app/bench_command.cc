@@ -203,7 +203,7 @@ int bench_command(const BenchOptions& options) {
   const BenchSubject subject{.model = engine.plan().name,
                              .bytes = static_cast<double>(engine.weight_bytes()),
                              .params = static_cast<double>(count_parameters(engine.spec())),
-                             .backend = "cpu " + std::string(cpu_isa_name(engine.plan().isa)),
+                             .backend = engine.plan().device_name,
                              .format = std::string(weight_format_name(engine.plan().load.format)),
                              .threads = engine.plan().threads};
   if (!options.json) std::fputs(bench_table_header(subject).c_str(), stdout);

@@ -116,9 +116,10 @@ TEST(ServeFlags, KnownFlagsWarnOnceAndKeepTheirValues) {
                   nullptr);
   ASSERT_TRUE(parsed.ok()) << parsed.error().message;
   EXPECT_EQ(parsed->options.engine.model, "m");
+  EXPECT_EQ(parsed->options.engine.gpu_memory_utilization, 0.9);
+  EXPECT_TRUE(parsed->options.engine.enforce_eager);
   const std::vector<std::string> expected = {
       "--cudagraph-capture-sizes has no meaning in weft and is ignored",
-      "--gpu-memory-utilization has no meaning in weft and is ignored",
       "--optimization-level has no meaning in weft and is ignored",
       "--swap-space has no meaning in weft and is ignored",
       "--trust-remote-code is ignored: weft runs no code of a model"};

@@ -78,6 +78,11 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
   app.add_option("--device", o.device, "Where the model runs")
       ->check(CLI::IsMember(devices))
       ->capture_default_str();
+  app.add_option("--gpu-memory-utilization", o.gpu_memory_utilization,
+                 "Share of the GPU's memory that weft may use")
+      ->check(CLI::Range(0.05, 1.0))
+      ->capture_default_str();
+  app.add_flag("--enforce-eager", o.enforce_eager, "No CUDA graphs: every kernel is launched");
   app.add_option("--seed,-s", o.seed, "Seed of sampling and of dummy weights")
       ->capture_default_str();
 }

@@ -19,11 +19,13 @@ struct EngineOptions {
   int max_num_seqs = 64;
   int max_num_batched_tokens = 2048;
   bool prefix_caching = true;
-  bool reuse_generated = false;  ///< --prefix-cache=reuse-generated
-  int threads = 0;               ///< 0: all usable CPUs
-  std::string cpu_isa = "auto";  ///< auto | avx2 | avx512 | avx512_bf16 | amx
-  std::string device = "auto";   ///< auto | cpu | cuda
-  uint64_t seed = 0;             ///< of dummy weights and of requests without a seed
+  bool reuse_generated = false;         ///< --prefix-cache=reuse-generated
+  int threads = 0;                      ///< 0: all usable CPUs
+  std::string cpu_isa = "auto";         ///< auto | avx2 | avx512 | avx512_bf16 | amx
+  std::string device = "auto";          ///< auto | cpu | cuda
+  double gpu_memory_utilization = 0.9;  ///< of the GPU's memory
+  bool enforce_eager = false;           ///< no CUDA graphs
+  uint64_t seed = 0;                    ///< of dummy weights and of requests without a seed
 };
 
 /// "4096", "32k" (1024), "1M"; or with `bytes` also "2G". Error names `flag`.

@@ -7,6 +7,8 @@
 #include "app/progress.h"
 #include "app/refusals.h"
 #include "checkpoint/checkpoint.h"
+#include "device/cuda.h"
+#include "runtime/executor_gpu.h"
 #include "runtime/executor_local.h"
 
 namespace weft {
@@ -53,8 +55,48 @@ Result<ModelSpec> read_spec(const EngineOptions& options, const ModelConfig& con
   return spec;
 }
 
+bool on_gpu(const EnginePlan& plan) {
+  return plan.ops->device == DeviceKind::kCuda;
+}
+
+/// The first Hopper GPU; an Error says why there is none.
+Result<CudaDeviceInfo> find_gpu() {
+  const std::vector<CudaDeviceInfo> devices = TRY(cuda_devices());
+  if (!cuda_ops() || devices.empty()) return unsupported("no NVIDIA GPU can be used");
+  const CudaDeviceInfo& gpu = devices.front();
+  if (gpu.sm_major == 9 && gpu.sm_minor == 0) return gpu;
+  return unsupported("the GPU is a " + gpu.name + " (sm_" + std::to_string(gpu.sm_major) +
+                     std::to_string(gpu.sm_minor) +
+                     "); weft's kernels are for Hopper (sm_90: H100, H200, GH200)");
+}
+
+/// Chooses the device of --device: with `auto` a GPU where one can run the model.
+Result<void> choose_device(const EngineOptions& options, const CpuInfo& cpu, EnginePlan& plan,
+                           std::optional<CudaDeviceInfo>& gpu) {
+  plan.isa = TRY(choose_isa(options, cpu));
+  plan.ops = &cpu_ops(plan.isa);
+  plan.device_name = "cpu " + std::string(cpu_isa_name(plan.isa));
+  if (options.device == "cpu") return {};
+  if (options.device == "auto" && options.dtype == "float32") return {};  // the GPU has bf16 alone
+  Result<CudaDeviceInfo> found = find_gpu();
+  if (!found.ok()) {
+    if (options.device == "auto") return {};
+    return with_context(std::move(found).error(), "--device cuda");
+  }
+  gpu = std::move(found).value();
+  plan.ops = cuda_ops();
+  plan.device_name = "cuda " + gpu->name;
+  return {};
+}
+
+/// Bytes that may be used on the GPU: its share by --gpu-memory-utilization less what is taken.
+int64_t gpu_limit(const EngineOptions& options, const CudaDeviceInfo& gpu) {
+  const double share = options.gpu_memory_utilization * static_cast<double>(gpu.total_bytes);
+  return static_cast<int64_t>(share) - (gpu.total_bytes - gpu.free_bytes);
+}
+
 Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options,
-                            const CpuInfo& cpu) {
+                            const CpuInfo& cpu, const std::optional<CudaDeviceInfo>& gpu) {
   const ModelMemory model{.weight_bytes = plan.footprint.weight_bytes,
                           .cache = plan.cache,
                           .block_size = plan.load.block_size,
@@ -63,13 +105,16 @@ Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options
                           .vocab_size = plan.spec.vocab,
                           .hidden_size = plan.spec.hidden,
                           .arena_bytes = plan.footprint.arena_bytes};
-  const MemoryOptions memory{
+  MemoryOptions memory{
       .max_model_len = TRY(size_or_auto("--max-model-len", options.max_model_len)),
       .max_num_seqs = options.max_num_seqs,
       .max_num_batched_tokens = options.max_num_batched_tokens,
       .kv_cache_bytes = TRY(size_or_auto("--kv-cache-memory", options.kv_cache_memory)),
       .num_threads = plan.threads};
-  return plan_memory(model, memory, cpu.available_bytes);
+  if (!gpu) return plan_memory(model, memory, cpu.available_bytes);
+  memory.device = DeviceKind::kCuda;
+  memory.memory_fraction = 1.0;  // the share is taken already
+  return plan_memory(model, memory, std::max<int64_t>(0, gpu_limit(options, *gpu)));
 }
 
 std::string shown_name(const std::string& model, const std::string& directory) {
@@ -89,7 +134,8 @@ Result<EnginePlan> plan_engine(const EngineOptions& options) {
   TRY(check_refusals(options));
   const CpuInfo cpu = cpu_info();
   EnginePlan plan;
-  plan.isa = TRY(choose_isa(options, cpu));
+  std::optional<CudaDeviceInfo> gpu;
+  TRY(choose_device(options, cpu, plan, gpu));
   plan.threads = options.threads > 0 ? options.threads : cpu.num_cpus;
   plan.directory = TRY(locate_model(options.model));
   plan.name = shown_name(options.model, plan.directory);
@@ -101,10 +147,11 @@ Result<EnginePlan> plan_engine(const EngineOptions& options) {
   plan.load.block_size = kBlockSize;
   plan.load.dummy_weights = options.load_format == "dummy";
   plan.load.num_threads = plan.threads;
-  const OpTable& ops = cpu_ops(plan.isa);
+  plan.load.max_num_seqs = options.max_num_seqs;
+  const OpTable& ops = *plan.ops;
   plan.footprint = measure_model(plan.spec, plan.load, ops);
   plan.cache = cache_bytes(plan.footprint.cache_specs, ops);
-  plan.memory = TRY(plan_for(plan, options, cpu));
+  plan.memory = TRY(plan_for(plan, options, cpu, gpu));
   plan.load.max_model_len = plan.memory.max_model_len;
   return plan;
 }
@@ -123,12 +170,13 @@ Result<std::unique_ptr<LocalEngine>> LocalEngine::start(EnginePlan plan,
 }
 
 Result<void> LocalEngine::load(const EngineOptions& options, EngineConfig config) {
-  const OpTable& ops = cpu_ops(plan_.isa);
+  const OpTable& ops = *plan_.ops;
   const StepLimits& limits = plan_.memory.limits;
   pool_ = std::make_unique<ThreadPool>(plan_.threads);
+  if (on_gpu(plan_)) gpu_.emplace(TRY(GpuStream::create()));
   scratch_ = std::make_unique<Arena>(
-      TRY(Buffer::allocate(DeviceKind::kCpu, plan_.footprint.arena_bytes(limits.max_rows))));
-  stream_ = std::make_unique<Stream>(*pool_, *scratch_);
+      TRY(Buffer::allocate(ops.device, plan_.footprint.arena_bytes(limits.max_rows))));
+  stream_ = std::make_unique<Stream>(*pool_, *scratch_, gpu_ ? gpu_->native() : nullptr);
 
   ProgressLines lines;
   plan_.load.progress = [&lines](uint64_t done, uint64_t total) {
@@ -142,7 +190,13 @@ Result<void> LocalEngine::load(const EngineOptions& options, EngineConfig config
 
   kv_ = std::make_unique<KvStore>(
       TRY(KvStore::create(model_->cache_specs(), ops, limits.num_blocks, limits.num_slots)));
-  auto executor = TRY(LocalExecutor::create(*model_, *kv_, *stream_, ops, limits));
+  std::unique_ptr<Executor> executor;
+  if (on_gpu(plan_)) {
+    executor = TRY(GpuExecutor::create(*model_, *kv_, *stream_, ops, limits,
+                                       {.graphs = !options.enforce_eager}));
+  } else {
+    executor = TRY(LocalExecutor::create(*model_, *kv_, *stream_, ops, limits));
+  }
   auto scheduler = TRY(Scheduler::create({.block_size = plan_.load.block_size,
                                           .num_blocks = static_cast<int>(limits.num_blocks),
                                           .num_state_slots = static_cast<int>(limits.num_slots),

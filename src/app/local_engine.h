@@ -1,12 +1,13 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "api/validate.h"
 #include "app/engine_options.h"
 #include "checkpoint/config_json.h"
-#include "device/stream.h"
+#include "device/gpu.h"
 #include "engine/engine.h"
 #include "models/model.h"
 #include "runtime/memory_plan.h"
@@ -20,7 +21,9 @@ struct EnginePlan {
   ModelSpec spec;
   GenerationConfig generation;
   LoadOptions load;
-  CpuIsa isa = CpuIsa::kAvx2;
+  const OpTable* ops = nullptr;  ///< of the device that runs it
+  CpuIsa isa = CpuIsa::kAvx2;    ///< of the CPU backend
+  std::string device_name;       ///< "cpu amx", "cuda NVIDIA H100 80GB HBM3"
   int threads = 1;
   ModelFootprint footprint;
   CacheBytes cache;
@@ -34,7 +37,8 @@ Result<EnginePlan> plan_engine(const EngineOptions& options);
 ModelLimits limits_of(const EnginePlan& plan);
 GenerationDefaults defaults_of(const EnginePlan& plan);
 
-/// A running engine on this machine's CPU: the one composition that run, bench, eval and serve use.
+/// A running engine on this machine's GPU or CPU: the one composition that run, bench, eval and
+/// serve use.
 class LocalEngine {
  public:
   /// plan_engine(), then loads the weights (progress on standard error) and starts the engine.
@@ -59,6 +63,7 @@ class LocalEngine {
   EnginePlan plan_;
   // In order of need: each uses those before it.
   std::unique_ptr<ThreadPool> pool_;
+  std::optional<GpuStream> gpu_;
   std::unique_ptr<Arena> scratch_;
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<Model> model_;

@@ -15,8 +15,9 @@ bool is_loopback(std::string_view host) {
 }
 
 constexpr Refusal kRefusals[] = {
-    {"cuda-models", [](const EngineOptions& o) { return o.device == "cuda"; },
-     "--device cuda: models run on the CPU only in this version; use --device cpu or auto"},
+    {"cuda-float32",
+     [](const EngineOptions& o) { return o.device == "cuda" && o.dtype == "float32"; },
+     "--dtype float32: the CUDA backend computes in bf16; use --device cpu with it"},
     {"float32-quantized",
      [](const EngineOptions& o) { return o.dtype == "float32" && o.quantization != "none"; },
      "--dtype float32 keeps every weight exact and --quantization rounds them: give one of the "

@@ -12,7 +12,7 @@ namespace weft {
 namespace {
 
 const std::map<std::string, EngineOptions> kExamples = {
-    {"cuda-models", {.device = "cuda"}},
+    {"cuda-float32", {.dtype = "float32", .device = "cuda"}},
     {"float32-quantized", {.dtype = "float32", .quantization = "int8"}},
     {"dummy-without-model", {.load_format = "dummy"}},
     {"reuse-without-cache", {.prefix_caching = false, .reuse_generated = true}},

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "runtime/executor_gpu.h"
 #include "runtime/executor_local.h"
 
 namespace weft {
@@ -12,6 +13,7 @@ namespace {
 constexpr int64_t kMiB = int64_t{1} << 20;
 /// The program itself, tokenizer, queues, allocator slack.
 constexpr int64_t kProgramBytes = 96 * kMiB;
+constexpr int64_t kGpuProgramBytes = 768 * kMiB;  // kernels, graphs, the driver's own
 /// Caches chosen by auto grow no further than this unless one sequence needs it: touching them
 /// takes time at every start.
 constexpr int64_t kAutoCacheBytes = 4096 * kMiB;
@@ -70,6 +72,8 @@ class Planner {
     return {};
   }
 
+  bool on_gpu() const { return options_.device == DeviceKind::kCuda; }
+  bool takes_all() const { return options_.kv_cache_bytes > 0 || on_gpu(); }
   int64_t blocks_of(int64_t length) const {
     return model_.paged() ? divide_up(length, model_.block_size) : 0;
   }
@@ -102,8 +106,10 @@ class Planner {
     // The arena of the step and the scratch memory of one op: each of this size at most.
     out.arena_bytes = 2 * model_.arena_bytes(options_.max_num_batched_tokens);
     out.logit_bytes =
-        LocalExecutor::bytes(limits(length), model_.hidden_size, options_.num_threads);
-    out.rest_bytes = kProgramBytes + length * model_.bytes_per_position;
+        on_gpu() ? GpuExecutor::device_bytes(limits(length), model_.hidden_size)
+                 : LocalExecutor::bytes(limits(length), model_.hidden_size, options_.num_threads);
+    out.rest_bytes =
+        (on_gpu() ? kGpuProgramBytes : kProgramBytes) + length * model_.bytes_per_position;
   }
   int64_t fixed_bytes(int64_t length) const {
     MemoryPlan fixed;
@@ -158,7 +164,7 @@ class Planner {
 
     const int64_t useful_blocks = out.num_blocks * options_.max_num_seqs;
     int64_t budget = cache_limit(length);
-    if (options_.kv_cache_bytes == 0) {
+    if (!takes_all()) {
       const int64_t useful = cache_of(useful_blocks, useful_slots());
       budget = std::min(budget, std::max(least_cache(length), std::min(useful, kAutoCacheBytes)));
     }
@@ -170,9 +176,10 @@ class Planner {
       left = budget - cache_of(out.num_blocks, out.num_slots);
     }
     if (model_.paged()) {
-      // Blocks that the user asked for by size are all given: they serve the prefix cache.
+      // Blocks that the user asked for by size are all given, and those of a GPU, whose memory
+      // nobody else wants: they serve the prefix cache.
       int64_t more = left / model_.cache.per_block;
-      if (options_.kv_cache_bytes == 0) more = std::min(more, useful_blocks - out.num_blocks);
+      if (!takes_all()) more = std::min(more, useful_blocks - out.num_blocks);
       out.num_blocks += more;
     }
     out.block_bytes = cache_of(out.num_blocks, 0);

@@ -15,8 +15,9 @@ struct MemoryOptions {
   int64_t max_model_len = 0;  ///< tokens of a sequence; 0: auto, the largest that fits
   int64_t max_num_seqs = 64;
   int64_t max_num_batched_tokens = 2048;
-  int64_t kv_cache_bytes = 0;     ///< all caches; 0: auto
-  double memory_fraction = 0.92;  ///< of the available bytes that may be used
+  int64_t kv_cache_bytes = 0;            ///< all caches; 0: auto
+  double memory_fraction = 0.92;         ///< of the available bytes that may be used
+  DeviceKind device = DeviceKind::kCpu;  ///< a GPU's memory is all given to the caches
   int num_threads = 1;
 };
 

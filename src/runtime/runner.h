@@ -1,12 +1,10 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "device/buffer.h"
 #include "models/model.h"
-#include "runtime/sampler.h"
-#include "runtime/step_upload.h"
+#include "runtime/row_sampler.h"
 
 namespace weft {
 
@@ -39,22 +37,12 @@ class Runner {
   };
   Runner(const Parts& parts, const StepLimits& limits);
 
-  void feed(PackedStep& step);
-  static bool advance_grammar(ExecutorSequence& sequence, int32_t token);
-  void sample_piece(const PackedStep& step, std::span<const LogitRow> rows, StepResult& result);
-
   Parts parts_;
-  int64_t vocab_size_;
   Arena arena_;
   Buffer logit_buffer_;
   TensorView gathered_;  // [kLogitRows, hidden]
   TensorView logits_;    // [kLogitRows, V]
-  Sampler sampler_;
-  // One entry a row of a piece.
-  std::vector<SampleRow> sample_rows_;
-  std::vector<LogprobRow> logprob_rows_;
-  std::vector<SampledToken> sampled_;
-  std::vector<LogprobResult> logprobs_;
+  RowSampler sampler_;
 };
 
 }  // namespace weft

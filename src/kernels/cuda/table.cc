@@ -1,0 +1,92 @@
+#include <algorithm>
+
+#include "kernels/cuda/cuda_ops.h"
+
+namespace weft {
+namespace {
+
+/// Rows [0, prompt_rows) of x and out in `args`, or the others.
+LinearArgs part(const LinearArgs& args, bool prompt) {
+  const int64_t rows = args.x.dim(0), border = std::clamp<int64_t>(args.prompt_rows, 0, rows);
+  LinearArgs out = args;
+  out.x = prompt ? args.x.rows(0, border) : args.x.rows(border, rows);
+  out.out = prompt ? args.out.rows(0, border) : args.out.rows(border, rows);
+  return out;
+}
+
+MoeArgs part(const MoeArgs& args, bool prompt) {
+  const int64_t rows = args.x.dim(0), border = std::clamp<int64_t>(args.prompt_rows, 0, rows);
+  MoeArgs out = args;
+  for (TensorView* view : {&out.x, &out.ids, &out.weights, &out.out}) {
+    *view = prompt ? view->rows(0, border) : view->rows(border, rows);
+  }
+  return out;
+}
+
+void linear(Stream& stream, const LinearArgs& args) {
+  // Routers stay f32 and have one arithmetic.
+  if (args.weight->shape.format == WeightFormat::kF32) {
+    if (args.x.dim(0) > 0) cuda::linear_decode(stream, args);
+    return;
+  }
+  const LinearArgs prompt = part(args, true), decode = part(args, false);
+  if (prompt.x.dim(0) > 0) cuda::linear_prompt(stream, prompt);
+  if (decode.x.dim(0) > 0) cuda::linear_decode(stream, decode);
+}
+
+void moe(Stream& stream, const MoeArgs& args) {
+  const MoeArgs prompt = part(args, true), decode = part(args, false);
+  if (prompt.x.dim(0) > 0) cuda::moe_prompt(stream, prompt);
+  if (decode.x.dim(0) > 0) cuda::moe_decode(stream, decode);
+}
+
+void attention(Stream& stream, const AttnArgs& args) {
+  if (args.num_prompt_segments > 0) cuda::attention_prompt(stream, args);
+  if (args.seqs.num_segments > args.num_prompt_segments) cuda::attention_decode(stream, args);
+}
+
+}  // namespace
+
+const OpTable* cuda_ops() {
+  static constexpr OpTable kOps{
+      .name = "cuda-sm90a",
+      .device = DeviceKind::kCuda,
+      .activation = DType::kBF16,
+      .weight_bytes = cuda::weight_bytes,
+      .pack_weight = cuda::pack_weight,
+      .unpack_weight = cuda::unpack_weight,
+      .kv_block_bytes = cuda::kv_block_bytes,
+      .kv_read_block = cuda::kv_read_block,
+      .linear_scratch = [](const WeightShape& shape, Epilogue epilogue, int64_t rows,
+                           int) -> int64_t {
+        return std::max(cuda::linear_prompt_scratch(shape, epilogue, rows),
+                        cuda::linear_decode_scratch(shape, epilogue, rows));
+      },
+      .moe_scratch = [](const WeightShape& gate_up, int64_t rows, int top_k, int) -> int64_t {
+        return std::max(cuda::moe_prompt_scratch(gate_up, rows, top_k),
+                        cuda::moe_decode_scratch(gate_up, rows, top_k));
+      },
+      .gdn_scratch = [](const GdnShape& shape, int64_t rows, int64_t num_sequences,
+                        int) -> int64_t { return cuda::gdn_scratch(shape, rows, num_sequences); },
+      .attention_scratch = [](const AttnShape& shape, int64_t num_sequences,
+                              int64_t num_keys) -> int64_t {
+        return std::max(cuda::attention_prompt_scratch(shape, num_sequences, num_keys),
+                        cuda::attention_decode_scratch(shape, num_sequences, num_keys));
+      },
+      .embed = cuda::embed,
+      .rms_norm = cuda::rms_norm,
+      .linear = linear,
+      .moe_route = cuda::moe_route,
+      .moe = moe,
+      .add = cuda::add,
+      .add_gated = cuda::add_gated,
+      .mul_sigmoid = cuda::mul_sigmoid,
+      .qkv_prepare = cuda::qkv_prepare,
+      .attention = attention,
+      .gdn = cuda::gdn,
+      .gated_norm = cuda::gated_norm,
+  };
+  return &kOps;
+}
+
+}  // namespace weft

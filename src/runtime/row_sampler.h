@@ -1,0 +1,36 @@
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "runtime/sampler.h"
+#include "runtime/step_upload.h"
+
+namespace weft {
+
+/// What lies between a step's rows and its sequences: tokens that are fed back before the step, and
+/// logits that become tokens and log-probabilities of the result after it.
+class RowSampler {
+ public:
+  /// Rows of logits of one call of sample(), at most.
+  RowSampler(int64_t vocab_size, int64_t max_rows, int num_threads);
+
+  /// Resolves kDeviceToken, and takes note of tokens that are replayed from elsewhere.
+  static void feed(PackedStep& step);
+  /// One row of `result` for each of the step, without tokens yet.
+  static void begin(const PackedStep& step, StepResult& result);
+  /// rows[i] belongs to logits[i] (host memory, overwritten); rows are some of step.logit_rows().
+  void sample(ThreadPool& pool, const PackedStep& step, std::span<const LogitRow> rows,
+              TensorView logits, StepResult& result);
+
+ private:
+  int64_t vocab_size_;
+  Sampler sampler_;
+  // One entry a row.
+  std::vector<SampleRow> sample_rows_;
+  std::vector<LogprobRow> logprob_rows_;
+  std::vector<SampledToken> sampled_;
+  std::vector<LogprobResult> logprobs_;
+};
+
+}  // namespace weft
