@@ -84,13 +84,13 @@ void copy_bytes(Stream& stream, void* dst, const void* src, int64_t bytes) {
         "copy");
 }
 
-void zero_bytes(Stream& stream, void* dst, int64_t bytes) {
+void fill_bytes(Stream& stream, void* dst, uint8_t value, int64_t bytes) {
   if (bytes == 0) return;
   if (!stream.native()) {
-    std::memset(dst, 0, static_cast<size_t>(bytes));
+    std::memset(dst, value, static_cast<size_t>(bytes));
     return;
   }
-  check(cudaMemsetAsync(dst, 0, static_cast<size_t>(bytes), native(stream)), "memset");
+  check(cudaMemsetAsync(dst, value, static_cast<size_t>(bytes), native(stream)), "memset");
 }
 
 void synchronize(Stream& stream) {

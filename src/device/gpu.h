@@ -66,8 +66,8 @@ class GpuGraph {
 /// Copies in the order of the stream, between any two memories. Host memory must be pinned for the
 /// call to return at once, and live until the stream has passed. At once on the CPU.
 void copy_bytes(Stream& stream, void* dst, const void* src, int64_t bytes);
-/// Zeroes in the order of the stream.
-void zero_bytes(Stream& stream, void* dst, int64_t bytes);
+/// Sets every byte, in the order of the stream.
+void fill_bytes(Stream& stream, void* dst, uint8_t value, int64_t bytes);
 /// Waits until the stream is done; a kernel's failure is a Panic. Nothing on the CPU.
 void synchronize(Stream& stream);
 

@@ -40,8 +40,8 @@ void GpuGraph::launch(Stream&) {
 void copy_bytes(Stream&, void* dst, const void* src, int64_t bytes) {
   if (bytes > 0) std::memcpy(dst, src, static_cast<size_t>(bytes));
 }
-void zero_bytes(Stream&, void* dst, int64_t bytes) {
-  if (bytes > 0) std::memset(dst, 0, static_cast<size_t>(bytes));
+void fill_bytes(Stream&, void* dst, uint8_t value, int64_t bytes) {
+  if (bytes > 0) std::memset(dst, value, static_cast<size_t>(bytes));
 }
 void synchronize(Stream&) {}
 

@@ -1,4 +1,5 @@
-// noninterference [--seconds N] [--seed S] [--family X] [--plant NAME [--expect-caught]]
+// noninterference [--seconds N] [--schedules N] [--seed S] [--family X] [--device cpu|cuda]
+//                 [--plant NAME [--expect-caught]]
 //
 // The promise of design.md section 4: the tokens and logprob bits of a request are those it has
 // alone. Random requests run together under random schedules of batch, chunk budget, prefix hits,
@@ -23,6 +24,8 @@ using Clock = std::chrono::steady_clock;
 
 struct Options {
   double seconds = 120;
+  int64_t schedules = 0;  // at least
+  bool cuda = false;
   uint64_t seed = 1;
   std::string family;  // empty: all
   const Plant* plant = nullptr;
@@ -40,9 +43,9 @@ bool recurrent_family(const std::string& family) {
 
 constexpr int kSchedulesPerModel = 3;
 
-Variant random_variant(const std::string& family, uint64_t seed) {
+Variant random_variant(const std::string& family, uint64_t seed, bool cuda) {
   std::mt19937_64 rng(seed);
-  const auto tables = all_op_tables();
+  const auto tables = all_op_tables(cuda);
   Variant out;
   out.family = family;
   out.ops = tables[rng() % tables.size()];
@@ -51,13 +54,17 @@ Variant random_variant(const std::string& family, uint64_t seed) {
   out.format = kFormats[rng() % 4];
   out.kv_format = rng() % 2 == 0 ? KvFormat::kBf16 : KvFormat::kF32;
   out.block_size = rng() % 2 == 0 ? 64 : 16;
+  if (cuda) {  // bf16 activations and caches alone
+    if (out.format == WeightFormat::kF32) out.format = WeightFormat::kBf16;
+    out.kv_format = KvFormat::kBf16;
+  }
   return out;
 }
 
 /// One model under a few schedules. The text of the first difference, or "".
 std::string run_round(const Options& options, const std::string& family, uint64_t seed,
                       Counters& counters) {
-  const Variant variant = random_variant(family, seed);
+  const Variant variant = random_variant(family, seed, options.cuda);
   const std::unique_ptr<Model> model = load_tiny(variant).value();
   OpTable ops = *variant.ops;
   ExecutorWrapper wrap;
@@ -171,7 +178,8 @@ int run(const Options& options) {
     ++round;
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     // On a slow machine the time may be up before everything has happened: then go on for it.
-    const bool enough = round >= families.size() && vacuous(totals, options).empty();
+    const bool enough = round >= families.size() && totals.all.schedules >= options.schedules &&
+                        vacuous(totals, options).empty();
     if (seconds >= options.seconds && (enough || seconds >= 10 * options.seconds)) break;
   } while (failure.empty());
 
@@ -196,8 +204,8 @@ int run(const Options& options) {
 
 int usage(const std::string& problem) {
   fmt::print(stderr,
-             "{}\nusage: noninterference [--seconds N] [--seed S] [--family X] [--plant NAME "
-             "[--expect-caught]]\nplants:\n",
+             "{}\nusage: noninterference [--seconds N] [--schedules N] [--seed S] [--family X] "
+             "[--device cpu|cuda] [--plant NAME [--expect-caught]]\nplants:\n",
              problem);
   for (const Plant& plant : plants()) fmt::print(stderr, "  {:<22}{}\n", plant.name, plant.what);
   return 2;
@@ -224,6 +232,11 @@ int main_with(int argc, char** argv) {
       if (!parse_number(value, options.seconds)) return usage("--seconds: not a number");
     } else if (flag == "--seed") {
       if (!parse_number(value, options.seed)) return usage("--seed: not a whole number");
+    } else if (flag == "--schedules") {
+      if (!parse_number(value, options.schedules)) return usage("--schedules: not a whole number");
+    } else if (flag == "--device") {
+      options.cuda = std::string_view(value) == "cuda";
+      if (!options.cuda && std::string_view(value) != "cpu") return usage("--device: cpu or cuda");
     } else if (flag == "--family") {
       options.family = value;
     } else if (flag == "--plant") {

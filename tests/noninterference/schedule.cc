@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/check.h"
+#include "runtime/executor_gpu.h"
 #include "runtime/executor_local.h"
 
 namespace weft {
@@ -18,14 +18,14 @@ bool recurrent(const Model& model) {
 }
 
 /// Whoever reads what nobody wrote, gets NaN.
-void poison(const KvStore& kv, const Model& model) {
+void poison(Stream& stream, const KvStore& kv, const Model& model) {
   for (size_t i = 0; i < model.cache_specs().size(); ++i) {
     const LayerCache& layer = kv.layer(LayerId{static_cast<int32_t>(i)});
     if (const auto* paged = std::get_if<PagedKv>(&layer)) {
-      std::memset(paged->data, 0xFF, static_cast<size_t>(paged->num_blocks * paged->block_bytes));
+      fill_bytes(stream, paged->data, 0xFF, paged->num_blocks * paged->block_bytes);
     } else if (const auto* state = std::get_if<StateSlots>(&layer)) {
-      std::memset(state->conv.data, 0xFF, static_cast<size_t>(state->conv.bytes()));
-      std::memset(state->recurrent.data, 0xFF, static_cast<size_t>(state->recurrent.bytes()));
+      fill_bytes(stream, state->conv.data, 0xFF, state->conv.bytes());
+      fill_bytes(stream, state->recurrent.data, 0xFF, state->recurrent.bytes());
     }
   }
 }
@@ -168,6 +168,7 @@ ScheduleOptions random_schedule(uint64_t seed, const Model& model, int block_siz
   c.overlap = rng() % 4 != 0;
   c.hash_key = rng();
   out.num_threads = rng() % 4 == 0 ? 2 : 1;
+  out.graphs = rng() % 4 != 0;
   out.arrival_in = between(1, 6);
   out.abort_in = rng() % 2 == 0 ? between(20, 60) : 0;
   out.seed = rng();
@@ -192,9 +193,9 @@ std::string describe(const ScheduleOptions& o) {
   const SchedulerConfig& c = o.scheduler;
   return fmt::format(
       "{} blocks of {}, {} slots, {} tokens a step, {} sequences, prefix cache {}, checkpoints "
-      "every {} + {} dense, overlap {}, {} threads, arrivals 1/{}, aborts 1/{}",
+      "every {} + {} dense, overlap {}, {} threads, graphs {}, arrivals 1/{}, aborts 1/{}",
       c.num_blocks, c.block_size, c.num_state_slots, c.max_batched_tokens, c.max_seqs,
-      c.prefix_caching, c.checkpoint_every, c.dense_checkpoints, c.overlap, o.num_threads,
+      c.prefix_caching, c.checkpoint_every, c.dense_checkpoints, c.overlap, o.num_threads, o.graphs,
       o.arrival_in, o.abort_in);
 }
 
@@ -203,7 +204,6 @@ Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptio
                      const ExecutorWrapper& wrap, Counters& counters) {
   const SchedulerConfig& c = options.scheduler;
   KvStore kv = KvStore::create(model.cache_specs(), ops, c.num_blocks, c.num_state_slots).value();
-  poison(kv, model);
   StepLimits limits;
   limits.max_rows = c.max_batched_tokens;
   limits.max_seqs = c.max_seqs;
@@ -213,9 +213,15 @@ Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptio
   limits.num_blocks = c.num_blocks;
   limits.num_slots = c.num_state_slots;
   limits.recurrent = recurrent(model);
-  TinyStream stream(model, limits.max_rows, options.num_threads);
-  std::unique_ptr<Executor> executor =
-      LocalExecutor::create(model, kv, stream.get(), ops, limits).value();
+  TinyStream stream(ops.device, model.arena_bytes(limits.max_rows), options.num_threads);
+  poison(stream.get(), kv, model);
+  std::unique_ptr<Executor> executor;
+  if (ops.device == DeviceKind::kCuda) {
+    executor = GpuExecutor::create(model, kv, stream.get(), ops, limits, {.graphs = options.graphs})
+                   .value();
+  } else {
+    executor = LocalExecutor::create(model, kv, stream.get(), ops, limits).value();
+  }
   if (wrap) executor = wrap(std::move(executor));
   return Driver(options, requests, *executor, counters).run();
 }

@@ -35,8 +35,9 @@ struct Counters {
 struct ScheduleOptions {
   SchedulerConfig scheduler;
   int num_threads = 1;
-  int arrival_in = 1;  ///< a waiting request is handed in at a step with probability 1 / this
-  int abort_in = 0;    ///< at each step, somebody is aborted with probability 1 / this; 0: never
+  bool graphs = false;  ///< decode steps of a GPU
+  int arrival_in = 1;   ///< a waiting request is handed in at a step with probability 1 / this
+  int abort_in = 0;     ///< at each step, somebody is aborted with probability 1 / this; 0: never
   uint64_t seed = 0;
 };
 

@@ -17,7 +17,11 @@ std::vector<std::string> tiny_families() {
   return {"qwen3_next", "qwen3", "ernie4_5_moe", "qwen3_5", "qwen2", "qwen3_moe", "llama3"};
 }
 
-std::vector<const OpTable*> all_op_tables() {
+std::vector<const OpTable*> all_op_tables(bool cuda) {
+  if (cuda) {
+    CHECK(cuda_ops() != nullptr, "this binary was built without CUDA");
+    return {cuda_ops()};
+  }
   std::vector<const OpTable*> out = {&ref_ops()};
   const CpuInfo cpu = cpu_info();
   for (int isa = 0; isa <= static_cast<int>(cpu.isa); ++isa) {
@@ -26,29 +30,42 @@ std::vector<const OpTable*> all_op_tables() {
   return out;
 }
 
+namespace {
+
+Result<std::unique_ptr<Model>> load_wide(const LoadOptions& options, Stream& stream,
+                                         const OpTable& ops) {
+  LoadOptions dummy = options;
+  dummy.dummy_weights = true;
+  const ModelDirectory directory =
+      TRY(ModelDirectory::open(WEFT_SOURCE_DIR "/tests/noninterference/wide"));
+  const ModelSpec spec = TRY(parse_model(TRY(ConfigJson::load(directory, "config.json"))));
+  return Model::load(spec, nullptr, dummy, stream, ops);
+}
+
+}  // namespace
+
 Result<std::unique_ptr<Model>> load_tiny(const Variant& variant) {
-  const std::string path = oracle_dir() + "/models/" + variant.family;
-  const ModelDirectory directory = TRY(ModelDirectory::open(path));
-  const ConfigJson config = TRY(ConfigJson::load(directory, "config.json"));
-  const ModelSpec spec = TRY(parse_model(config));
-  const Checkpoint checkpoint = TRY(Checkpoint::open(path));
   LoadOptions options;
   options.format = variant.format;
   options.kv_format = variant.kv_format;
   options.block_size = variant.block_size;
   options.max_model_len = kTinyModelLen;
   options.num_threads = kTinyThreads;
-  ThreadPool pool(1);
-  Arena scratch(TRY(Buffer::allocate(DeviceKind::kCpu, int64_t{64} << 20)));
-  Stream stream(pool, scratch);
-  return Model::load(spec, &checkpoint, options, stream, *variant.ops);
+  TinyStream stream(variant.ops->device, int64_t{64} << 20, kTinyThreads);
+  if (variant.family == kWideFamily) return load_wide(options, stream.get(), *variant.ops);
+  const std::string path = oracle_dir() + "/models/" + variant.family;
+  const ModelDirectory directory = TRY(ModelDirectory::open(path));
+  const ConfigJson config = TRY(ConfigJson::load(directory, "config.json"));
+  const ModelSpec spec = TRY(parse_model(config));
+  const Checkpoint checkpoint = TRY(Checkpoint::open(path));
+  return Model::load(spec, &checkpoint, options, stream.get(), *variant.ops);
 }
 
-TinyStream::TinyStream(const Model& model, int64_t max_rows, int num_threads)
-    : pool_(num_threads),
-      scratch_(Buffer::allocate(DeviceKind::kCpu, model.arena_bytes(max_rows)).value()),
-      stream_(pool_, scratch_) {
+TinyStream::TinyStream(DeviceKind device, int64_t scratch_bytes, int num_threads)
+    : pool_(num_threads), scratch_(Buffer::allocate(device, scratch_bytes).value()) {
   CHECK(num_threads <= kTinyThreads);
+  if (device == DeviceKind::kCuda) gpu_.emplace(GpuStream::create().value());
+  stream_.emplace(pool_, scratch_, gpu_ ? gpu_->native() : nullptr);
 }
 
 }  // namespace weft

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "device/gpu.h"
 #include "models/model.h"
 
 namespace weft {
@@ -22,9 +24,12 @@ std::string describe(const Variant& variant);
 
 /// Folders whose architectures the noninterference test covers.
 std::vector<std::string> tiny_families();
+/// A family without a folder: two layers of Qwen3-8B's widths with dummy weights, for a GPU.
+inline constexpr std::string_view kWideFamily = "wide";
 
-/// The reference ops and the CPU ops of every instruction set that this machine has.
-std::vector<const OpTable*> all_op_tables();
+/// The CUDA ops, or the reference ops and the CPU ops of every instruction set that this machine
+/// has.
+std::vector<const OpTable*> all_op_tables(bool cuda);
 
 /// Threads that a tiny model plans memory for.
 inline constexpr int kTinyThreads = 2;
@@ -34,16 +39,17 @@ inline constexpr int64_t kTinyModelLen = 768;
 
 Result<std::unique_ptr<Model>> load_tiny(const Variant& variant);
 
-/// A thread pool with its scratch memory.
+/// A thread pool or a GPU's stream, with scratch memory.
 class TinyStream {
  public:
-  TinyStream(const Model& model, int64_t max_rows, int num_threads);
-  Stream& get() { return stream_; }
+  TinyStream(DeviceKind device, int64_t scratch_bytes, int num_threads);
+  Stream& get() { return *stream_; }
 
  private:
   ThreadPool pool_;
   Arena scratch_;
-  Stream stream_;
+  std::optional<GpuStream> gpu_;
+  std::optional<Stream> stream_;
 };
 
 }  // namespace weft
