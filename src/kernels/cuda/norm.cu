@@ -1,0 +1,106 @@
+// rms_norm: y = x rsqrt(mean(x^2) + eps) w, with residual += x before. One block a row, eight
+// values a thread and turn, the row kept in registers between the two passes. Bytes: x, the
+// residual twice and y once; bound by memory for prompts and by latency for a few rows.
+// docs/kernels/small_ops_cuda.md
+
+#include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/common/ptx.h"
+#include "kernels/cuda/common/vec.h"
+#include "kernels/cuda/cuda_ops.h"
+
+namespace weft::cuda {
+namespace {
+
+constexpr int kMaxThreads = 512;
+constexpr int kMaxTurns = 8;  // widths up to 32768
+
+struct NormParams {
+  const void* x;
+  float* residual;
+  const float* weight;
+  __nv_bfloat16* out;
+  int64_t x_stride, residual_stride, out_stride;
+  int width;
+  float eps;
+};
+
+template <class X, int Turns>
+__global__ __launch_bounds__(kMaxThreads) void rms_norm_kernel(NormParams p) {
+  __shared__ float partial[32];
+  let_successor_begin();
+  wait_for_predecessor();
+  const int64_t row = blockIdx.x;
+  const X* x = static_cast<const X*>(p.x) + row * p.x_stride;
+  float* residual = p.residual ? p.residual + row * p.residual_stride : nullptr;
+  const int step = static_cast<int>(blockDim.x) * 8;
+  Floats8 values[Turns];
+  float sum = 0;
+#pragma unroll
+  for (int turn = 0; turn < Turns; ++turn) {
+    const int at = static_cast<int>(threadIdx.x) * 8 + turn * step;
+    if (at >= p.width) break;
+    Floats8& v = values[turn];
+    v = load8(x + at);
+    if (residual) {
+      const Floats8 r = load8(residual + at);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v.v[i] += r.v[i];
+      store8(residual + at, v);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum = fmaf(v.v[i], v.v[i], sum);
+  }
+  const float mean = block_sum(sum, partial) / static_cast<float>(p.width);
+  const float scale = rsqrtf(mean + p.eps);
+#pragma unroll
+  for (int turn = 0; turn < Turns; ++turn) {
+    const int at = static_cast<int>(threadIdx.x) * 8 + turn * step;
+    if (at >= p.width) break;
+    const Floats8 weight = load8(p.weight + at);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[turn].v[i] *= scale * weight.v[i];
+    store8(p.out + row * p.out_stride + at, values[turn]);
+  }
+}
+
+template <class X>
+void run(Stream& stream, const NormParams& p, int64_t rows) {
+  const int pieces = p.width / 8;
+  int turns = 1;
+  while (turns * kMaxThreads < pieces) turns *= 2;
+  CHECK(turns <= kMaxTurns, "rms_norm: the row is too wide");
+  const int threads = ((pieces + turns - 1) / turns + 31) / 32 * 32;
+  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(rows)),
+                          .block = dim3(static_cast<unsigned>(threads)),
+                          .overlap = true};
+  switch (turns) {
+    case 1: return launch(stream, shape, rms_norm_kernel<X, 1>, p);
+    case 2: return launch(stream, shape, rms_norm_kernel<X, 2>, p);
+    case 4: return launch(stream, shape, rms_norm_kernel<X, 4>, p);
+    default: return launch(stream, shape, rms_norm_kernel<X, 8>, p);
+  }
+}
+
+}  // namespace
+
+void rms_norm(Stream& stream, const RmsNormArgs& args) {
+  const int64_t rows = args.x.dim(0);
+  if (rows == 0) return;
+  CHECK(args.x.dim(1) % 8 == 0, "rms_norm: the width must be a multiple of 8");
+  const NormParams p{.x = args.x.data,
+                     .residual = static_cast<float*>(args.residual.data),
+                     .weight = args.weight.ptr<float>(),
+                     .out = static_cast<__nv_bfloat16*>(args.out.data),
+                     .x_stride = args.x.stride[0],
+                     .residual_stride = args.residual.stride[0],
+                     .out_stride = args.out.stride[0],
+                     .width = static_cast<int>(args.x.dim(1)),
+                     .eps = args.eps};
+  if (args.x.dtype == DType::kF32) {
+    run<float>(stream, p, rows);
+  } else {
+    run<__nv_bfloat16>(stream, p, rows);
+  }
+}
+
+}  // namespace weft::cuda

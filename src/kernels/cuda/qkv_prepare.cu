@@ -1,0 +1,152 @@
+// qkv_prepare: q, k <- rope(norm(q, k)); the cache gets k and v. One warp a (token, head): q heads
+// in place, k heads into the cache with the v head beside them. Everything in fp32 between one read
+// and one rounding to bf16. Bytes: q twice, k and v twice; bound by memory for prompts and by
+// latency for a few rows. docs/kernels/small_ops_cuda.md
+
+#include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/common/ptx.h"
+#include "kernels/cuda/common/vec.h"
+#include "kernels/cuda/cuda_ops.h"
+
+namespace weft::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kMaxHeadDim = 256;
+
+struct PrepareParams {
+  __nv_bfloat16* q;
+  const __nv_bfloat16 *k, *v;
+  const float *q_norm, *k_norm;  // null: none
+  const float* cos_sin;          // [positions][R / 2][2]
+  const uint8_t* axis;
+  const int32_t* positions;  // [T][3]
+  const int64_t* kv_slot;
+  __nv_bfloat16* cache;
+  int64_t q_row, q_head, k_row, k_head, v_row, v_head;
+  int64_t block_elements;  // of the cache
+  int64_t num_items;       // T * (H + G)
+  int q_heads, kv_heads, head_dim, rotary_dim, block_size;
+  bool interleaved;
+  float eps;
+};
+
+/// The head `x` (head_dim values of shared memory, one warp's) rotated at `position`, into `out`.
+__device__ void rotate_and_store(const PrepareParams& p, const float* x, const int32_t* position,
+                                 __nv_bfloat16* out) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, half = p.rotary_dim / 2;
+  for (int at = lane * 2; at < p.head_dim; at += 64) {
+    float value[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int i = at + j;
+      if (i >= p.rotary_dim) {
+        value[j] = x[i];
+        continue;
+      }
+      const bool first = p.interleaved ? i % 2 == 0 : i < half;
+      const int frequency = p.interleaved ? i / 2 : (first ? i : i - half);
+      const int other = p.interleaved ? i ^ 1 : (first ? i + half : i - half);
+      const int64_t row = position[p.axis[frequency]];
+      const float2 turn = reinterpret_cast<const float2*>(p.cos_sin)[row * half + frequency];
+      // a cos - b sin of the first of a pair, b cos + a sin of the second.
+      const float cross = __fmul_rn(x[other], turn.y);
+      value[j] = fmaf(x[i], turn.x, first ? -cross : cross);
+    }
+    *reinterpret_cast<uint32_t*>(out + at) = pack_bf16(value[0], value[1]);
+  }
+}
+
+__global__ __launch_bounds__(kWarps * 32) void prepare_kernel(PrepareParams p) {
+  __shared__ float heads[kWarps][kMaxHeadDim];
+  let_successor_begin();
+  wait_for_predecessor();
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t item = int64_t{blockIdx.x} * kWarps + warp;
+  if (item >= p.num_items) return;
+  const int64_t token = item / (p.q_heads + p.kv_heads);
+  const int head = static_cast<int>(item % (p.q_heads + p.kv_heads));
+  const bool is_q = head < p.q_heads;
+  const int g = head - p.q_heads;
+  const int64_t slot = is_q ? 0 : p.kv_slot[token];
+  if (slot < 0) return;
+  __nv_bfloat16* q = p.q + token * p.q_row + head * p.q_head;
+  const __nv_bfloat16* in = is_q ? q : p.k + token * p.k_row + g * p.k_head;
+  const float* norm = is_q ? p.q_norm : p.k_norm;
+
+  float* x = heads[warp];
+  float sum = 0;
+  for (int at = lane * 2; at < p.head_dim; at += 64) {
+    const uint32_t pair = *reinterpret_cast<const uint32_t*>(in + at);
+    x[at] = low_bf16(pair);
+    x[at + 1] = high_bf16(pair);
+    sum = fmaf(x[at], x[at], sum);
+    sum = fmaf(x[at + 1], x[at + 1], sum);
+  }
+  if (norm) {
+    const float scale = rsqrtf(warp_sum(sum) / static_cast<float>(p.head_dim) + p.eps);
+    for (int at = lane * 2; at < p.head_dim; at += 64) {
+      x[at] *= scale * norm[at];
+      x[at + 1] *= scale * norm[at + 1];
+    }
+  }
+  __syncwarp();
+
+  const int32_t* position = p.positions + token * 3;
+  if (is_q) {
+    rotate_and_store(p, x, position, q);
+    return;
+  }
+  const int64_t block = slot / p.block_size, offset = slot % p.block_size;
+  __nv_bfloat16* k_out =
+      p.cache + block * p.block_elements + (int64_t{g} * p.block_size + offset) * p.head_dim;
+  rotate_and_store(p, x, position, k_out);
+  const __nv_bfloat16* v = p.v + token * p.v_row + g * p.v_head;
+  __nv_bfloat16* v_out = k_out + int64_t{p.kv_heads} * p.block_size * p.head_dim;
+  for (int at = lane * 2; at < p.head_dim; at += 64) {
+    *reinterpret_cast<uint32_t*>(v_out + at) = *reinterpret_cast<const uint32_t*>(v + at);
+  }
+}
+
+}  // namespace
+
+void qkv_prepare(Stream& stream, const QkvPrepareArgs& args) {
+  const int64_t rows = args.q.dim(0), heads = args.q.dim(1) + args.k.dim(1);
+  if (rows == 0) return;
+  CHECK(args.q.dim(2) <= kMaxHeadDim && args.q.dim(2) % 2 == 0,
+        "qkv_prepare: a head is an even number of values, up to 256");
+  CHECK(args.kv.shape.format == KvFormat::kBf16);
+  const PrepareParams p{
+      .q = static_cast<__nv_bfloat16*>(args.q.data),
+      .k = static_cast<const __nv_bfloat16*>(args.k.data),
+      .v = static_cast<const __nv_bfloat16*>(args.v.data),
+      .q_norm = static_cast<const float*>(args.q_norm.data),
+      .k_norm = static_cast<const float*>(args.k_norm.data),
+      .cos_sin = args.rope.cos_sin.ptr<float>(),
+      .axis = args.rope.axis.ptr<uint8_t>(),
+      .positions = args.positions.ptr<int32_t>(),
+      .kv_slot = args.kv_slot.ptr<int64_t>(),
+      .cache = reinterpret_cast<__nv_bfloat16*>(args.kv.data),
+      .q_row = args.q.stride[0],
+      .q_head = args.q.stride[1],
+      .k_row = args.k.stride[0],
+      .k_head = args.k.stride[1],
+      .v_row = args.v.stride[0],
+      .v_head = args.v.stride[1],
+      .block_elements = args.kv.block_bytes / 2,
+      .num_items = rows * heads,
+      .q_heads = static_cast<int>(args.q.dim(1)),
+      .kv_heads = static_cast<int>(args.k.dim(1)),
+      .head_dim = static_cast<int>(args.q.dim(2)),
+      .rotary_dim = args.rope.rotary_dim,
+      .block_size = args.kv.shape.block_size,
+      .interleaved = args.rope.style == RopeStyle::kInterleaved,
+      .eps = args.eps,
+  };
+  const LaunchShape shape{.grid = dim3(static_cast<unsigned>((rows * heads + kWarps - 1) / kWarps)),
+                          .block = dim3(kWarps * 32),
+                          .overlap = true};
+  launch(stream, shape, prepare_kernel, p);
+}
+
+}  // namespace weft::cuda
