@@ -23,6 +23,13 @@ std::vector<std::byte> to_dtype(DType dtype, const std::vector<float>& values) {
   return out;
 }
 
+/// Waits for the copy itself: from pageable memory cudaMemcpy returns before it has arrived, and
+/// the tests' streams don't wait for the default one.
+void upload(void* dst, const void* src, size_t bytes) {
+  cuda::check(cudaMemcpy(dst, src, bytes, cudaMemcpyHostToDevice), "upload");
+  cuda::check(cudaDeviceSynchronize(), "upload");
+}
+
 void* new_stream() {
   cudaStream_t stream = nullptr;
   cuda::check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
@@ -46,19 +53,17 @@ DeviceTensor::DeviceTensor(DType dtype, std::initializer_list<int64_t> dims,
     : DeviceTensor(dtype, dims) {
   CHECK(static_cast<int64_t>(values.size()) == view.size());
   const std::vector<std::byte> raw = to_dtype(dtype, values);
-  cuda::check(cudaMemcpy(view.data, raw.data(), raw.size(), cudaMemcpyHostToDevice), "upload");
+  upload(view.data, raw.data(), raw.size());
 }
 
 DeviceTensor::DeviceTensor(const std::vector<int32_t>& values)
     : DeviceTensor(DType::kI32, {static_cast<int64_t>(values.size())}) {
-  cuda::check(cudaMemcpy(view.data, values.data(), values.size() * 4, cudaMemcpyHostToDevice),
-              "upload");
+  upload(view.data, values.data(), values.size() * 4);
 }
 
 DeviceTensor::DeviceTensor(const std::vector<int64_t>& values)
     : DeviceTensor(DType::kI64, {static_cast<int64_t>(values.size())}) {
-  cuda::check(cudaMemcpy(view.data, values.data(), values.size() * 8, cudaMemcpyHostToDevice),
-              "upload");
+  upload(view.data, values.data(), values.size() * 8);
 }
 
 DeviceTensor::~DeviceTensor() {
@@ -100,6 +105,7 @@ std::vector<float> DeviceTensor::floats() const {
 
 void DeviceTensor::poison() {
   cuda::check(cudaMemset(view.data, 0xFF, static_cast<size_t>(view.bytes())), "poison");
+  cuda::check(cudaDeviceSynchronize(), "poison");
 }
 
 std::vector<float> random_bf16(int64_t count, uint64_t seed, float scale) {
