@@ -6,6 +6,8 @@
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
+#include "base/json_text.h"
+
 namespace weft {
 namespace {
 
@@ -216,34 +218,9 @@ Result<SchemaValue> parse_json(std::string_view text, const std::string& field,
 }
 
 std::string json_quoted(std::string_view text) {
-  static constexpr char kHex[] = "0123456789abcdef";
-  std::string out = "\"";
-  for (const char c : text) {
-    switch (c) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\b': out += "\\b"; break;
-      case '\f': out += "\\f"; break;
-      case '\n': out += "\\n"; break;
-      case '\r': out += "\\r"; break;
-      case '\t': out += "\\t"; break;
-      default:
-        if (static_cast<unsigned char>(c) < 0x20) {
-          out += "\\u00";
-          out += kHex[c >> 4];
-          out += kHex[c & 15];
-        } else {
-          out += c;
-        }
-    }
-  }
-  return out + '"';
-}
-
-int64_t num_code_points(std::string_view text) {
-  int64_t count = 0;
-  for (const char c : text) count += (c & 0xc0) != 0x80;
-  return count;
+  std::string out;
+  append_json_quoted(text, out, JsonControls::kShort);
+  return out;
 }
 
 std::u32string code_points_of(std::string_view text) {

@@ -53,9 +53,6 @@ Result<SchemaValue> parse_json(std::string_view text, const std::string& field,
 /// `text` as a JSON string with quotes: escaped only where JSON demands it.
 std::string json_quoted(std::string_view text);
 
-/// The number of code points of valid UTF-8.
-int64_t num_code_points(std::string_view text);
-
 /// The code points of valid UTF-8.
 std::u32string code_points_of(std::string_view text);
 

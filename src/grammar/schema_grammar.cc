@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/utf8.h"
 #include "grammar/json_number.h"
 #include "grammar/schema_pattern.h"
 #include "grammar/string_format.h"
@@ -165,7 +166,7 @@ Result<void> SchemaGrammar::add_further(const FlatSchema& schema, ObjectShape& o
   if (schema.has_further ? schema.further.never : schema.has_properties) return {};
   std::vector<std::string> names;
   for (const auto& property : schema.properties) {
-    if (num_code_points(property.name) > static_cast<int64_t>(kMaxName)) {
+    if (num_chars(property.name) > static_cast<int64_t>(kMaxName)) {
       return exhausted(path + ": beside 'additionalProperties' a property has at most " +
                        std::to_string(kMaxName) + " characters ('" + shortened(property.name) +
                        "')");

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <set>
 
+#include "base/utf8.h"
+
 namespace weft {
 namespace {
 
@@ -285,7 +287,7 @@ Result<bool> SchemaReader::accepts(const FlatSchema& schema, const SchemaValue& 
         return unsupported(schema.patterns[0].path + ": 'pattern' beside 'enum', 'const' or " +
                            "'oneOf' is not supported");
       }
-      return within(num_code_points(value.text), schema.min_length, schema.max_length);
+      return within(num_chars(value.text), schema.min_length, schema.max_length);
     case kArrayType: return accepts_array(schema, value);
     case kObjectType: return accepts_object(schema, value);
     default: return true;

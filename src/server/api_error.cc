@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "server/json.h"
+#include "base/json_text.h"
 
 namespace weft {
 namespace {

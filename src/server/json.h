@@ -50,8 +50,6 @@ struct JsonLimits {
 /// (kInvalidArgument) say what and where, without the text itself and without a field in front.
 Result<JsonValue> parse_json(std::string_view text, const JsonLimits& limits = {});
 
-/// Appends a string with quotes and escapes.
-void append_json_quoted(std::string_view text, std::string& out);
 /// Appends the value without spaces; numbers as they were written, members in their order.
 void append_json(const JsonValue& value, std::string& out);
 std::string to_json(const JsonValue& value);

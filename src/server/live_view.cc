@@ -6,7 +6,7 @@
 #include <iterator>
 #include <string_view>
 
-#include "server/json.h"
+#include "base/json_text.h"
 
 namespace weft {
 namespace {

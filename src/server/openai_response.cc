@@ -3,6 +3,8 @@
 #include <charconv>
 #include <cmath>
 
+#include "base/json_text.h"
+#include "base/utf8.h"
 #include "server/json.h"
 
 namespace weft {
@@ -122,12 +124,6 @@ void append_end(std::string& out, const ChoiceEnd& end) {
   out += end.reason;
   out += "\",\"stop_reason\":";
   append_or_null(out, end.stop_reason);
-}
-
-int64_t count_characters(std::string_view utf8) {
-  int64_t count = 0;
-  for (const char c : utf8) count += (static_cast<unsigned char>(c) & 0xC0) != 0x80 ? 1 : 0;
-  return count;
 }
 
 }  // namespace
@@ -335,7 +331,7 @@ void CompletionLogprobs::add(const LogprobWriter& writer, int32_t token,
   append_json_quoted(text, tokens_);
   separate(offsets_);
   append_number(offsets_, offset_);
-  offset_ += count_characters(text);
+  offset_ += num_chars(text);
   separate(token_logprobs_);
   separate(top_logprobs_);
   ++count_;

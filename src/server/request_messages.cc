@@ -4,6 +4,7 @@
 #include <array>
 #include <optional>
 
+#include "base/json_text.h"
 #include "server/request_fields.h"
 
 namespace weft {

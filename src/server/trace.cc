@@ -13,8 +13,8 @@
 #include <variant>
 #include <vector>
 
+#include "base/json_text.h"
 #include "base/log.h"
-#include "server/json.h"
 
 namespace weft {
 namespace {

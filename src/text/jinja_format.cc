@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "base/utf8.h"
 #include "text/jinja_interp.h"
 #include "text/unicode.h"
 
@@ -118,8 +119,7 @@ Tagged string_text(const Tagged& s, const Spec& spec) {
   Tagged cut = spec.precision >= 0
                    ? s.slice(0, char_offset(s.str(), static_cast<size_t>(spec.precision)))
                    : s;
-  const int64_t missing =
-      std::max<int64_t>(0, spec.width - static_cast<int64_t>(num_chars(cut.str())));
+  const int64_t missing = std::max<int64_t>(0, spec.width - num_chars(cut.str()));
   const int64_t left = spec.align == '>' ? missing : spec.align == '^' ? missing / 2 : 0;
   Tagged out;
   for (int64_t i = 0; i < left; ++i) out.append(spec.fill, false);

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <charconv>
 
+#include "base/utf8.h"
 #include "text/jinja_ast.h"
 #include "text/unicode.h"
 

@@ -1,6 +1,7 @@
 // Methods of str, list, tuple, dict, and of the helper objects.
 #include <algorithm>
 
+#include "base/utf8.h"
 #include "text/jinja_interp.h"
 #include "text/unicode.h"
 
@@ -200,7 +201,7 @@ Window window(const std::string& s, const Value* start, const Value* end) {
   Window w{0, s.size()};
   const auto given = [](const Value* v) { return v && v->is_integral(); };
   if (!given(start) && !given(end)) return w;
-  const auto n = static_cast<int64_t>(num_chars(s));
+  const int64_t n = num_chars(s);
   const auto clip = [&](int64_t i) { return i < 0 ? std::max<int64_t>(0, i + n) : i; };
   const int64_t from = given(start) ? clip(start->i) : 0;
   const int64_t to = given(end) ? std::min(clip(end->i), n) : n;
@@ -341,7 +342,7 @@ Value Interpreter::string_method(const Value& self, const std::string& name, con
         w.valid ? std::string_view(bytes).substr(w.begin, w.end - w.begin) : std::string_view();
     if (name == "count") {
       if (!w.valid) return Value::integer(0);
-      if (wanted.empty()) return Value::integer(static_cast<int64_t>(num_chars(part)) + 1);
+      if (wanted.empty()) return Value::integer(num_chars(part) + 1);
       int64_t count = 0;
       for (size_t i = 0; (i = part.find(wanted, i)) != std::string_view::npos; i += wanted.size())
         ++count;
@@ -351,8 +352,7 @@ Value Interpreter::string_method(const Value& self, const std::string& name, con
                          : name[0] == 'r' ? part.rfind(wanted)
                                           : part.find(wanted);
     if (found != std::string::npos) {
-      return Value::integer(
-          static_cast<int64_t>(num_chars(std::string_view(bytes).substr(0, w.begin + found))));
+      return Value::integer(num_chars(std::string_view(bytes).substr(0, w.begin + found)));
     }
     if (name.ends_with("index")) fail("substring not found");
     return Value::integer(-1);
@@ -396,7 +396,7 @@ Value Interpreter::string_method(const Value& self, const std::string& name, con
                         : a[1]          ? string_argument(a[1])
                                         : Tagged(" ", false);
     if (num_chars(fill.str()) != 1) fail("The fill character must be exactly one character long");
-    const int64_t pad = std::max<int64_t>(0, width - static_cast<int64_t>(num_chars(bytes)));
+    const int64_t pad = std::max<int64_t>(0, width - num_chars(bytes));
     // Python's centre leans left or right depending on both parities.
     const int64_t left = name == "center" ? pad / 2 + (pad & width & 1) : name == "ljust" ? 0 : pad;
     spend(static_cast<uint64_t>(pad));

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/utf8.h"
 #include "text/jinja_interp.h"
 #include "text/unicode.h"
 
@@ -154,7 +155,7 @@ Value Interpreter::item(const Value& object, const Value& index) {
       if (!index.is_integral()) break;
       const Tagged& s = object.text();
       spend(s.size() / 64);
-      const auto n = static_cast<int64_t>(num_chars(s.str()));
+      const int64_t n = num_chars(s.str());
       const int64_t i = index.i < 0 ? index.i + n : index.i;
       if (i < 0 || i >= n) break;
       const size_t begin = char_offset(s.str(), static_cast<size_t>(i));
@@ -272,9 +273,7 @@ std::vector<Value> Interpreter::iterate(const Value& v) {
 int64_t Interpreter::length(const Value& v) {
   switch (v.kind) {
     case Kind::kUndefined: return 0;
-    case Kind::kString:
-      spend(v.text().size() / 64);
-      return static_cast<int64_t>(num_chars(v.text().str()));
+    case Kind::kString: spend(v.text().size() / 64); return num_chars(v.text().str());
     case Kind::kList:
     case Kind::kTuple: return static_cast<int64_t>(v.items().size());
     case Kind::kDict: return static_cast<int64_t>(v.as<DictObject>().entries.size());

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "base/json_text.h"
 #include "text/jinja_value.h"
 #include "text/unicode.h"
 
@@ -152,21 +153,13 @@ void append_json_string(Tagged& out, const Tagged& s, bool user, bool ensure_asc
   user = user || s.any_user();
   out.append("\"", user);
   append_escaped(out, s, [&](char32_t c, std::string_view bytes, std::string& to) {
-    switch (c) {
-      case '"': to += "\\\""; return;
-      case '\\': to += "\\\\"; return;
-      case '\n': to += "\\n"; return;
-      case '\r': to += "\\r"; return;
-      case '\t': to += "\\t"; return;
-      case '\f': to += "\\f"; return;
-      case '\b': to += "\\b"; return;
-      default: break;
-    }
-    if (c < 0x20 || (ensure_ascii && c >= 0x7F && c < 0x10000)) {
-      append_hex(to, "\\u%04x", c);
-    } else if (ensure_ascii && c >= 0x10000) {
+    if (ensure_ascii && c >= 0x10000) {
       append_hex(to, "\\u%04x", 0xD800 + ((c - 0x10000) >> 10));
       append_hex(to, "\\u%04x", 0xDC00 + ((c - 0x10000) & 0x3FF));
+    } else if (ensure_ascii && c >= 0x7F) {
+      append_hex(to, "\\u%04x", c);
+    } else if (c < 0x80) {
+      append_json_escaped(static_cast<char>(c), to, JsonControls::kShort);
     } else {
       to += bytes;
     }

@@ -3,6 +3,7 @@
 #include <cctype>
 #include <cmath>
 
+#include "base/utf8.h"
 #include "text/jinja_interp.h"
 #include "text/unicode.h"
 
@@ -154,7 +155,7 @@ bool Interpreter::text_filter(const std::string& name, const Value& v, const Arg
     const int64_t size = a[0] ? integer(*a[0], "length") : 255;
     const Tagged end = a[2] ? to_text(*a[2]) : Tagged("...", false);
     const int64_t leeway = given(a[3]) ? integer(*a[3], "leeway") : 5;
-    const auto end_size = static_cast<int64_t>(num_chars(end.str()));
+    const int64_t end_size = num_chars(end.str());
     if (size < end_size) {
       fail("expected length >= " + std::to_string(end_size) + ", got " + std::to_string(size));
     }

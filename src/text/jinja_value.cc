@@ -259,11 +259,6 @@ std::string undefined_message(const Value& v) {
   return v.object ? v.as<UndefinedObject>().message : "value is undefined";
 }
 
-size_t num_chars(std::string_view s) {
-  return static_cast<size_t>(std::count_if(
-      s.begin(), s.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
-}
-
 size_t char_offset(std::string_view s, size_t n) {
   for (size_t i = 0; i < s.size(); ++i) {
     if ((static_cast<unsigned char>(s[i]) & 0xC0) != 0x80 && n-- == 0) return i;

@@ -210,8 +210,6 @@ struct JsonStyle {
 /// json.dumps. Failure for what Python cannot serialise.
 Tagged to_json(const Value& v, const JsonStyle& style);
 
-/// Characters (code points) of valid UTF-8.
-size_t num_chars(std::string_view s);
 /// Byte offset of character `n`, or the size.
 size_t char_offset(std::string_view s, size_t n);
 

@@ -2,6 +2,8 @@
 
 #include <string_view>
 
+#include "base/json_text.h"
+
 namespace weft::text {
 namespace {
 
@@ -61,31 +63,6 @@ void append_utf8(std::string& out, uint32_t code) {
 
 bool is_json_space(char c) {
   return c == ' ' || c == '\n' || c == '\r' || c == '\t';
-}
-
-void append_json_escaped(std::string& out, char c) {
-  constexpr std::string_view kHex = "0123456789abcdef";
-  switch (c) {
-    case '"': out += "\\\""; break;
-    case '\\': out += "\\\\"; break;
-    case '\n': out += "\\n"; break;
-    case '\r': out += "\\r"; break;
-    case '\t': out += "\\t"; break;
-    default:
-      if (is_control(c)) {
-        out += "\\u00";
-        out += kHex[static_cast<unsigned char>(c) >> 4];
-        out += kHex[static_cast<unsigned char>(c) & 15];
-      } else {
-        out += c;
-      }
-  }
-}
-
-void append_json_quoted(std::string& out, const std::string& text) {
-  out += '"';
-  for (char c : text) append_json_escaped(out, c);
-  out += '"';
 }
 
 JsonStream::Step JsonStream::step(char c, std::string& out) {
@@ -259,7 +236,7 @@ void JsonStream::string_byte(char c, std::string& target) {
   } else if (c == '\\') {
     escape_ = c;
   } else if (is_control(c)) {
-    append_json_escaped(target, c);
+    append_json_escaped(c, target);
   } else {
     target += c;
   }

@@ -85,10 +85,6 @@ class JsonStringReader {
   uint32_t unit_ = 0, high_ = 0;
 };
 
-/// Appends bytes of a JSON string: quotes, backslashes and control characters escaped.
-void append_json_escaped(std::string& out, char c);
-void append_json_quoted(std::string& out, const std::string& text);
-
 bool is_json_space(char c);
 
 }  // namespace weft::text

@@ -2,6 +2,7 @@
 
 #include <span>
 
+#include "base/json_text.h"
 #include "text/json_stream.h"
 
 namespace weft::text {
@@ -205,7 +206,7 @@ void ToolCallXml::add(char c, ToolCallWriter& out) {
       return;
     }
     std::string text;
-    append_json_escaped(text, byte);
+    append_json_escaped(byte, text);
     out.append(text);
   };
   if (value_ == Value::kString && !in_string_) write_string(out);
@@ -224,7 +225,7 @@ void ToolCallXml::add(char c, ToolCallWriter& out) {
 
 void ToolCallXml::write_key(ToolCallWriter& out) {
   std::string text = keys_.size() > 1 ? ", " : "";
-  append_json_quoted(text, key_);
+  append_json_quoted(key_, text);
   text += ": ";
   out.append(text);
 }
@@ -233,7 +234,7 @@ void ToolCallXml::write_key(ToolCallWriter& out) {
 void ToolCallXml::write_string(ToolCallWriter& out) {
   write_key(out);
   std::string text = "\"";
-  for (char c : held_) append_json_escaped(text, c);
+  for (char c : held_) append_json_escaped(c, text);
   held_.clear();
   out.append(text);
   in_string_ = true;

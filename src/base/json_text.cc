@@ -1,0 +1,33 @@
+#include "base/json_text.h"
+
+namespace weft {
+
+void append_json_escaped(char c, std::string& out, JsonControls controls) {
+  static constexpr char kHex[] = "0123456789abcdef";
+  const bool with_letter = controls == JsonControls::kShort;
+  switch (c) {
+    case '"': out += "\\\""; return;
+    case '\\': out += "\\\\"; return;
+    case '\n': out += "\\n"; return;
+    case '\r': out += "\\r"; return;
+    case '\t': out += "\\t"; return;
+    default: break;
+  }
+  if (static_cast<unsigned char>(c) >= 0x20) {
+    out += c;
+  } else if (with_letter && (c == '\b' || c == '\f')) {
+    out += c == '\b' ? "\\b" : "\\f";
+  } else {
+    out += "\\u00";
+    out += kHex[c >> 4];
+    out += kHex[c & 15];
+  }
+}
+
+void append_json_quoted(std::string_view text, std::string& out, JsonControls controls) {
+  out += '"';
+  for (const char c : text) append_json_escaped(c, out, controls);
+  out += '"';
+}
+
+}  // namespace weft
