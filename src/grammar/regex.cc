@@ -1,7 +1,5 @@
 // Regular expressions (docs/structured_output.md): the whole text must match.
 
-#include <algorithm>
-
 #include "grammar/char_reader.h"
 #include "grammar/grammar.h"
 
@@ -14,19 +12,6 @@ using CodePoints = GrammarRules::CodePoints;
 const CodePoints kDigits = {{'0', '9'}};
 const CodePoints kWord = {{'0', '9'}, {'A', 'Z'}, {'_', '_'}, {'a', 'z'}};
 const CodePoints kSpace = {{'\t', '\r'}, {' ', ' '}};
-
-/// The code points outside of the ranges.
-CodePoints complement(CodePoints ranges) {
-  std::sort(ranges.begin(), ranges.end());
-  CodePoints out;
-  char32_t next = 0;
-  for (const auto& [low, high] : ranges) {
-    if (low > next) out.emplace_back(next, low - 1);
-    next = std::max<char32_t>(next, high + 1);
-  }
-  if (next <= 0x10FFFF) out.emplace_back(next, 0x10FFFF);
-  return out;
-}
 
 class RegexParser {
  public:

@@ -83,13 +83,24 @@ GrammarRules::Node GrammarRules::literal(std::string_view bytes) {
   return parts_->add({.kind = Kind::kLiteral, .bytes = std::string(bytes)});
 }
 
+GrammarRules::CodePoints complement(GrammarRules::CodePoints ranges) {
+  std::sort(ranges.begin(), ranges.end());
+  GrammarRules::CodePoints out;
+  char32_t next = 0;
+  for (const auto& [low, high] : ranges) {
+    if (low > next) out.emplace_back(next, low - 1);
+    next = std::max<char32_t>(next, high + 1);
+  }
+  if (next <= kLastCodePoint) out.emplace_back(next, kLastCodePoint);
+  return out;
+}
+
 GrammarRules::Node GrammarRules::characters(const CodePoints& ranges, bool negated) {
-  constexpr char32_t kLast = 0x10FFFF;
   CodePoints sorted = ranges;
   std::sort(sorted.begin(), sorted.end());
   CodePoints merged;
   for (auto [low, high] : sorted) {
-    high = std::min(high, kLast);
+    high = std::min(high, kLastCodePoint);
     if (low > high) continue;
     if (!merged.empty() && low <= merged.back().second + 1) {
       merged.back().second = std::max(merged.back().second, high);
@@ -97,16 +108,7 @@ GrammarRules::Node GrammarRules::characters(const CodePoints& ranges, bool negat
       merged.emplace_back(low, high);
     }
   }
-  if (negated) {
-    CodePoints outside;
-    char32_t next = 0;
-    for (const auto& [low, high] : merged) {
-      if (low > next) outside.emplace_back(next, low - 1);
-      next = high + 1;
-    }
-    if (next <= kLast) outside.emplace_back(next, kLast);
-    merged = std::move(outside);
-  }
+  if (negated) merged = complement(std::move(merged));
   CodePoints valid;  // without the surrogates
   for (const auto& [low, high] : merged) {
     if (low < 0xD800) valid.emplace_back(low, std::min<char32_t>(high, 0xD7FF));

@@ -64,4 +64,8 @@ class GrammarRules {
   std::unique_ptr<Parts> parts_;
 };
 
+constexpr char32_t kLastCodePoint = 0x10FFFF;
+/// The code points outside of the ranges, sorted and apart from each other.
+GrammarRules::CodePoints complement(GrammarRules::CodePoints ranges);
+
 }  // namespace weft

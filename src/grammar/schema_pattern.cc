@@ -15,7 +15,6 @@ using CodePoints = GrammarRules::CodePoints;
 constexpr int64_t kMaxCount = 1'000'000;  ///< in {m,n}
 constexpr int64_t kEndless = int64_t{1} << 40;
 constexpr int kMaxGroups = 64;  ///< within each other
-constexpr char32_t kLast = 0x10ffff;
 
 struct Part {
   enum class Kind { kSet, kSequence, kChoice, kRepeat, kStart, kEnd };
@@ -31,18 +30,6 @@ struct Class {
   CodePoints maybe;
 };
 
-CodePoints complement(CodePoints ranges) {
-  std::sort(ranges.begin(), ranges.end());
-  CodePoints out;
-  char32_t next = 0;
-  for (const auto& [first, last] : ranges) {
-    if (first > next) out.emplace_back(next, first - 1);
-    next = std::max<char32_t>(next, last + 1);
-  }
-  if (next <= kLast) out.emplace_back(next, kLast);
-  return out;
-}
-
 void append(CodePoints& to, const CodePoints& from) {
   to.insert(to.end(), from.begin(), from.end());
 }
@@ -56,12 +43,13 @@ Class negated(const Class& c) {
 Class named_class(char32_t name) {
   if (name == 'd') {
     // Python's other decimal digits all lie within these ranges.
-    return {{{'0', '9'}}, {{'0', '9'}, {0x660, 0x1c59}, {0xa620, 0xabff}, {0xf900, kLast}}};
+    return {{{'0', '9'}},
+            {{'0', '9'}, {0x660, 0x1c59}, {0xa620, 0xabff}, {0xf900, kLastCodePoint}}};
   }
   if (name == 'w') {
     const CodePoints word = {{'0', '9'}, {'A', 'Z'}, {'_', '_'}, {'a', 'z'}};
     CodePoints maybe = word;
-    maybe.emplace_back(0x80, kLast);
+    maybe.emplace_back(0x80, kLastCodePoint);
     return {word, maybe};
   }
   const CodePoints space = {{'\t', '\r'}, {' ', ' '}};
@@ -372,7 +360,7 @@ class Writer {
 
  private:
   static Part anything() {
-    Part set{.kind = Part::Kind::kSet, .set = {{0, kLast}}};
+    Part set{.kind = Part::Kind::kSet, .set = {{0, kLastCodePoint}}};
     Part repeated{.kind = Part::Kind::kRepeat, .min = 0, .max = -1};
     repeated.parts.push_back(std::move(set));
     return repeated;
@@ -448,7 +436,7 @@ class Writer {
     std::vector<Node> nodes;
     switch (part.kind) {
       case Part::Kind::kSet: {
-        const bool all = part.set == CodePoints{{0, kLast}};
+        const bool all = part.set == CodePoints{{0, kLastCodePoint}};
         return all ? text_.plain_char(use_.form) : text_.character(part.set, false, use_.form);
       }
       case Part::Kind::kRepeat: return kit_.times(write(part.parts[0]), part.min, part.max);
