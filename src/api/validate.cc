@@ -70,6 +70,13 @@ Result<void> check_stops(const std::vector<std::string>& stop) {
   return {};
 }
 
+/// Clients know OpenAI's code, shorten and try again.
+Error too_long(std::string message) {
+  Error out = invalid_argument(std::move(message));
+  out.code = "context_length_exceeded";
+  return out;
+}
+
 Result<void> set_lengths(const SamplingRequest& request, const ModelLimits& limits,
                          int64_t prompt_len, SamplingParams& out) {
   if (prompt_len < 1) return invalid_argument("prompt: it has no tokens; at least 1 is needed");
@@ -77,15 +84,15 @@ Result<void> set_lengths(const SamplingRequest& request, const ModelLimits& limi
   if (room < 1) {
     const std::string asked =
         request.max_tokens ? std::to_string(*request.max_tokens) : "at least 1";
-    return invalid_argument("prompt: its " + std::to_string(prompt_len) +
-                            " tokens leave no room for max_tokens " + asked +
-                            " within max_model_len " + std::to_string(limits.max_model_len));
+    return too_long("prompt: its " + std::to_string(prompt_len) +
+                    " tokens leave no room for max_tokens " + asked + " within max_model_len " +
+                    std::to_string(limits.max_model_len));
   }
   if (request.max_tokens && *request.max_tokens > room) {
-    return invalid_argument("max_tokens: " + std::to_string(*request.max_tokens) + " and " +
-                            std::to_string(prompt_len) + " prompt tokens exceed max_model_len " +
-                            std::to_string(limits.max_model_len) + "; at most " +
-                            std::to_string(room) + " can be generated");
+    return too_long("max_tokens: " + std::to_string(*request.max_tokens) + " and " +
+                    std::to_string(prompt_len) + " prompt tokens exceed max_model_len " +
+                    std::to_string(limits.max_model_len) + "; at most " + std::to_string(room) +
+                    " can be generated");
   }
   out.max_tokens = TRY(integer_in("max_tokens", request.max_tokens.value_or(room), 1, room));
   out.min_tokens = TRY(integer_in("min_tokens", request.min_tokens, 0, out.max_tokens));

@@ -16,6 +16,16 @@ Result<SamplingParams> validate(const SamplingRequest& request,
   return validate_sampling(request, defaults, kLimits, /*prompt_len=*/10, /*default_seed=*/7);
 }
 
+TEST(ValidateSampling, WhatDoesNotFitHasTheCodeClientsLookFor) {
+  SamplingRequest request;
+  request.max_tokens = 55;  // beside 10 of a prompt, of 64
+  EXPECT_EQ(validate(request).error().code, "context_length_exceeded");
+  const auto full = validate_sampling({}, {}, kLimits, /*prompt_len=*/64, /*default_seed=*/7);
+  EXPECT_EQ(full.error().code, "context_length_exceeded");
+  request.max_tokens = 0;
+  EXPECT_EQ(validate(request).error().code, "");
+}
+
 TEST(ValidateSampling, FallsBackToTheCheckpointThenToTheDefaults) {
   SamplingRequest request;
   const SamplingParams plain = validate(request).value();

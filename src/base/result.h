@@ -2,6 +2,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 
@@ -23,6 +24,7 @@ enum class ErrorKind {
 struct Error {
   ErrorKind kind = ErrorKind::kInvalidArgument;
   std::string message;
+  std::string_view code = {};  ///< a literal that programs look for, where the kind says too little
 };
 
 inline Error invalid_argument(std::string m) {

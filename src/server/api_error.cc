@@ -58,16 +58,13 @@ std::string field_of(const std::string& message) {
 }  // namespace
 
 ApiError to_api_error(const Error& error) {
-  ApiError out{.message = error.message, .param = field_of(error.message)};
+  ApiError out{
+      .message = error.message, .param = field_of(error.message), .code = std::string(error.code)};
   switch (error.kind) {
     case ErrorKind::kInvalidArgument:
     case ErrorKind::kUnsupported:
       out.status = 400;
       out.type = "invalid_request_error";
-      // OpenAI's code for what validate_sampling() says of lengths; clients shorten and try again.
-      if (error.message.find(" max_model_len ") != std::string::npos) {
-        out.code = "context_length_exceeded";
-      }
       break;
     case ErrorKind::kNotFound:
       out.status = 404;

@@ -16,6 +16,11 @@ TEST(ApiError, MapsKindsToStatusAndType) {
   const Case cases[] = {
       {invalid_argument("top_p: 2 is not in (0, 1]"), 400, "invalid_request_error", "top_p", ""},
       {unsupported("suffix: it is not supported"), 400, "invalid_request_error", "suffix", ""},
+      {{.message = "prompt: too long", .code = "context_length_exceeded"},
+       400,
+       "invalid_request_error",
+       "prompt",
+       "context_length_exceeded"},
       {invalid_argument("body: it is empty"), 400, "invalid_request_error", "", ""},
       {invalid_argument("messages[3].tool_calls[0].id: bad"), 400, "invalid_request_error",
        "messages[3].tool_calls[0].id", ""},
