@@ -82,8 +82,7 @@ void GenerationJob::start() {
     const Result<SeqId> seq =
         context_.engine->submit(std::move(prepared_.sequences[i]), *choice->sink);
     if (!seq) {
-      fail(seq.error().kind == ErrorKind::kExhausted ? overloaded(seq.error().message, 1)
-                                                     : to_api_error(seq.error()));
+      fail(to_api_error(seq.error()));
       return;
     }
     choice->seq = *seq;
