@@ -58,6 +58,22 @@ std::string find_path(const CommandInfo& root, const std::string& loop) {
   return out;
 }
 
+/// The arms of `case "$where $prev"`: what may follow a flag that takes a value; `complete` writes
+/// what an arm does.
+std::string value_arms(const CommandInfo& root,
+                       const std::function<std::string(const FlagInfo&)>& complete) {
+  std::string out;
+  walk(root, "weft", [&](const CommandInfo& command, const std::string& path) {
+    for (const FlagInfo& flag : command.flags) {
+      if (!flag.takes_value) continue;
+      std::vector<std::string> patterns;
+      for (const std::string& name : flag.names) patterns.push_back(quoted(path + " " + name));
+      out += "    " + joined(patterns, "|") + ") " + complete(flag) + "; return ;;\n";
+    }
+  });
+  return out;
+}
+
 std::string bash_script(const CommandInfo& root) {
   std::string out =
       "# bash completion of weft: source <(weft completion bash)\n"
@@ -66,19 +82,9 @@ std::string bash_script(const CommandInfo& root) {
       "  COMPREPLY=()\n";
   out += find_path(root, "for word in \"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do");
   out += "  case \"$where $prev\" in\n";
-  walk(root, "weft", [&out](const CommandInfo& command, const std::string& path) {
-    for (const FlagInfo& flag : command.flags) {
-      if (!flag.takes_value) continue;
-      std::vector<std::string> patterns;
-      for (const std::string& name : flag.names) patterns.push_back(quoted(path + " " + name));
-      out += "    " + joined(patterns, "|") + ") ";
-      if (flag.choices.empty()) {
-        out += "return ;;\n";  // a value of its own: files are the default
-      } else {
-        out += "COMPREPLY=($(compgen -W " + quoted(joined(flag.choices)) +
-               " -- \"$cur\")); return ;;\n";
-      }
-    }
+  out += value_arms(root, [](const FlagInfo& flag) -> std::string {
+    if (flag.choices.empty()) return ":";  // a value of its own: files are the default
+    return "COMPREPLY=($(compgen -W " + quoted(joined(flag.choices)) + " -- \"$cur\"))";
   });
   out += "  esac\n  case $where in\n";
   walk(root, "weft", [&out](const CommandInfo& command, const std::string& path) {
@@ -112,15 +118,8 @@ std::string zsh_script(const CommandInfo& root) {
       "  local -a flags commands\n";
   out += find_path(root, "for word in \"${words[@]:1:$((CURRENT-2))}\"; do");
   out += "  case \"$where $prev\" in\n";
-  walk(root, "weft", [&out](const CommandInfo& command, const std::string& path) {
-    for (const FlagInfo& flag : command.flags) {
-      if (!flag.takes_value) continue;
-      std::vector<std::string> patterns;
-      for (const std::string& name : flag.names) patterns.push_back(quoted(path + " " + name));
-      out += "    " + joined(patterns, "|") + ") ";
-      out += flag.choices.empty() ? "_files; return ;;\n"
-                                  : "compadd -- " + joined(flag.choices) + "; return ;;\n";
-    }
+  out += value_arms(root, [](const FlagInfo& flag) -> std::string {
+    return flag.choices.empty() ? "_files" : "compadd -- " + joined(flag.choices);
   });
   out += "  esac\n  case $where in\n";
   walk(root, "weft", [&out](const CommandInfo& command, const std::string& path) {

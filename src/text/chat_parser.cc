@@ -109,6 +109,7 @@ struct ChatParser::Parts {
   void begin_content() { state = is_llama() ? State::kLlama : State::kContent; }
   void at_start(char c);
   void thought(char c);
+  void no_tag(char c, void (Parts::*add)(char));
   void thought_byte(char c);
   void content(char c);
   void content_byte(char c);
@@ -222,14 +223,19 @@ void ChatParser::Parts::thought(char c) {
       return;
     case TagMatcher::Step::kNo: break;
   }
-  if (!tag.empty()) {
-    const std::string_view taken = tag.taken();
-    tag.reset();
-    for (char t : taken) thought_byte(t);
-    step(c);
+  no_tag(c, &Parts::thought_byte);
+}
+
+/// `c` ends what might have become a tag, or nothing was begun: that is text for `add`.
+void ChatParser::Parts::no_tag(char c, void (Parts::*add)(char)) {
+  if (tag.empty()) {
+    (this->*add)(c);
     return;
   }
-  thought_byte(c);
+  const std::string_view taken = tag.taken();
+  tag.reset();
+  for (char t : taken) (this->*add)(t);
+  step(c);
 }
 
 void ChatParser::Parts::thought_byte(char c) {
@@ -262,14 +268,7 @@ void ChatParser::Parts::content(char c) {
       return;
     case TagMatcher::Step::kNo: break;
   }
-  if (!tag.empty()) {
-    const std::string_view taken = tag.taken();
-    tag.reset();
-    for (char t : taken) content_byte(t);
-    step(c);
-    return;
-  }
-  content_byte(c);
+  no_tag(c, &Parts::content_byte);
 }
 
 /// The tag that opens a block is complete.
