@@ -18,13 +18,15 @@ struct CacheConfig {
   int num_slots = 0;      ///< recurrent-state slots; 0: the model has no recurrent state
   int boundary = 64;      ///< states exist, and prefixes are reused, only at multiples of this
   uint64_t hash_key = 0;  ///< random per process
+  int hash_bits = 128;    ///< fewer: blocks collide, for tests
 };
 
 /// Tokens of one sequence with the chained hashes of their full blocks: hashes[0] is the root of
-/// its scope, hashes[i + 1] that of block i.
+/// its scope, hashes[i + 1] that of block i. `blocks` are those that the sequence holds.
 struct PrefixView {
   std::span<const int32_t> tokens;
   std::span<const Hash128> hashes;
+  std::span<const BlockId> blocks = {};
 };
 
 /// What the cache holds of a prefix. Nothing is referenced yet.
@@ -73,8 +75,10 @@ class PrefixCache {
   void take_over(SlotId slot);
 
   /// Registers block `block_index` of this prefix, held in `block` and computed without error.
-  /// False when the same content is cached already in another block.
-  bool register_block(const PrefixView& prefix, int block_index, BlockId block);
+  /// False when the same content is cached already in another block, or when what comes before it
+  /// is not. `twin`: the caller keeps it from the block before to the next; names the cached block
+  /// of the same content where the sequence has one of its own.
+  bool register_block(const PrefixView& prefix, int block_index, BlockId block, uint64_t& twin);
   /// Makes the held slot `slot` the checkpoint behind `position` tokens (a multiple of the
   /// boundary). False when there is one already, or the block before it is not cached.
   bool register_checkpoint(const PrefixView& prefix, int64_t position, SlotId slot,
@@ -84,6 +88,9 @@ class PrefixCache {
 
  private:
   BlockKey key(const PrefixView& prefix, int block_index) const;
+  BlockId find_behind(const PrefixView& prefix, int block_index, uint64_t before) const;
+  BlockId find_exact(const PrefixView& prefix, int block_index) const;
+  void forget(BlockId block);
   SlotId take(const StatePool::Allocation& got);
 
   const CacheConfig config_;

@@ -6,9 +6,18 @@
 
 namespace weft {
 
-PrefixIndex::PrefixIndex(uint64_t key, int num_blocks, int block_size)
+namespace {
+
+uint64_t low_bits(int n) {
+  return n <= 0 ? 0 : n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
+}
+
+}  // namespace
+
+PrefixIndex::PrefixIndex(uint64_t key, int num_blocks, int block_size, int hash_bits)
     : key_(key),
       block_size_(block_size),
+      kept_{.lo = low_bits(hash_bits), .hi = low_bits(hash_bits - 64)},
       entries_(static_cast<size_t>(num_blocks)),
       tokens_(static_cast<size_t>(num_blocks) * static_cast<size_t>(block_size)) {
   CHECK(block_size > 0);
@@ -24,7 +33,8 @@ Hash128 PrefixIndex::block_hash(Hash128 parent, std::span<const int32_t> tokens,
   if (!(extra == Hash128{})) {
     parent = chain_hash(key_, parent, std::as_bytes(std::span<const Hash128>(&extra, 1)));
   }
-  return chain_hash(key_, parent, std::as_bytes(tokens));
+  const Hash128 hash = chain_hash(key_, parent, std::as_bytes(tokens));
+  return {.lo = hash.lo & kept_.lo, .hi = hash.hi & kept_.hi};
 }
 
 PrefixIndex::Entry& PrefixIndex::entry(BlockId block) {
@@ -52,19 +62,29 @@ BlockId PrefixIndex::find(const BlockKey& key) const {
   return it->second;
 }
 
-bool PrefixIndex::insert(const BlockKey& key, BlockId block) {
+BlockId PrefixIndex::holder(Hash128 hash) const {
+  const auto it = by_hash_.find(hash);
+  return it == by_hash_.end() ? BlockId{} : it->second;
+}
+
+bool PrefixIndex::insert(const BlockKey& key, BlockId block, uint64_t parent_serial) {
   CHECK(key.tokens.size() == static_cast<size_t>(block_size_), "only full blocks are registered");
   Entry& e = entry(block);
-  CHECK(!e.registered);
+  CHECK(e.serial == 0);
   if (!by_hash_.try_emplace(key.hash, block).second) return false;
-  e = {.hash = key.hash, .parent = key.parent, .extra = key.extra, .state = {}, .registered = true};
+  e = {.hash = key.hash,
+       .parent = key.parent,
+       .extra = key.extra,
+       .state = {},
+       .serial = ++last_serial_,
+       .parent_serial = parent_serial};
   std::copy(key.tokens.begin(), key.tokens.end(), stored_tokens(block).begin());
   return true;
 }
 
 SlotId PrefixIndex::erase(BlockId block) {
   Entry& e = entry(block);
-  CHECK(e.registered);
+  CHECK(e.serial != 0);
   by_hash_.erase(e.hash);
   const SlotId state = e.state;
   e = Entry{};
@@ -73,7 +93,7 @@ SlotId PrefixIndex::erase(BlockId block) {
 
 void PrefixIndex::attach_state(BlockId block, SlotId slot) {
   Entry& e = entry(block);
-  CHECK(e.registered && !e.state.valid() && slot.valid());
+  CHECK(e.serial != 0 && !e.state.valid() && slot.valid());
   e.state = slot;
 }
 

@@ -20,13 +20,15 @@ struct BlockKey {
 };
 
 /// Finds cached KV blocks by content. Hashes are chained, so a block is found only behind the
-/// prefix it was computed after, and keyed by a per-process secret and the request's cache salt;
-/// a hit also compares the stored token ids, so equal hashes alone never share a block.
+/// prefix it was computed after, and keyed by a per-process secret and the request's cache salt.
+/// Hashes are only where to look: a hit also compares the stored token ids, and PrefixCache the
+/// serials of the blocks before it, so that equal hashes never share a block.
 /// A recurrent-state checkpoint hangs on the block whose end it describes.
 class PrefixIndex {
  public:
-  /// `key` is random per process. Stores num_blocks * block_size token ids.
-  PrefixIndex(uint64_t key, int num_blocks, int block_size);
+  /// `key` is random per process. Stores num_blocks * block_size token ids. `hash_bits`: what is
+  /// kept of a block's hash; fewer than all make collisions, for tests.
+  PrefixIndex(uint64_t key, int num_blocks, int block_size, int hash_bits = 128);
 
   /// The hash that block 0 of a prompt of this scope is chained from.
   Hash128 root(std::string_view cache_salt) const;
@@ -34,13 +36,19 @@ class PrefixIndex {
 
   /// The block that holds exactly this content; invalid when there is none.
   BlockId find(const BlockKey& key) const;
-  /// Registers `block`, which is not registered yet. False when the hash is taken already (the
-  /// same content in another block, or a collision): the block then stays unregistered.
-  bool insert(const BlockKey& key, BlockId block);
+  /// The block that has this hash, whatever its content; invalid when there is none.
+  BlockId holder(Hash128 hash) const;
+  /// Registers `block`, which is not registered yet, behind the registration `parent_serial` (0:
+  /// it is the first of a prompt). False when the hash is taken already (the same content in
+  /// another block, or a collision): the block then stays unregistered.
+  bool insert(const BlockKey& key, BlockId block, uint64_t parent_serial = 0);
   /// Forgets a registered block; returns the checkpoint that hung on it (invalid: none).
   SlotId erase(BlockId block);
 
-  bool contains(BlockId block) const { return entry(block).registered; }
+  bool contains(BlockId block) const { return entry(block).serial != 0; }
+  /// Names this registration of a block, with everything before it; never used again. 0: none.
+  uint64_t serial(BlockId block) const { return entry(block).serial; }
+  uint64_t parent_serial(BlockId block) const { return entry(block).parent_serial; }
   SlotId state(BlockId block) const { return entry(block).state; }
   void attach_state(BlockId block, SlotId slot);
   void detach_state(BlockId block);
@@ -50,7 +58,7 @@ class PrefixIndex {
   struct Entry {
     Hash128 hash, parent, extra;
     SlotId state;
-    bool registered = false;
+    uint64_t serial = 0, parent_serial = 0;
   };
   Entry& entry(BlockId block);
   const Entry& entry(BlockId block) const;
@@ -58,6 +66,8 @@ class PrefixIndex {
 
   const uint64_t key_;
   const int block_size_;
+  const Hash128 kept_;  // bits of a block's hash
+  uint64_t last_serial_ = 0;
   std::vector<Entry> entries_;
   std::vector<int32_t> tokens_;
   std::unordered_map<Hash128, BlockId, Hash128Hasher> by_hash_;

@@ -28,7 +28,8 @@ CacheConfig cache_config(const SchedulerConfig& c) {
           .num_blocks = c.num_blocks,
           .num_slots = c.num_state_slots,
           .boundary = std::max(c.block_size, kChunk),
-          .hash_key = c.hash_key};
+          .hash_key = c.hash_key,
+          .hash_bits = c.hash_bits};
 }
 
 }  // namespace

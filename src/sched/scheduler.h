@@ -29,6 +29,7 @@ struct SchedulerConfig {
   int dense_checkpoints = 64;    ///< extra ones a prompt may take from idle slots; 0: none
   bool overlap = true;           ///< a step is planned while the one before is in flight
   uint64_t hash_key = 0;         ///< random per process: keys the prefix index
+  int hash_bits = 128;           ///< fewer: blocks of the prefix index collide, for tests
 };
 
 struct SchedulerStats {

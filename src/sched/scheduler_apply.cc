@@ -47,7 +47,7 @@ void Scheduler::register_slice(const Planned& slice) {
   for (; int64_t{seq.num_registered + 1} * config_.block_size <= limit; ++seq.num_registered) {
     // When another block has the content already, this one stays private.
     const auto index = static_cast<size_t>(seq.num_registered);
-    cache_.register_block(seq.prefix(), seq.num_registered, seq.blocks[index]);
+    cache_.register_block(seq.prefix(), seq.num_registered, seq.blocks[index], seq.twin);
   }
 }
 

@@ -173,6 +173,7 @@ void Scheduler::hold_prefix(Sequence& seq, const PrefixHit& hit) {
     }
   }
   seq.num_registered = hit.blocks;
+  seq.twin = 0;
   if (hit.state.valid()) {
     cache_.ref_slot(hit.state);
     ++slot_refs_;

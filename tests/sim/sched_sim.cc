@@ -174,6 +174,7 @@ Episode::Episode(uint64_t seed, int64_t audit_every, int64_t* events)
   config_.dense_checkpoints = r.pick({0, 0, 2, 64});
   config_.overlap = !r.one_in(3);
   config_.hash_key = r.next();
+  config_.hash_bits = r.pick({128, 128, 128, 1, 3, 6});
   device_ = {.block_size = config_.block_size,
              .num_blocks = config_.num_blocks,
              .num_state_slots = config_.num_state_slots,
