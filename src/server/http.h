@@ -16,9 +16,13 @@ namespace weft {
 
 /// One request, complete and checked: HTTP/1.1 (RFC 9112), strict.
 struct HttpRequest {
+  static constexpr std::string_view kEncodedSlash = "%2F";
+
   std::string method;  ///< upper case
-  std::string path;    ///< from the request line alone, percent-decoded, "/" first, no query
-  std::string query;   ///< after '?', as it came
+  /// From the request line alone, "/" first, no query; percent-decoded but for encoded slashes,
+  /// which stand as kEncodedSlash: they belong to a name and separate nothing.
+  std::string path;
+  std::string query;                                         ///< after '?', as it came
   std::vector<std::pair<std::string, std::string>> headers;  ///< names in lower case
   std::string body;
   std::string peer;  ///< address of the client, for logs

@@ -15,6 +15,7 @@ constexpr size_t kMaxChunkDigits = 8;
 constexpr size_t kMaxTrailerBytes = 4 << 10;
 constexpr int kMaxTrailers = 32;
 constexpr size_t kMaxMethod = 16;
+constexpr std::string_view kEncodedSlash = HttpRequest::kEncodedSlash;
 
 enum CharClass : uint8_t { kToken = 1, kVisible = 2, kHost = 4, kPath = 8 };
 
@@ -97,10 +98,14 @@ Result<std::string> decode_path(std::string_view raw) {
       const int low = i + 2 < raw.size() ? hex_digit(raw[i + 2]) : -1;
       if (high < 0 || low < 0) return invalid_argument("path: '%' without two hex digits");
       c = static_cast<char>(high * 16 + low);
-      if (c == '/' || c == '\\' || c == ';' || static_cast<uint8_t>(c) < 0x20 || c == 0x7f) {
-        return invalid_argument("path: an encoded slash, backslash, semicolon or control byte");
+      if (c == '\\' || c == ';' || static_cast<uint8_t>(c) < 0x20 || c == 0x7f) {
+        return invalid_argument("path: an encoded backslash, semicolon or control byte");
       }
       i += 2;
+      if (c == '/') {  // part of a name, never a separator
+        path += kEncodedSlash;
+        continue;
+      }
     }
     path += c;
   }
@@ -126,12 +131,14 @@ Result<std::pair<std::string, std::string>> parse_http_target(std::string_view t
   const size_t mark = target.find('?');
   std::string path = TRY(decode_path(target.substr(0, mark)));
   if (!valid_utf8(path)) return invalid_argument("path: not UTF-8");
+  // Encoded slashes separate here too: others may read them so.
   for (size_t begin = 1; begin <= path.size();) {
-    const size_t end = std::min(path.find('/', begin), path.size());
+    const size_t slash = path.find('/', begin), encoded = path.find(kEncodedSlash, begin);
+    const size_t end = std::min({slash, encoded, path.size()});
     const std::string_view segment = std::string_view(path).substr(begin, end - begin);
     if (segment == "." || segment == "..") return invalid_argument("path: a dot segment");
     if (segment.empty() && end < path.size()) return invalid_argument("path: an empty segment");
-    begin = end + 1;
+    begin = end + (encoded < slash ? kEncodedSlash.size() : 1);
   }
   std::string query(mark == target.npos ? std::string_view() : target.substr(mark + 1));
   return std::pair(std::move(path), std::move(query));

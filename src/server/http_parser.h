@@ -107,8 +107,9 @@ class HttpParser {
   size_t chunk_overhead_ = 0;  // bytes of the chunk framing
 };
 
-/// The path and query of a request target in origin form, the path percent-decoded once. Refuses
-/// whatever two readers could take for two different paths (kInvalidArgument).
+/// The path and query of a request target in origin form, the path as
+/// HttpRequest::path. Refuses whatever two readers could take for two different paths
+/// (kInvalidArgument).
 Result<std::pair<std::string, std::string>> parse_http_target(std::string_view target);
 
 }  // namespace weft

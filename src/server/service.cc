@@ -315,7 +315,11 @@ std::string Service::model_json(const std::string& name) const {
 }
 
 void Service::get_model(const std::shared_ptr<Call>& call) {
-  const std::string name = call->path.substr(std::string_view("/v1/models/").size());
+  constexpr std::string_view kSlash = HttpRequest::kEncodedSlash;
+  std::string name = call->path.substr(std::string_view("/v1/models/").size());
+  for (size_t at = 0; (at = name.find(kSlash, at)) != std::string::npos; ++at) {
+    name.replace(at, kSlash.size(), "/");
+  }
   if (!model_) {
     answer(call, not_ready("the model is loading"));
   } else if (!knows_model(name)) {
