@@ -1,6 +1,5 @@
 // weft bench serve: load for any OpenAI server, measured as `vllm bench serve` measures it.
 
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -16,6 +15,7 @@
 #include "app/bench_serve_data.h"
 #include "app/bench_serve_report.h"
 #include "app/cli.h"
+#include "app/descriptor_limit.h"
 #include "app/model_location.h"
 
 namespace weft {
@@ -52,14 +52,6 @@ class ProgressLine {
   const Clock::time_point started_ = Clock::now();
   Clock::time_point drawn_{};
 };
-
-/// Thousands of connections need as many descriptors as the hard limit allows.
-void raise_descriptor_limit() {
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
-}
 
 bool is_chat(const BenchServeOptions& o) {
   return o.backend == "openai-chat";

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "app/cli.h"
+#include "app/descriptor_limit.h"
 #include "app/fake_engine.h"
 #include "app/heap_trim.h"
 #include "app/local_engine.h"
@@ -279,6 +280,7 @@ void Server::drain(Signals& signals) {
 
 Result<int> serve(const ServeOptions& options) {
   set_log_level(options.log_level);
+  raise_descriptor_limit();
   Signals signals;
   Server server(options);
   TRY(server.open());

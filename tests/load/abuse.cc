@@ -193,7 +193,7 @@ void connect_storm(WeftServer& server, const Settings& settings, Report& report)
 
 /// The server runs out of descriptors: it must not spin, and must come back.
 void no_descriptors(const Settings& settings, Report& report) {
-  WeftServer server(settings.weft, {"--device", "fake"}, /*descriptor_limit=*/256);
+  WeftServer server(settings.weft, {"--device", "fake"}, {.soft = 256, .hard = 256});
   Loop loop(server.port());
   Connections all;
   for (int i = 0; i < 600; ++i) {

@@ -57,7 +57,7 @@ const std::string& scratch_directory() {
 }
 
 Process::Process(const std::vector<std::string>& words, const std::string& log_path,
-                 uint64_t descriptor_limit)
+                 DescriptorLimits descriptors)
     : log_path_(log_path) {
   const int log = ::open(log_path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   CHECK(log >= 0, log_path);
@@ -70,10 +70,11 @@ Process::Process(const std::vector<std::string>& words, const std::string& log_p
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     dup2(log, STDOUT_FILENO);
     dup2(log, STDERR_FILENO);
-    if (descriptor_limit > 0) {
-      const rlimit limit{descriptor_limit, descriptor_limit};
-      setrlimit(RLIMIT_NOFILE, &limit);
-    }
+    rlimit limit{};
+    getrlimit(RLIMIT_NOFILE, &limit);
+    if (descriptors.hard > 0) limit.rlim_max = descriptors.hard;
+    if (descriptors.soft > 0) limit.rlim_cur = descriptors.soft;
+    setrlimit(RLIMIT_NOFILE, &limit);
     execvp(raw[0], raw.data());
     _exit(127);
   }
@@ -139,12 +140,12 @@ double Process::cpu_seconds() const {
 }
 
 WeftServer::WeftServer(const std::string& weft, const std::vector<std::string>& arguments,
-                       uint64_t descriptor_limit) {
+                       DescriptorLimits descriptors) {
   static int number = 0;
   std::vector<std::string> words = {weft, "serve", "--port", "0"};
   words.insert(words.end(), arguments.begin(), arguments.end());
   const std::string log = scratch_directory() + "/serve_" + std::to_string(number++) + ".log";
-  process_ = Process(words, log, descriptor_limit);
+  process_ = Process(words, log, descriptors);
   const Clock::time_point end = Clock::now() + std::chrono::seconds(60);
   while (process_.log().find("startup complete") == std::string::npos) {
     CHECK(Clock::now() < end && !process_.wait(milliseconds(10)),

@@ -11,13 +11,17 @@
 
 namespace weft::load {
 
+/// Limits on open files for a child; 0: as ours.
+struct DescriptorLimits {
+  uint64_t soft = 0, hard = 0;
+};
+
 /// A program as a child, its output in a file.
 class Process {
  public:
   Process() = default;
-  /// `descriptor_limit` 0: as ours.
   Process(const std::vector<std::string>& words, const std::string& log_path,
-          uint64_t descriptor_limit = 0);
+          DescriptorLimits descriptors = {});
   Process(Process&& other) noexcept;
   Process& operator=(Process&& other) noexcept;
   ~Process();  ///< kills it, if it still runs
@@ -43,7 +47,7 @@ class WeftServer {
  public:
   /// CHECKs that it becomes ready within a minute.
   WeftServer(const std::string& weft, const std::vector<std::string>& arguments,
-             uint64_t descriptor_limit = 0);
+             DescriptorLimits descriptors = {});
   uint16_t port() const { return port_; }
   Process& process() { return process_; }
 

@@ -115,8 +115,11 @@ Punctuality measure(Streams& streams, Clock::time_point begin, Clock::time_point
 void run_streams(const Settings& settings, Report& report) {
   const int n = 2000, deaf = 1000;
   const int seconds = settings.full ? 60 : 4;  // of each of the two measured stretches
-  WeftServer server(settings.weft, {"--device", "fake", "--fake-tokens-per-second", "10",
-                                    "--max-num-seqs", "4096"});
+  // A usual shell's soft limit on open files, which the server raises itself.
+  WeftServer server(
+      settings.weft,
+      {"--device", "fake", "--fake-tokens-per-second", "10", "--max-num-seqs", "4096"},
+      {.soft = 1024});
   Loop loop(server.port());
   ask(loop, request_text("/v1/completions", R"({"prompt": "warm", "max_tokens": 2})"));
   const auto before = static_cast<double>(server.process().resident_bytes());
