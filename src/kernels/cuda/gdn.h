@@ -1,0 +1,109 @@
+#pragma once
+
+// Shared by the kernels of the gated delta rule (gdn*.cu): the arguments as kernels take them, and
+// what all of them compute of a token. docs/kernels/gated_delta.md
+
+#include <cuda_bf16.h>
+
+#include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/cuda_ops.h"
+
+namespace weft::cuda {
+
+/// GdnArgs with raw pointers and strides in elements.
+struct GdnView {
+  const __nv_bfloat16* qkv;  // [T, C]
+  const float *a, *b;        // [T, HV]
+  const float* conv;         // [C, W]
+  const float *a_log, *dt_bias;
+  float* windows;  // [slots, W-1, C]
+  float* states;   // [slots, HV, V, K]
+  __nv_bfloat16* out;
+  const int32_t *cu_q, *read_slot, *write_slot, *chains;
+  int64_t qkv_row, a_row, b_row, conv_row, window_slot, window_row, state_slot, state_head, out_row,
+      out_head;
+  int key_heads, value_heads, key_dim, value_dim, width;
+  int first_chain;  // blocks count chains from here
+  int num_slots;
+
+  __device__ int group() const { return value_heads / key_heads; }
+  __device__ int k_channel(int hk) const { return (key_heads + hk) * key_dim; }
+  __device__ int v_channel(int hv) const { return 2 * key_heads * key_dim + hv * value_dim; }
+};
+
+GdnView gdn_view(const GdnArgs& args);
+
+/// Chains [first, first + count) token by token, in the order of their segments; any shape.
+void gdn_recurrent(Stream& stream, const GdnArgs& args, int first, int count);
+/// The same for the shapes of released models; false if the shape is none of them.
+bool gdn_decode(Stream& stream, const GdnArgs& args, int first, int count);
+
+#ifdef __CUDACC__
+
+constexpr float kGdnL2Eps = 1e-6f;
+
+/// x sigmoid(x). exp and the quotient by the special-function unit: about 4 ulp.
+__device__ __forceinline__ float gdn_silu(float x) {
+  return __fdividef(x, 1.0f + __expf(-x));
+}
+
+/// Log-decay -exp(a_log) softplus(a + dt_bias), <= 0.
+__device__ __forceinline__ float gdn_log_decay(float a, float a_log, float dt_bias) {
+  const float x = a + dt_bias;
+  return -expf(a_log) * (x > 20.0f ? x : log1pf(expf(x)));
+}
+
+__device__ __forceinline__ float gdn_beta(float b) {
+  return 1.0f / (1.0f + expf(-b));
+}
+
+/// Where the convolution's input before a segment comes from: rows of the step from `begin` on,
+/// before them the window in `slot` (-1: zeros). A segment that reads the slot that its predecessor
+/// in the chain writes continues its rows.
+struct GdnHistory {
+  int begin, slot;
+};
+__device__ __forceinline__ GdnHistory gdn_history(const GdnView& p, int segment, int first) {
+  int s = segment;
+  while (s > first && p.read_slot[s] >= 0 && p.read_slot[s] == p.write_slot[s - 1]) --s;
+  return {p.cu_q[s], p.read_slot[s]};
+}
+/// Input of channel c at row t >= history.begin - (W - 1).
+__device__ __forceinline__ float gdn_input(const GdnView& p, const GdnHistory& history, int t,
+                                           int c) {
+  if (t >= history.begin) return __bfloat162float(p.qkv[int64_t{t} * p.qkv_row + c]);
+  if (history.slot < 0) return 0.0f;
+  return p.windows[history.slot * p.window_slot +
+                   int64_t{p.width - 1 + t - history.begin} * p.window_row + c];
+}
+
+/// Writes the windows of channel c for all segments of a chain, in order, by one thread, after
+/// everything that reads the chain's windows.
+__device__ inline void gdn_store_windows(const GdnView& p, int first, int last, int c) {
+  constexpr int kMaxWidth = 8;
+  const int rows = p.width - 1;
+  float window[kMaxWidth];  // before row `begin`
+  int begin = 0;
+  for (int s = first; s < last; ++s) {
+    const int read = p.read_slot[s], write = p.write_slot[s];
+    if (s == first || read < 0 || read != p.write_slot[s - 1]) {
+      begin = p.cu_q[s];
+      for (int i = 0; i < rows; ++i) {
+        window[i] =
+            read < 0 ? 0.0f : p.windows[read * p.window_slot + int64_t{i} * p.window_row + c];
+      }
+    }
+    if (write < 0) continue;
+    const int end = p.cu_q[s + 1];
+    for (int i = 0; i < rows; ++i) {
+      const int t = end - rows + i;
+      const float x = t >= begin ? __bfloat162float(p.qkv[int64_t{t} * p.qkv_row + c])
+                                 : window[rows + t - begin];
+      p.windows[write * p.window_slot + int64_t{i} * p.window_row + c] = x;
+    }
+  }
+}
+
+#endif  // __CUDACC__
+
+}  // namespace weft::cuda
