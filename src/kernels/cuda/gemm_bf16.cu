@@ -241,6 +241,15 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
   };
   Pipe pipe;
   for (int unit = blockIdx.x / Cluster; unit < units; unit += gridDim.x / Cluster) {
+    Tile tile = tile_of<kTileRows * Cluster>(p.space, first_unit, unit, rank * kTileRows);
+    if (tile.row + warp / 4 * 64 >= tile.row_end) {  // no row of this warpgroup's: keep step alone
+      for (int step = 0; step < p.k_steps; ++step) {
+        wait(full + pipe.stage, pipe.parity);
+        release(pipe.stage);
+        pipe.next<L::kStages>();
+      }
+      continue;
+    }
     float d[BN / 2];
     int last = 0;
     for (int step = 0; step < p.k_steps; ++step) {
@@ -266,7 +275,6 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
     wgmma_wait<0>();
     hold(d);
     release(last);
-    Tile tile = tile_of<kTileRows * Cluster>(p.space, first_unit, unit, rank * kTileRows);
     const int column = tile.column_tile * tile_columns;
     tile.row += 16 * warp;
     finish_values<BN>(d, p, column);
