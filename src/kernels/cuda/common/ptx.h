@@ -109,8 +109,16 @@ __device__ __forceinline__ void arrive(Barrier* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
                : "memory");
 }
-/// At the same barrier of block `rank` of the cluster.
+/// At the same barrier of block `rank` of the cluster. Orders nothing but the barrier itself
+/// between blocks (a release at cluster scope costs a fence): for "I have read it", not for handing
+/// over data written by ordinary stores.
 __device__ __forceinline__ void arrive_remote(Barrier* barrier, uint32_t rank) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(
+                   map_to_block(shared_address(barrier), rank))
+               : "memory");
+}
+/// As arrive_remote(), and this thread's writes before it are seen by whom wait_cluster() lets go.
+__device__ __forceinline__ void arrive_remote_release(Barrier* barrier, uint32_t rank) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
                    map_to_block(shared_address(barrier), rank))
                : "memory");
@@ -142,7 +150,8 @@ __device__ __forceinline__ void wait(Barrier* barrier, uint32_t parity) {
   while (!try_wait(barrier, parity)) {
   }
 }
-/// As wait(), for arrivals by arrive_remote(): acquires what other blocks of the cluster released.
+/// As wait(), for arrivals by arrive_remote_release(): acquires what other blocks of the cluster
+/// released.
 __device__ __forceinline__ void wait_cluster(Barrier* barrier, uint32_t parity) {
   uint32_t done;
   do {
