@@ -27,7 +27,7 @@ Decoder::Decoder(const ModelSpec& spec, const LoadOptions& options, const OpTabl
 void Decoder::declare(WeightPlan& plan) {
   const NameMap& names = spec_.names;
   const TensorPart embedding{names.model + "embed_tokens.weight", {spec_.vocab, spec_.hidden}};
-  plan.table(embedding_, embedding);
+  if (!head_is_embedding()) plan.table(embedding_, embedding);
   declare_layers(plan, layers_, names.model + "layers.");
   norm_.declare(plan, names.model + "norm.weight", spec_.hidden, spec_.norm_minus_one);
   TensorPart head = embedding;
@@ -37,6 +37,13 @@ void Decoder::declare(WeightPlan& plan) {
   if (spec_.vision) declare_vision(plan);
   for (const std::string& prefix : names.ignored_prefixes) plan.ignore_prefix(prefix);
   for (const std::string& part : names.ignored_parts) plan.ignore_containing(part);
+}
+
+/// True where one copy of a tied tensor serves as the head's matrix and as the table of embed.
+bool Decoder::head_is_embedding() const {
+  if (!spec_.tied_head || ops_ == nullptr) return false;
+  const Weight head{.shape = {options_.format, spec_.vocab, spec_.hidden}};
+  return ops_->weight_rows(head).rank == 2;
 }
 
 void Decoder::declare_layers(WeightPlan& plan, const Layers& layers, const std::string& prefix) {
@@ -99,6 +106,7 @@ Result<> Decoder::load(const Checkpoint* checkpoint, Stream& stream) {
   WeightPlan plan(ops_, options_.dummy_weights ? nullptr : checkpoint);
   declare(plan);
   weights_ = TRY(plan.load(stream, options_.dummy_weights, options_.progress));
+  if (head_is_embedding()) embedding_ = ops_->weight_rows(head_.weight());
   return {};
 }
 

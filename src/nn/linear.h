@@ -55,6 +55,7 @@ class Linear {
     return query.ops.linear_scratch(weight_.shape, epilogue, query.rows, query.num_threads);
   }
   int64_t out_features() const { return weight_.shape.n; }
+  const Weight& weight() const { return weight_; }
 
  private:
   Weight weight_;

@@ -14,6 +14,7 @@ const OpTable& ops() {
       .weight_bytes = weight_bytes,
       .pack_weight = pack_weight,
       .unpack_weight = unpack_weight,
+      .weight_rows = [](const Weight&) -> TensorView { return {}; },
       .kv_block_bytes = kv_block_bytes,
       .kv_read_block = kv_read_block,
       .linear_scratch = [](const WeightShape& shape, Epilogue epilogue, int64_t rows,

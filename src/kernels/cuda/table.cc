@@ -34,6 +34,13 @@ void linear(Stream& stream, const LinearArgs& args) {
   if (decode.x.dim(0) > 0) cuda::linear_decode(stream, decode);
 }
 
+TensorView weight_rows(const Weight& weight) {
+  if (weight.shape.format != WeightFormat::kBf16) return {};
+  TensorView rows(weight.data, DType::kBF16, {weight.shape.n, weight.shape.k});
+  rows.stride[0] = (weight.shape.k + 7) / 8 * 8;
+  return rows;
+}
+
 void moe(Stream& stream, const MoeArgs& args) {
   const MoeArgs prompt = part(args, true), decode = part(args, false);
   if (prompt.x.dim(0) > 0) cuda::moe_prompt(stream, prompt);
@@ -55,6 +62,7 @@ const OpTable* cuda_ops() {
       .weight_bytes = cuda::weight_bytes,
       .pack_weight = cuda::pack_weight,
       .unpack_weight = cuda::unpack_weight,
+      .weight_rows = weight_rows,
       .kv_block_bytes = cuda::kv_block_bytes,
       .kv_read_block = cuda::kv_read_block,
       .linear_scratch = [](const WeightShape& shape, Epilogue epilogue, int64_t rows,

@@ -8,6 +8,7 @@ const OpTable& ref_ops() {
       .weight_bytes = ref::weight_bytes,
       .pack_weight = ref::pack_weight,
       .unpack_weight = ref::unpack_weight,
+      .weight_rows = [](const Weight&) -> TensorView { return {}; },
       .kv_block_bytes = ref::kv_block_bytes,
       .kv_read_block = ref::kv_read_block,
       .linear_scratch = [](const WeightShape&, Epilogue, int64_t, int) -> int64_t { return 0; },
