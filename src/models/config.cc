@@ -15,12 +15,25 @@ Error not_allowed(const ConfigJson& json, std::string_view field, const std::str
   return invalid_argument(json.field(field) + " " + rule + ", got " + json.dump(field));
 }
 
+/// fp8 codes with a scale for each 128 x 128 block are read; nothing else that is quantised is.
+Result<> check_quantization(const ConfigJson& json) {
+  const ConfigJson config = TRY(json.object("quantization_config"));
+  const std::string method = TRY(config.string_or("quant_method", ""));
+  const std::string format = TRY(config.string_or("fmt", "e4m3"));
+  std::vector<int64_t> block;
+  if (config.has("weight_block_size")) block = TRY(config.integers("weight_block_size"));
+  if (method == "fp8" && format == "e4m3" && block == std::vector<int64_t>{128, 128}) return {};
+  return unsupported(json.field("quantization_config") +
+                     ": of quantised checkpoints only those "
+                     "with quant_method fp8, fmt e4m3 and weight_block_size [128, 128] are read; "
+                     "else take the bf16 weights and quantise while loading (--quantization int8 "
+                     "or int4)");
+}
+
 /// Refuses what would be computed wrongly if it were ignored.
 Result<> refuse_unknown_forms(const ConfigJson& config, const ConfigJson& text) {
-  if (config.has("quantization_config") || text.has("quantization_config")) {
-    return unsupported(config.field("quantization_config") +
-                       ": quantised checkpoints are not supported; take the bf16 weights and "
-                       "quantise while loading (--quantization int8 or int4)");
+  for (const ConfigJson& json : {config, text}) {
+    if (json.has("quantization_config")) TRY(check_quantization(json));
   }
   for (const std::string_view field : {"hidden_act", "hidden_activation"}) {
     const std::string act = TRY(text.string_or(field, "silu"));

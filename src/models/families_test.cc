@@ -58,6 +58,8 @@ TEST(Families, RefusesByName) {
               HasSubstr("sliding_attention"));
   EXPECT_THAT(problem(R"("quantization_config": {"quant_method": "fp8"})"),
               HasSubstr("quantization_config"));
+  EXPECT_THAT(problem(R"("quantization_config": {"quant_method": "gptq", "bits": 4})"),
+              HasSubstr("weight_block_size [128, 128]"));
   EXPECT_THAT(problem(R"("mlp_bias": true)"), HasSubstr("mlp_bias"));
   const auto spec = parse(R"({"architectures": ["GPT2LMHeadModel"]})");
   EXPECT_THAT(spec.error().message, HasSubstr("GPT2LMHeadModel"));

@@ -39,7 +39,16 @@ std::string counted(size_t n) {
 }
 
 bool readable(DType dtype) {
-  return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
+  return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16 ||
+         dtype == DType::kFP8E4M3;
+}
+
+/// Of a tensor [.., N, K] of fp8 codes: one a block of 128 x 128.
+std::vector<int64_t> scale_shape(std::vector<int64_t> shape) {
+  for (size_t i = shape.size() - 2; i < shape.size(); ++i) {
+    shape[i] = (shape[i] + kFp8Block - 1) / kFp8Block;
+  }
+  return shape;
 }
 
 }  // namespace
@@ -60,7 +69,15 @@ DType WeightPlan::stored_dtype(const std::string& name) const {
 void WeightPlan::expect(const TensorPart& part, int64_t times) {
   const auto [it, fresh] = expected_.emplace(part.name, part.shape);
   CHECK(it->second == part.shape, part.name + " is declared with two shapes");
-  if (fresh) parameters_ += num_elements(part.shape) * times;
+  if (!fresh) return;
+  parameters_ += num_elements(part.shape) * times;
+  if (stored_dtype(part.name) == DType::kFP8E4M3 && part.shape.size() >= 2) {
+    expected_.emplace(fp8_scale_name(part.name), scale_shape(part.shape));
+  }
+}
+
+std::string WeightPlan::fp8_scale_name(const std::string& name) {
+  return name + "_scale_inv";
 }
 
 int64_t WeightPlan::reserve(int64_t bytes) {
@@ -159,7 +176,7 @@ Result<> WeightPlan::check() const {
   };
   report(missing, "missing");
   report(misshapen, "of a wrong shape");
-  report(unreadable, "of a type that is not read here (F32, BF16 and F16 are)");
+  report(unreadable, "of a type that is not read here (F32, BF16, F16 and F8_E4M3 are)");
   report(extra, "that the architecture does not have");
   if (text.empty()) return {};
   return invalid_argument(checkpoint_->dir() + ": the weights do not fit config.json: " + text);

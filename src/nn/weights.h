@@ -98,6 +98,8 @@ class WeightPlan {
   };
   class Loader;
 
+  /// Of the scales of a tensor of fp8 codes.
+  static std::string fp8_scale_name(const std::string& name);
   void expect(const TensorPart& part, int64_t times);
   DType stored_dtype(const std::string& name) const;
   int64_t reserve(int64_t bytes);

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <mutex>
 #include <optional>
 
@@ -46,6 +47,27 @@ float element(const std::byte* data, DType dtype, int64_t i) {
 
 }  // namespace
 
+/// Values of fp8 codes: of a tensor [.., N, K], from element `begin` on, where 128 x 128 codes of a
+/// matrix share a scale. In place: the codes are the second half of `data`, whose 2n bytes become n
+/// bf16 values.
+void expand_fp8(const TensorPart& part, const std::vector<float>& scales, int64_t begin,
+                std::span<std::byte> data) {
+  const int64_t n = part.shape[part.shape.size() - 2], k = part.width();
+  const int64_t scale_rows = (n + kFp8Block - 1) / kFp8Block;
+  const int64_t scale_columns = (k + kFp8Block - 1) / kFp8Block;
+  const size_t count = data.size() / 2;
+  const std::byte* codes = data.data() + count;
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t at = begin + static_cast<int64_t>(i), row = at / k;
+    const int64_t scale =
+        (row / n * scale_rows + row % n / kFp8Block) * scale_columns + at % k / kFp8Block;
+    const float value =
+        e4m3_to_float(static_cast<uint8_t>(codes[i])) * scales[static_cast<size_t>(scale)];
+    const bf16 rounded = float_to_bf16(value);
+    std::memcpy(data.data() + 2 * i, &rounded, sizeof rounded);
+  }
+}
+
 /// Fills the memory of a plan, a batch of jobs at a time: read into a staging buffer (or straight
 /// into a table), then pack. For a GPU there are two staging buffers of pinned memory: the next
 /// batch is read while the last one is on its way.
@@ -89,7 +111,13 @@ class WeightPlan::Loader {
     std::span<std::byte> dst;
   };
 
-  DType dtype_of(const TensorPart& part) const { return plan_.stored_dtype(part.name); }
+  bool is_fp8(const TensorPart& part) const {
+    return plan_.stored_dtype(part.name) == DType::kFP8E4M3;
+  }
+  /// Of what is staged: fp8 codes become bf16 values there.
+  DType dtype_of(const TensorPart& part) const {
+    return is_fp8(part) ? DType::kBF16 : plan_.stored_dtype(part.name);
+  }
   int64_t part_bytes(const TensorPart& part) const {
     return part.num_rows() * part.width() * dtype_size(dtype_of(part));
   }
@@ -137,6 +165,11 @@ class WeightPlan::Loader {
         }
       }
     }
+    for (const Job& job : jobs) {
+      for (const TensorPart& part : job.parts) {
+        if (is_fp8(part)) TRY(read_scales(part));
+      }
+    }
     TRY(read_all(reads));
     size_t next = 0;
     for (const Job& job : jobs) {
@@ -154,9 +187,7 @@ class WeightPlan::Loader {
     stream_.pool().for_each(static_cast<int64_t>(reads.size()), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end && !stop.load(std::memory_order_relaxed); ++i) {
         const Read& read = reads[static_cast<size_t>(i)];
-        auto result = dummy_ ? make(read)
-                             : plan_.checkpoint_->read_range(
-                                   read.part->name, static_cast<uint64_t>(read.offset), read.dst);
+        auto result = dummy_ ? make(read) : fetch(read);
         const std::lock_guard lock(mutex);
         if (!result.ok()) {
           if (!first_error) first_error = std::move(result).error();
@@ -168,6 +199,28 @@ class WeightPlan::Loader {
       }
     });
     if (first_error) return *first_error;
+    return {};
+  }
+
+  Result<> fetch(const Read& read) {
+    const auto offset = static_cast<uint64_t>(read.offset);
+    const Checkpoint& checkpoint = *plan_.checkpoint_;
+    if (!is_fp8(*read.part)) return checkpoint.read_range(read.part->name, offset, read.dst);
+    TRY(checkpoint.read_range(read.part->name, offset / 2, read.dst.last(read.dst.size() / 2)));
+    expand_fp8(*read.part, scales_.at(read.part->name), read.offset / 2, read.dst);
+    return {};
+  }
+
+  Result<> read_scales(const TensorPart& part) {
+    if (scales_.contains(part.name)) return {};
+    const std::string name = fp8_scale_name(part.name);
+    const TensorInfo& info = *plan_.checkpoint_->find(name);
+    int64_t count = 1;
+    for (const int64_t extent : info.shape) count *= extent;
+    std::vector<std::byte> bytes(static_cast<size_t>(count * dtype_size(info.dtype)));
+    TRY(plan_.checkpoint_->read_range(name, 0, bytes));
+    std::vector<float>& scales = scales_[part.name];
+    for (int64_t i = 0; i < count; ++i) scales.push_back(element(bytes.data(), info.dtype, i));
     return {};
   }
 
@@ -243,6 +296,7 @@ class WeightPlan::Loader {
   std::array<Staging, 2> stagings_;
   Staging* staging_ = nullptr;  // of this batch
   size_t num_batches_ = 0;
+  std::map<std::string, std::vector<float>> scales_;  // of fp8 tensors, by their names
   std::byte* memory_ = nullptr;
   int64_t total_ = 0, done_ = 0;
 };

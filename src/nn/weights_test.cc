@@ -78,6 +78,50 @@ TEST_F(Weights, PacksRowsOfSeveralTensors) {
   EXPECT_EQ(table.row<float>(3)[0], 109.0f);
 }
 
+TEST_F(Weights, Fp8CodesAreMultipliedByTheScaleOfTheirBlock) {
+  // Two matrices of 130 x 129 one above the other: 2 x 2 blocks each, the last ones of 2 rows and 1
+  // column.
+  constexpr int64_t kN = 130, kK = 129;
+  std::vector<uint8_t> codes;
+  for (int64_t i = 0; i < 2 * kN * kK; ++i) codes.push_back(static_cast<uint8_t>(i * 7 % 0x7F));
+  const std::vector<float> scales = {1, 2, 4, 8, 0.5f, 16, 32, 64};
+  const std::vector<TensorToWrite> tensors = {
+      {"w", DType::kFP8E4M3, {2, kN, kK}, std::as_bytes(std::span(codes))},
+      {"w_scale_inv", DType::kF32, {2, 2, 2}, std::as_bytes(std::span(scales))}};
+  ASSERT_TRUE(write_safetensors((dir_ / "model.safetensors").string(), tensors).ok());
+  const Checkpoint checkpoint = Checkpoint::open(dir_.string()).value();
+  WeightPlan plan(&ref_ops(), &checkpoint);
+  Weight weight;
+  plan.experts(weight, WeightFormat::kF32, 2, [](int64_t e) -> std::vector<TensorPart> {
+    return {{"w", {2, kN, kK}, e * kN, kN}};
+  });
+  const auto memory = plan.load(stream_, false, {});
+  ASSERT_TRUE(memory.ok()) << memory.error().message;
+  std::vector<float> rows(kN * kK);
+  for (int64_t e = 0; e < 2; ++e) {
+    ref_ops().unpack_weight(weight, e, {rows.data(), DType::kF32, {kN, kK}});
+    for (int64_t n = 0; n < kN; ++n) {
+      for (int64_t k = 0; k < kK; ++k) {
+        const auto i = static_cast<size_t>((e * kN + n) * kK + k);
+        const float scale = scales[static_cast<size_t>(e * 4 + n / 128 * 2 + k / 128)];
+        ASSERT_EQ(rows[static_cast<size_t>(n * kK + k)], e4m3_to_float(codes[i]) * scale);
+      }
+    }
+  }
+}
+
+TEST_F(Weights, Fp8CodesWithoutScalesAreRefused) {
+  const std::vector<uint8_t> codes(6);
+  const std::vector<TensorToWrite> tensors = {
+      {"w", DType::kFP8E4M3, {2, 3}, std::as_bytes(std::span(codes))}};
+  ASSERT_TRUE(write_safetensors((dir_ / "model.safetensors").string(), tensors).ok());
+  const Checkpoint checkpoint = Checkpoint::open(dir_.string()).value();
+  WeightPlan plan(&ref_ops(), &checkpoint);
+  Weight weight;
+  plan.matrix(weight, WeightFormat::kF32, {{"w", {2, 3}}});
+  EXPECT_THAT(plan.check().error().message, HasSubstr("w_scale_inv"));
+}
+
 TEST_F(Weights, FusedAndSeparateExpertsAreTheSame) {
   add("fused", {2, 2, 3}, 0);  // two experts of 2 x 3
   add("0.x", {2, 3}, 0);

@@ -67,6 +67,19 @@ constexpr bf16 float_to_bf16(float x) {
   return static_cast<bf16>((bits + 0x7FFFu + ((bits >> 16) & 1)) >> 16);
 }
 
+/// Bits of an fp8 number with 4 exponent and 3 mantissa bits (OCP FP8 e4m3fn: no infinities, 0x7F
+/// and 0xFF are NaN, the largest is 448).
+constexpr float e4m3_to_float(uint8_t x) {
+  const uint32_t sign = static_cast<uint32_t>(x & 0x80u) << 24;
+  const uint32_t exponent = (x >> 3) & 0xFu, mantissa = x & 0x7u;
+  if ((x & 0x7Fu) == 0x7Fu) return std::bit_cast<float>(sign | 0x7FC00000u);
+  if (exponent == 0) {  // zero or subnormal: mantissa * 2^-9
+    const float value = static_cast<float>(mantissa) * 0x1p-9f;
+    return sign ? -value : value;
+  }
+  return std::bit_cast<float>(sign | (exponent + 120) << 23 | mantissa << 20);
+}
+
 /// IEEE half-precision bits; arithmetic is done in float.
 using f16 = uint16_t;
 
