@@ -13,6 +13,7 @@
 #include <span>
 
 #include "kernels/op_table.h"
+#include "kernels/sample_args.h"
 
 namespace weft::cuda {
 
@@ -54,5 +55,12 @@ void moe_route(Stream& stream, const MoeRouteArgs& args);
 void add(Stream& stream, const AddArgs& args);
 void add_gated(Stream& stream, const AddGatedArgs& args);
 void mul_sigmoid(Stream& stream, const MulSigmoidArgs& args);
+
+/// Tokens and log-probabilities of rows of logits (runtime/sampler.h). One launch, no scratch.
+void sample(Stream& stream, const SampleArgs& args);
+/// sample() works up to this vocabulary.
+inline constexpr int64_t kMaxSampledVocabulary = 384 * 1024;
+void reset_counts(Stream& stream, const ResetCountsArgs& args);
+void feed_tokens(Stream& stream, const FeedTokensArgs& args);
 
 }  // namespace weft::cuda

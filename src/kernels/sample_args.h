@@ -1,0 +1,105 @@
+#pragma once
+
+// Sampling on a GPU: what a step's rows of logits become there. The semantics are those of
+// runtime/sampler.h; V is the vocabulary, R rows of logits, S slots. The structs are plain: arrays
+// of them are filled on the host and go up with the step's one packed copy.
+
+#include <cstdint>
+
+#include "tensor/view.h"
+
+namespace weft {
+
+/// Entries [begin, begin + count) of one of the lists of SampleArgs.
+struct ListRange {
+  int32_t begin = 0;
+  int32_t count = 0;
+};
+
+struct TokenBias {
+  int32_t id = 0;
+  float bias = 0;
+};
+
+/// What becomes of the stop ids of a row.
+enum class StopRule : int32_t {
+  kPlain,   ///< ids like others
+  kMasked,  ///< can't be sampled: min_tokens is not reached, a grammar has not begun to bind, or
+            ///< the text may not end here
+  kFreed,   ///< may be sampled although the grammar's mask leaves them out: the text may end here
+};
+
+/// What a row of logits is for. Everything but the lists' contents is in here.
+struct SampleSpec {
+  int32_t slot = -1;         ///< of last_token; -1: a padding row, which reads and writes nothing
+  int32_t target = -1;       ///< >= 0: the log-probability of this id is asked, nothing is sampled
+  int32_t num_top = -1;      ///< -1: no log-probability, else the number of alternatives
+  int32_t counts_slot = -1;  ///< of counts; -1: no penalties
+  int32_t mask_row = -1;     ///< of masks; -1: no grammar
+  StopRule stop_rule = StopRule::kPlain;
+
+  float temperature = 1.0f;  ///< 0: greedy
+  int32_t top_k = 0;         ///< 0: off
+  float top_p = 1.0f;        ///< (0, 1]
+  float min_p = 0.0f;        ///< [0, 1]
+  float repetition_penalty = 1.0f;
+  float frequency_penalty = 0.0f;
+  float presence_penalty = 0.0f;
+  int32_t unused = 0;
+  uint64_t seed = 0;
+  int64_t position = 0;  ///< in the request, of the token to sample
+
+  ListRange biases;       ///< of SampleArgs::biases
+  ListRange banned_ids;   ///< this and the following: of SampleArgs::ids
+  ListRange allowed_ids;  ///< empty: all
+  ListRange stop_ids;
+};
+
+/// What a row became.
+struct SampleResult {
+  int32_t token = -1;         ///< -1 with numeric_error and for rows with a target
+  int32_t numeric_error = 0;  ///< the logits hold NaN or +inf, or no id is left
+  float logprob = 0;          ///< of the token or the target, if num_top >= 0
+  int32_t num_top = 0;        ///< alternatives found: fewer than asked where fewer are above -inf
+};
+
+/// One row of `logits` a spec. All pointers are device memory. Logits are only read.
+struct SampleArgs {
+  TensorView logits;                  ///< [R, V] f32
+  const SampleSpec* specs = nullptr;  ///< [R]
+  const TokenBias* biases = nullptr;
+  const int32_t* ids = nullptr;
+  TensorView masks;   ///< [rows, ceil(V / 32)] i32: bit id % 32 of word id / 32 set: may come; or
+                      ///< undefined
+  TensorView counts;  ///< [S, V] i32 of kCountedInPrompt and occurrences; or undefined
+  /// [S] i32: the token of a sampled row is put here (0 on an error, so that a row fed from it is
+  /// defined) and counted in `counts`. No two sampled rows of a call share a slot.
+  TensorView last_token;
+  SampleResult* results = nullptr;  ///< [R]; those of padding rows are left alone
+  /// [R, max_top] i32 and f32, by rank: the first SampleResult::num_top are written. Undefined if
+  /// no row asks for alternatives; at most kMaxTopLogprobs.
+  TensorView top_ids, top_logprobs;
+};
+
+inline constexpr int kMaxTopLogprobs = 20;
+
+/// This bit of a count: the id occurs in the prompt. The others: how often it was generated.
+inline constexpr uint32_t kCountedInPrompt = 0x80000000u;
+
+/// counts[slot] = what `prompt` holds, and `generated` counted on top (a sequence that is computed
+/// again).
+struct ResetCountsArgs {
+  TensorView counts;  ///< [S, V] i32
+  int32_t slot = 0;
+  TensorView prompt;     ///< [n] i32 device memory, each in [0, V)
+  TensorView generated;  ///< [m] i32 likewise, or undefined
+};
+
+/// ids[t] = last_token[feed[t]] where feed[t] >= 0.
+struct FeedTokensArgs {
+  TensorView feed;        ///< [T] i32
+  TensorView last_token;  ///< [S] i32
+  TensorView ids;         ///< [T] i32
+};
+
+}  // namespace weft
