@@ -1,5 +1,5 @@
 // Prompt GEMMs on a GPU beside cuBLASLt: squares, and the shapes of Qwen3-8B.
-// usage: gemm_gpu_bench [substring of a shape]
+// usage: gemm_gpu_bench [substring of a shape [bf16 | fp8]]
 
 #include <cmath>
 #include <cstdio>
@@ -8,6 +8,7 @@
 #include "bench/kernels/cublaslt.h"
 #include "bench/kernels/gpu.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/gemm.h"
 
 namespace weft::bench {
 namespace {
@@ -101,6 +102,59 @@ void run(Gpu& gpu, CublasLt& cublas, const Shape& s) {
   print(gpu, row);
 }
 
+/// The fp8 product, its quantisation of x included, beside the bf16 product.
+void run_fp8(Gpu& gpu, const Shape& s) {
+  const int sets = static_cast<int>(
+      std::min<int64_t>(8, 1 + (int64_t{120} << 20) / (s.m * s.k * 2 + s.n * s.k + s.m * s.n * 2)));
+  const int64_t columns = s.silu_mul ? s.n / 2 : s.n;
+  ArenaScope scope(gpu.stream().scratch());
+  std::vector<Buffer> x, wide, out;
+  std::vector<cuda::QuantizedRows> w;
+  for (int i = 0; i < sets; ++i) {
+    x.push_back(random_device_bf16(gpu, s.m * s.k, 3 * static_cast<uint64_t>(i) + 1));
+    wide.push_back(random_device_bf16(gpu, s.n * s.k, 3 * static_cast<uint64_t>(i) + 2));
+    out.push_back(random_device_bf16(gpu, s.m * s.n, 3 * static_cast<uint64_t>(i) + 3));
+    w.push_back(cuda::quantize_rows(gpu.stream(), {wide.back().data(), DType::kBF16, {s.n, s.k}}));
+  }
+  const auto gemm_of = [&](size_t i) {
+    cuda::Gemm gemm;
+    gemm.a = TensorView(x[i].data(), DType::kBF16, {s.m, s.k});
+    gemm.n = s.n;
+    gemm.out = TensorView(out[i].data(), DType::kBF16, {s.m, columns});
+    gemm.epilogue = s.silu_mul ? Epilogue::kSiluMul : Epilogue::kStore;
+    return gemm;
+  };
+  const auto fp8 = [&](int call) {
+    const auto i = static_cast<size_t>(call % sets);
+    ArenaScope inner(gpu.stream().scratch());
+    cuda::Gemm gemm = gemm_of(i);
+    gemm.b = reinterpret_cast<const std::byte*>(w[i].codes);
+    gemm.b_row_bytes = w[i].stride;
+    cuda::gemm_fp8(gpu.stream(), gemm, cuda::quantize_rows(gpu.stream(), gemm.a),
+                   {w[i].scales, (s.k + 127) / 128, 0});
+  };
+  const auto bf16 = [&](int call) {
+    const auto i = static_cast<size_t>(call % sets);
+    cuda::Gemm gemm = gemm_of(i);
+    gemm.b = wide[i].data();
+    gemm.b_row_bytes = s.k * 2;
+    cuda::gemm_bf16(gpu.stream(), gemm);
+  };
+  const double flops = 2.0 * static_cast<double>(s.m * s.n) * static_cast<double>(s.k);
+  const int calls = static_cast<int>(std::max(4.0, std::min(40.0, 4e12 / flops)));
+  Row row;
+  row.kernel = s.silu_mul ? "gemm_fp8_silu_mul" : "gemm_fp8";
+  row.shape = std::to_string(s.m) + "x" + std::to_string(s.n) + "x" + std::to_string(s.k);
+  row.dtype = "fp8";
+  row.us = gpu.time_us(fp8, calls);
+  row.peer = "weft bf16";
+  row.peer_us = gpu.time_us(bf16, calls);
+  row.us = std::min(row.us, gpu.time_us(fp8, calls));
+  row.tflops = flops / row.us * 1e-6;
+  row.share = row.tflops / (2 * kPeak);
+  print(gpu, row);
+}
+
 }  // namespace
 }  // namespace weft::bench
 
@@ -108,6 +162,8 @@ int main(int argc, char** argv) {
   using namespace weft::bench;
   Gpu gpu;
   CublasLt cublas;
+  const bool bf16 = argc < 3 || std::strcmp(argv[2], "bf16") == 0;
+  const bool fp8 = argc < 3 || std::strcmp(argv[2], "fp8") == 0;
   std::vector<Shape> shapes = {{4096, 4096, 4096}, {8192, 8192, 8192}};
   for (const int64_t m : {512, 2048, 8192}) {
     shapes.push_back({m, 6144, 4096});
@@ -120,6 +176,7 @@ int main(int argc, char** argv) {
     const std::string name =
         std::to_string(s.m) + "x" + std::to_string(s.n) + "x" + std::to_string(s.k);
     if (argc > 1 && name.find(argv[1]) == std::string::npos) continue;
-    run(gpu, cublas, s);
+    if (bf16) run(gpu, cublas, s);
+    if (fp8) run_fp8(gpu, s);
   }
 }

@@ -28,4 +28,26 @@ struct Gemm {
 /// its own data alone.
 void gemm_bf16(Stream& stream, const Gemm& gemm);
 
+/// Rows as e4m3 codes with one scale for each 128 columns: x = code * scale.
+struct QuantizedRows {
+  uint8_t* codes = nullptr;  ///< [rows][stride]
+  int64_t stride = 0;        ///< K rounded up to 16
+  float* scales = nullptr;   ///< [ceil(K / 128)][scale_stride]
+  int64_t scale_stride = 0;  ///< rows rounded up to 4
+};
+int64_t quantized_rows_bytes(int64_t rows, int64_t k);
+/// Scale = largest magnitude of the 128 / 448; codes to nearest. Memory from the stream's scratch.
+QuantizedRows quantize_rows(Stream& stream, const TensorView& x);
+
+/// Scales of b: one for each 128 x 128 block.
+struct BlockScales {
+  const float* scales = nullptr;  ///< [experts][ceil(N / 128)][row_stride]
+  int64_t row_stride = 0;         ///< floats between blocks of rows: ceil(K / 128) or more
+  int64_t expert_stride = 0;      ///< floats
+};
+/// As gemm_bf16 with e4m3 codes in b (row stride a multiple of 16 bytes); `gemm.a` gives the rows
+/// and K alone. The products of 128 K are summed by the tensor cores, multiplied by both scales and
+/// added in f32. For kSiluMul N / 2 is a multiple of 64.
+void gemm_fp8(Stream& stream, const Gemm& gemm, const QuantizedRows& a, const BlockScales& b);
+
 }  // namespace weft::cuda

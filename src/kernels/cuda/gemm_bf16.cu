@@ -4,11 +4,7 @@
 // half of it for both). Moves (128 + BN / cluster) * 128 bytes from L2 a step of
 // 128 x BN x 64 products; bound: the tensor cores. docs/kernels/gemm.md.
 
-#include "kernels/cuda/common/launch.h"
-#include "kernels/cuda/common/tensor_map.h"
-#include "kernels/cuda/common/wgmma.h"
-#include "kernels/cuda/gemm.h"
-#include "kernels/cuda/gemm_tiles.h"
+#include "kernels/cuda/gemm_device.h"
 
 namespace weft::cuda {
 namespace {
@@ -17,18 +13,12 @@ constexpr int kStep = 64;                 // K of a stage: 128 bytes
 constexpr int kABytes = kTileRows * 128;  // of a stage
 constexpr int kConsumers = 256;           // threads
 constexpr int kThreads = kConsumers + 128;
-constexpr int kStagingBytes = 2 * 2048;  // of a consumer warp: two boxes 16 rows x 128 bytes
 
 struct Params {
   TileSpace space;
-  int columns = 0;  // of out
+  GemmOutput out;
   int k_steps = 0;
-  int second_half = 0;  // row of b (from the tile's first) where the tile's second half begins
-  bool silu_mul = false, add = false, f32 = false;
-  bool direct = false;  // out is not fit for TMA, or needs reading
-  const float* bias = nullptr;
-  void* out = nullptr;
-  int64_t out_stride = 0;
+  int a_bytes = kABytes;  // that a stage loads: fewer rows are in one box, the rest stays as it was
 };
 
 template <int BN>
@@ -42,148 +32,6 @@ struct Layout {
   static int bytes(int experts) { return kUnits + (experts + 1) * 4; }
 };
 
-struct Pipe {
-  int stage = 0;
-  uint32_t parity = 0;
-  template <int Stages>
-  __device__ __forceinline__ void next() {
-    if (++stage == Stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
-__device__ __forceinline__ float silu(float x) {
-  return __fdividef(x, 1.0f + __expf(-x));
-}
-
-/// Adds the bias and multiplies the halves, in registers.
-template <int BN>
-__device__ __forceinline__ void finish_values(float (&d)[BN / 2], const Params& p, int column) {
-  const int c = 2 * (static_cast<int>(threadIdx.x) % 4);
-  if (p.bias != nullptr) {
-#pragma unroll
-    for (int j = 0; j < BN / 8; ++j) {
-      const int in_half = j < BN / 16 ? 8 * j : 8 * j - BN / 2;
-      const int in_out = column + (p.silu_mul ? in_half : 8 * j) + c;
-      const int n = column + in_half + (j < BN / 16 ? 0 : p.second_half) + c;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float bias = in_out + i < p.columns ? p.bias[n + i] : 0.0f;
-        d[4 * j + i] += bias;
-        d[4 * j + 2 + i] += bias;
-      }
-    }
-  }
-  if (p.silu_mul) {
-#pragma unroll
-    for (int i = 0; i < BN / 4; ++i) d[i] = silu(d[i]) * d[i + BN / 4];
-  }
-}
-
-template <int BN>
-__device__ __forceinline__ void store_direct(const float (&d)[BN / 2], const Params& p,
-                                             const Tile& tile, int column) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-  for (int j = 0; j < BN / 8; ++j) {
-    if (p.silu_mul && j >= BN / 16) break;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = tile.row + lane / 4 + (i / 2) * 8;
-      const int n = column + 8 * j + 2 * (lane % 4) + i % 2;
-      if (row >= tile.row_end || n >= p.columns) continue;
-      const int64_t at = row * p.out_stride + n;
-      float value = d[4 * j + i];
-      if (p.f32) {
-        float* out = static_cast<float*>(p.out) + at;
-        *out = p.add ? *out + value : value;
-      } else {
-        uint16_t* out = static_cast<uint16_t*>(p.out) + at;
-        if (p.add) value += __uint_as_float(uint32_t{*out} << 16);
-        *out = static_cast<uint16_t>(pack_bf16(value, 0.0f));
-      }
-    }
-  }
-}
-
-/// One staged box of 16 rows x 128 bytes, from column `column` of out.
-__device__ __forceinline__ void store_box(const CUtensorMap* map, const uint8_t* box,
-                                          const Params& p, const Tile& tile, int column) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  if (p.space.offsets == nullptr || tile.row + 16 <= tile.row_end) {
-    fence_async_shared();
-    __syncwarp();
-    if (lane == 0) {
-      if (p.add) {
-        tma_add(map, box, Coords{column, tile.row});
-      } else {
-        tma_store(map, box, Coords{column, tile.row});
-      }
-      bulk_commit();
-    }
-    return;
-  }
-  __syncwarp();  // the last rows of an expert: those of the next one are not ours
-  const int n = column + 8 * (lane % 8);
-  for (int row = lane / 8; row < 16 && tile.row + row < tile.row_end; row += 4) {
-    if (n >= p.columns) break;
-    const uint4 value = *reinterpret_cast<const uint4*>(box + swizzled_128(row, 16 * (lane % 8)));
-    *reinterpret_cast<uint4*>(static_cast<uint16_t*>(p.out) + (tile.row + row) * p.out_stride + n) =
-        value;
-  }
-}
-
-/// The warp's 16 rows of a tile: `tile.row` is the first of them.
-template <int BN>
-__device__ __forceinline__ void store_rows(const float (&d)[BN / 2], const Params& p,
-                                           const Tile& tile, int column, const CUtensorMap* map,
-                                           uint8_t* staging) {
-  if (tile.row >= tile.row_end) return;
-  if (p.direct) {
-    store_direct<BN>(d, p, tile, column);
-    return;
-  }
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int end = min(p.columns, column + (p.silu_mul ? BN / 2 : BN));
-  if (p.f32) {
-#pragma unroll
-    for (int box = 0; box < BN / 32; ++box) {
-      if (column + 32 * box >= end) break;
-      uint8_t* to = staging + (box & 1) * 2048;
-      if (lane == 0) bulk_wait_read<1>();
-      __syncwarp();
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const uint32_t byte = 32 * j + 8 * (lane % 4);
-        const float* v = d + 16 * box + 4 * j;
-        *reinterpret_cast<float2*>(to + swizzled_128(lane / 4, byte)) = {v[0], v[1]};
-        *reinterpret_cast<float2*>(to + swizzled_128(lane / 4 + 8, byte)) = {v[2], v[3]};
-      }
-      store_box(map, to, p, tile, column + 32 * box);
-    }
-    return;
-  }
-#pragma unroll
-  for (int box = 0; box < BN / 64; ++box) {
-    if (column + 64 * box >= end) break;
-    uint8_t* to = staging + (box & 1) * 2048;
-    if (lane == 0) bulk_wait_read<1>();
-    __syncwarp();
-    // Lane l writes row l % 16 of columns 8 (l / 16) .. of each 16 x 16 piece.
-    const uint32_t address = shared_address(to);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float* v = d + 32 * box + 8 * j;
-      const uint32_t r[4] = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
-                             pack_bf16(v[6], v[7])};
-      store_matrices(address + swizzled_128(lane % 16, 32 * j + 16 * (lane / 16)), r);
-    }
-    store_box(map, to, p, tile, column + 64 * box);
-  }
-}
-
 template <int BN, int Cluster>
 __device__ __forceinline__ void produce(const CUtensorMap* a_map, const CUtensorMap* b_map,
                                         const Params& p, uint8_t* shared) {
@@ -193,7 +41,7 @@ __device__ __forceinline__ void produce(const CUtensorMap* a_map, const CUtensor
   const int* first_unit = reinterpret_cast<const int*>(shared + L::kUnits);
   const int rank = Cluster > 1 ? static_cast<int>(cluster_rank()) : 0;
   const int units = num_units<kTileRows * Cluster>(p.space, first_unit);
-  const int tile_columns = p.silu_mul ? BN / 2 : BN;
+  const int tile_columns = p.out.silu_mul ? BN / 2 : BN;
   Pipe pipe;
   for (int unit = blockIdx.x / Cluster; unit < units; unit += gridDim.x / Cluster) {
     const Tile tile = tile_of<kTileRows * Cluster>(p.space, first_unit, unit, rank * kTileRows);
@@ -203,15 +51,15 @@ __device__ __forceinline__ void produce(const CUtensorMap* a_map, const CUtensor
       Barrier* bar = full + pipe.stage;
       uint8_t* a = shared + pipe.stage * L::kStageBytes;
       uint8_t* b = a + kABytes;
-      arrive_expect(bar, L::kStageBytes);
+      arrive_expect(bar, L::kBBytes + p.a_bytes);
       const int k = step * kStep;
       tma_load(a, a_map, bar, Coords{k, tile.row});
       if constexpr (Cluster == 2) {
         tma_load_multicast(b + rank * (L::kBBytes / 2), b_map, bar,
-                           Coords{k, n + rank * p.second_half, tile.expert}, 3);
+                           Coords{k, n + rank * p.out.second_half, tile.expert}, 3);
       } else {
         tma_load(b, b_map, bar, Coords{k, n, tile.expert});
-        tma_load(b + L::kBBytes / 2, b_map, bar, Coords{k, n + p.second_half, tile.expert});
+        tma_load(b + L::kBBytes / 2, b_map, bar, Coords{k, n + p.out.second_half, tile.expert});
       }
       pipe.next<L::kStages>();
     }
@@ -227,7 +75,7 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
   const int* first_unit = reinterpret_cast<const int*>(shared + L::kUnits);
   const int rank = Cluster > 1 ? static_cast<int>(cluster_rank()) : 0;
   const int units = num_units<kTileRows * Cluster>(p.space, first_unit);
-  const int tile_columns = p.silu_mul ? BN / 2 : BN;
+  const int tile_columns = p.out.silu_mul ? BN / 2 : BN;
   const int warp = warp_index() - 4;  // of the consumers
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const uint8_t* a_rows = shared + (warp / 4) * (64 * 128);
@@ -241,15 +89,6 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
   };
   Pipe pipe;
   for (int unit = blockIdx.x / Cluster; unit < units; unit += gridDim.x / Cluster) {
-    Tile tile = tile_of<kTileRows * Cluster>(p.space, first_unit, unit, rank * kTileRows);
-    if (tile.row + warp / 4 * 64 >= tile.row_end) {  // no row of this warpgroup's: keep step alone
-      for (int step = 0; step < p.k_steps; ++step) {
-        wait(full + pipe.stage, pipe.parity);
-        release(pipe.stage);
-        pipe.next<L::kStages>();
-      }
-      continue;
-    }
     float d[BN / 2];
     int last = 0;
     for (int step = 0; step < p.k_steps; ++step) {
@@ -275,10 +114,11 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
     wgmma_wait<0>();
     hold(d);
     release(last);
+    Tile tile = tile_of<kTileRows * Cluster>(p.space, first_unit, unit, rank * kTileRows);
     const int column = tile.column_tile * tile_columns;
     tile.row += 16 * warp;
-    finish_values<BN>(d, p, column);
-    store_rows<BN>(d, p, tile, column, out_map, staging);
+    finish_values<BN>(d, p.out, column);
+    store_rows<BN>(d, p.out, tile, column, out_map, staging);
   }
   if (lane == 0) bulk_wait<0>();
 }
@@ -323,29 +163,22 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-int num_processors() {
-  static const int count = [] {
-    int device = 0, value = 0;
-    check(cudaGetDevice(&device), "device");
-    check(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device), "device");
-    return value;
-  }();
-  return count;
-}
-
 template <int BN, int Cluster>
 void launch_gemm(Stream& stream, const Gemm& g, Params p) {
-  const bool silu_mul = p.silu_mul;
-  p.columns = static_cast<int>(silu_mul ? g.n / 2 : g.n);
-  const int tile_columns = silu_mul ? BN / 2 : BN;
-  p.second_half = silu_mul ? p.columns : BN / 2;
-  p.space.column_tiles = (p.columns + tile_columns - 1) / tile_columns;
+  const int tile_columns = p.out.silu_mul ? BN / 2 : BN;
+  p.out.second_half = p.out.silu_mul ? p.out.columns : BN / 2;
+  p.space.column_tiles = (p.out.columns + tile_columns - 1) / tile_columns;
+  p.space.row_group = 16 / Cluster;
   const int64_t k = g.a.dim(1);
-  const CUtensorMap a_map = encode_map(g.a.data, MatrixMap{.rows = g.a.dim(0),
-                                                           .columns = k,
-                                                           .row_bytes = g.a.stride[0] * 2,
-                                                           .box_rows = kTileRows,
-                                                           .box_columns = kStep});
+  // Rows past the end cost the copy engine more than others: don't ask for them.
+  const int64_t box_rows = std::min<int64_t>(kTileRows, (g.a.dim(0) + 7) / 8 * 8);
+  p.a_bytes = static_cast<int>(box_rows * 128);
+  const CUtensorMap a_map =
+      encode_map(g.a.data, MatrixMap{.rows = g.a.dim(0),
+                                     .columns = k,
+                                     .row_bytes = g.a.stride[0] * 2,
+                                     .box_rows = static_cast<uint32_t>(box_rows),
+                                     .box_columns = kStep});
   MapShape b;
   b.rank = 3;
   b.dims[0] = static_cast<uint64_t>(k);
@@ -357,16 +190,7 @@ void launch_gemm(Stream& stream, const Gemm& g, Params p) {
   b.box[1] = BN / 2;
   b.box[2] = 1;
   const CUtensorMap b_map = encode_map(g.b, b);
-  CUtensorMap out_map = a_map;
-  if (!p.direct) {
-    const int size = p.f32 ? 4 : 2;
-    out_map = encode_map(g.out.data, MatrixMap{.type = p.f32 ? MapType::kF32 : MapType::kBF16,
-                                               .rows = g.out.dim(0),
-                                               .columns = p.columns,
-                                               .row_bytes = g.out.stride[0] * size,
-                                               .box_rows = 16,
-                                               .box_columns = static_cast<uint32_t>(128 / size)});
-  }
+  const CUtensorMap out_map = map_of(p.out, g.out.dim(0));
   unsigned blocks = static_cast<unsigned>(num_processors() / Cluster * Cluster);
   if (g.offsets == nullptr) {
     const int64_t units =
@@ -383,15 +207,36 @@ void launch_gemm(Stream& stream, const Gemm& g, Params p) {
          gemm_kernel<BN, Cluster>, a_map, b_map, out_map, p);
 }
 
-/// Time of a launch in units of 128 x 128 tiles; the wide tile is the faster one a product.
-double cost(const Gemm& g, int bn, int cluster) {
-  const int64_t columns = g.epilogue == Epilogue::kSiluMul ? g.n / 2 : g.n;
-  const int64_t tile_columns = g.epilogue == Epilogue::kSiluMul ? bn / 2 : bn;
-  const int64_t unit_rows = kTileRows * cluster;
-  const int64_t units =
-      (g.a.dim(0) + unit_rows - 1) / unit_rows * ((columns + tile_columns - 1) / tile_columns);
-  const int64_t waves = (units + num_processors() / cluster - 1) / (num_processors() / cluster);
-  return static_cast<double>(waves) * (bn == 256 ? 2.0 : 1.15);
+struct Config {
+  int columns, cluster;
+  double cost;  ///< of one tile (measured), in tiles of 128 x 128 at the best rate
+  void (*launch)(Stream&, const Gemm&, Params);
+};
+
+/// The configuration with the least time for all waves of tiles. All give the same bits.
+void launch_best(Stream& stream, const Gemm& g, const Params& p) {
+  static constexpr Config kConfigs[] = {{256, 1, 1.98, launch_gemm<256, 1>},
+                                        {256, 2, 2.0, launch_gemm<256, 2>},
+                                        {192, 1, 1.6, launch_gemm<192, 1>},
+                                        {128, 1, 1.17, launch_gemm<128, 1>},
+                                        {64, 1, 0.75, launch_gemm<64, 1>}};
+  const Config* best = nullptr;
+  double least = 0;
+  for (const Config& c : kConfigs) {
+    // The epilogue stores boxes of 64 columns; half of such a tile would end inside one.
+    if (p.out.silu_mul && c.columns % 128 != 0) continue;
+    const int64_t tile_columns = p.out.silu_mul ? c.columns / 2 : c.columns;
+    const int64_t unit_rows = kTileRows * c.cluster;
+    const int64_t units = (g.a.dim(0) + unit_rows - 1) / unit_rows *
+                          ((p.out.columns + tile_columns - 1) / tile_columns);
+    const int64_t at_once = num_processors() / c.cluster;
+    const double cost = c.cost * static_cast<double>((units + at_once - 1) / at_once);
+    if (best == nullptr || cost < least) {
+      best = &c;
+      least = cost;
+    }
+  }
+  best->launch(stream, g, p);
 }
 
 }  // namespace
@@ -407,23 +252,11 @@ void gemm_bf16(Stream& stream, const Gemm& g) {
   p.space.experts = static_cast<int>(g.experts);
   p.space.offsets = g.offsets;
   p.k_steps = static_cast<int>((g.a.dim(1) + kStep - 1) / kStep);
-  p.silu_mul = g.epilogue == Epilogue::kSiluMul;
-  p.add = g.epilogue == Epilogue::kAdd;
-  p.f32 = g.out.dtype == DType::kF32;
-  p.bias = g.bias.defined() ? g.bias.ptr<float>() : nullptr;
-  p.out = g.out.data;
-  p.out_stride = g.out.stride[0];
-  const int64_t out_row_bytes = g.out.stride[0] * (p.f32 ? 4 : 2);
-  p.direct = (p.add && !p.f32) || out_row_bytes % 16 != 0 ||
-             reinterpret_cast<uintptr_t>(g.out.data) % 16 != 0;
+  p.out = output_of(g);
   if (g.offsets != nullptr) {
-    CHECK(!p.direct && !p.f32 && g.experts <= kMaxExperts && p.bias == nullptr,
-          "gemm: grouped problems write bf16");
     launch_gemm<128, 1>(stream, g, p);
-  } else if (cost(g, 256, 2) <= cost(g, 128, 1)) {
-    launch_gemm<256, 2>(stream, g, p);
   } else {
-    launch_gemm<128, 1>(stream, g, p);
+    launch_best(stream, g, p);
   }
 }
 
