@@ -103,22 +103,40 @@ Node uuid(const NodeKit& kit) {
 
 constexpr int64_t kHostLen = 4 * 40 + 24;  ///< the longest host() writes
 
+/// A name with dots, or a single label: `localhost`.
 Node host(const NodeKit& kit) {
-  return kit.all({kit.times(kit.all({label(kit, 19), kit.text(".")}), 1, 4),
-                  kit.times(kit.set("azAZ"), 2, 24)});
+  return kit.any_of({kit.all({kit.times(kit.all({label(kit, 19), kit.text(".")}), 1, 4),
+                              kit.times(kit.set("azAZ"), 1, 24)}),
+                     label(kit, 19)});
 }
 
-constexpr int64_t kSchemeLen = 8;  ///< https://
+Node ipv4(const NodeKit& kit) {
+  const Node part = octet(kit);
+  const Node dot = kit.text(".");
+  return kit.all({part, dot, part, dot, part, dot, part});
+}
 
+/// Longest scheme with colon and slashes, host, port, and what opens path, query and fragment.
+constexpr int64_t kUriFixedLen = 10 + 3 + kHostLen + 6 + 3;
+
+/// RFC 3986: https://host:port/path?query#fragment, or without an authority as urn: and mailto:.
+/// Path, query and fragment (or what stands behind the colon) have max_tail characters each.
 Node uri(const NodeKit& kit, int64_t max_tail) {
-  const Node plain = kit.set("azAZ09--..__~~!!$$&&''(())**++,,;;==::@@//");
+  const Node scheme =
+      kit.all({kit.set("azAZ"), kit.times(kit.set("azAZ09++--.."), 0, 9), kit.text(":")});
+  const Node mark = kit.set("azAZ09--..__~~!!$$&&''(())**++,,;;==::@@");
   const Node percent = kit.all({kit.text("%"), kit.times(kit.set("09afAF"), 2, 2)});
   // A percent escape is three characters; it counts as three.
   const int64_t steps = max_tail < 0 ? -1 : max_tail / 3;
-  const Node path = kit.times(kit.any_of({plain, percent}), 0, steps);
-  return kit.all(
-      {kit.any_text({"https://", "http://"}), host(kit),
-       kit.optional(kit.all({kit.text("/"), path, kit.optional(kit.all({kit.text("?"), path}))}))});
+  const Node tail =
+      kit.rule("uri_tail", kit.times(kit.any_of({mark, kit.set("//"), percent}), 0, steps));
+  const auto behind = [&](std::string_view opening) {
+    return kit.optional(kit.all({kit.text(opening), tail}));
+  };
+  const Node port = kit.optional(kit.all({kit.text(":"), kit.digits(1, 5)}));
+  const Node authority = kit.all({kit.text("//"), kit.any_of({host(kit), ipv4(kit)}), port,
+                                  behind("/"), behind("?"), behind("#")});
+  return kit.all({scheme, kit.any_of({authority, kit.all({mark, tail, behind("?")})})});
 }
 
 }  // namespace
@@ -141,20 +159,14 @@ std::optional<StringFormat> string_format(GrammarRules& rules, std::string_view 
         {kit.times(kit.all({word, kit.text(".")}), 1, 3), kit.times(kit.set("azAZ"), 2, 12)});
     return StringFormat{kit.all({local, kit.text("@"), domain}), 6, 61 + 1 + 3 * 25 + 12};
   }
-  if (name == "hostname") return StringFormat{host(kit), 4, kHostLen};
-  if (name == "ipv4") {
-    const Node part = octet(kit);
-    const Node dot = kit.text(".");
-    return StringFormat{kit.all({part, dot, part, dot, part, dot, part}), 7, 15};
-  }
+  if (name == "hostname") return StringFormat{host(kit), 1, kHostLen};
+  if (name == "ipv4") return StringFormat{ipv4(kit), 7, 15};
   if (name == "ipv6") return StringFormat{ipv6(kit), 2, 39};
   if (name == "uuid") return StringFormat{uuid(kit), 36, 36};
   if (name == "uri") {
-    // Two tails, a slash and a question mark behind the host.
-    const int64_t fixed = kSchemeLen + kHostLen + 2;
-    const int64_t tail = max_len < 0 ? -1 : std::max<int64_t>(0, (max_len - fixed) / 2);
-    const int64_t longest = max_len < 0 ? -1 : fixed + 2 * tail;
-    return StringFormat{uri(kit, tail), kSchemeLen + 3, longest};
+    const int64_t tail = max_len < 0 ? -1 : std::max<int64_t>(0, (max_len - kUriFixedLen) / 3);
+    const int64_t longest = max_len < 0 ? -1 : kUriFixedLen + 3 * tail;
+    return StringFormat{uri(kit, tail), 3, longest};
   }
   return std::nullopt;
 }

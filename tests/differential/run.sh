@@ -10,7 +10,9 @@ build=$(cd "${1:?usage: tests/differential/run.sh BUILD_DIR [SECONDS]}" && pwd)
 seconds=${2:-240}
 cases=$([ $# -ge 2 ] && echo 0 || echo 4000)
 cli=$build/tests/text_cli
-[ -x "$cli" ] || { echo "no $cli: build the target text_cli first"; exit 1; }
+for binary in "$cli" "$build/tests/grammar_cli"; do
+  [ -x "$binary" ] || { echo "no $binary: build the target $(basename "$binary") first"; exit 1; }
+done
 python=/usr/bin/python3  # Debian's, whose jinja2 is the reference
 [ -x "$python" ] || python=python3
 oracle=${WEFT_ORACLE_DIR:-$build/oracle}/text
@@ -26,6 +28,6 @@ failed=0
   "$here/../../models/demo" "$oracle"/{qwen2,qwen3_5,llama3,sentencepiece_bpe} || failed=1
 "$python" "$here/templates.py" --cli "$cli" --seconds $((seconds / 2)) --cases "$cases" \
   "$here/../../models/demo/chat_template.jinja" "$oracle"/templates/*.jinja || failed=1
-schemas=$([ $# -ge 2 ] && echo $((seconds * 40)) || echo 900)
-"$python" "$here/schemas.py" --weft "$build/weft" --schemas "$schemas" || failed=1
+schemas=$([ $# -ge 2 ] && echo $((seconds * 40)) || echo 1200)
+"$python" "$here/schemas.py" --weft "$build/weft" --cli "$build/tests/grammar_cli" --schemas "$schemas" || failed=1
 exit $failed

@@ -2,9 +2,10 @@
 """Answers that a JSON schema binds, against Debian's python3-jsonschema.
 
 `weft serve --device fake` draws at random among the tokens that the grammar allows, so each answer is a random walk
-through the schema's automaton; every one that ends by itself must be JSON and valid. Schemas are random over the
-supported keywords, and some as users write them. Fails where one is not; the last line counts.
-usage: schemas.py --weft PATH [--schemas 900] [--samples 6] [--seed 1]
+through the schema's automaton; every one that ends by itself must be JSON and valid. The other way round `grammar_cli`
+must accept drawn instances that are valid, and none that are not. Schemas are random over the supported keywords, and
+some as users write them. Fails where one is not so; the last lines count.
+usage: schemas.py --weft PATH --cli PATH [--schemas 1200] [--samples 6] [--seed 1]
 """
 import argparse
 import http.client
@@ -16,6 +17,7 @@ import sys
 import threading
 
 import jsonschema
+from instances import Instances, variants
 
 NODE = {
     "type": "object",
@@ -60,6 +62,104 @@ WRITTEN = [
     {"type": "object", "properties": {"unit": {"enum": ["celsius", "fahrenheit"]}, "city": {"type": "string"}}},
     {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "boolean"}}},
     {"type": "array", "items": {"type": "object", "properties": {"at": {"type": "string", "format": "date-time"}}}},
+    {"enum": ["a", "A", "a b", 0, 0.5, -1, None, False, [], [1, "x"], {}, {"k": {"l": 1}}]},
+    {"const": {"mode": "strict", "list": [1, 2.5, None]}},
+    {"type": "string", "enum": ["", "é", 'q"', "back\\slash", "line\nbreak"]},
+    {"anyOf": [{"type": "integer", "minimum": 3}, {"type": "string", "maxLength": 2}, {"type": "null"}]},
+    {"oneOf": [{"type": "integer"}, {"type": "string"}, {"type": "array", "items": {"type": "integer"}}]},
+    {
+        "oneOf": [
+            {
+                "type": "object",
+                "properties": {"kind": {"const": "circle"}, "r": {"type": "number", "exclusiveMinimum": 0}},
+                "required": ["kind", "r"],
+            },
+            {
+                "type": "object",
+                "properties": {"kind": {"const": "box"}, "w": {"type": "number"}, "h": {"type": "number"}},
+                "required": ["kind", "w", "h"],
+            },
+        ]
+    },
+    {
+        "allOf": [
+            {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+            {"properties": {"a": {"maximum": 9}, "b": {"type": "string"}}, "required": ["b"]},
+        ]
+    },
+    {
+        "$ref": "#/$defs/tree",
+        "$defs": {
+            "tree": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string", "minLength": 1},
+                    "children": {"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 3},
+                },
+                "required": ["name"],
+                "additionalProperties": False,
+            }
+        },
+    },
+    {
+        "$defs": {
+            "expr": {"anyOf": [{"type": "number"}, {"$ref": "#/$defs/call"}]},
+            "call": {
+                "type": "array",
+                "prefixItems": [{"enum": ["+", "*"]}, {"$ref": "#/$defs/expr"}, {"$ref": "#/$defs/expr"}],
+                "minItems": 3,
+                "items": False,
+            },
+        },
+        "$ref": "#/$defs/expr",
+    },
+    {"type": "object", "patternProperties": {"^x_": {"type": "integer"}}, "additionalProperties": False},
+    {
+        "type": "object",
+        "patternProperties": {"^x_": {"type": "integer"}, "_id$": {"type": "string"}},
+        "additionalProperties": {"type": "boolean"},
+    },
+    {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}, "minProperties": 1},
+    {"type": "object", "properties": {"a": {}}, "additionalProperties": {"type": "null"}, "required": ["a"]},
+    {"type": "integer", "minimum": -17, "maximum": 203},
+    {"type": "integer", "exclusiveMinimum": 99, "exclusiveMaximum": 10000},
+    {"type": "integer", "minimum": 0},
+    {"type": "integer", "maximum": -5},
+    {"type": "number", "minimum": -1.5, "exclusiveMaximum": 2.25},
+    {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    {"type": "number", "minimum": 1000000},
+    {"type": "string", "minLength": 2, "maxLength": 4},
+    {"type": "string", "pattern": "^[a-z]+$", "maxLength": 5},
+    {"type": "string", "pattern": r"^\S+@\S+\.[a-z]{2,}$"},
+    {"type": "string", "pattern": "^(0|[1-9][0-9]*)$"},
+    {"type": "string", "pattern": r"^v?\d+(\.\d+){0,2}$"},
+    {"type": "string", "pattern": r"^\+?[0-9 ()-]{5,}$"},
+    {"type": "string", "pattern": "^$"},
+    {"type": "string", "pattern": "colou?r"},
+    {"type": "array", "items": {"type": "string", "pattern": "ab?c"}, "minItems": 1, "maxItems": 2},
+    {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}]},
+    {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}], "items": {"type": "null"}, "minItems": 1},
+    {"type": "array", "prefixItems": [{"const": "a"}], "items": False},
+    {"type": "array", "minItems": 2, "maxItems": 2, "items": {"type": "array", "maxItems": 1}},
+    {"type": ["string", "null"], "maxLength": 3},
+    {"type": ["object", "null"], "properties": {"deep": {"type": ["array", "null"], "items": {"type": ["integer", "null"]}}}},
+    {
+        "type": "object",
+        "properties": {
+            "when": {"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}]},
+            "to": {"type": "string", "format": "email"},
+            "ip": {"oneOf": [{"type": "string", "format": "ipv4"}, {"type": "null"}]},
+            "id": {"type": "string", "format": "uuid"},
+        },
+        "required": ["when", "to", "id"],
+        "additionalProperties": False,
+    },
+    {"type": "object", "properties": {"": {"type": "integer"}, 'q"': {"type": "null"}, "é\n": {"type": "boolean"}}},
+    {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(12)}, "required": ["p3", "p11"]},
+    {"type": "object", "required": ["free"], "additionalProperties": {"type": "string"}},
+    {"type": "array", "items": True, "maxItems": 3},
+    {},
+    True,
 ]
 SMALL = ["string", "integer", "boolean", "enum", "integers", "length"]
 LARGE = SMALL + ["number", "null", "const", "array", "tuple", "object", "anyOf", "allOf", "pattern", "format", "types",
@@ -174,19 +274,62 @@ def ask(connection, schema, seed):
     return response.status, json.loads(response.read())
 
 
+class Cli:
+    """grammar_cli: which of the texts the grammar of a schema accepts; None where the schema is refused."""
+
+    def __init__(self, path):
+        self.process = subprocess.Popen([path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def accepted(self, schema, texts):
+        line = json.dumps({"schema": json.dumps(schema), "texts": texts})
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline()).get("accepted")
+
+
+def check_instances(cli, schemas, seed):
+    """Valid instances are accepted, invalid ones are not."""
+    instances = Instances(seed)
+    accepted = rejected = 0
+    bad = []
+    for schema in schemas:
+        validator = jsonschema.Draft202012Validator(schema)
+        drawn = instances.some(schema, 10)
+        fitting = [text for value in drawn if validator.is_valid(value) for text in variants(schema, value)]
+        broken = [near for value in drawn[:4] for near in instances.broken(value)]
+        others = [json.dumps(near) for near in broken if not validator.is_valid(near)]
+        verdicts = cli.accepted(schema, fitting + others)
+        if verdicts is None:
+            continue  # counted by the walks
+        for text, good in zip(fitting, verdicts):
+            accepted += good
+            if not good:
+                bad.append(f"{json.dumps(schema)}\n  {text!r}\n  is valid and not accepted")
+        for text, taken in zip(others, verdicts[len(fitting) :]):
+            rejected += not taken
+            if taken:
+                bad.append(f"{json.dumps(schema)}\n  {text!r}\n  is accepted and not valid")
+    return accepted, rejected, bad
+
+
 def main():
     options = argparse.ArgumentParser()
     options.add_argument("--weft", required=True)
-    options.add_argument("--schemas", type=int, default=900)
+    options.add_argument("--cli", required=True)
+    options.add_argument("--schemas", type=int, default=1200)
     options.add_argument("--samples", type=int, default=6)
     options.add_argument("--seed", type=int, default=1)
     args = options.parse_args()
     maker = Maker(args.seed)
+    schemas = (WRITTEN + [maker.schema() for _ in range(args.schemas)])[: args.schemas]
+    accepted, rejected, wrong = check_instances(Cli(args.cli), schemas, args.seed)
+    for one in wrong[:5]:
+        print(one)
+    print(f"instances: {accepted} valid ones accepted, {rejected} others rejected, {len(wrong)} otherwise")
     server, connection = start(args.weft)
     valid = cut = refused = 0
     bad = []
-    for number in range(args.schemas):
-        schema = WRITTEN[number] if number < len(WRITTEN) else maker.schema()
+    for number, schema in enumerate(schemas):
         for sample in range(args.samples):
             status, answer = ask(connection, schema, number * args.samples + sample)
             if status == 400 and answer["error"]["param"]:
@@ -208,10 +351,10 @@ def main():
     for one in bad[:5]:
         print(one)
     print(f"schemas: {args.schemas} schemas, {valid} valid answers, {cut} cut off, {refused} schemas refused, {len(bad)} bad")
-    few = valid < args.schemas * args.samples // 2 or refused > args.schemas // 20
+    few = valid < args.schemas * args.samples // 2 or refused > args.schemas // 20 or accepted < args.schemas * 10
     if few:
         print("too few answers were complete to mean something")
-    return 1 if bad or few else 0
+    return 1 if wrong or bad or few else 0
 
 
 if __name__ == "__main__":
