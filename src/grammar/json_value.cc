@@ -170,6 +170,8 @@ class Builder : public nlohmann::json_sax<nlohmann::json> {
 
 }  // namespace
 
+SchemaValue::SchemaValue() = default;
+
 const SchemaValue* SchemaValue::find(std::string_view name) const {
   for (const auto& [key, value] : members) {
     if (key == name) return &value;

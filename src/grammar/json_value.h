@@ -14,6 +14,9 @@ namespace weft {
 struct SchemaValue {
   enum class Kind { kNull, kBool, kInteger, kNumber, kString, kArray, kObject };
 
+  /// In the .cc: clang would want `members` complete where a Result is made of this.
+  SchemaValue();
+
   Kind kind = Kind::kNull;
   bool boolean = false;
   int64_t integer = 0;  ///< of kInteger
