@@ -116,7 +116,7 @@ WRITTEN = [
     {"type": "object", "patternProperties": {"^x_": {"type": "integer"}}, "additionalProperties": False},
     {
         "type": "object",
-        "patternProperties": {"^x_": {"type": "integer"}, "_id$": {"type": "string"}},
+        "patternProperties": {"_id$": {"type": "string"}},
         "additionalProperties": {"type": "boolean"},
     },
     {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}, "minProperties": 1},
