@@ -8,6 +8,7 @@ namespace weft::load {
 namespace {
 
 constexpr int kOthers = 32;
+constexpr const char* kPreemptions = "vllm:num_preemptions_total";
 
 const std::string kStory =
     "Once upon a time there was a small town by a river. Every morning the baker opened the "
@@ -41,9 +42,17 @@ std::vector<std::string> make_probes() {
   return out;
 }
 
+/// A server, and what the others ask of it.
+struct Place {
+  std::string name;
+  int stories = 12;     // of a prompt, at most
+  int tokens = 40;      // of an answer, at most
+  int preemptions = 0;  // that there have to be
+};
+
 class Crowd {
  public:
-  Crowd(Loop& loop, uint64_t seed) : loop_(loop), rng_(seed) {}
+  Crowd(Loop& loop, uint64_t seed, const Place& place) : loop_(loop), rng_(seed), place_(place) {}
 
   /// Sends a random other after a random moment; some of them leave again before their answer.
   void add_one() {
@@ -77,27 +86,30 @@ class Crowd {
 
   std::string make() {
     std::string prompt;
-    for (int i = draw(0, 12); i > 0; --i) prompt += kStory;  // the probes' prefix: hits
+    for (int i = draw(0, place_.stories); i > 0; --i) prompt += kStory;  // the probes' prefix: hits
     for (int i = draw(1, 30); i > 0; --i) prompt += " word" + std::to_string(draw(0, 999));
     std::string body = R"({"prompt": ")" + prompt + R"(", "max_tokens": )" +
-                       std::to_string(draw(1, 40)) + R"(, "temperature": )" +
+                       std::to_string(draw(1, place_.tokens)) + R"(, "temperature": )" +
                        std::to_string(draw(0, 2) / 2.0);
     if (draw(0, 4) == 0) body += ", \"n\": 2";
     if (draw(0, 2) == 0) body += ", \"logprobs\": " + std::to_string(draw(0, 5));
     if (draw(0, 3) == 0) body += ", \"presence_penalty\": 0.5";
     if (draw(0, 9) == 0) body += ", \"echo\": true";
+    if (draw(0, 2) == 0) body += ", \"priority\": -1";
     if (draw(0, 1) == 0) body += ", \"stream\": true";
     return request_text("/v1/completions", body + "}");
   }
 
   Loop& loop_;
   std::mt19937_64 rng_;
+  const Place& place_;
   int open_ = 0, num_left_ = 0;
 };
 
 void compare(WeftServer& server, const Settings& settings, Report& report,
              const std::vector<std::string>& probes, std::vector<std::string>& alone,
-             const std::string& name) {
+             const Place& place) {
+  const std::string& name = place.name;
   Loop loop(server.port());
   int wrong_alone = 0;
   for (size_t i = 0; i < probes.size(); ++i) {
@@ -110,10 +122,15 @@ void compare(WeftServer& server, const Settings& settings, Report& report,
   }
   report.check_equal(wrong_alone, 0, "answers alone that differ when asked again, " + name);
   std::mt19937_64 rng(settings.seed);
-  Crowd crowd(loop, settings.seed + 1);
+  Crowd crowd(loop, settings.seed + 1, place);
   const int rounds = settings.full ? 60 : 3;
   int compared = 0, different = 0;
-  for (int round = 0; round < rounds; ++round) {
+  int round = 0;
+  const auto enough = [&] {
+    return round >= rounds && (place.preemptions == 0 || round >= 40 ||
+                               server.metrics()[kPreemptions] >= place.preemptions);
+  };
+  for (; !enough(); ++round) {
     for (int i = 0; i < kOthers; ++i) crowd.add_one();
     int under_way = 0;
     for (int k = 0; k < 6; ++k) {
@@ -143,13 +160,14 @@ void compare(WeftServer& server, const Settings& settings, Report& report,
     return it == metrics.end() ? -1 : it->second;
   };
   report.figures(name, {{"compared", compared},
-                        {"rounds", rounds},
-                        {"others", rounds * kOthers},
+                        {"rounds", round},
+                        {"others", round * kOthers},
                         {"others_that_left", crowd.num_left()},
                         {"prefix_hit_tokens", metric("vllm:prefix_cache_hits_total")},
-                        {"preemptions", metric("vllm:num_preemptions_total")}});
-  report.check_equal(compared, 6 * rounds, "answers compared, " + name);
+                        {"preemptions", metric(kPreemptions)}});
+  report.check_equal(compared, 6 * round, "answers compared, " + name);
   report.check_equal(different, 0, "answers that differ from those alone, " + name);
+  report.check(metric(kPreemptions) >= place.preemptions, "there were preemptions, " + name);
   report.check(metric("vllm:prefix_cache_hits_total") > 0, "there were prefix hits, " + name);
   const std::string left = server.leftovers(milliseconds(5000));
   report.check(left.empty(), "nothing left, " + name + ": " + left);
@@ -162,12 +180,18 @@ void run_exactness(const Settings& settings, Report& report) {
   std::vector<std::string> alone;
   {
     WeftServer server(settings.weft, {"--max-model-len", "4096"});
-    compare(server, settings, report, probes, alone, "roomy server");
+    compare(server, settings, report, probes, alone, {"roomy server"});
   }
-  // Few sequences at once, small steps: queueing, chunks. The answers are those of the other.
-  WeftServer server(settings.weft, {"--max-model-len", "4096", "--max-num-seqs", "12",
-                                    "--max-num-batched-tokens", "128"});
-  compare(server, settings, report, probes, alone, "narrow server");
+  {  // Few sequences at once, small steps: queueing, chunks. The answers are those of the other.
+    WeftServer server(settings.weft, {"--max-model-len", "4096", "--max-num-seqs", "12",
+                                      "--max-num-batched-tokens", "128"});
+    compare(server, settings, report, probes, alone, {"narrow server"});
+  }
+  // Hardly more cache than one long request needs: others are thrown out in the middle and begin
+  // again.
+  WeftServer server(settings.weft, {"--max-model-len", "1280", "--kv-cache-memory", "13M",
+                                    "--max-num-seqs", "12", "--max-num-batched-tokens", "256"});
+  compare(server, settings, report, probes, alone, {"server without room", 24, 200, 4});
 }
 
 }  // namespace weft::load
