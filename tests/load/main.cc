@@ -23,14 +23,16 @@ struct Scenario {
   std::string_view name;
   void (*run)(const Settings&, Report&);
 };
-constexpr std::array<Scenario, 8> kScenarios = {{{"streams", run_streams},
-                                                 {"overload", run_overload},
-                                                 {"disconnects", run_disconnects},
-                                                 {"drain", run_drain},
-                                                 {"watchdog", run_watchdog},
-                                                 {"abuse", run_abuse},
-                                                 {"exactness", run_exactness},
-                                                 {"replicas", run_replicas}}};
+constexpr std::array<Scenario, 10> kScenarios = {{{"streams", run_streams},
+                                                  {"overload", run_overload},
+                                                  {"disconnects", run_disconnects},
+                                                  {"drain", run_drain},
+                                                  {"watchdog", run_watchdog},
+                                                  {"abuse", run_abuse},
+                                                  {"exactness", run_exactness},
+                                                  {"replicas", run_replicas},
+                                                  {"tenants", run_tenants},
+                                                  {"schemas", run_schemas}}};
 
 int usage() {
   std::fprintf(stderr, "usage: weft_load [--weft BINARY] [--full] [--seed N] [SCENARIO...]\n  ");

@@ -40,6 +40,8 @@ void run_watchdog(const Settings& settings, Report& report);
 void run_abuse(const Settings& settings, Report& report);
 void run_exactness(const Settings& settings, Report& report);
 void run_replicas(const Settings& settings, Report& report);
+void run_tenants(const Settings& settings, Report& report);
+void run_schemas(const Settings& settings, Report& report);
 
 /// An answer without what differs from call to call: its id, its time, what the cache had.
 std::string without_identity(std::string body);

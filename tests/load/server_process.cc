@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -142,6 +143,8 @@ double Process::cpu_seconds() const {
 WeftServer::WeftServer(const std::string& weft, const std::vector<std::string>& arguments,
                        DescriptorLimits descriptors) {
   static int number = 0;
+  const auto key = std::find(arguments.begin(), arguments.end(), "--api-key");
+  if (key != arguments.end()) key_header_ = "Authorization: Bearer " + key[1] + "\r\n";
   std::vector<std::string> words = {weft, "serve", "--port", "0"};
   words.insert(words.end(), arguments.begin(), arguments.end());
   const std::string log = scratch_directory() + "/serve_" + std::to_string(number++) + ".log";
@@ -159,7 +162,7 @@ WeftServer::WeftServer(const std::string& weft, const std::vector<std::string>& 
 
 std::map<std::string, double> WeftServer::metrics() const {
   Loop loop(port_);
-  std::istringstream lines(ask(loop, request_text("/metrics", "")).body);
+  std::istringstream lines(ask(loop, request_text("/metrics", "", key_header_)).body);
   std::map<std::string, double> out;
   for (std::string line; std::getline(lines, line);) {
     if (line.empty() || line[0] == '#') continue;

@@ -60,6 +60,7 @@ class WeftServer {
  private:
   Process process_;
   uint16_t port_ = 0;
+  std::string key_header_;  // the first --api-key's, with its line end
 };
 
 /// The directory for logs and files of this run.
