@@ -1,0 +1,191 @@
+// Attention of prompts over the paged cache, D = 64, 128, 256: sampled rows against sums in double,
+// then medians. PyTorch's peers on the same shapes: bench/gpu/attention_peers.py.
+//   attention_prefill_bench [--quick]
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+
+#include "bench/kernels/gpu.h"
+#include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/cuda_ops.h"
+
+namespace weft::bench {
+namespace {
+
+constexpr double kPeakTflops = 989;  // H100 SXM, bf16, datasheet
+
+struct Shape {
+  int dim = 128, q_heads = 32, kv_heads = 8;
+  int tokens = 8192;  ///< rows of a segment
+  int start = 0;      ///< cached keys before them
+  int segments = 1;
+};
+
+std::string name_of(const Shape& s) {
+  char name[96];
+  int at =
+      std::snprintf(name, sizeof name, "D%d H%d/%d T%d", s.dim, s.q_heads, s.kv_heads, s.tokens);
+  if (s.start > 0) at += std::snprintf(name + at, sizeof name - at, " at %d", s.start);
+  if (s.segments > 1) std::snprintf(name + at, sizeof name - at, " x%d", s.segments);
+  return name;
+}
+
+/// 4 D a head and (row, key) pair.
+double flops(const Shape& s) {
+  const double pairs = static_cast<double>(s.tokens) * s.start + s.tokens * (s.tokens + 1.0) / 2;
+  return 4.0 * s.dim * s.q_heads * pairs * s.segments;
+}
+
+/// Inputs on the device in random blocks.
+class Input {
+ public:
+  Input(Gpu& gpu, const Shape& s, uint64_t seed) : s_(s) {
+    constexpr int kBlock = 64;
+    const int64_t rows = int64_t{s.tokens} * s.segments, width = int64_t{s.q_heads} * s.dim;
+    const int blocks = (s.start + s.tokens + kBlock - 1) / kBlock;
+    const int64_t num_blocks = int64_t{blocks} * s.segments;
+    const KvShape kv{KvFormat::kBf16, s.kv_heads, s.dim, kBlock};
+    const int64_t block_bytes = cuda::kv_block_bytes(kv);
+    q_ = random_device_bf16(gpu, rows * width, seed);
+    out_ = random_device_bf16(gpu, rows * width, seed + 1);
+    cache_ = random_device_bf16(gpu, num_blocks * block_bytes / 2, seed + 2);
+    std::vector<int32_t> table(static_cast<size_t>(num_blocks));
+    for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i);
+    std::shuffle(table.begin(), table.end(), std::mt19937(static_cast<unsigned>(seed)));
+    for (int i = 0; i <= s.segments; ++i) cu_q_.push_back(i * s.tokens);
+    starts_.assign(static_cast<size_t>(s.segments), s.start);
+    table_ = Buffer::allocate(DeviceKind::kCuda, num_blocks * 4).value();
+    cuda::check(cudaMemcpy(table_.data(), table.data(), table.size() * 4, cudaMemcpyHostToDevice),
+                "block table");
+    host_table_ = table;
+    args.shape = {s.q_heads, s.kv_heads, s.dim, 1.0f / std::sqrt(static_cast<float>(s.dim))};
+    args.q = TensorView(q_.data(), DType::kBF16, {rows, s.q_heads, s.dim});
+    args.out = TensorView(out_.data(), DType::kBF16, {rows, s.q_heads, s.dim});
+    args.kv = {kv, cache_.data(), block_bytes, num_blocks};
+    args.seqs.block_table = TensorView(table_.data(), DType::kI32, {s.segments, blocks});
+    args.seqs.num_segments = args.num_prompt_segments = s.segments;
+    args.seqs.host_cu_q = cu_q_.data();
+    args.seqs.host_kv_start = starts_.data();
+    args.prompt_rows = rows;
+  }
+  Input(const Input&) = delete;
+  Input& operator=(const Input&) = delete;
+
+  /// Relative L2 error of sampled rows of the first segment; the call has finished.
+  double error() const;
+
+  AttnArgs args;
+
+ private:
+  Shape s_;
+  Buffer q_, out_, cache_, table_;
+  std::vector<int32_t> cu_q_, starts_, host_table_;
+};
+
+double Input::error() const {
+  const auto dim = static_cast<size_t>(s_.dim);
+  const KvShape& kv = args.kv.shape;
+  std::vector<float> k(static_cast<size_t>(s_.start + s_.tokens + kv.block_size) * dim), v(k);
+  std::vector<float> block_k(static_cast<size_t>(kv.block_size * kv.heads) * dim), block_v(block_k);
+  double error = 0, norm = 0;
+  for (const int head : {0, s_.q_heads - 1}) {
+    const int64_t g = head / (s_.q_heads / s_.kv_heads);
+    for (int b = 0; b * kv.block_size < s_.start + s_.tokens; ++b) {
+      TensorView view_k(block_k.data(), DType::kF32, {kv.block_size, kv.heads, s_.dim});
+      TensorView view_v(block_v.data(), DType::kF32, {kv.block_size, kv.heads, s_.dim});
+      cuda::kv_read_block(args.kv, host_table_[static_cast<size_t>(b)], view_k, view_v);
+      for (int i = 0; i < kv.block_size; ++i) {
+        const auto to = static_cast<size_t>(b * kv.block_size + i) * dim;
+        std::memcpy(&k[to], view_k.row<float>(i) + g * s_.dim, dim * 4);
+        std::memcpy(&v[to], view_v.row<float>(i) + g * s_.dim, dim * 4);
+      }
+    }
+    for (const int row :
+         {0, 1, 63, 64, 127, 128, s_.tokens / 2 + 3, s_.tokens - 65, s_.tokens - 1}) {
+      if (row < 0 || row >= s_.tokens) continue;
+      std::vector<bf16> q(dim), out(dim);
+      const auto fetch = [&](const TensorView& from, std::vector<bf16>& to) {
+        cuda::check(cudaMemcpy(to.data(), from.row<bf16>(row) + head * from.stride[1], dim * 2,
+                               cudaMemcpyDeviceToHost),
+                    "rows");
+      };
+      fetch(args.q, q);
+      fetch(args.out, out);
+      const auto keys = static_cast<size_t>(s_.start + row + 1);
+      std::vector<double> weight(keys), sum(dim);
+      double top = -INFINITY, total = 0;
+      for (size_t p = 0; p < keys; ++p) {
+        for (size_t d = 0; d < dim; ++d) weight[p] += double{bf16_to_float(q[d])} * k[p * dim + d];
+        weight[p] *= args.shape.scale;
+        top = std::max(top, weight[p]);
+      }
+      for (size_t p = 0; p < keys; ++p) {
+        weight[p] = std::exp(weight[p] - top);
+        total += weight[p];
+        for (size_t d = 0; d < dim; ++d) sum[d] += weight[p] * v[p * dim + d];
+      }
+      for (size_t d = 0; d < dim; ++d) {
+        const double want = sum[d] / total, got = bf16_to_float(out[d]);
+        error += (got - want) * (got - want);
+        norm += want * want;
+      }
+    }
+  }
+  return std::sqrt(error / norm);
+}
+
+using PromptOp = void (*)(Stream&, const AttnArgs&);
+
+/// False if the numbers are wrong.
+bool measure(Gpu& gpu, const Shape& shape, PromptOp op, const char* kernel, bool check) {
+  const Input a(gpu, shape, 11), b(gpu, shape, 23);
+  const int calls = flops(shape) > 4e12 ? 2 : flops(shape) > 4e11 ? 6 : 20;
+  const double us = gpu.time_us([&](int i) { op(gpu.stream(), (i % 2 ? b : a).args); }, calls, 9);
+  if (check) {
+    const double error = a.error();
+    if (!(error < 1e-2)) {
+      std::fprintf(stderr, "%s: relative error %g\n", name_of(shape).c_str(), error);
+      return false;
+    }
+  }
+  Row row;
+  row.kernel = kernel;
+  row.shape = name_of(shape);
+  row.dtype = "bf16";
+  row.us = us;
+  row.tflops = flops(shape) / us * 1e-6;
+  row.share = row.tflops / kPeakTflops;
+  print(gpu, row);
+  return true;
+}
+
+int run(bool quick) {
+  Gpu gpu;
+  std::vector<Shape> shapes = {{.tokens = 8192},
+                               {.dim = 256, .q_heads = 16, .kv_heads = 2, .tokens = 16384}};
+  if (!quick) {
+    shapes.insert(shapes.end(), {{.tokens = 32768},
+                                 {.tokens = 2048},
+                                 {.tokens = 512, .segments = 16},
+                                 {.tokens = 2048, .start = 30720},
+                                 {.tokens = 64, .start = 8128, .segments = 16},
+                                 {.dim = 256, .q_heads = 16, .kv_heads = 2, .tokens = 4096},
+                                 {.dim = 64, .q_heads = 32, .kv_heads = 8, .tokens = 16384}});
+  }
+  bool good = true;
+  for (const Shape& shape : shapes) {
+    const bool check = shape.tokens <= 8192 || shape.dim != 128;
+    good = measure(gpu, shape, cuda::attention_prompt, "attention_prefill", check) && good;
+  }
+  return good ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace weft::bench
+
+int main(int argc, char** argv) {
+  return weft::bench::run(argc > 1 && std::strcmp(argv[1], "--quick") == 0);
+}

@@ -1,0 +1,803 @@
+// o = softmax(scale * q K^T, causal) V over the paged cache, for rows of prompts (Dao 2023, arXiv
+// 2307.08691; Shah et al. 2024, arXiv 2407.08608).
+//
+// A work item is 64 * Warpgroups rows of one head (or, packed, of 2^k heads of one kv head) against
+// all of their keys, in tiles of `Keys` cut at absolute multiples from position 0, in ascending
+// order. One producer warp copies Q, K and V with TMA; each consumer warpgroup owns 64 rows: S = Q
+// K^T (wgmma, both operands in shared memory), softmax in registers, O += P V (P in registers).
+// Warpgroups take turns at the tensor cores, so that one's softmax runs beneath the other's
+// products; with Overlap a warpgroup also issues the scores of tile j + 1 before it waits for the
+// values of tile j. In a cluster of 2 both blocks have the same rows of two heads of one kv head,
+// and each loads half of every K and V tile into both (multicast).
+//
+// Bytes from L2: 4 D a (key, 64 * Warpgroups * Cluster rows); the bound is the tensor cores' 4 D
+// FLOPs a (row, key) pair. Measurements: docs/kernels/attention_prefill.md.
+//
+// A row's bits: its keys come in the same tiles in the same order whatever the chunk, its numbers
+// meet those of no other row, and a tile beyond its last key changes nothing (P = 0, factor 1; V
+// rows beyond the segment's keys are zeros, because 0 * NaN is not 0).
+
+#include <cuda_bf16.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/common/tensor_map.h"
+#include "kernels/cuda/common/wgmma.h"
+#include "kernels/cuda/cuda_ops.h"
+
+namespace weft::cuda {
+namespace {
+
+/// One tile of rows of the plan: tokens `row` .. `row + tokens` of q, the first at `position`.
+struct PrefillTile {
+  int32_t row = 0;
+  int32_t position = 0;
+  int32_t kv_end = 0;  ///< keys of the segment
+  uint16_t segment = 0;
+  uint8_t tokens = 0;
+  uint8_t pack_shift = 0;  ///< 2^pack_shift heads a tile
+};
+
+/// The work of a launch: a parameter of the kernel. Items are (tile, heads), tile by tile; the
+/// first `num_first` tiles have `first_items` items each, the others `other_items`.
+struct PrefillPlan {
+  static constexpr int kMaxTiles = 1000;
+  int32_t num_tiles = 0;
+  int32_t num_first = 0;
+  int32_t first_items = 0, other_items = 0;
+  int32_t num_items = 0;
+  PrefillTile tiles[kMaxTiles];
+};
+
+struct PrefillParams {
+  __nv_bfloat16* out = nullptr;
+  int64_t out_row = 0, out_head = 0;  ///< strides in elements
+  const int32_t* block_table = nullptr;
+  int64_t table_row = 0;
+  int32_t group = 1;  ///< H / G
+  int32_t kv_heads = 1;
+  int32_t block_size = 64;
+  int32_t box_keys = 64;  ///< rows of a box of the K and V map; divides block_size and Keys
+  int32_t num_blocks = 0;
+  float scale_log2 = 0;  ///< scale * log2(e)
+};
+
+template <int HeadDim, int Keys, int Warpgroups, bool Overlap, int Cluster>
+struct PrefillShape {
+  static constexpr int kHeadDim = HeadDim;
+  static constexpr int kKeys = Keys;
+  static constexpr int kWarpgroups = Warpgroups;
+  static constexpr bool kOverlap = Overlap;
+  static constexpr int kCluster = Cluster;
+  static constexpr int kRows = 64 * Warpgroups;
+  static constexpr int kThreads = 128 * (Warpgroups + 1);
+  static constexpr int kConsumerRegisters = Warpgroups == 2 ? 240 : 160;
+  static constexpr int kProducerRegisters = Warpgroups == 2 ? 24 : 32;
+  // The ring holds units of `Keys` rows x kUnitDims dims of K or V, as panels of 64 dims.
+  static constexpr int kUnitDims = HeadDim < 128 ? HeadDim : 128;
+  static constexpr int kUnits = HeadDim / kUnitDims;
+  static constexpr int kPanels = kUnitDims / 64;
+  static constexpr int kPanelBytes = Keys * 128;
+  static constexpr int kUnitBytes = kPanels * kPanelBytes;
+  static constexpr int kQPanelBytes = 64 * 128;
+  static constexpr int kQBytes = HeadDim / 64 * kQPanelBytes;  // of a warpgroup
+  static constexpr int kMaxBoxKeys = Keys % 64 == 0 ? 64 : 32;
+  static constexpr int kShared = 227 * 1024 - 1024 - 512;  // alignment and barriers aside
+  static constexpr int kFit = (kShared - Warpgroups * kQBytes) / kUnitBytes;
+  static constexpr int kStages = kFit < 12 ? kFit : 12;
+  static constexpr int kSharedBytes =
+      1024 + Warpgroups * kQBytes + kStages * kUnitBytes + static_cast<int>(sizeof(Barrier)) * 64;
+  static_assert(kStages >= 2 * kUnits && 2 * kStages + 2 * Warpgroups + 1 <= 64);
+};
+
+/// What both sides walk: the slots of the ring.
+template <class C>
+struct RingAt {
+  int slot = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void step() {
+    if (++slot == C::kStages) {
+      slot = 0;
+      phase ^= 1;
+    }
+  }
+  __device__ __forceinline__ RingAt take() {
+    const RingAt at = *this;
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) step();
+    return at;
+  }
+};
+
+template <class C>
+struct PrefillShared {
+  unsigned char* q;     // [Warpgroups][HeadDim / 64][64][128 bytes]
+  unsigned char* ring;  // [kStages][kPanels][Keys][128 bytes]
+  Barrier* full;        // [kStages]
+  Barrier* empty;       // [kStages]
+  Barrier* q_full;      // [Warpgroups]
+  Barrier* q_empty;     // [Warpgroups]
+  Barrier* tail;
+
+  __device__ __forceinline__ explicit PrefillShared(unsigned char* raw) {
+    q = raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
+    ring = q + C::kWarpgroups * C::kQBytes;
+    full = reinterpret_cast<Barrier*>(ring + C::kStages * C::kUnitBytes);
+    empty = full + C::kStages;
+    q_full = empty + C::kStages;
+    q_empty = q_full + C::kWarpgroups;
+    tail = q_empty + C::kWarpgroups;
+  }
+};
+
+/// An item of the plan, as this block has it.
+struct PrefillItem {
+  PrefillTile tile;
+  int head = 0;       // the first
+  int key_tiles = 0;  // of the whole block
+};
+
+/// Blocks walk the items in a zigzag: the longest come first, and a block with a longer item in one
+/// round has a shorter one in the next. False at the end.
+template <class C>
+__device__ __forceinline__ bool get_item(const PrefillPlan& plan, int round, PrefillItem& item) {
+  const int walkers = static_cast<int>(gridDim.x) / C::kCluster;
+  const int me = static_cast<int>(blockIdx.x) / C::kCluster;
+  const int index = round * walkers + ((round & 1) ? walkers - 1 - me : me);
+  if (index >= plan.num_items) return false;
+  const int in_first = plan.num_first * plan.first_items;
+  int tile, part;
+  if (index < in_first) {
+    tile = index / plan.first_items;
+    part = index - tile * plan.first_items;
+  } else {
+    tile = (index - in_first) / plan.other_items;
+    part = index - in_first - tile * plan.other_items;
+    tile += plan.num_first;
+  }
+  item.tile = plan.tiles[tile];
+  const int rank = C::kCluster > 1 ? static_cast<int>(blockIdx.x) % C::kCluster : 0;
+  item.head = (part * C::kCluster + rank) << item.tile.pack_shift;
+  item.key_tiles = (item.tile.position + item.tile.tokens - 1) / C::kKeys + 1;
+  return true;
+}
+
+// ---- Producer
+
+template <class C>
+struct PrefillProducer {
+  const PrefillShared<C>& shared;
+  const PrefillParams& params;
+  const CUtensorMap* kv_map;
+  RingAt<C> ring;
+  uint32_t tail_phase = 0;
+  int lane;
+  uint32_t rank;
+
+  // Of the current item.
+  const int32_t* table = nullptr;
+  int kv_end = 0;
+  int kv_head = 0;
+
+  /// The block that holds box `lane` of key tile `j`: one beyond the last (zeros) after the keys.
+  __device__ __forceinline__ int block_of(int j) const {
+    const int key = j * C::kKeys + lane * params.box_keys;
+    const bool mine = lane * params.box_keys < C::kKeys && key < kv_end;
+    return mine ? table[key / params.block_size] : params.num_blocks;
+  }
+
+  /// All boxes of unit `u` of tile `j` into the ring. The blocks of a cluster do it together, each
+  /// into all, but with `tail` each alone, and counted at the barrier `tail`.
+  __device__ __forceinline__ void copy(int plane, int j, int u, int block, bool tail) {
+    Barrier* barrier = tail ? shared.tail : shared.full + ring.slot;
+    if (lane == 0) arrive_expect(barrier, C::kUnitBytes);
+    __syncwarp();
+    const int boxes = C::kKeys / params.box_keys;
+    unsigned char* to = shared.ring + ring.slot * C::kUnitBytes;
+    for (int i = 0; i < boxes; ++i) {
+      const int id = __shfl_sync(0xffffffffu, block, i);
+      const int offset = (j * C::kKeys + i * params.box_keys) % params.block_size;
+      const int row = (plane * params.kv_heads + kv_head) * params.block_size + offset;
+      if (lane == 0) {
+#pragma unroll
+        for (int panel = 0; panel < C::kPanels; ++panel) {
+          const Coords at{u * C::kUnitDims + panel * 64, row, id};
+          unsigned char* box = to + panel * C::kPanelBytes + i * params.box_keys * 128;
+          if (C::kCluster == 1 || tail) {
+            tma_load(box, kv_map, barrier, at);
+          } else if ((panel * boxes + i) % C::kCluster == static_cast<int>(rank)) {
+            tma_load_multicast(box, kv_map, barrier, at, (1 << C::kCluster) - 1);
+          }
+        }
+      }
+    }
+  }
+
+  /// Tile `j` of K (plane 0) or V (plane 1).
+  __device__ __forceinline__ void load(int plane, int j, int block) {
+    const int keys = kv_end - j * C::kKeys;  // of the tile
+    // The last block of a segment holds rows of an older owner, maybe NaN: of V they must be zeros.
+    const bool tail = plane == 1 && keys < C::kKeys && kv_end % params.block_size != 0;
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) {
+      const int slot = ring.slot;
+      wait(shared.empty + slot, ring.phase ^ 1);
+      copy(plane, j, u, block, tail);
+      if (tail) {
+        wait(shared.tail, tail_phase);
+        tail_phase ^= 1;
+        for (int panel = 0; panel < C::kPanels; ++panel) {
+          unsigned char* rows = shared.ring + slot * C::kUnitBytes + panel * C::kPanelBytes;
+          for (int at = keys * 128 + lane * 16; at < C::kPanelBytes; at += 32 * 16) {
+            *reinterpret_cast<uint4*>(rows + at) = make_uint4(0, 0, 0, 0);
+          }
+        }
+        fence_async_shared();
+        __syncwarp();
+        if (lane == 0) arrive(shared.full + slot);
+      }
+      ring.step();
+    }
+  }
+};
+
+template <class C>
+__device__ __forceinline__ void produce(const PrefillShared<C>& shared, const CUtensorMap* q_maps,
+                                        const CUtensorMap* kv_map, const PrefillParams& params,
+                                        const PrefillPlan& plan) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  PrefillProducer<C> self{
+      shared, params, kv_map, {}, 0, lane, C::kCluster > 1 ? cluster_rank() : 0};
+  PrefillItem item;
+  for (int round = 0; get_item<C>(plan, round, item); ++round) {
+    self.table = params.block_table + item.tile.segment * params.table_row;
+    self.kv_end = item.tile.kv_end;
+    self.kv_head = item.head / params.group;
+    int block = self.block_of(0);
+    int next = self.block_of(1);
+    self.load(0, 0, block);
+    const CUtensorMap* q_map = q_maps + (item.tile.pack_shift != 0);
+#pragma unroll
+    for (int w = 0; w < C::kWarpgroups; ++w) {
+      wait(shared.q_empty + w, (round & 1) ^ 1);
+      if (lane == 0) {
+        arrive_expect(shared.q_full + w, C::kQBytes);
+#pragma unroll
+        for (int panel = 0; panel < C::kHeadDim / 64; ++panel) {
+          tma_load(shared.q + w * C::kQBytes + panel * C::kQPanelBytes, q_map, shared.q_full + w,
+                   Coords{panel * 64, item.head, item.tile.row + w * (64 >> item.tile.pack_shift)},
+                   L2Hint::kEvictFirst);
+        }
+      }
+      __syncwarp();
+    }
+    if constexpr (C::kOverlap) {
+      for (int j = 1; j < item.key_tiles; ++j) {
+        const int after = self.block_of(j + 1);
+        self.load(0, j, next);
+        self.load(1, j - 1, block);
+        block = next;
+        next = after;
+      }
+      self.load(1, item.key_tiles - 1, block);
+    } else {
+      self.load(1, 0, block);
+      for (int j = 1; j < item.key_tiles; ++j) {
+        const int after = self.block_of(j + 1);
+        self.load(0, j, next);
+        self.load(1, j, next);
+        next = after;
+      }
+    }
+  }
+}
+
+// ---- Consumers
+
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float max_of_quad(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+__device__ __forceinline__ float sum_of_quad(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+/// Words w[i] of lane c of a quad become w[c] of lane i.
+__device__ __forceinline__ void transpose_in_quad(uint32_t (&w)[4], int c) {
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, (c & 1) ? w[i] : w[i + 1], 1);
+    w[i] = (c & 1) ? got : w[i];
+    w[i + 1] = (c & 1) ? w[i + 1] : got;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, (c & 2) ? w[i] : w[i + 2], 2);
+    w[i] = (c & 2) ? got : w[i];
+    w[i + 2] = (c & 2) ? w[i + 2] : got;
+  }
+}
+
+/// The running softmax of a thread's rows r and r + 8.
+struct RunningSoftmax {
+  float scale_log2;
+  float high[2];    // the reference of the exponents: at least max - kSlack
+  float sum[2];     // of this thread's columns
+  float factor[2];  // that the last tile put on what was before
+
+  // A row's reference rises only when its maximum passes it by 2^kSlack: until then the factor is 1
+  // for sure, and most tiles need no pass over O.
+  static constexpr float kSlack = 8;
+
+  __device__ __forceinline__ void reset() {
+    high[0] = high[1] = -INFINITY;
+    sum[0] = sum[1] = 0;
+  }
+
+  /// S becomes P. `limit`: with Masked, columns (8 j + {0, 1}) above it are beyond the row.
+  template <bool Masked, int Count>
+  __device__ __forceinline__ void tile(float (&s)[Count], const int (&limit)[2]) {
+    float top[2] = {high[0], high[1]};
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      const int row = (i / 2) % 2;
+      if constexpr (Masked) {
+        if (i / 4 * 8 + i % 2 > limit[row]) s[i] = -INFINITY;
+      }
+      top[row] = fmaxf(top[row], s[i]);
+    }
+    float shift[2];
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      top[row] = max_of_quad(top[row]);
+      if ((top[row] - high[row]) * scale_log2 <= kSlack) top[row] = high[row];
+      factor[row] = exp2_approx((high[row] - top[row]) * scale_log2);
+      high[row] = top[row];
+      shift[row] = top[row] * scale_log2;
+    }
+    float part[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      s[i] = exp2_approx(fmaf(s[i], scale_log2, -shift[(i / 2) % 2]));
+      part[i % 4] += s[i];
+    }
+    sum[0] = fmaf(sum[0], factor[0], part[0] + part[1]);
+    sum[1] = fmaf(sum[1], factor[1], part[2] + part[3]);
+  }
+
+  template <int Units, int Count>
+  __device__ __forceinline__ void rescale(float (&o)[Units][Count]) const {
+    // Where no row of the warp changes, the products by 1 are left out: the same bits.
+    if (__any_sync(0xffffffffu, factor[0] != 1 || factor[1] != 1)) {
+#pragma unroll
+      for (int u = 0; u < Units; ++u) {
+#pragma unroll
+        for (int i = 0; i < Count; ++i) o[u][i] *= factor[(i / 2) % 2];
+      }
+    }
+  }
+};
+
+template <class C>
+struct PrefillConsumer {
+  const PrefillShared<C>& shared;
+  const PrefillParams& params;
+  RingAt<C> ring;
+  int warpgroup;
+  uint64_t q;  // descriptor
+
+  float s[C::kKeys / 2];
+  uint32_t p[C::kKeys / 16][4];
+  float o[C::kUnits][C::kUnitDims / 2];
+  RunningSoftmax softmax;
+
+  __device__ __forceinline__ void turn_begin() const { barrier_sync(1 + warpgroup, 256); }
+  __device__ __forceinline__ void turn_end() const {
+    barrier_arrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
+  }
+  __device__ __forceinline__ void await(RingAt<C> at) const {
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) {
+      wait(shared.full + at.slot, at.phase);
+      at.step();
+    }
+  }
+  /// Each warp says that it has done with the units; in a cluster to both blocks.
+  __device__ __forceinline__ void release(RingAt<C> at) const {
+    const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) {
+      if (C::kCluster == 1) {
+        if (lane == 0) arrive(shared.empty + at.slot);
+      } else {
+        if (lane < C::kCluster) arrive_remote(shared.empty + at.slot, lane);
+      }
+      at.step();
+    }
+  }
+
+  __device__ __forceinline__ void issue_scores(RingAt<C> at) {
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) {
+      const uint64_t k = k_major_128(shared.ring + at.slot * C::kUnitBytes);
+#pragma unroll
+      for (int panel = 0; panel < C::kPanels; ++panel) {
+#pragma unroll
+        for (int step = 0; step < 4; ++step) {
+          Wgmma<C::kKeys>::bf16(
+              s, advance(q, (u * C::kPanels + panel) * C::kQPanelBytes + step * 32),
+              advance(k, panel * C::kPanelBytes + step * 32), (u | panel | step) != 0);
+        }
+      }
+      at.step();
+    }
+    wgmma_commit();
+  }
+  __device__ __forceinline__ void issue_values(RingAt<C> at) {
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) {
+      const uint64_t v = mn_major_128(shared.ring + at.slot * C::kUnitBytes, C::kPanelBytes);
+#pragma unroll
+      for (int k = 0; k < C::kKeys / 16; ++k) {
+        Wgmma<C::kUnitDims>::template bf16_a<true>(o[u], p[k], advance(v, k * 2048), 1);
+      }
+      at.step();
+    }
+    wgmma_commit();
+  }
+  __device__ __forceinline__ void hold_values() {
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) hold(o[u]);
+  }
+  __device__ __forceinline__ void round_p() {
+#pragma unroll
+    for (int k = 0; k < C::kKeys / 16; ++k) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) p[k][i] = pack_bf16(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
+    }
+  }
+
+  /// Scores of the next tile and values of the one before, in one turn.
+  template <bool Masked>
+  __device__ __forceinline__ void overlapped(const int (&limit)[2]) {
+    const RingAt<C> k = ring.take();
+    const RingAt<C> v = ring.take();
+    await(k);
+    turn_begin();
+    wgmma_fence();
+    issue_scores(k);
+    await(v);
+    issue_values(v);
+    turn_end();
+    wgmma_wait<1>();
+    hold(s);
+    release(k);
+    softmax.tile<Masked>(s, limit);
+    wgmma_wait<0>();
+    hold_values();
+    release(v);
+    softmax.rescale(o);
+    round_p();
+  }
+
+  /// Scores, softmax, values of one tile; two turns.
+  template <bool Masked>
+  __device__ __forceinline__ void plain(const int (&limit)[2]) {
+    const RingAt<C> k = ring.take();
+    await(k);
+    turn_begin();
+    wgmma_fence();
+    issue_scores(k);
+    turn_end();
+    wgmma_wait<0>();
+    hold(s);
+    release(k);
+    softmax.tile<Masked>(s, limit);
+    softmax.rescale(o);
+    round_p();
+    const RingAt<C> v = ring.take();
+    await(v);
+    turn_begin();
+    wgmma_fence();
+    issue_values(v);
+    turn_end();
+    wgmma_wait<0>();
+    hold_values();
+    release(v);
+  }
+
+  __device__ __forceinline__ void run(const PrefillItem& item, uint32_t q_phase) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int row = 16 * (static_cast<int>(threadIdx.x) % 128 / 32) + lane / 4;
+    const int shift = item.tile.pack_shift;
+    const int first = item.tile.position + (warpgroup * 64 >> shift);  // position of row 0
+    const int position[2] = {first + (row >> shift), first + ((row + 8) >> shift)};
+    int limit[2] = {position[0] - 2 * (lane % 4), position[1] - 2 * (lane % 4)};
+    const auto next_tile = [&] {
+      limit[0] -= C::kKeys;
+      limit[1] -= C::kKeys;
+    };
+    const int whole = (first + 1) / C::kKeys;  // tiles that all rows see all of
+    const int tiles = item.key_tiles;
+    softmax.reset();
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) {
+#pragma unroll
+      for (int i = 0; i < C::kUnitDims / 2; ++i) o[u][i] = 0;
+    }
+    wait(shared.q_full + warpgroup, q_phase);
+    if constexpr (C::kOverlap) {
+      const RingAt<C> k = ring.take();
+      await(k);
+      turn_begin();
+      wgmma_fence();
+      issue_scores(k);
+      turn_end();
+      wgmma_wait<0>();
+      hold(s);
+      release(k);
+      softmax.tile<true>(s, limit);
+      round_p();
+      next_tile();
+      int j = 1;
+      for (; j < min(whole, tiles); ++j, next_tile()) overlapped<false>(limit);
+      for (; j < tiles; ++j, next_tile()) overlapped<true>(limit);
+      if (lane == 0) arrive(shared.q_empty + warpgroup);
+      const RingAt<C> v = ring.take();
+      await(v);
+      wgmma_fence();
+      issue_values(v);
+      wgmma_wait<0>();
+      hold_values();
+      release(v);
+    } else {
+      int j = 0;
+      for (; j < min(whole, tiles); ++j, next_tile()) plain<false>(limit);
+      for (; j < tiles; ++j, next_tile()) plain<true>(limit);
+      if (lane == 0) arrive(shared.q_empty + warpgroup);
+    }
+    store(item, warpgroup * 64 + row);
+  }
+
+  __device__ __forceinline__ void store(const PrefillItem& item, int row) {
+    const int c = static_cast<int>(threadIdx.x) % 4;
+    const int shift = item.tile.pack_shift;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float inverse = 1.0f / sum_of_quad(softmax.sum[half]);
+      const int at = row + 8 * half;
+      const int token = at >> shift;
+      const int head = item.head + (at & ((1 << shift) - 1));
+      __nv_bfloat16* to =
+          params.out + (item.tile.row + token) * params.out_row + head * params.out_head + 8 * c;
+#pragma unroll
+      for (int u = 0; u < C::kUnits; ++u) {
+#pragma unroll
+        for (int j = 0; j < C::kUnitDims / 8; j += 4) {
+          uint32_t w[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float* pair = &o[u][4 * (j + i) + 2 * half];
+            w[i] = pack_bf16(pair[0] * inverse, pair[1] * inverse);
+          }
+          transpose_in_quad(w, c);
+          if (token < item.tile.tokens) {
+            *reinterpret_cast<uint4*>(to + u * C::kUnitDims + 8 * j) =
+                make_uint4(w[0], w[1], w[2], w[3]);
+          }
+        }
+      }
+    }
+  }
+};
+
+/// q_map, packed_map: (D, H, T) in boxes of (64, 1, 64), and of (64, 2^k, 64 / 2^k); kv_map:
+/// (D, 2 G B, blocks) in boxes of (64, box_keys, 1).
+struct PrefillMaps {
+  CUtensorMap q[2];
+  CUtensorMap kv;
+};
+
+template <class C>
+__global__ void __launch_bounds__(C::kThreads, 1)
+    attention_prefill(const __grid_constant__ PrefillMaps maps,
+                      const __grid_constant__ PrefillParams params,
+                      const __grid_constant__ PrefillPlan plan) {
+  extern __shared__ unsigned char raw[];
+  const PrefillShared<C> shared(raw);
+  const int warp = warp_index();
+  if (threadIdx.x == 0) {
+    prefetch_map(&maps.q[0]);
+    prefetch_map(&maps.kv);
+    for (int i = 0; i < C::kStages; ++i) {
+      barrier_init(shared.full + i, 1);
+      barrier_init(shared.empty + i, 4 * C::kWarpgroups * C::kCluster);
+    }
+    for (int w = 0; w < C::kWarpgroups; ++w) {
+      barrier_init(shared.q_full + w, 1);
+      barrier_init(shared.q_empty + w, 4);
+    }
+    barrier_init(shared.tail, 1);
+    fence_barrier_init();
+  }
+  if constexpr (C::kCluster > 1) {
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
+  wait_for_predecessor();
+
+  if (warp < 4) {
+    drop_registers_to<C::kProducerRegisters>();
+    if (warp == 0) produce<C>(shared, maps.q, &maps.kv, params, plan);
+  } else {
+    raise_registers_to<C::kConsumerRegisters>();
+    PrefillConsumer<C> self{shared, params};
+    self.warpgroup = warp / 4 - 1;
+    self.q = k_major_128(shared.q + self.warpgroup * C::kQBytes);
+    self.softmax.scale_log2 = params.scale_log2;
+    // The first turn is warpgroup 0's.
+    if (self.warpgroup == C::kWarpgroups - 1) self.turn_end();
+    PrefillItem item;
+    for (int round = 0; get_item<C>(plan, round, item); ++round) {
+      self.run(item, round & 1);
+    }
+    if (self.warpgroup == 0) self.turn_begin();
+  }
+  // Nobody leaves while the other block may still copy or arrive here.
+  if constexpr (C::kCluster > 1) cluster_sync();
+}
+
+// ---- Host
+
+int num_multiprocessors() {
+  static const int count = [] {
+    int device = 0, value = 0;
+    check(cudaGetDevice(&device), "device");
+    check(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device), "device");
+    return value;
+  }();
+  return count;
+}
+
+/// Tiles are collected, and launched when the plan is full and at the end.
+template <class C>
+class PrefillLauncher {
+ public:
+  PrefillLauncher(Stream& stream, const AttnArgs& args) : stream_(stream), args_(args) {
+    const KvShape& kv = args.kv.shape;
+    const AttnShape& shape = args.shape;
+    const int group = shape.q_heads / shape.kv_heads;
+    // Heads of one tile are a power of two of one kv head; a cluster shares that kv head too.
+    while (pack_shift_ < 4 && group / C::kCluster % (2 << pack_shift_) == 0) ++pack_shift_;
+    params_.out = static_cast<__nv_bfloat16*>(args.out.data);
+    params_.out_row = args.out.stride[0];
+    params_.out_head = args.out.stride[1];
+    params_.block_table = args.seqs.block_table.template ptr<int32_t>();
+    params_.table_row = args.seqs.block_table.stride[0];
+    params_.group = group;
+    params_.kv_heads = shape.kv_heads;
+    params_.block_size = kv.block_size;
+    params_.box_keys = std::gcd(kv.block_size, C::kMaxBoxKeys);
+    params_.num_blocks = static_cast<int32_t>(args.kv.num_blocks);
+    params_.scale_log2 = shape.scale * 1.44269504088896f;
+
+    MapShape m;
+    m.rank = 3;
+    m.dims[0] = C::kHeadDim;
+    m.dims[1] = static_cast<uint64_t>(shape.q_heads);
+    m.dims[2] = static_cast<uint64_t>(args.prompt_rows);
+    m.stride_bytes[0] = static_cast<uint64_t>(args.q.stride[1]) * 2;
+    m.stride_bytes[1] = static_cast<uint64_t>(args.q.stride[0]) * 2;
+    m.box[0] = 64;
+    for (int packed = 0; packed < 2; ++packed) {
+      m.box[1] = packed ? 1u << pack_shift_ : 1u;
+      m.box[2] = 64 / m.box[1];
+      maps_.q[packed] = encode_map(args.q.data, m);
+    }
+    m.dims[1] = static_cast<uint64_t>(2) * kv.heads * kv.block_size;
+    m.dims[2] = static_cast<uint64_t>(args.kv.num_blocks);
+    m.stride_bytes[0] = C::kHeadDim * 2;
+    m.stride_bytes[1] = static_cast<uint64_t>(args.kv.block_bytes);
+    m.box[1] = static_cast<uint32_t>(params_.box_keys);
+    m.box[2] = 1;
+    maps_.kv = encode_map(args.kv.data, m);
+  }
+
+  /// Rows [row, row + tokens) of q are those of `segment` from `position` on.
+  void add(int segment, int row, int tokens, int position) {
+    const int packed_tiles = (tokens << pack_shift_) / C::kRows + 1;
+    const int wide_tiles = (tokens + C::kRows - 1) / C::kRows;
+    const int shift =
+        packed_tiles < wide_tiles << pack_shift_ && tokens < C::kRows ? pack_shift_ : 0;
+    const int step = C::kRows >> shift;
+    for (int at = 0; at < tokens; at += step) {
+      if (plan_.num_tiles == PrefillPlan::kMaxTiles) flush();
+      PrefillTile& tile = plan_.tiles[plan_.num_tiles++];
+      tile.row = row + at;
+      tile.position = position + at;
+      tile.kv_end = position + tokens;
+      tile.segment = static_cast<uint16_t>(segment);
+      tile.tokens = static_cast<uint8_t>(std::min(step, tokens - at));
+      tile.pack_shift = static_cast<uint8_t>(shift);
+    }
+  }
+
+  void flush() {
+    if (plan_.num_tiles == 0) return;
+    // Longest first, in two classes by the heads of a tile.
+    PrefillTile* end = plan_.tiles + plan_.num_tiles;
+    std::sort(plan_.tiles, end, [](const PrefillTile& a, const PrefillTile& b) {
+      const int a_keys = a.position + a.tokens, b_keys = b.position + b.tokens;
+      return a_keys != b_keys ? a_keys > b_keys : a.row < b.row;
+    });
+    const int shift = plan_.tiles[0].pack_shift;
+    const PrefillTile* others = std::stable_partition(
+        plan_.tiles, end, [&](const PrefillTile& tile) { return tile.pack_shift == shift; });
+    const auto items = [&](int s) { return args_.shape.q_heads / C::kCluster >> s; };
+    plan_.num_first = static_cast<int32_t>(others - plan_.tiles);
+    plan_.first_items = items(shift);
+    plan_.other_items = others == end ? 1 : items(others->pack_shift);
+    plan_.num_items = plan_.num_first * plan_.first_items +
+                      (plan_.num_tiles - plan_.num_first) * plan_.other_items;
+    const int walkers = std::min(plan_.num_items, num_multiprocessors() / C::kCluster);
+    launch(stream_,
+           {.grid = static_cast<unsigned>(walkers * C::kCluster),
+            .block = C::kThreads,
+            .shared_bytes = C::kSharedBytes,
+            .cluster = C::kCluster,
+            .overlap = true},
+           attention_prefill<C>, maps_, params_, plan_);
+    plan_.num_tiles = 0;
+  }
+
+ private:
+  Stream& stream_;
+  const AttnArgs& args_;
+  int pack_shift_ = 0;
+  PrefillMaps maps_;
+  PrefillParams params_;
+  PrefillPlan plan_;
+};
+
+template <class C>
+void launch_prefill(Stream& stream, const AttnArgs& args) {
+  PrefillLauncher<C> launcher(stream, args);
+  const SeqMap& seqs = args.seqs;
+  for (int s = 0; s < args.num_prompt_segments; ++s) {
+    const int row = seqs.host_cu_q[s], tokens = seqs.host_cu_q[s + 1] - row;
+    if (tokens > 0) launcher.add(s, row, tokens, seqs.host_kv_start[s]);
+  }
+  launcher.flush();
+}
+
+}  // namespace
+
+int64_t attention_prompt_scratch(const AttnShape&, int64_t, int64_t) {
+  return 0;
+}
+
+void attention_prompt(Stream& stream, const AttnArgs& args) {
+  const KvShape& kv = args.kv.shape;
+  if (args.prompt_rows == 0 || args.num_prompt_segments == 0) return;
+  CHECK(args.seqs.host_cu_q && args.seqs.host_kv_start);
+  CHECK(args.q.dtype == DType::kBF16 && args.out.dtype == DType::kBF16);
+  CHECK(kv.format == KvFormat::kBf16 && kv.block_size % 16 == 0 && args.shape.scale > 0);
+  CHECK(args.num_prompt_segments <= 65535);
+  switch (args.shape.head_dim) {
+    case 64: return launch_prefill<PrefillShape<64, 128, 3, true, 1>>(stream, args);
+    case 128: return launch_prefill<PrefillShape<128, 128, 3, false, 1>>(stream, args);
+    case 256: return launch_prefill<PrefillShape<256, 128, 2, false, 1>>(stream, args);
+    default: CHECK(false, "attention of a prompt: head_dim is 64, 128 or 256");
+  }
+}
+
+}  // namespace weft::cuda
