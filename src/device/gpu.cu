@@ -33,9 +33,10 @@ GpuStream::~GpuStream() {
   if (native_) cudaStreamDestroy(static_cast<cudaStream_t>(native_));
 }
 
-Result<GpuEvent> GpuEvent::create() {
+Result<GpuEvent> GpuEvent::create(bool timed) {
   cudaEvent_t event = nullptr;
-  const cudaError_t status = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+  const cudaError_t status =
+      cudaEventCreateWithFlags(&event, timed ? cudaEventDefault : cudaEventDisableTiming);
   if (status != cudaSuccess) return failed("an event", status);
   return GpuEvent(event);
 }
@@ -50,6 +51,14 @@ void GpuEvent::record(Stream& stream) {
 
 void GpuEvent::wait() {
   check(cudaEventSynchronize(static_cast<cudaEvent_t>(native_)), "a step");
+}
+
+double GpuEvent::microseconds_since(const GpuEvent& earlier) const {
+  float ms = 0;
+  check(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(earlier.native_),
+                             static_cast<cudaEvent_t>(native_)),
+        "event");
+  return 1e3 * static_cast<double>(ms);
 }
 
 void GpuGraph::begin_capture(Stream& stream) {

@@ -24,10 +24,10 @@ class GpuStream {
   void* native_;
 };
 
-/// A point in a stream that the host can wait for.
+/// A point in a stream that the host can wait for; with `timed` also a time.
 class GpuEvent {
  public:
-  static Result<GpuEvent> create();
+  static Result<GpuEvent> create(bool timed = false);
   GpuEvent(GpuEvent&& other) noexcept : native_(std::exchange(other.native_, nullptr)) {}
   GpuEvent& operator=(GpuEvent&&) = delete;
   ~GpuEvent();
@@ -35,6 +35,8 @@ class GpuEvent {
   /// Returns when the stream has passed the last record(); at once if there was none. A kernel's
   /// failure before it is a Panic.
   void wait();
+  /// Microseconds from `earlier` to this; both timed, recorded and passed.
+  double microseconds_since(const GpuEvent& earlier) const;
 
  private:
   explicit GpuEvent(void* native) : native_(native) {}

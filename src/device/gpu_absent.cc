@@ -14,7 +14,7 @@ Result<GpuStream> GpuStream::create() {
 }
 GpuStream::~GpuStream() = default;
 
-Result<GpuEvent> GpuEvent::create() {
+Result<GpuEvent> GpuEvent::create(bool) {
   return unsupported(kAbsent);
 }
 GpuEvent::~GpuEvent() = default;
@@ -23,6 +23,11 @@ void GpuEvent::record(Stream&) {
 }
 void GpuEvent::wait() {
   CHECK(false, kAbsent);
+}
+
+double GpuEvent::microseconds_since(const GpuEvent&) const {
+  CHECK(false, kAbsent);
+  return 0;
 }
 
 void GpuGraph::begin_capture(Stream&) {

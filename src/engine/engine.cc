@@ -165,6 +165,8 @@ void Engine::apply_oldest() {
   rows_in_flight_.fetch_sub(record.rows(), std::memory_order_relaxed);
   record.start = std::max(record.start, last_end_);
   record.end = last_end_ = StepRecord::Clock::now();
+  record.device_idle_us = result.device_idle_us;
+  record.device_us = result.device_us;
   for (SequenceOutput& output : scheduler_->apply(std::move(result))) hand_out(output);
   heartbeat_.fetch_add(1, std::memory_order_relaxed);
   if (config_.on_step) config_.on_step(record);

@@ -16,6 +16,7 @@ struct StepRecord {
   int decode_rows = 0;  ///< tokens in decode arithmetic
   int running = 0, waiting = 0;
   int preempted = 0;
+  double device_idle_us = 0, device_us = 0;  ///< as in StepResult
   int rows() const { return prompt_rows + decode_rows; }
   double seconds() const { return std::chrono::duration<double>(end - start).count(); }
 };

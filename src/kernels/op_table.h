@@ -5,6 +5,7 @@
 #include "device/cpu_info.h"
 #include "device/stream.h"
 #include "kernels/args.h"
+#include "kernels/sample_args.h"
 
 namespace weft {
 
@@ -23,11 +24,19 @@ class Op<R(A...)> {
   R (*fn_)(A...);
 };
 
+/// Sampling on the device (sample_args.h).
+struct SampleOps {
+  Op<void(Stream&, const SampleArgs&)> sample;
+  Op<void(Stream&, const ResetCountsArgs&)> reset_counts;
+  Op<void(Stream&, const FeedTokensArgs&)> feed_tokens;
+};
+
 /// A backend: every op, typed. The whole contract is in args.h.
 struct OpTable {
   std::string_view name;
   DeviceKind device = DeviceKind::kCpu;  ///< whose memory the ops work on
   DType activation = DType::kF32;        ///< of activations (args.h)
+  const SampleOps* sampling = nullptr;   ///< null: the host samples (runtime/sampler.h)
 
   // Layouts that belong to the backend.
   Op<int64_t(const WeightShape&)> weight_bytes;  ///< packed bytes of one expert, a multiple of 64

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "runtime/row_sampler.h"
 
 namespace weft {
 namespace {
@@ -15,9 +16,10 @@ int64_t logit_rows(const StepLimits& limits) {
 
 /// Every slice is one token in decode arithmetic.
 bool only_decodes(const StepPlan& plan) {
-  return std::all_of(plan.slices.begin(), plan.slices.end(), [](const Slice& slice) {
-    return slice.arithmetic == Arithmetic::kDecode && slice.tokens.size() == 1;
-  });
+  return !plan.slices.empty() &&
+         std::all_of(plan.slices.begin(), plan.slices.end(), [](const Slice& slice) {
+           return slice.arithmetic == Arithmetic::kDecode && slice.tokens.size() == 1;
+         });
 }
 
 }  // namespace
@@ -28,16 +30,16 @@ int64_t GpuExecutor::padded_rows(int64_t rows, int64_t max_seqs) {
 }
 
 int64_t GpuExecutor::device_bytes(const StepLimits& limits, int64_t hidden_size) {
-  return static_cast<int64_t>(kStepsInFlight) * PackedStep::bytes(limits) +
+  constexpr auto kFlights = static_cast<int64_t>(kStepsInFlight);
+  return kFlights * PackedStep::bytes(limits) + GpuSampler::device_bytes(limits, kFlights) +
          logit_rows(limits) * (limits.vocab_size * 4 + hidden_size * 2);
 }
 
 GpuExecutor::GpuExecutor(const Parts& parts, const StepLimits& limits,
-                         const GpuExecutorOptions& options)
-    : parts_(parts),
-      limits_(limits),
-      options_(options),
-      sampler_(limits.vocab_size, logit_rows(limits), parts.stream.pool().num_threads()) {}
+                         const GpuExecutorOptions& options, GpuSampler sampler)
+    : parts_(parts), limits_(limits), options_(options), sampler_(std::move(sampler)) {
+  padded_.reserve(static_cast<size_t>(limits.max_seqs));
+}
 
 GpuExecutor::~GpuExecutor() {
   synchronize(parts_.stream);
@@ -47,7 +49,8 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
                                                          Stream& stream, const OpTable& ops,
                                                          const StepLimits& limits,
                                                          const GpuExecutorOptions& options) {
-  std::unique_ptr<GpuExecutor> out(new GpuExecutor({model, kv, stream, ops}, limits, options));
+  std::unique_ptr<GpuExecutor> out(new GpuExecutor({model, kv, stream, ops}, limits, options,
+                                                   TRY(GpuSampler::create(ops, limits))));
   out->arena_ = Arena(TRY(Buffer::allocate(ops.device, model.arena_bytes(limits.max_rows))));
   const int64_t rows = logit_rows(limits), hidden = model.spec().hidden, vocab = limits.vocab_size;
   out->logit_buffer_ =
@@ -56,52 +59,56 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
   out->logits_ = TensorView(at, DType::kF32, {rows, vocab});
   out->gathered_ = TensorView(at + rows * vocab * 4, ops.activation, {rows, hidden});
   for (size_t i = 0; i < kStepsInFlight; ++i) {
-    out->flights_[i].emplace(
-        Flight{.index = i,
-               .step = TRY(PackedStep::create(limits, ops.device)),
-               .done = TRY(GpuEvent::create()),
-               .logit_buffer = TRY(Buffer::allocate(DeviceKind::kPinned, rows * vocab * 4))});
+    out->flights_[i].emplace(Flight{.index = i,
+                                    .step = TRY(PackedStep::create(limits, ops.device)),
+                                    .sampling = TRY(GpuSampler::make_flight(limits)),
+                                    .done = TRY(GpuEvent::create()),
+                                    .result = {}});
+  }
+  for (size_t i = 0; i < 2 * kStepsInFlight; ++i) {
+    GpuEvent begin = TRY(GpuEvent::create(/*timed=*/true));
+    out->times_.push_back({std::move(begin), TRY(GpuEvent::create(/*timed=*/true))});
   }
   return out;
 }
 
 void GpuExecutor::launch(const StepPlan& plan) {
   CHECK(num_launched_ - num_collected_ < kStepsInFlight, "too many steps in flight");
-  // The tokens of the step before are made on the host, and this step may need them.
-  if (num_launched_ > num_collected_) finish(*flights_[(num_launched_ - 1) % kStepsInFlight]);
-  Flight& flight = *flights_[num_launched_++ % kStepsInFlight];
+  Flight& flight = *flights_[num_launched_ % kStepsInFlight];
+  flight.number = num_launched_++;
   const auto num_slices = static_cast<int64_t>(plan.slices.size());
-  const int64_t padded =
-      num_slices > 0 && only_decodes(plan) ? padded_rows(num_slices, limits_.max_seqs) : 0;
+  const int64_t padded = only_decodes(plan) ? padded_rows(num_slices, limits_.max_seqs) : 0;
+  sampler_.release(plan, sequences_);
   flight.step.pack(plan, sequences_, padded);
   flight.pending = true;
-  flight.rows = {};
   RowSampler::begin(flight.step, flight.result);
   for (const BlockCopy& copy : flight.step.copies()) {
     parts_.kv.copy_block(parts_.stream, copy.from, copy.to);
   }
-  if (num_slices > 0) {
-    RowSampler::feed(flight.step);
-    flight.step.upload(parts_.stream);
-    if (padded > 0) {
-      run_decode(flight);
-    } else {
-      run_mixed(flight);
-    }
+  sampler_.admit(parts_.stream, flight.step, flight.sampling);
+  if (num_slices > 0) flight.step.upload(parts_.stream);
+  times(flight.number).begin.record(parts_.stream);
+  if (padded > 0) {
+    run_decode(flight);
+  } else if (num_slices > 0) {
+    run_mixed(flight);
   }
+  times(flight.number).end.record(parts_.stream);
+  sampler_.fetch(parts_.stream, flight.sampling);
   flight.done.record(parts_.stream);
 }
 
 void GpuExecutor::forward_decode(const PackedStep& step) {
   const ArenaScope scope(arena_);
   StepContext context{parts_.stream, parts_.ops, arena_, step.batch(), parts_.kv};
+  sampler_.feed(parts_.stream, step);
   const TensorView hidden = parts_.model.hidden(context);
   parts_.model.logits(context, hidden, 0, logits_.rows(0, hidden.dim(0)));
 }
 
 void GpuExecutor::run_decode(Flight& flight) {
-  const int64_t padded = flight.step.batch().num_rows();
-  const auto [it, fresh] = graphs_.try_emplace(padded);
+  const int64_t rows = flight.step.batch().num_rows();
+  const auto [it, fresh] = graphs_.try_emplace(rows);
   if (fresh || !options_.graphs) {
     forward_decode(flight.step);
   } else {
@@ -111,15 +118,16 @@ void GpuExecutor::run_decode(Flight& flight) {
     }
     graph->launch(parts_.stream);
   }
-  const std::span<const LogitRow> rows = flight.step.logit_rows();
-  // Sampled rows follow each other unless some only replay.
-  fetch(flight, rows, /*in_place=*/!rows.empty() && rows.back().row + 1 != std::ssize(rows));
+  padded_.assign(static_cast<size_t>(rows), LogitRow{});
+  for (const LogitRow& row : flight.step.logit_rows()) padded_[static_cast<size_t>(row.row)] = row;
+  sample(flight, padded_);
 }
 
 void GpuExecutor::run_mixed(Flight& flight) {
   const PackedStep& step = flight.step;
   const ArenaScope scope(arena_);
   StepContext context{parts_.stream, parts_.ops, arena_, step.batch(), parts_.kv};
+  sampler_.feed(parts_.stream, step);
   const TensorView hidden = parts_.model.hidden(context);
   const std::span<const LogitRow> rows = step.logit_rows();
   const int64_t num_prompt = step.num_prompt_logit_rows(), count = std::ssize(rows);
@@ -131,45 +139,36 @@ void GpuExecutor::run_mixed(Flight& flight) {
         {.ids = step.logit_row_ids().rows(begin, end), .table = hidden, .out = gathered});
     parts_.model.logits(context, gathered, std::clamp<int64_t>(num_prompt - begin, 0, end - begin),
                         logits_.rows(0, end - begin));
-    if (begin > 0) {
-      synchronize(parts_.stream);
-      sampler_.sample(parts_.stream.pool(), step, flight.rows, flight.logits, flight.result);
-    }
-    fetch(flight, rows.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin)),
-          /*in_place=*/false);
+    sample(flight, rows.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin)));
   }
 }
 
-/// Copies the logits of `rows` to the host, where finish() makes tokens of them.
-/// `in_place`: row i of the batch has row i of the logits; otherwise rows[i] has.
-void GpuExecutor::fetch(Flight& flight, std::span<const LogitRow> rows, bool in_place) {
-  flight.rows = rows;
-  if (rows.empty()) return;
-  const int64_t count = std::ssize(rows), vocab = limits_.vocab_size;
-  flight.logits = TensorView(flight.logit_buffer.data(), DType::kF32, {count, vocab});
-  if (in_place) {
-    for (int64_t i = 0; i < count; ++i) {
-      copy_bytes(parts_.stream, flight.logits.row<float>(i),
-                 logits_.row<float>(rows[static_cast<size_t>(i)].row), vocab * 4);
-    }
-    return;
-  }
-  copy_bytes(parts_.stream, flight.logits.data, logits_.data, count * vocab * 4);
+void GpuExecutor::sample(Flight& flight, std::span<const LogitRow> rows) {
+  const bool constrained = std::any_of(rows.begin(), rows.end(), [](const LogitRow& row) {
+    return row.sequence && row.sequence->grammar && row.prompt_entry < 0;
+  });
+  // Masks depend on the tokens of the step before; this step's forward runs meanwhile.
+  Flight& before = *flights_[1 - flight.index];
+  if (constrained && before.pending) finish(before);
+  sampler_.sample(parts_.stream, flight.sampling, rows, logits_.rows(0, std::ssize(rows)));
 }
 
-/// Waits for the step and makes its tokens.
+/// Waits for the step and takes its tokens.
 void GpuExecutor::finish(Flight& flight) {
-  if (!flight.pending) return;
   flight.done.wait();
   flight.pending = false;
-  if (flight.rows.empty()) return;
-  sampler_.sample(parts_.stream.pool(), flight.step, flight.rows, flight.logits, flight.result);
+  sampler_.finish(flight.step, flight.sampling, flight.result);
+  const Times& now = times(flight.number);
+  flight.result.device_us = now.end.microseconds_since(now.begin);
+  flight.result.device_idle_us =
+      flight.number == 0 ? 0 : now.begin.microseconds_since(times(flight.number - 1).end);
 }
 
 StepResult GpuExecutor::collect() {
   CHECK(num_collected_ < num_launched_, "no step in flight");
-  Flight& flight = *flights_[num_collected_++ % kStepsInFlight];
-  finish(flight);
+  Flight& flight = *flights_[num_collected_ % kStepsInFlight];
+  if (flight.pending) finish(flight);
+  ++num_collected_;
   flight.step.forget_retired();
   return std::move(flight.result);
 }

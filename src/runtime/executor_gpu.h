@@ -7,7 +7,7 @@
 
 #include "device/gpu.h"
 #include "models/model.h"
-#include "runtime/row_sampler.h"
+#include "runtime/gpu_sampler.h"
 #include "sched/executor.h"
 
 namespace weft {
@@ -17,8 +17,9 @@ struct GpuExecutorOptions {
 };
 
 /// Runs steps of one model on a GPU: launch() packs and enqueues on the calling thread and returns;
-/// collect() waits for the oldest step. At most two steps in flight. All memory is taken by
-/// create().
+/// collect() waits for the oldest step. At most two steps in flight: the tokens of a step are fed
+/// to the next on the device. Only a step with a grammar waits in launch() for the tokens of the
+/// step before, after its forward was enqueued. All memory is taken by create().
 ///
 /// A step of one token each for some sequences is padded to one of a few batch sizes, and its
 /// forward is a graph from the second time on: the padding changes no bit of a real row (design.md
@@ -51,35 +52,41 @@ class GpuExecutor : public Executor {
   struct Flight {
     size_t index = 0;
     PackedStep step;
-    GpuEvent done;
-    Buffer logit_buffer;  // pinned
-    TensorView logits;    // of the rows that are not sampled yet
-    std::span<const LogitRow> rows;
+    GpuSampler::Flight sampling;
+    GpuEvent done;  // the results have come back
     StepResult result;
-    bool pending = false;
+    uint64_t number = 0;   // of the launches
+    bool pending = false;  // its tokens are not known yet
   };
-  GpuExecutor(const Parts& parts, const StepLimits& limits, const GpuExecutorOptions& options);
+  /// When the kernels of a step began and ended; kept until the step after next is collected.
+  struct Times {
+    GpuEvent begin, end;
+  };
+  GpuExecutor(const Parts& parts, const StepLimits& limits, const GpuExecutorOptions& options,
+              GpuSampler sampler);
 
-  void run(Flight& flight, int64_t padded);
   void run_decode(Flight& flight);
   void run_mixed(Flight& flight);
   void forward_decode(const PackedStep& step);
-  void fetch(Flight& flight, std::span<const LogitRow> rows, bool in_place);
+  void sample(Flight& flight, std::span<const LogitRow> rows);
   void finish(Flight& flight);
+  Times& times(uint64_t step) { return times_[step % times_.size()]; }
 
   Parts parts_;
   StepLimits limits_;
   GpuExecutorOptions options_;
+  GpuSampler sampler_;
   std::array<std::optional<Flight>, kStepsInFlight> flights_;  // step i of the launches is in i % 2
+  std::vector<Times> times_;                                   // of step i in i % size
   uint64_t num_launched_ = 0, num_collected_ = 0;
   PackedStep::Sequences sequences_;
   Arena arena_;
   Buffer logit_buffer_;
-  TensorView gathered_;  // [logit rows, hidden]
-  TensorView logits_;    // [logit rows, V]
-  RowSampler sampler_;
-  // By batch size; empty: it ran once, and is captured when it comes again. One for each flight:
-  // the batches of the two lie in different memory.
+  TensorView gathered_;           // [logit rows, hidden]
+  TensorView logits_;             // [logit rows, V]
+  std::vector<LogitRow> padded_;  // the rows of a decode step by their place in the batch
+  // By batch size, one for each flight (their batches lie in different memory). Without a graph:
+  // it ran once, which loaded its kernels, and is captured when it comes again.
   std::map<int64_t, std::array<std::optional<GpuGraph>, kStepsInFlight>> graphs_;
 };
 

@@ -27,22 +27,27 @@ RowSampler::RowSampler(int64_t vocab_size, int64_t max_rows, int num_threads)
   logprobs_.resize(rows);
 }
 
+void RowSampler::replay(PackedStep& step, const FedTokens& fed) {
+  TokenHistory& history = fed.sequence->history;
+  const int32_t* ids = step.ids() + fed.row;
+  for (int64_t i = 0; i < fed.count; ++i) {
+    const int64_t index = fed.generated + i;
+    if (index == history.num_generated()) history.append(ids[i]);
+    CHECK(index < history.num_generated() && ids[i] == history.generated(index),
+          "a replayed token is not the one that was sampled");
+  }
+}
+
 void RowSampler::feed(PackedStep& step) {
   for (const FedTokens& fed : step.fed_tokens()) {
-    ExecutorSequence& sequence = *fed.sequence;
+    const ExecutorSequence& sequence = *fed.sequence;
     if (sequence.failed) continue;  // whatever the row computes is thrown away
-    int32_t* ids = step.ids() + fed.row;
-    if (fed.from_device) {
-      CHECK(fed.generated < sequence.history.num_generated(), "no token was sampled yet");
-      *ids = sequence.history.generated(fed.generated);
+    if (!fed.from_device) {
+      replay(step, fed);
       continue;
     }
-    for (int64_t i = 0; i < fed.count; ++i) {
-      const int64_t index = fed.generated + i;
-      if (index == sequence.history.num_generated()) sequence.history.append(ids[i]);
-      CHECK(index < sequence.history.num_generated() && ids[i] == sequence.history.generated(index),
-            "a replayed token is not the one that was sampled");
-    }
+    CHECK(fed.generated < sequence.history.num_generated(), "no token was sampled yet");
+    step.ids()[fed.row] = sequence.history.generated(fed.generated);
   }
 }
 
@@ -85,26 +90,35 @@ void RowSampler::sample(ThreadPool& pool, const PackedStep& step, std::span<cons
 
   size_t sampled = 0, scored = 0;
   for (const LogitRow& row : rows) {
-    SampledRow& out = result.rows[static_cast<size_t>(row.result)];
     if (row.prompt_entry >= 0) {
-      LogprobResult& one = logprobs_[scored++];
-      out.numeric_error |= one.numeric_error;
-      row.sequence->failed |= one.numeric_error;
-      out.prompt_logprobs[static_cast<size_t>(row.prompt_entry)] = std::move(one.logprob);
-      continue;
+      accept_prompt(row, std::move(logprobs_[scored++]), result);
+    } else {
+      accept(step, row, std::move(sampled_[sampled++]), result);
     }
-    SampledToken& one = sampled_[sampled++];
-    if (one.numeric_error || row.sequence->failed) {
-      out.numeric_error = true;
-      row.sequence->failed = true;
-      continue;
-    }
-    row.sequence->history.append(one.token);
-    out.tokens.push_back(one.token);
-    if (row.sequence->grammar) out.ends = advance_grammar(*row.sequence, one.token);
-    if (step.results()[static_cast<size_t>(row.result)].logprobs) {
-      out.logprobs.push_back(std::move(one.logprob));
-    }
+  }
+}
+
+void RowSampler::accept_prompt(const LogitRow& row, LogprobResult one, StepResult& result) {
+  SampledRow& out = result.rows[static_cast<size_t>(row.result)];
+  out.numeric_error |= one.numeric_error;
+  row.sequence->failed |= one.numeric_error;
+  out.prompt_logprobs[static_cast<size_t>(row.prompt_entry)] = std::move(one.logprob);
+}
+
+void RowSampler::accept(const PackedStep& step, const LogitRow& row, SampledToken one,
+                        StepResult& result) {
+  SampledRow& out = result.rows[static_cast<size_t>(row.result)];
+  ExecutorSequence& sequence = *row.sequence;
+  if (one.numeric_error || sequence.failed) {
+    out.numeric_error = true;
+    sequence.failed = true;
+    return;
+  }
+  sequence.history.append(one.token);
+  out.tokens.push_back(one.token);
+  if (sequence.grammar) out.ends = advance_grammar(sequence, one.token);
+  if (step.results()[static_cast<size_t>(row.result)].logprobs) {
+    out.logprobs.push_back(std::move(one.logprob));
   }
 }
 

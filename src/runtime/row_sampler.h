@@ -17,6 +17,12 @@ class RowSampler {
 
   /// Resolves kDeviceToken, and takes note of tokens that are replayed from elsewhere.
   static void feed(PackedStep& step);
+  /// The latter alone.
+  static void replay(PackedStep& step, const FedTokens& fed);
+  /// What was made of one row, into `result`, the history and the grammar of its sequence.
+  static void accept(const PackedStep& step, const LogitRow& row, SampledToken one,
+                     StepResult& result);
+  static void accept_prompt(const LogitRow& row, LogprobResult one, StepResult& result);
   /// One row of `result` for each of the step, without tokens yet.
   static void begin(const PackedStep& step, StepResult& result);
   /// rows[i] belongs to logits[i] (host memory, overwritten); rows are some of step.logit_rows().

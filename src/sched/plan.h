@@ -65,6 +65,8 @@ struct SampledRow {
 
 struct StepResult {
   uint64_t step = 0;
+  // Of a GPU, by its own clock: how long it stood still before this step, and how long it ran.
+  double device_idle_us = 0, device_us = 0;
   std::vector<SampledRow> rows;
 };
 

@@ -99,6 +99,12 @@ struct TraceWriter::Impl {
                    ",\n{{\"name\":\"requests\",\"ph\":\"C\",\"pid\":1,\"ts\":{:.1f},\"args\":{{"
                    "\"running\":{},\"waiting\":{}}}}}",
                    micros(r.start), r.running, r.waiting);
+    if (r.device_us == 0) return;
+    fmt::format_to(
+        std::back_inserter(out),
+        ",\n{{\"name\":\"gpu\",\"cat\":\"device\",\"ph\":\"X\",\"pid\":1,\"tid\":3,"
+        "\"ts\":{:.1f},\"dur\":{:.1f},\"args\":{{\"step\":{},\"idle_before_us\":{:.1f}}}}}",
+        micros(r.end) - r.device_us, r.device_us, r.step, r.device_idle_us);
   }
 
   void span(std::string_view name, Clock::time_point from, Clock::time_point to,
@@ -177,6 +183,7 @@ Result<std::unique_ptr<TraceWriter>> TraceWriter::open(const std::string& path) 
       "[\n{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":1,\"args\":{\"name\":\"weft\"}},\n"
       "{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":1,\"tid\":1,\"args\":{\"name\":\"steps\"}},\n"
       "{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":1,\"tid\":2,\"args\":{\"name\":\"requests\"}"
+      "},\n{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":1,\"tid\":3,\"args\":{\"name\":\"gpu\"}"
       "}");
   Impl& running = *impl;
   std::unique_ptr<TraceWriter> writer(new TraceWriter(std::move(impl)));

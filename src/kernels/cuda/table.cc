@@ -55,10 +55,13 @@ void attention(Stream& stream, const AttnArgs& args) {
 }  // namespace
 
 const OpTable* cuda_ops() {
+  static constexpr SampleOps kSampling{
+      .sample = cuda::sample, .reset_counts = cuda::reset_counts, .feed_tokens = cuda::feed_tokens};
   static constexpr OpTable kOps{
       .name = "cuda-sm90a",
       .device = DeviceKind::kCuda,
       .activation = DType::kBF16,
+      .sampling = &kSampling,
       .weight_bytes = cuda::weight_bytes,
       .pack_weight = cuda::pack_weight,
       .unpack_weight = cuda::unpack_weight,

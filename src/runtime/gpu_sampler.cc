@@ -1,0 +1,299 @@
+#include "runtime/gpu_sampler.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "device/gpu.h"
+#include "runtime/row_sampler.h"
+
+namespace weft {
+namespace {
+
+/// Lists of ids and masks that a step takes up without asking for more memory.
+constexpr int64_t kListBytes = int64_t{1} << 20;
+
+int64_t aligned(int64_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
+int64_t mask_words(const StepLimits& limits) {
+  return (limits.vocab_size + 31) / 32;
+}
+int64_t up_bytes(const StepLimits& limits) {
+  return aligned(limits.max_rows * static_cast<int64_t>(sizeof(SampleSpec))) +
+         limits.max_seqs * aligned(mask_words(limits) * 4) + kListBytes;
+}
+
+/// Where the results and alternatives of all rows of a step lie.
+struct DownLayout {
+  int64_t top_ids, top_logprobs, bytes;
+  explicit DownLayout(const StepLimits& limits) {
+    top_ids = aligned(limits.max_rows * static_cast<int64_t>(sizeof(SampleResult)));
+    top_logprobs = top_ids + aligned(limits.max_rows * kMaxTopLogprobs * 4);
+    bytes = top_logprobs + aligned(limits.max_rows * kMaxTopLogprobs * 4);
+  }
+};
+
+int64_t slot_bytes(const StepLimits& limits) {
+  return aligned(limits.max_seqs * 4) + limits.max_seqs * limits.vocab_size * 4;
+}
+
+/// Room for `bytes` more in what goes up: {host, device}.
+struct UpPiece {
+  std::byte* host;
+  std::byte* device;
+};
+UpPiece take_up(Stream& stream, GpuSampler::Flight& flight, int64_t bytes) {
+  if (flight.up_used + bytes > flight.up.bytes()) {
+    // Rare (very long lists): what was taken before has to arrive first.
+    synchronize(stream);
+    const int64_t larger = std::max(2 * flight.up.bytes(), aligned(bytes));
+    flight.up = Buffer();
+    flight.up_device = Buffer();
+    flight.up = Buffer::allocate(DeviceKind::kPinned, larger).value();
+    flight.up_device = Buffer::allocate(DeviceKind::kCuda, larger).value();
+    flight.up_used = 0;
+  }
+  const int64_t at = flight.up_used;
+  flight.up_used += aligned(bytes);
+  return {flight.up.data() + at, flight.up_device.data() + at};
+}
+
+/// The specs and lists of one piece, before they are copied to pinned memory.
+struct Lists {
+  std::vector<SampleSpec> specs;
+  std::vector<TokenBias> biases;
+  std::vector<int32_t> ids;
+  std::vector<uint32_t> masks;  // [rows, words]
+  int64_t vocab, words;
+
+  ListRange add(const std::vector<int32_t>& values) {
+    const ListRange out{static_cast<int32_t>(ids.size()), 0};
+    std::copy_if(values.begin(), values.end(), std::back_inserter(ids),
+                 [&](int32_t id) { return id >= 0 && id < vocab; });
+    return {out.begin, static_cast<int32_t>(ids.size()) - out.begin};
+  }
+
+  ListRange add(const std::vector<std::pair<int32_t, float>>& values) {
+    const auto begin = static_cast<int32_t>(biases.size());
+    for (const auto& [id, bias] : values) {
+      if (id >= 0 && id < vocab) biases.push_back({id, bias});
+    }
+    return {begin, static_cast<int32_t>(biases.size()) - begin};
+  }
+
+  void add_grammar(GrammarMatcher& grammar, SampleSpec& spec) {
+    if (!grammar.binds()) {
+      spec.stop_rule = StopRule::kMasked;  // the thought ends first, then the text
+      return;
+    }
+    spec.mask_row = static_cast<int32_t>(static_cast<int64_t>(masks.size()) / words);
+    spec.stop_rule = grammar.may_end() ? StopRule::kFreed : StopRule::kMasked;
+    const std::span<const uint32_t> mask = grammar.mask();
+    const auto count = std::min<size_t>(mask.size(), static_cast<size_t>(words));
+    masks.insert(masks.end(), mask.begin(), mask.begin() + static_cast<ptrdiff_t>(count));
+    masks.resize(masks.size() + static_cast<size_t>(words) - count);
+  }
+};
+
+SampleSpec sampling_spec(const LogitRow& row, Lists& lists) {
+  const Request& request = *row.sequence->request;
+  const SamplingParams& params = request.sampling;
+  SampleSpec spec{.slot = row.sequence->device_slot};
+  if (row.prompt_entry >= 0) {
+    spec.target = row.target;
+    spec.num_top = params.prompt_logprobs;
+    return spec;
+  }
+  spec.num_top = params.logprobs;
+  if (uses_penalties(params)) spec.counts_slot = spec.slot;
+  if (row.sequence->grammar) lists.add_grammar(*row.sequence->grammar, spec);
+  const int64_t num_generated = row.position - static_cast<int64_t>(request.prompt.size());
+  if (num_generated < params.min_tokens) spec.stop_rule = StopRule::kMasked;
+  spec.temperature = params.temperature;
+  spec.top_k = params.top_k;
+  spec.top_p = params.top_p;
+  spec.min_p = params.min_p;
+  spec.repetition_penalty = params.repetition_penalty;
+  spec.frequency_penalty = params.frequency_penalty;
+  spec.presence_penalty = params.presence_penalty;
+  spec.seed = params.seed;
+  spec.position = row.position;
+  spec.biases = lists.add(params.logit_bias);
+  spec.banned_ids = lists.add(params.banned_ids);
+  spec.allowed_ids = lists.add(params.allowed_ids);
+  // Nobody else looks at the stop ids.
+  if (spec.stop_rule != StopRule::kPlain) spec.stop_ids = lists.add(params.stop_ids);
+  return spec;
+}
+
+template <class T>
+int64_t bytes_of(const std::vector<T>& values) {
+  return static_cast<int64_t>(values.size() * sizeof(T));
+}
+
+}  // namespace
+
+int64_t GpuSampler::device_bytes(const StepLimits& limits, int64_t flights) {
+  return slot_bytes(limits) + flights * (up_bytes(limits) + DownLayout(limits).bytes);
+}
+
+Result<GpuSampler> GpuSampler::create(const OpTable& ops, const StepLimits& limits) {
+  CHECK(ops.sampling != nullptr);
+  GpuSampler out(ops, limits);
+  out.slot_buffer_ = TRY(Buffer::allocate(ops.device, slot_bytes(limits)));
+  std::byte* at = out.slot_buffer_.data();
+  out.last_token_ = TensorView(at, DType::kI32, {limits.max_seqs});
+  out.counts_ = TensorView(at + aligned(limits.max_seqs * 4), DType::kI32,
+                           {limits.max_seqs, limits.vocab_size});
+  for (int64_t i = limits.max_seqs; i > 0; --i) out.free_slots_.push_back(static_cast<int>(i - 1));
+  return out;
+}
+
+Result<GpuSampler::Flight> GpuSampler::make_flight(const StepLimits& limits) {
+  Flight out;
+  const int64_t up = up_bytes(limits), down = DownLayout(limits).bytes;
+  out.up = TRY(Buffer::allocate(DeviceKind::kPinned, up));
+  out.up_device = TRY(Buffer::allocate(DeviceKind::kCuda, up));
+  out.down = TRY(Buffer::allocate(DeviceKind::kPinned, down));
+  out.down_device = TRY(Buffer::allocate(DeviceKind::kCuda, down));
+  out.rows.reserve(static_cast<size_t>(limits.max_rows));
+  return out;
+}
+
+void GpuSampler::release(const StepPlan& plan, const PackedStep::Sequences& sequences) {
+  const auto free_slot = [&](SeqId id) {
+    const auto it = sequences.find(id);
+    if (it == sequences.end() || it->second->device_slot < 0) return;
+    free_slots_.push_back(std::exchange(it->second->device_slot, -1));
+  };
+  for (const SeqId id : plan.preempted) free_slot(id);
+  for (const SeqId id : plan.retired) free_slot(id);
+}
+
+void GpuSampler::give_slot(Stream& stream, ExecutorSequence& sequence, Flight& flight) {
+  CHECK(!free_slots_.empty(), "more sequences than slots");
+  sequence.device_slot = free_slots_.back();
+  free_slots_.pop_back();
+  const Request& request = *sequence.request;
+  if (!uses_penalties(request.sampling)) return;
+  const int64_t prompt = std::ssize(request.prompt), generated = sequence.history.num_generated();
+  const UpPiece piece = take_up(stream, flight, (prompt + generated) * 4);
+  auto* ids = reinterpret_cast<int32_t*>(piece.host);
+  std::copy(request.prompt.begin(), request.prompt.end(), ids);
+  for (int64_t i = 0; i < generated; ++i) ids[prompt + i] = sequence.history.generated(i);
+  copy_bytes(stream, piece.device, piece.host, (prompt + generated) * 4);
+  auto* device_ids = reinterpret_cast<int32_t*>(piece.device);
+  ops_->sampling->reset_counts(
+      stream, {.counts = counts_,
+               .slot = sequence.device_slot,
+               .prompt = TensorView(device_ids, DType::kI32, {prompt}),
+               .generated = TensorView(device_ids + prompt, DType::kI32, {generated})});
+}
+
+void GpuSampler::admit(Stream& stream, PackedStep& step, Flight& flight) {
+  flight.up_used = 0;
+  flight.rows.clear();
+  flight.any_top = false;
+  for (const FedTokens& fed : step.fed_tokens()) {
+    ExecutorSequence& sequence = *fed.sequence;
+    if (fed.from_device) {
+      CHECK(sequence.device_slot >= 0, "no token was sampled yet");
+      step.feed()[fed.row] = sequence.device_slot;
+      continue;
+    }
+    RowSampler::replay(step, fed);
+  }
+  for (const LogitRow& row : step.logit_rows()) {
+    if (row.sequence->device_slot < 0) give_slot(stream, *row.sequence, flight);
+  }
+}
+
+void GpuSampler::feed(Stream& stream, const PackedStep& step) const {
+  ops_->sampling->feed_tokens(
+      stream, {.feed = step.feed_view(), .last_token = last_token_, .ids = step.batch().ids});
+}
+
+void GpuSampler::sample(Stream& stream, Flight& flight, std::span<const LogitRow> rows,
+                        TensorView logits) {
+  const int64_t base = std::ssize(flight.rows), count = std::ssize(rows);
+  Lists lists;
+  lists.vocab = limits_.vocab_size;
+  lists.words = mask_words(limits_);
+  for (const LogitRow& row : rows) {
+    flight.rows.push_back(row);
+    lists.specs.push_back(row.sequence ? sampling_spec(row, lists) : SampleSpec{});
+    flight.any_top |= lists.specs.back().num_top > 0;
+  }
+  const int64_t specs = aligned(bytes_of(lists.specs)), biases = aligned(bytes_of(lists.biases));
+  const int64_t ids = aligned(bytes_of(lists.ids)), masks = bytes_of(lists.masks);
+  const UpPiece piece = take_up(stream, flight, specs + biases + ids + masks);
+  int64_t used = 0;
+  const auto put = [&](const auto& values) {
+    if (!values.empty()) {
+      std::memcpy(piece.host + used, values.data(), static_cast<size_t>(bytes_of(values)));
+    }
+    std::byte* const at = piece.device + used;
+    used += aligned(bytes_of(values));
+    return at;
+  };
+  const DownLayout down(limits_);
+  std::byte* const back = flight.down_device.data();
+  SampleArgs args;
+  args.logits = logits;
+  args.specs = reinterpret_cast<const SampleSpec*>(put(lists.specs));
+  args.biases = reinterpret_cast<const TokenBias*>(put(lists.biases));
+  args.ids = reinterpret_cast<const int32_t*>(put(lists.ids));
+  std::byte* const mask_data = put(lists.masks);
+  if (!lists.masks.empty()) {
+    const auto mask_rows = static_cast<int64_t>(lists.masks.size()) / lists.words;
+    args.masks = TensorView(mask_data, DType::kI32, {mask_rows, lists.words});
+  }
+  args.counts = counts_;
+  args.last_token = last_token_;
+  args.results = reinterpret_cast<SampleResult*>(back) + base;
+  const TensorView top_ids(back + down.top_ids, DType::kI32, {limits_.max_rows, kMaxTopLogprobs});
+  const TensorView top_logprobs(back + down.top_logprobs, DType::kF32,
+                                {limits_.max_rows, kMaxTopLogprobs});
+  args.top_ids = top_ids.rows(base, base + count);
+  args.top_logprobs = top_logprobs.rows(base, base + count);
+  copy_bytes(stream, piece.device, piece.host, specs + biases + ids + masks);
+  ops_->sampling->sample(stream, args);
+}
+
+void GpuSampler::fetch(Stream& stream, Flight& flight) const {
+  const int64_t count = std::ssize(flight.rows);
+  const DownLayout down(limits_);
+  const auto copy = [&](int64_t offset, int64_t bytes) {
+    copy_bytes(stream, flight.down.data() + offset, flight.down_device.data() + offset, bytes);
+  };
+  copy(0, count * static_cast<int64_t>(sizeof(SampleResult)));
+  if (!flight.any_top) return;
+  copy(down.top_ids, count * kMaxTopLogprobs * 4);
+  copy(down.top_logprobs, count * kMaxTopLogprobs * 4);
+}
+
+void GpuSampler::finish(const PackedStep& step, Flight& flight, StepResult& result) const {
+  const DownLayout down(limits_);
+  const auto* results = reinterpret_cast<const SampleResult*>(flight.down.data());
+  const auto* top_ids = reinterpret_cast<const int32_t*>(flight.down.data() + down.top_ids);
+  const auto* top_values = reinterpret_cast<const float*>(flight.down.data() + down.top_logprobs);
+  for (size_t i = 0; i < flight.rows.size(); ++i) {
+    const LogitRow& row = flight.rows[i];
+    if (!row.sequence) continue;
+    const SampleResult& one = results[i];
+    TokenLogprob logprob{.logprob = one.logprob, .top = {}};
+    for (int32_t j = 0; j < one.num_top; ++j) {
+      const size_t at = i * kMaxTopLogprobs + static_cast<size_t>(j);
+      logprob.top.push_back({top_ids[at], top_values[at]});
+    }
+    if (row.prompt_entry < 0) {
+      RowSampler::accept(step, row, {one.token, one.numeric_error != 0, std::move(logprob)},
+                         result);
+    } else {
+      RowSampler::accept_prompt(row, {one.numeric_error != 0, std::move(logprob)}, result);
+    }
+  }
+}
+
+}  // namespace weft

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "kernels/op_table.h"
+#include "runtime/step_upload.h"
+
+namespace weft {
+
+/// Sampling of a GPU's steps: the device keeps the last token of every running sequence, and the
+/// token counts of those with penalties, in slots; the host says what each row of logits is for and
+/// reads a few bytes a row back. Token semantics: runtime/sampler.h.
+class GpuSampler {
+ public:
+  /// What one step in flight owns: pinned memory and its twin on the device for what goes up
+  /// (specs, lists, masks) and for what comes back (results, alternatives).
+  struct Flight {
+    Buffer up, up_device, down, down_device;
+    int64_t up_used = 0;
+    std::vector<LogitRow> rows;  ///< entry i is result i; without a sequence: padding
+    bool any_top = false;
+  };
+
+  /// Error when memory can't be had.
+  static Result<GpuSampler> create(const OpTable& ops, const StepLimits& limits);
+  static Result<Flight> make_flight(const StepLimits& limits);
+  /// Device memory of create() and of `flights` flights.
+  static int64_t device_bytes(const StepLimits& limits, int64_t flights);
+
+  /// Before the plan is packed: frees the slots of sequences that leave.
+  void release(const StepPlan& plan, const PackedStep::Sequences& sequences);
+  /// When it is packed and before its upload: gives slots to new sequences, says which rows are fed
+  /// from slots, takes note of replayed tokens.
+  void admit(Stream& stream, PackedStep& step, Flight& flight);
+  /// First thing on the device: the ids of rows that are fed.
+  void feed(Stream& stream, const PackedStep& step) const;
+  /// Enqueues the sampling of one more piece of the step's logit rows: row i of `logits` belongs to
+  /// rows[i]; an entry without a sequence is padding. Rows with a grammar need the tokens of the
+  /// step before (finish()).
+  void sample(Stream& stream, Flight& flight, std::span<const LogitRow> rows, TensorView logits);
+  /// Enqueues the way back of all results.
+  void fetch(Stream& stream, Flight& flight) const;
+  /// When they have come: tokens and log-probabilities into `result`, histories and grammars.
+  void finish(const PackedStep& step, Flight& flight, StepResult& result) const;
+
+ private:
+  GpuSampler(const OpTable& ops, const StepLimits& limits) : ops_(&ops), limits_(limits) {}
+  void give_slot(Stream& stream, ExecutorSequence& sequence, Flight& flight);
+
+  const OpTable* ops_;
+  StepLimits limits_;
+  std::vector<int> free_slots_;
+  Buffer slot_buffer_;
+  TensorView last_token_;  // [slots]
+  TensorView counts_;      // [slots, V]
+};
+
+}  // namespace weft
