@@ -1,0 +1,254 @@
+// sample, reset_counts, feed_tokens: CUDA against the CPU's sampler (runtime/sampler.h).
+
+#include "tests/ops_cuda/sample_support.h"
+
+namespace weft {
+namespace {
+
+std::vector<Case> random_cases(int64_t vocab, uint32_t seed, int count) {
+  Cases cases(vocab, seed);
+  std::vector<Case> out;
+  for (int i = 0; i < count; ++i) out.push_back(cases.next());
+  return out;
+}
+
+class SampleTest : public ::testing::Test {
+ protected:
+  CudaTestStream stream_{int64_t{1} << 20};
+};
+
+TEST_F(SampleTest, Small) {
+  for (const int64_t vocab : {1, 2, 31, 33, 100, 1003}) {
+    Batch(random_cases(vocab, static_cast<uint32_t>(vocab), 24), vocab % 3).expect_cpu(stream_);
+    if (HasFailure()) return;
+  }
+}
+
+TEST_F(SampleTest, RandomRequests) {
+  for (const int64_t vocab : {1, 3, 32, 511, 4095, 4096, 4097, 32000, 151936, 151937, 248320}) {
+    const int count = vocab > 100000 ? 96 : 256;
+    Batch(random_cases(vocab, static_cast<uint32_t>(7 * vocab), count)).expect_cpu(stream_);
+    if (HasFailure()) return;
+  }
+}
+
+TEST_F(SampleTest, GreatestVocabulary) {
+  Batch(random_cases(cuda::kMaxSampledVocabulary, 5, 12)).expect_cpu(stream_);
+}
+
+/// The same row with many draws: every filter, 64 positions each.
+TEST_F(SampleTest, Draws) {
+  for (const int64_t vocab : {50, 151936}) {
+    Cases cases(vocab, 3);
+    for (const float step : {0.0f, 1.0f}) {
+      const std::vector<float> logits = cases.logits(3, step);
+      std::vector<Case> rows;
+      for (int i = 0; i < 64 * 8; ++i) {
+        Case c;
+        c.logits = logits;
+        c.params.seed = 1234567890123456789u;
+        c.position = i / 8;
+        if ((i & 1) != 0) c.params.top_p = 0.8f;
+        if ((i & 2) != 0) c.params.top_k = 40;
+        if ((i & 4) != 0) c.params.min_p = 0.02f;
+        rows.push_back(std::move(c));
+      }
+      // In pieces: 512 rows of the large vocabulary are much for a test.
+      for (size_t at = 0; at < rows.size(); at += 128) {
+        const auto begin = rows.begin() + static_cast<ptrdiff_t>(at);
+        Batch(std::vector<Case>(begin, begin + 128)).expect_cpu(stream_);
+      }
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST_F(SampleTest, SmallTies) {
+  for (const int64_t vocab : {5, 700, 20000}) {
+    std::vector<Case> rows;
+    for (int i = 0; i < 60; ++i) {
+      Case c;
+      // All alike; two values; signed zeros.
+      c.logits.assign(static_cast<size_t>(vocab), i % 3 == 2 ? -0.0f : 2.5f);
+      for (size_t id = 0; id < c.logits.size(); ++id) {
+        if (i % 3 == 1 && id % 3 == 1) c.logits[id] = 3.0f;
+        if (i % 3 == 2 && id % 2 == 1) c.logits[id] = 0.0f;
+      }
+      c.params.temperature = i % 4 == 0 ? 0.0f : 1.0f;
+      c.params.top_k = i % 5 == 0 ? static_cast<int>(vocab / 2) : 0;
+      c.params.top_p = i % 2 == 0 ? 0.5f : 1.0f;
+      c.params.logprobs = i % 7 == 0 ? 20 : -1;
+      c.params.seed = static_cast<uint64_t>(i);
+      c.position = i;
+      rows.push_back(std::move(c));
+    }
+    Batch(std::move(rows)).expect_cpu(stream_);
+    if (HasFailure()) return;
+  }
+}
+
+TEST_F(SampleTest, SmallBrokenRows) {
+  for (const int64_t vocab : {1, 40, 9000}) {
+    std::vector<Case> rows;
+    for (int i = 0; i < 24; ++i) {
+      Case c = Cases(vocab, static_cast<uint32_t>(i)).next();
+      c.params.banned_ids.clear();
+      c.params.temperature = i % 2 == 0 ? 0.0f : 1.0f;
+      const auto at = static_cast<size_t>((vocab - 1) * (i % 4) / 3);
+      switch (i % 6) {
+        case 0: c.logits[at] = kNan; break;
+        case 1: c.logits[at] = -kNan; break;
+        case 2: c.logits[at] = kInf; break;
+        case 3: std::fill(c.logits.begin(), c.logits.end(), -kInf); break;
+        case 4:  // nothing is left
+          for (int32_t id = 0; id < vocab; ++id) c.params.banned_ids.push_back(id);
+          break;
+        default: std::fill(c.logits.begin(), c.logits.end(), -kInf); c.logits[at] = -3e38f;
+      }
+      rows.push_back(std::move(c));
+    }
+    Batch(std::move(rows)).expect_cpu(stream_);
+    if (HasFailure()) return;
+  }
+}
+
+/// Far apart logits, extreme temperatures: weights that vanish, a difference that overflows.
+TEST_F(SampleTest, SmallExtremes) {
+  std::vector<Case> rows;
+  for (const float temperature : {1e-6f, 1e-3f, 1.0f, 100.0f, 2e30f}) {
+    for (const float scale : {1e-30f, 1.0f, 1e5f, 3e37f}) {
+      for (const float top_p : {1.0f, 0.7f}) {
+        Case c;
+        c.logits = Cases(777, 11).logits(scale);
+        c.params.temperature = temperature;
+        c.params.top_p = top_p;
+        c.params.logprobs = 3;
+        c.position = std::ssize(rows);
+        rows.push_back(std::move(c));
+      }
+    }
+  }
+  Batch(std::move(rows)).expect_cpu(stream_);
+}
+
+/// A row alone, at another place, in another slot, of another stride: the same bits.
+TEST_F(SampleTest, SmallRowsAreIndependent) {
+  for (const int64_t vocab : {1001, 20011}) {
+    const std::vector<Case> cases = random_cases(vocab, 77, 20);
+    Batch all(cases);
+    all.run(stream_);
+    const std::vector<SampleResult> together = all.results();
+    const std::vector<Answer> answers = all.answers();
+    std::vector<Case> reversed(cases.rbegin(), cases.rend());
+    std::vector<int32_t> slots;
+    for (int32_t i = 0; i < 20; ++i) slots.push_back((i * 7 + 3) % 20);
+    Batch other(reversed, 3, slots);
+    other.run(stream_);
+    const std::vector<SampleResult> backwards = other.results();
+    for (size_t i = 0; i < cases.size(); ++i) {
+      Batch one({cases[i]}, 5);
+      one.run(stream_);
+      const std::vector<SampleResult> alone = one.results();
+      EXPECT_EQ(std::memcmp(&together[i], &alone[0], sizeof(SampleResult)), 0);
+      EXPECT_EQ(std::memcmp(&together[i], &backwards[19 - i], sizeof(SampleResult)), 0);
+      EXPECT_EQ(answers[i].top_ids, one.answers()[0].top_ids);
+      EXPECT_EQ(answers[i].top_logprobs, one.answers()[0].top_logprobs);
+    }
+  }
+}
+
+TEST_F(SampleTest, SmallPaddingRowsAreLeftAlone) {
+  const std::vector<Case> cases = random_cases(300, 8, 6);
+  Batch batch(cases);
+  for (const size_t i : {0, 3, 5}) batch.specs()[i].slot = -1;
+  batch.run(stream_);
+  const auto results = batch.results();
+  const auto last = batch.last_tokens();
+  for (size_t i = 0; i < cases.size(); ++i) {
+    const bool padding = i == 0 || i == 3 || i == 5;
+    std::vector<std::byte> poison(sizeof(SampleResult), std::byte{0xFF});
+    EXPECT_EQ(std::memcmp(&results[i], poison.data(), poison.size()) == 0, padding);
+    if (padding) {
+      EXPECT_EQ(last[i], -1);
+    } else {
+      EXPECT_EQ(results[i].token, cpu_answer(cases[i]).result.token);
+    }
+  }
+}
+
+TEST_F(SampleTest, SmallNoRows) {
+  DeviceTensor last(DType::kI32, {1}), logits(DType::kF32, {0, 50});
+  cuda::sample(stream_, {.logits = logits.view, .last_token = last.view});
+  cuda::feed_tokens(stream_, {.feed = TensorView(last.view.data, DType::kI32, {0}),
+                              .last_token = last.view,
+                              .ids = TensorView(last.view.data, DType::kI32, {0})});
+  stream_.sync();
+}
+
+/// A sampled token is counted; a target, an error and other ids are not.
+TEST_F(SampleTest, SmallCounts) {
+  Case c;
+  c.logits = {0, 5, 1, 2};
+  c.params.temperature = 0;
+  c.params.presence_penalty = 0.5f;
+  c.prompt = {3, 3, 1};
+  c.generated = {1, 2, 2};
+  Case broken = c, target = c;
+  broken.logits[2] = kNan;
+  target.target = 2;
+  Batch batch({c, broken, target});
+  batch.specs()[2].counts_slot = 2;
+  batch.run(stream_);
+  const std::vector<uint32_t> counts = batch.counts();
+  const std::vector<uint32_t> before = {0, kCountedInPrompt + 1, 2, kCountedInPrompt};
+  std::vector<uint32_t> after = before;
+  ++after[1];
+  EXPECT_EQ(std::vector<uint32_t>(counts.begin(), counts.begin() + 4), after);
+  EXPECT_EQ(std::vector<uint32_t>(counts.begin() + 4, counts.begin() + 8), before);
+  EXPECT_EQ(std::vector<uint32_t>(counts.begin() + 8, counts.end()), before);
+  EXPECT_EQ(batch.last_tokens(), (std::vector<int32_t>{1, 0, -1}));
+}
+
+TEST_F(SampleTest, SmallResetCounts) {
+  const int64_t vocab = 70000;
+  DeviceTensor counts(DType::kI32, {3, vocab});
+  counts.poison();
+  std::vector<int32_t> prompt, generated;
+  std::vector<uint32_t> want(static_cast<size_t>(vocab));
+  for (int32_t i = 0; i < 1000; ++i) {
+    prompt.push_back((i * 7919) % 69999);
+    generated.push_back(i % 13 * 5000);
+    want[static_cast<size_t>(prompt.back())] |= kCountedInPrompt;
+    ++want[static_cast<size_t>(generated.back())];
+  }
+  const DeviceTensor prompt_d(prompt), generated_d(generated);
+  cuda::reset_counts(
+      stream_,
+      {.counts = counts.view, .slot = 1, .prompt = prompt_d.view, .generated = generated_d.view});
+  stream_.sync();
+  const std::vector<uint32_t> got = download<uint32_t>(counts);
+  EXPECT_TRUE(std::equal(want.begin(), want.end(), got.begin() + vocab));
+  EXPECT_EQ(std::count(got.begin(), got.begin() + vocab, ~0u), vocab);
+  EXPECT_EQ(std::count(got.begin() + 2 * vocab, got.end(), ~0u), vocab);
+  cuda::reset_counts(stream_, {.counts = counts.view, .slot = 2});
+  stream_.sync();
+  const std::vector<uint32_t> cleared = download<uint32_t>(counts);
+  EXPECT_EQ(std::count(cleared.begin() + 2 * vocab, cleared.end(), 0u), vocab);
+}
+
+TEST_F(SampleTest, SmallFeedTokens) {
+  std::vector<int32_t> feed, ids, want;
+  const std::vector<int32_t> last = {100, 200, 300};
+  for (int32_t i = 0; i < 700; ++i) {
+    feed.push_back(i % 5 - 2);
+    ids.push_back(i);
+    want.push_back(feed.back() >= 0 ? last[static_cast<size_t>(feed.back())] : i);
+  }
+  const DeviceTensor feed_d(feed), last_d(last), ids_d(ids);
+  cuda::feed_tokens(stream_, {.feed = feed_d.view, .last_token = last_d.view, .ids = ids_d.view});
+  stream_.sync();
+  EXPECT_EQ(download<int32_t>(ids_d), want);
+}
+
+}  // namespace
+}  // namespace weft
