@@ -41,8 +41,8 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
   app.add_option("--dtype", o.dtype, "Arithmetic of the weights and the KV cache")
       ->check(CLI::IsMember({"auto", "bfloat16", "float32"}))
       ->capture_default_str();
-  app.add_option("--quantization,-q", o.quantization, "Weight-only quantisation while loading")
-      ->check(CLI::IsMember({"none", "int8", "int4"}))
+  app.add_option("--quantization,-q", o.quantization, "Quantisation of the weights while loading")
+      ->check(CLI::IsMember({"none", "int8", "int4", "fp8"}))
       ->capture_default_str();
   app.add_option("--load-format", o.load_format,
                  "dummy: seeded random weights from config.json alone")

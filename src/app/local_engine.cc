@@ -20,6 +20,7 @@ WeightFormat weight_format(const EngineOptions& options) {
   if (options.dtype == "float32") return WeightFormat::kF32;
   if (options.quantization == "int8") return WeightFormat::kInt8;
   if (options.quantization == "int4") return WeightFormat::kInt4;
+  if (options.quantization == "fp8") return WeightFormat::kFp8Block;
   return WeightFormat::kBf16;
 }
 
@@ -43,16 +44,14 @@ Result<int64_t> size_or_auto(const std::string& flag, const std::string& text) {
   return parse_size(flag, text);
 }
 
-/// The spec, corrected by what only the weights tell (a tied head, an MTP module).
-Result<ModelSpec> read_spec(const EngineOptions& options, const ModelConfig& config,
-                            const std::string& directory) {
-  ModelSpec spec = TRY(parse_model(config.config));
-  if (options.load_format == "dummy") return spec;
-  // Without readable weights the configuration alone must do (`weft info`); load() says what's
-  // wrong.
-  const Result<Checkpoint> checkpoint = Checkpoint::open(directory);
-  if (checkpoint) adapt_to_checkpoint(spec, *checkpoint);
-  return spec;
+/// The weights that will be loaded. Without readable ones the configuration alone must do (`weft
+/// info`); load() says what's wrong.
+std::optional<Checkpoint> readable_weights(const EngineOptions& options,
+                                           const std::string& directory) {
+  if (options.load_format == "dummy") return {};
+  Result<Checkpoint> checkpoint = Checkpoint::open(directory);
+  if (!checkpoint) return {};
+  return std::move(checkpoint).value();
 }
 
 bool on_gpu(const EnginePlan& plan) {
@@ -141,15 +140,22 @@ Result<EnginePlan> plan_engine(const EngineOptions& options) {
   plan.name = shown_name(options.model, plan.directory);
   const ModelConfig config = TRY(load_config(plan.directory));
   plan.generation = config.generation;
-  plan.spec = TRY(read_spec(options, config, plan.directory));
+  plan.spec = TRY(parse_model(config.config));
+  const std::optional<Checkpoint> weights = readable_weights(options, plan.directory);
+  // What only the weights tell: a tied head, an MTP module.
+  if (weights) adapt_to_checkpoint(plan.spec, *weights);
   plan.load.format = weight_format(options);
+  if (plan.load.format == WeightFormat::kFp8Block && !plan.ops->fp8_blocks) {
+    return unsupported("--quantization fp8 needs a Hopper GPU and this is " + plan.device_name +
+                       "; allowed here: none, int8, int4");
+  }
   plan.load.kv_format = plan.load.format == WeightFormat::kF32 ? KvFormat::kF32 : KvFormat::kBf16;
   plan.load.block_size = kBlockSize;
   plan.load.dummy_weights = options.load_format == "dummy";
   plan.load.num_threads = plan.threads;
   plan.load.max_num_seqs = options.max_num_seqs;
   const OpTable& ops = *plan.ops;
-  plan.footprint = measure_model(plan.spec, plan.load, ops);
+  plan.footprint = measure_model(plan.spec, plan.load, ops, weights ? &*weights : nullptr);
   plan.cache = cache_bytes(plan.footprint.cache_specs, ops);
   plan.memory = TRY(plan_for(plan, options, cpu, gpu));
   plan.load.max_model_len = plan.memory.max_model_len;

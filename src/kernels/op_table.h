@@ -37,11 +37,14 @@ struct OpTable {
   DeviceKind device = DeviceKind::kCpu;  ///< whose memory the ops work on
   DType activation = DType::kF32;        ///< of activations (args.h)
   const SampleOps* sampling = nullptr;   ///< null: the host samples (runtime/sampler.h)
+  bool fp8_blocks = false;               ///< has WeightFormat::kFp8Block
 
   // Layouts that belong to the backend.
   Op<int64_t(const WeightShape&)> weight_bytes;  ///< packed bytes of one expert, a multiple of 64
   /// Packs [sum of rows, K] from consecutive pieces ([rows_i, K] bf16, f16 or f32, contiguous) into
-  /// `weight` (expert `expert`), quantising to its format. Runs on the stream's threads.
+  /// `weight` (expert `expert`), quantising to its format. Runs on the stream's threads. For
+  /// kFp8Block a piece may also be e4m3 codes [rows_i, K], followed by a piece of the f32 scales of
+  /// its blocks; pieces after the first begin at a multiple of kFp8PieceRows.
   Op<void(Stream&, const Weight& weight, int64_t expert, std::span<const TensorView> pieces)>
       pack_weight;
   /// The inverse, for tests and for tools: one expert as [N, K] f32.

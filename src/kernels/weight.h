@@ -13,10 +13,16 @@ enum class WeightFormat : uint8_t {
   kBf16,      ///< bf16 weights, activations rounded to bf16 at the input, fp32 accumulation
   kInt8,      ///< groups of 32 along K, symmetric, one fp16 scale a group: w = q * s, |q| <= 127
   kInt4,      ///< groups of 32 along K, symmetric, one fp16 scale a group: w = q * s, -8 <= q <= 7
-  kFp8Block,  ///< e4m3 codes, one f32 scale for each 128 x 128 block: w = q * s (CUDA)
+  kFp8Block,  ///< e4m3 codes, one f32 scale for each 128 x 128 block: w = q * s (ref, CUDA)
 };
-inline constexpr int kFp8Block = 128;  ///< rows and columns that share one scale
+inline constexpr int kFp8Block = 128;     ///< rows and columns that share one scale
+inline constexpr int kFp8PieceRows = 16;  ///< blocks begin anew with each piece of a fused weight
 inline constexpr int kWeightGroup = 32;
+
+/// Blocks along an extent of rows or columns.
+constexpr int64_t fp8_blocks(int64_t extent) {
+  return (extent + kFp8Block - 1) / kFp8Block;
+}
 
 std::string_view weight_format_name(WeightFormat format);
 

@@ -32,17 +32,22 @@ void Decoder::declare(WeightPlan& plan) {
   norm_.declare(plan, names.model + "norm.weight", spec_.hidden, spec_.norm_minus_one);
   TensorPart head = embedding;
   if (!spec_.tied_head) head.name = names.head;
-  head_.declare(plan, options_.format, {head});
+  head_.declare(plan, head_format(), {head});
   if (mtp_) declare_mtp(plan);
   if (spec_.vision) declare_vision(plan);
   for (const std::string& prefix : names.ignored_prefixes) plan.ignore_prefix(prefix);
   for (const std::string& part : names.ignored_parts) plan.ignore_containing(part);
 }
 
+/// The head keeps its precision beside fp8 layers, as in checkpoints of that format.
+WeightFormat Decoder::head_format() const {
+  return options_.format == WeightFormat::kFp8Block ? WeightFormat::kBf16 : options_.format;
+}
+
 /// True where one copy of a tied tensor serves as the head's matrix and as the table of embed.
 bool Decoder::head_is_embedding() const {
   if (!spec_.tied_head || ops_ == nullptr) return false;
-  const Weight head{.shape = {options_.format, spec_.vocab, spec_.hidden}};
+  const Weight head{.shape = {head_format(), spec_.vocab, spec_.hidden}};
   return ops_->weight_rows(head).rank == 2;
 }
 
@@ -223,10 +228,10 @@ Result<std::unique_ptr<Model>> Model::load(const ModelSpec& spec, const Checkpoi
   return std::unique_ptr<Model>(std::move(decoder));
 }
 
-ModelFootprint measure_model(const ModelSpec& spec, const LoadOptions& options,
-                             const OpTable& ops) {
+ModelFootprint measure_model(const ModelSpec& spec, const LoadOptions& options, const OpTable& ops,
+                             const Checkpoint* checkpoint) {
   auto decoder = std::make_shared<Decoder>(spec, options, &ops);
-  WeightPlan plan(&ops, nullptr);
+  WeightPlan plan(&ops, checkpoint);
   decoder->declare(plan);
   return {.parameters = plan.parameters(),
           .weight_bytes = plan.bytes(),

@@ -56,6 +56,7 @@ class Decoder final : public Model {
   int64_t num_positions() const {
     return options_.max_model_len > 0 ? options_.max_model_len : spec_.max_positions;
   }
+  WeightFormat head_format() const;
   bool head_is_embedding() const;
   void embed(StepContext& context, TensorView out) const;
 

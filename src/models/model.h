@@ -23,7 +23,7 @@ struct LoadOptions {
   LoadProgress progress;       ///< may be empty
 };
 
-/// What a model takes, from its spec alone.
+/// What a model takes, before it is loaded.
 struct ModelFootprint {
   int64_t parameters = 0;
   int64_t weight_bytes = 0;
@@ -31,7 +31,9 @@ struct ModelFootprint {
   int64_t rope_bytes_per_position = 0;
   std::function<int64_t(int64_t rows)> arena_bytes;  ///< as Model::arena_bytes()
 };
-ModelFootprint measure_model(const ModelSpec& spec, const LoadOptions& options, const OpTable& ops);
+/// `checkpoint` may be null: the weights are as the configuration says, in bf16.
+ModelFootprint measure_model(const ModelSpec& spec, const LoadOptions& options, const OpTable& ops,
+                             const Checkpoint* checkpoint = nullptr);
 
 /// A decoder with its weights, for one device. Immutable after load(); a step's state is all in the
 /// StepContext. Virtual only so that tests of the runtime can put a toy in its place.

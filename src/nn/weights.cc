@@ -45,9 +45,7 @@ bool readable(DType dtype) {
 
 /// Of a tensor [.., N, K] of fp8 codes: one a block of 128 x 128.
 std::vector<int64_t> scale_shape(std::vector<int64_t> shape) {
-  for (size_t i = shape.size() - 2; i < shape.size(); ++i) {
-    shape[i] = (shape[i] + kFp8Block - 1) / kFp8Block;
-  }
+  for (size_t i = shape.size() - 2; i < shape.size(); ++i) shape[i] = fp8_blocks(shape[i]);
   return shape;
 }
 
@@ -90,9 +88,34 @@ void WeightPlan::matrix(Weight& target, WeightFormat format, std::vector<TensorP
   experts(target, format, 1, [&](int64_t) { return parts; });
 }
 
+/// Whether a matrix of these parts can be kept as fp8 blocks.
+bool WeightPlan::fits_fp8_blocks(const std::vector<TensorPart>& parts) const {
+  int64_t row = 0;
+  for (const TensorPart& part : parts) {
+    if (row % kFp8PieceRows != 0) return false;
+    row += part.num_rows();
+    if (stored_dtype(part.name) != DType::kFP8E4M3) continue;
+    const int64_t n = part.shape[part.shape.size() - 2];
+    // The part lies in one matrix and begins with a row of blocks.
+    if (part.begin % n % kFp8Block != 0 || part.begin % n + part.num_rows() > n) return false;
+  }
+  return true;
+}
+
+WeightFormat WeightPlan::format_of(WeightFormat wanted,
+                                   const std::vector<TensorPart>& parts) const {
+  if (wanted != WeightFormat::kBf16 && wanted != WeightFormat::kFp8Block) return wanted;
+  const bool codes = std::all_of(parts.begin(), parts.end(), [&](const TensorPart& part) {
+    return stored_dtype(part.name) == DType::kFP8E4M3;
+  });
+  const bool keep = ops_ && ops_->fp8_blocks && (wanted == WeightFormat::kFp8Block || codes) &&
+                    fits_fp8_blocks(parts);
+  return keep ? WeightFormat::kFp8Block : WeightFormat::kBf16;
+}
+
 void WeightPlan::experts(Weight& target, WeightFormat format, int64_t count,
                          const std::function<std::vector<TensorPart>(int64_t)>& parts) {
-  WeightShape shape{.format = format, .experts = count};
+  WeightShape shape{.format = format_of(format, parts(0)), .experts = count};
   const bool counting = ops_ == nullptr;
   for (int64_t e = 0; e < (counting ? 1 : count); ++e) {
     Job job{.weight = weights_.size(), .expert = e, .parts = parts(e)};

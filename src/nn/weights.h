@@ -50,7 +50,9 @@ class WeightPlan {
   /// Whether the checkpoint has a tensor of that name (false without a checkpoint).
   bool has(std::string_view name) const;
 
-  /// A matrix of the rows of all parts, one below the other.
+  /// A matrix of the rows of all parts, one below the other. With kBf16 the codes of an fp8
+  /// checkpoint are kept (kFp8Block) where the backend has that format; kFp8Block is bf16 where the
+  /// parts don't fit into blocks.
   void matrix(Weight& target, WeightFormat format, std::vector<TensorPart> parts);
   /// A stack of matrices of one shape; parts(e) are those of expert e.
   void experts(Weight& target, WeightFormat format, int64_t count,
@@ -100,6 +102,10 @@ class WeightPlan {
 
   /// Of the scales of a tensor of fp8 codes.
   static std::string fp8_scale_name(const std::string& name);
+  /// What a matrix is kept as: codes of fp8 blocks stay what they are where the backend has them
+  /// and the parts are cut at blocks, else they are bf16.
+  WeightFormat format_of(WeightFormat wanted, const std::vector<TensorPart>& parts) const;
+  bool fits_fp8_blocks(const std::vector<TensorPart>& parts) const;
   void expect(const TensorPart& part, int64_t times);
   DType stored_dtype(const std::string& name) const;
   int64_t reserve(int64_t bytes);

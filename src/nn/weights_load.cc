@@ -53,8 +53,7 @@ float element(const std::byte* data, DType dtype, int64_t i) {
 void expand_fp8(const TensorPart& part, const std::vector<float>& scales, int64_t begin,
                 std::span<std::byte> data) {
   const int64_t n = part.shape[part.shape.size() - 2], k = part.width();
-  const int64_t scale_rows = (n + kFp8Block - 1) / kFp8Block;
-  const int64_t scale_columns = (k + kFp8Block - 1) / kFp8Block;
+  const int64_t scale_rows = fp8_blocks(n), scale_columns = fp8_blocks(k);
   const size_t count = data.size() / 2;
   const std::byte* codes = data.data() + count;
   for (size_t i = 0; i < count; ++i) {
@@ -76,7 +75,7 @@ class WeightPlan::Loader {
   Loader(const WeightPlan& plan, Stream& stream, bool dummy, const LoadProgress& progress)
       : plan_(plan), stream_(stream), dummy_(dummy), progress_(progress) {
     for (const Job& job : plan_.jobs_) {
-      for (const TensorPart& part : job.parts) total_ += part_bytes(part);
+      for (const TensorPart& part : job.parts) total_ += part_bytes(job, part);
     }
   }
 
@@ -107,6 +106,7 @@ class WeightPlan::Loader {
     const TensorPart* part;
     VectorRole role;
     bool constant;   // dummy: a constant instead of random values
+    bool expanded;   // fp8 codes become bf16 values
     int64_t offset;  // bytes from the beginning of the tensor
     std::span<std::byte> dst;
   };
@@ -114,17 +114,30 @@ class WeightPlan::Loader {
   bool is_fp8(const TensorPart& part) const {
     return plan_.stored_dtype(part.name) == DType::kFP8E4M3;
   }
-  /// Of what is staged: fp8 codes become bf16 values there.
-  DType dtype_of(const TensorPart& part) const {
-    return is_fp8(part) ? DType::kBF16 : plan_.stored_dtype(part.name);
+  /// The codes of an fp8 tensor stay as they are.
+  bool keeps_codes(const Job& job, const TensorPart& part) const {
+    return job.kind == JobKind::kMatrix && is_fp8(part) &&
+           plan_.weights_[job.weight].target->shape.format == WeightFormat::kFp8Block;
   }
-  int64_t part_bytes(const TensorPart& part) const {
-    return part.num_rows() * part.width() * dtype_size(dtype_of(part));
+  /// Of what is staged: other fp8 codes become bf16 values there.
+  DType dtype_of(const Job& job, const TensorPart& part) const {
+    return is_fp8(part) && !keeps_codes(job, part) ? DType::kBF16 : plan_.stored_dtype(part.name);
+  }
+  int64_t part_bytes(const Job& job, const TensorPart& part) const {
+    return part.num_rows() * part.width() * dtype_size(dtype_of(job, part));
+  }
+  /// Of the scales that are staged behind kept codes.
+  static int64_t scale_bytes(const TensorPart& part) {
+    return fp8_blocks(part.num_rows()) * fp8_blocks(part.width()) * 4;
+  }
+  int64_t staged_bytes(const Job& job, const TensorPart& part) const {
+    return aligned(part_bytes(job, part)) +
+           (keeps_codes(job, part) ? aligned(scale_bytes(part)) : 0);
   }
   bool on_gpu() const { return plan_.ops_->device == DeviceKind::kCuda; }
   /// A table whose type needs no conversion is read in place.
   bool in_place(const Job& job) const {
-    return job.kind == JobKind::kTable && !on_gpu() && dtype_of(job.parts[0]) != DType::kF16;
+    return job.kind == JobKind::kTable && !on_gpu() && dtype_of(job, job.parts[0]) != DType::kF16;
   }
 
   /// The next staging buffer, at least that large and free.
@@ -141,7 +154,7 @@ class WeightPlan::Loader {
   int64_t staged_bytes(const Job& job) const {
     if (in_place(job)) return 0;
     int64_t bytes = 0;
-    for (const TensorPart& part : job.parts) bytes += aligned(part_bytes(part));
+    for (const TensorPart& part : job.parts) bytes += staged_bytes(job, part);
     return bytes;
   }
 
@@ -152,14 +165,16 @@ class WeightPlan::Loader {
     for (const Job& job : jobs) {
       for (const TensorPart& part : job.parts) {
         std::byte* dst = in_place(job) ? memory_ + job.offset : at;
-        if (!in_place(job)) at += aligned(part_bytes(part));
+        if (!in_place(job)) at += staged_bytes(job, part);
         staged.push_back(dst);
-        const int64_t start = part.begin * part.width() * dtype_size(dtype_of(part));
-        for (int64_t done = 0; done < part_bytes(part); done += kPiece) {
-          const int64_t size = std::min(kPiece, part_bytes(part) - done);
+        const int64_t bytes = part_bytes(job, part);
+        const int64_t start = part.begin * part.width() * dtype_size(dtype_of(job, part));
+        for (int64_t done = 0; done < bytes; done += kPiece) {
+          const int64_t size = std::min(kPiece, bytes - done);
           reads.push_back({&part,
                            job.role,
                            job.kind == JobKind::kVector && job.role != VectorRole::kOther,
+                           is_fp8(part) && !keeps_codes(job, part),
                            start + done,
                            {dst + done, static_cast<size_t>(size)}});
         }
@@ -205,7 +220,7 @@ class WeightPlan::Loader {
   Result<> fetch(const Read& read) {
     const auto offset = static_cast<uint64_t>(read.offset);
     const Checkpoint& checkpoint = *plan_.checkpoint_;
-    if (!is_fp8(*read.part)) return checkpoint.read_range(read.part->name, offset, read.dst);
+    if (!read.expanded) return checkpoint.read_range(read.part->name, offset, read.dst);
     TRY(checkpoint.read_range(read.part->name, offset / 2, read.dst.last(read.dst.size() / 2)));
     expand_fp8(*read.part, scales_.at(read.part->name), read.offset / 2, read.dst);
     return {};
@@ -222,6 +237,16 @@ class WeightPlan::Loader {
     std::vector<float>& scales = scales_[part.name];
     for (int64_t i = 0; i < count; ++i) scales.push_back(element(bytes.data(), info.dtype, i));
     return {};
+  }
+
+  /// Those of the part's blocks, which begin with its rows, put to `to`.
+  TensorView stage_scales(const TensorPart& part, std::byte* to) const {
+    const int64_t n = part.shape[part.shape.size() - 2], columns = fp8_blocks(part.width());
+    const int64_t first = part.begin / n * fp8_blocks(n) + part.begin % n / kFp8Block;
+    const TensorView out(to, DType::kF32, {fp8_blocks(part.num_rows()), columns});
+    std::memcpy(to, scales_.at(part.name).data() + first * columns,
+                static_cast<size_t>(out.bytes()));
+    return out;
   }
 
   static Result<> make(const Read& read) {
@@ -243,8 +268,10 @@ class WeightPlan::Loader {
       std::vector<TensorView> pieces;
       for (size_t i = 0; i < staged.size(); ++i) {
         const TensorPart& part = job.parts[i];
-        pieces.emplace_back(staged[i], dtype_of(part),
+        pieces.emplace_back(staged[i], dtype_of(job, part),
                             std::initializer_list<int64_t>{part.num_rows(), part.width()});
+        if (!keeps_codes(job, part)) continue;
+        pieces.push_back(stage_scales(part, staged[i] + aligned(part_bytes(job, part))));
       }
       const WeightTarget& target = plan_.weights_[job.weight];
       Weight weight = *target.target;
@@ -252,8 +279,8 @@ class WeightPlan::Loader {
       plan_.ops_->pack_weight(stream_, weight, job.expert, pieces);
       return;
     }
-    if (job.kind == JobKind::kTable && job.dtype == dtype_of(job.parts[0])) {
-      copy_bytes(stream_, memory_ + job.offset, staged[0], part_bytes(job.parts[0]));
+    if (job.kind == JobKind::kTable && job.dtype == dtype_of(job, job.parts[0])) {
+      copy_bytes(stream_, memory_ + job.offset, staged[0], part_bytes(job, job.parts[0]));
       return;
     }
     convert(job, staged);
@@ -276,7 +303,7 @@ class WeightPlan::Loader {
       const TensorPart& part = job.parts[i];
       const int64_t n = part.num_rows() * part.width();
       for (int64_t j = 0; j < n; ++j, at += dtype_size(job.dtype)) {
-        const float value = element(staged[i], dtype_of(part), j) + offset;
+        const float value = element(staged[i], dtype_of(job, part), j) + offset;
         if (job.dtype == DType::kF32) {
           *reinterpret_cast<float*>(at) = value;
         } else {

@@ -110,6 +110,60 @@ TEST_F(Weights, Fp8CodesAreMultipliedByTheScaleOfTheirBlock) {
   }
 }
 
+TEST_F(Weights, Fp8CodesAreKeptWhereThePartsAreCutAtBlocks) {
+  constexpr int64_t kN = 272, kK = 130;  // 3 x 2 blocks
+  std::vector<uint8_t> codes;
+  for (int64_t i = 0; i < kN * kK; ++i) codes.push_back(static_cast<uint8_t>(i * 7 % 0x7F));
+  const std::vector<float> scales = {0.3f, 2, 4, 8, 0.7f, 16};
+  const std::vector<TensorToWrite> tensors = {
+      {"w", DType::kFP8E4M3, {kN, kK}, std::as_bytes(std::span(codes))},
+      {"w_scale_inv", DType::kF32, {3, 2}, std::as_bytes(std::span(scales))}};
+  ASSERT_TRUE(write_safetensors((dir_ / "model.safetensors").string(), tensors).ok());
+  const Checkpoint checkpoint = Checkpoint::open(dir_.string()).value();
+  WeightPlan plan(&ref_ops(), &checkpoint);
+  Weight kept, beside_block, beside_piece, other;
+  plan.matrix(kept, WeightFormat::kBf16, {{"w", {kN, kK}, 128, 144}, {"w", {kN, kK}, 0, 128}});
+  plan.matrix(beside_block, WeightFormat::kBf16, {{"w", {kN, kK}, 64, 64}});
+  plan.matrix(beside_piece, WeightFormat::kFp8Block,
+              {{"w", {kN, kK}, 0, 8}, {"w", {kN, kK}, 0, 8}});
+  plan.matrix(other, WeightFormat::kInt8, {{"w", {kN, kK}}});
+  EXPECT_EQ(kept.shape.format, WeightFormat::kFp8Block);
+  EXPECT_EQ(beside_block.shape.format, WeightFormat::kBf16);
+  EXPECT_EQ(beside_piece.shape.format, WeightFormat::kBf16);
+  EXPECT_EQ(other.shape.format, WeightFormat::kInt8);
+  const auto memory = plan.load(stream_, false, {});
+  ASSERT_TRUE(memory.ok()) << memory.error().message;
+  std::vector<float> rows(kN * kK);
+  ref_ops().unpack_weight(kept, 0, {rows.data(), DType::kF32, {kN, kK}});
+  for (int64_t n = 0; n < kN; ++n) {
+    const int64_t from = n < 144 ? n + 128 : n - 144;
+    for (int64_t k = 0; k < kK; ++k) {
+      const float scale = scales[static_cast<size_t>(from / 128 * 2 + k / 128)];
+      ASSERT_EQ(rows[static_cast<size_t>(n * kK + k)],
+                e4m3_to_float(codes[static_cast<size_t>(from * kK + k)]) * scale);
+    }
+  }
+  ref_ops().unpack_weight(beside_block, 0, {rows.data(), DType::kF32, {64, kK}});
+  EXPECT_EQ(rows[1], bf16_to_float(float_to_bf16(e4m3_to_float(codes[64 * kK + 1]) * 0.3f)));
+}
+
+TEST_F(Weights, Fp8BlocksOfOtherWeights) {
+  add("w", {130, 129}, -5000);
+  const Checkpoint checkpoint = write();
+  WeightPlan plan(&ref_ops(), &checkpoint);
+  Weight weight;
+  plan.matrix(weight, WeightFormat::kFp8Block, {{"w", {130, 129}}});
+  const Buffer memory = plan.load(stream_, false, {}).value();
+  std::vector<float> rows(130 * 129);
+  ref_ops().unpack_weight(weight, 0, {rows.data(), DType::kF32, {130, 129}});
+  for (int64_t i = 0; i < 130 * 129; ++i) {
+    const double x = static_cast<double>(i) - 5000;
+    // Half a step of 3 mantissa bits, or of the smallest step: amax / 448 / 2^9.
+    EXPECT_NEAR(rows[static_cast<size_t>(i)], x, std::fabs(x) / 16 + 12000.0 / 448 / 1024) << i;
+  }
+  EXPECT_EQ(rows[129 * 129 + 128], 129.0f * 129 + 128 - 5000);  // alone in its block: exact
+}
+
 TEST_F(Weights, Fp8CodesWithoutScalesAreRefused) {
   const std::vector<uint8_t> codes(6);
   const std::vector<TensorToWrite> tensors = {

@@ -80,6 +80,25 @@ constexpr float e4m3_to_float(uint8_t x) {
   return std::bit_cast<float>(sign | (exponent + 120) << 23 | mantissa << 20);
 }
 
+inline constexpr float kE4m3Max = 448.0f;
+
+/// Rounds to nearest even; what lies beyond +-448 becomes +-448, NaN stays NaN.
+constexpr uint8_t float_to_e4m3(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x), magnitude = bits & 0x7FFFFFFFu;
+  const auto sign = static_cast<uint8_t>(bits >> 24 & 0x80u);
+  if (magnitude > 0x7F800000u) return sign | 0x7F;
+  if (magnitude >= 0x43E00000u) return sign | 0x7E;  // 448
+  uint32_t code = 0;
+  if (magnitude < 0x3C800000u) {  // below 2^-6: a multiple of 2^-9, by the float whose ulp that is
+    const float shifted = std::bit_cast<float>(magnitude) + 0x1p14f;
+    code = std::bit_cast<uint32_t>(shifted) - 0x46800000u;
+  } else {
+    const uint32_t rounded = magnitude + 0x7FFFFu + (magnitude >> 20 & 1u);
+    code = (rounded >> 20) - (120u << 3);
+  }
+  return static_cast<uint8_t>(sign | code);
+}
+
 /// IEEE half-precision bits; arithmetic is done in float.
 using f16 = uint16_t;
 

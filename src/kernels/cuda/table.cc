@@ -62,6 +62,7 @@ const OpTable* cuda_ops() {
       .device = DeviceKind::kCuda,
       .activation = DType::kBF16,
       .sampling = &kSampling,
+      .fp8_blocks = true,
       .weight_bytes = cuda::weight_bytes,
       .pack_weight = cuda::pack_weight,
       .unpack_weight = cuda::unpack_weight,

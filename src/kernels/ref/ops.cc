@@ -5,6 +5,7 @@ namespace weft {
 const OpTable& ref_ops() {
   static constexpr OpTable kOps{
       .name = "ref",
+      .fp8_blocks = true,
       .weight_bytes = ref::weight_bytes,
       .pack_weight = ref::pack_weight,
       .unpack_weight = ref::unpack_weight,

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -19,7 +20,8 @@ int64_t group_bytes(WeightFormat format) {
 
 int64_t row_bytes(const WeightShape& shape) {
   switch (shape.format) {
-    case WeightFormat::kF32: return shape.k * 4;
+    case WeightFormat::kF32:
+    case WeightFormat::kFp8Block: return shape.k * 4;  // codes times scales
     case WeightFormat::kBf16: return shape.k * 2;
     default: return num_groups(shape.k) * group_bytes(shape.format);
   }
@@ -44,7 +46,7 @@ void load_source_row(const TensorView& piece, int64_t row, float* out) {
 }
 
 void store_row(const WeightShape& shape, const float* in, std::byte* out) {
-  if (shape.format == WeightFormat::kF32) {
+  if (shape.format == WeightFormat::kF32 || shape.format == WeightFormat::kFp8Block) {
     std::memcpy(out, in, static_cast<size_t>(shape.k) * 4);
     return;
   }
@@ -74,12 +76,66 @@ void store_row(const WeightShape& shape, const float* in, std::byte* out) {
   }
 }
 
+/// Rows [begin, end) of a piece, which lie in one row of blocks, as they are after their codes:
+/// those of a piece of codes with `scales`, else with s = amax / 448 of each block.
+void round_fp8_blocks(const TensorView& piece, const TensorView* scales, int64_t begin,
+                      std::span<std::vector<float>> rows) {
+  const int64_t k = piece.dim(1);
+  if (!scales) {
+    for (size_t i = 0; i < rows.size(); ++i) {
+      load_source_row(piece, begin + static_cast<int64_t>(i), rows[i].data());
+    }
+  }
+  for (int64_t first = 0; first < k; first += kFp8Block) {
+    const int64_t last = std::min<int64_t>(first + kFp8Block, k);
+    float s = 0;
+    if (scales) {
+      s = scales->row<float>(begin / kFp8Block)[first / kFp8Block];
+    } else {
+      for (const auto& row : rows) {
+        for (int64_t j = first; j < last; ++j)
+          s = std::max(s, std::fabs(row[static_cast<size_t>(j)]));
+      }
+      s /= kE4m3Max;
+    }
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const uint8_t* codes = scales ? piece.row<uint8_t>(begin + static_cast<int64_t>(i)) : nullptr;
+      for (int64_t j = first; j < last; ++j) {
+        float& value = rows[i][static_cast<size_t>(j)];
+        const uint8_t code = codes ? codes[j] : float_to_e4m3(s > 0 ? value / s : 0);
+        value = e4m3_to_float(code) * s;
+      }
+    }
+  }
+}
+
+/// `pieces` of a kFp8Block weight, one row of blocks after the other.
+void pack_fp8_blocks(const Weight& weight, int64_t expert, std::span<const TensorView> pieces) {
+  int64_t n = 0;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const TensorView& piece = pieces[i];
+    CHECK(piece.rank == 2 && piece.dim(1) == weight.shape.k, "a piece has another K");
+    CHECK(n % kFp8PieceRows == 0, "fp8: rows of a fused weight by 16");
+    const TensorView* scales = piece.dtype == DType::kFP8E4M3 ? &pieces[++i] : nullptr;
+    for (int64_t begin = 0; begin < piece.dim(0); begin += kFp8Block) {
+      const int64_t count = std::min<int64_t>(kFp8Block, piece.dim(0) - begin);
+      std::vector<std::vector<float>> rows(static_cast<size_t>(count));
+      for (auto& row : rows) row.resize(static_cast<size_t>(weight.shape.k));
+      round_fp8_blocks(piece, scales, begin, rows);
+      for (const auto& row : rows) {
+        store_row(weight.shape, row.data(), row_data(weight, expert, n++));
+      }
+    }
+  }
+  CHECK(n == weight.shape.n, "the pieces don't add up to N rows");
+}
+
 }  // namespace
 
 void weight_row(const Weight& weight, int64_t expert, int64_t n, float* out) {
   const WeightShape& shape = weight.shape;
   const std::byte* row = row_data(weight, expert, n);
-  if (shape.format == WeightFormat::kF32) {
+  if (shape.format == WeightFormat::kF32 || shape.format == WeightFormat::kFp8Block) {
     std::memcpy(out, row, static_cast<size_t>(shape.k) * 4);
     return;
   }
@@ -137,6 +193,9 @@ int64_t weight_bytes(const WeightShape& shape) {
 
 void pack_weight(Stream& stream, const Weight& weight, int64_t expert,
                  std::span<const TensorView> pieces) {
+  if (weight.shape.format == WeightFormat::kFp8Block) {
+    return pack_fp8_blocks(weight, expert, pieces);
+  }
   int64_t n = 0;
   for (const TensorView& piece : pieces) {
     CHECK(piece.rank == 2 && piece.dim(1) == weight.shape.k, "a piece has another K");
