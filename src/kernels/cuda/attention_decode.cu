@@ -30,7 +30,6 @@ constexpr int kMaxLevels = 8;  // 8^8 chunks
 constexpr int kMaxSegments = 1024;
 constexpr int kMaxRowTiles = 2;  // of 16 rows each, in one block
 constexpr int kMergeThreads = 128;
-constexpr int kMaxRows = 16;  // of a decode segment
 constexpr int64_t kSlackKeys = 1024;
 
 struct DecodeParams {
@@ -42,7 +41,7 @@ struct DecodeParams {
   int64_t total_rows;
   int num_segments, kv_heads, group, head_dim, block_size, box_rows;
   int tile_rows;     // rows of q heads that a block takes at once: 16 or 32
-  int partial_rows;  // rows of a slot
+  int partial_rows;  // rows of a slot; even, so that slots are aligned to 16 bytes
   int levels;        // 8^levels chunks are enough for the longest context
   int num_blocks;    // of the main kernel
   float scale;       // times log2(e)
@@ -451,12 +450,18 @@ class Consumer {
       chunk_state.sum[h] = (shared.sums[tile][0][row] + shared.sums[tile][1][row]) +
                            (shared.sums[tile][2][row] + shared.sums[tile][3][row]);
     }
-    multiply_values(run.keys - first_key);
+    multiply_values(run, first_key);
   }
 
-  /// chunk_state.o = weights x V. Values of keys from `keys` on are whatever the memory held, NaN
-  /// even, and count as 0.
-  __device__ __forceinline__ void multiply_values(int keys) {
+  /// chunk_state.o = weights x V. A row's product takes keys that it doesn't see as 0, whatever the
+  /// memory holds there (0 * NaN is NaN). All keys of the pair are hidden from or seen by all rows
+  /// in most steps of 16 keys; where the rows of several tokens see different keys, each token's
+  /// rows get a product of their own.
+  __device__ __forceinline__ void multiply_values(const Run& run, int first_key) {
+    const int keys = run.keys - first_key;
+    const int start = p.kv_start[run.segment] + 1 - first_key;
+    const int first_limit = start + (run.first_row + tile * 16) / p.group;
+    const int last_limit = start + (run.first_row + min(tile * 16 + 15, run.rows - 1)) / p.group;
 #pragma unroll
     for (auto& row : chunk_state.o) row[0] = row[1] = row[2] = row[3] = 0;
     wait(&shared.full[stage], parity);
@@ -469,14 +474,10 @@ class Consumer {
     for (int k = 0; k < kKeys / 16; ++k) {
       uint32_t a[4];
       load_matrices(a, weights + static_cast<uint32_t>(k * 32));
+      const int key = k * 16 + lane % 4 * 2;
       uint32_t keep[2] = {~0u, ~0u};
-      if (keys < kKeys) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int key = k * 16 + half * 8 + lane % 4 * 2;
-          keep[half] = (key < keys ? 0xFFFFu : 0u) | (key + 1 < keys ? 0xFFFF0000u : 0u);
-        }
-      }
+      if (keys < kKeys) keep_keys(key, keys, keep);
+      const bool uneven = k * 16 + 16 > first_limit && first_limit < last_limit;
 #pragma unroll
       for (int n = 0; n < kColumns / 16; ++n) {
         uint32_t b[4];
@@ -485,11 +486,37 @@ class Consumer {
                                 static_cast<uint32_t>(k * 16 / kTileKeys * (D / 64) * kTileBytes +
                                                       k * 16 % kTileKeys * 128) +
                                 ((unit ^ static_cast<uint32_t>(n * 2)) << 4));
-        mma_bf16(chunk_state.o[2 * n], a, b[0] & keep[0], b[1] & keep[1]);
-        mma_bf16(chunk_state.o[2 * n + 1], a, b[2] & keep[0], b[3] & keep[1]);
+        if (uneven) {
+          for (int limit = first_limit; limit <= last_limit; ++limit) {
+            keep_keys(key, limit, keep);
+            multiply_token(limit + first_key, chunk_state.o[2 * n], a, b[0] & keep[0],
+                           b[1] & keep[1]);
+            multiply_token(limit + first_key, chunk_state.o[2 * n + 1], a, b[2] & keep[0],
+                           b[3] & keep[1]);
+          }
+        } else {
+          mma_bf16(chunk_state.o[2 * n], a, b[0] & keep[0], b[1] & keep[1]);
+          mma_bf16(chunk_state.o[2 * n + 1], a, b[2] & keep[0], b[3] & keep[1]);
+        }
       }
     }
     release();
+  }
+  /// Masks of the thread's pairs of keys (`key`, + 1) and (`key` + 8, + 9): those below `limit`.
+  static __device__ __forceinline__ void keep_keys(int key, int limit, uint32_t (&keep)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      keep[half] =
+          (key + 8 * half < limit ? 0xFFFFu : 0u) | (key + 8 * half + 1 < limit ? 0xFFFF0000u : 0u);
+    }
+  }
+  /// mma_bf16 for the rows that see `seen` keys.
+  __device__ __forceinline__ void multiply_token(int seen, float (&o)[4], const uint32_t (&a)[4],
+                                                 uint32_t b0, uint32_t b1) const {
+    float product[4] = {o[0], o[1], o[2], o[3]};
+    mma_bf16(product, a, b0, b1);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) o[j] = visible[j / 2] == seen ? product[j] : o[j];
   }
 
   /// Climbs the tree from chunk `chunk`: a node joins its parent when the parent begins in this
@@ -788,10 +815,10 @@ void launch_decode(Stream& stream, const AttnArgs& args, DecodeParams p) {
 
 int64_t attention_decode_scratch(const AttnShape& shape, int64_t num_sequences, int64_t num_keys) {
   if (num_sequences == 0) return 0;
-  const int padded = padded_dim(shape.head_dim), group = shape.q_heads / shape.kv_heads;
+  const int padded = padded_dim(shape.head_dim);
   // A block table may be a little wider than the longest context.
   const int levels = tree_levels(padded, num_keys + kSlackKeys);
-  return partial_bytes(padded, levels, std::min(kMaxRows * group, kMaxRowTiles * 16)) + 64;
+  return partial_bytes(padded, levels, kMaxRowTiles * 16) + 64;
 }
 
 void attention_decode(Stream& stream, const AttnArgs& args) {
@@ -803,7 +830,7 @@ void attention_decode(Stream& stream, const AttnArgs& args) {
   CHECK(kv.format == KvFormat::kBf16 && kv.block_size % 16 == 0 && shape.head_dim % 8 == 0 &&
             shape.head_dim <= 256 && shape.scale > 0,
         "attention_decode: shape");
-  CHECK(segments <= kMaxSegments && args.max_decode_len <= kMaxRows, "attention_decode: segments");
+  CHECK(segments <= kMaxSegments, "attention_decode: segments");
   const int64_t max_keys = args.seqs.block_table.dim(1) * kv.block_size;
   DecodeParams p{
       .q = static_cast<const __nv_bfloat16*>(args.q.data),
@@ -824,13 +851,15 @@ void attention_decode(Stream& stream, const AttnArgs& args) {
       .head_dim = shape.head_dim,
       .block_size = kv.block_size,
       .box_rows = std::min(kTileKeys, kv.block_size & -kv.block_size),
-      .tile_rows = args.max_decode_len * group <= 16 ? 16 : kMaxRowTiles * 16,
+      .tile_rows = int64_t{args.max_decode_len} * group <= 16 ? 16 : kMaxRowTiles * 16,
       .partial_rows = 0,
       .levels = tree_levels(padded, max_keys),
       .num_blocks = num_processors(),
       .scale = shape.scale * 1.44269504088896341f,
   };
-  p.partial_rows = std::min(args.max_decode_len * group, p.tile_rows);
+  p.partial_rows =
+      static_cast<int>(std::min<int64_t>(int64_t{args.max_decode_len} * group, p.tile_rows) + 1) /
+      2 * 2;
   const ArenaScope scope(stream.scratch());
   p.partials =
       static_cast<float*>(stream.scratch().take(partial_bytes(padded, p.levels, p.partial_rows)));
