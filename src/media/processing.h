@@ -1,0 +1,63 @@
+#pragma once
+
+#include <array>
+#include <string_view>
+
+#include "media/image.h"
+#include "media/resize.h"
+
+namespace weft {
+
+/// How the images of a model become patches: preprocessor_config.json of Qwen2.5-VL, Qwen3-VL and
+/// Qwen3.5 (transformers' Qwen2VLImageProcessor).
+struct ImageProcessing {
+  int patch_size = 14;          ///< P
+  int temporal_patch_size = 2;  ///< frames of a patch; a single image is repeated
+  int merge_size = 2;           ///< merge x merge patches become one token
+  int64_t min_pixels = 56 * 56, max_pixels = 28 * 28 * 1280;
+  bool resize = true, rescale = true, normalize = true;
+  Resampling resampling = Resampling::kBicubic;
+  double rescale_factor = 1.0 / 255;
+  std::array<double, 3> mean = {0.48145466, 0.4578275, 0.40821073};
+  std::array<double, 3> std = {0.26862954, 0.26130258, 0.27577711};
+
+  int factor() const { return patch_size * merge_size; }
+  int64_t patch_values() const {
+    return int64_t{3} * temporal_patch_size * patch_size * patch_size;
+  }
+};
+
+/// Reads preprocessor_config.json, old form (min_pixels, max_pixels) or new (size.shortest_edge,
+/// size.longest_edge, which count pixels too). Errors name the field and what is allowed.
+Result<ImageProcessing> parse_image_processing(std::string_view json);
+
+/// Extents of an image in patches: t frames of h x w.
+struct PatchGrid {
+  int t = 0, h = 0, w = 0;
+  int64_t patches() const { return int64_t{t} * h * w; }
+  int64_t tokens(int merge_size) const { return patches() / (int64_t{merge_size} * merge_size); }
+  bool operator==(const PatchGrid&) const = default;
+};
+
+struct ImageSize {
+  int width = 0, height = 0;
+};
+
+/// The size that an image is resized to: multiples of factor(), pixels within the bounds, the
+/// aspect nearly kept.
+Result<ImageSize> smart_resize(ImageSize size, const ImageProcessing& processing);
+
+struct PatchImage {
+  PatchGrid grid;
+  /// [patches, 3 * temporal * P * P] samples, (channel, frame, row, column) within a patch; patches
+  /// in the order of merge blocks: (block row, block column, row, column).
+  std::vector<uint8_t> patches;
+};
+
+/// Resizes and cuts one image.
+Result<PatchImage> make_patches(const Image& image, const ImageProcessing& processing);
+
+/// What a sample becomes: [3, 256] by channel and value, rescaled and normalised.
+std::array<float, 3 * 256> sample_values(const ImageProcessing& processing);
+
+}  // namespace weft
