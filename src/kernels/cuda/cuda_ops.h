@@ -7,7 +7,8 @@
 //
 // Layouts (all else is in args.h):
 //   activations  bf16 rows, 16-byte aligned, row stride a multiple of 8 elements
-//   bf16 weight  [experts][N][K] row-major, K contiguous, row stride K rounded up to 8 elements
+//   bf16 weight  [experts][N][K] row-major, K contiguous, row stride K rounded up to 8 elements;
+//                the other formats: weight_layout.h
 //   KV block     K [G][B][D] then V [G][B][D], bf16
 
 #include <span>
@@ -18,7 +19,9 @@
 namespace weft::cuda {
 
 int64_t weight_bytes(const WeightShape& shape);
-/// `pieces` are pinned host memory that must live until the stream has passed this point.
+/// `pieces` are pinned host memory that must live until the stream has passed this point. For
+/// kFp8Block a piece may also be e4m3 codes [rows, K], followed by a piece of their scales
+/// [ceil(rows / 128), ceil(K / 128)] (f32, bf16 or f16; w = q * s).
 void pack_weight(Stream& stream, const Weight& weight, int64_t expert,
                  std::span<const TensorView> pieces);
 /// Synchronous: for tests and tools. `out` is host memory.

@@ -118,6 +118,8 @@ struct Wgmma;
 #define WEFT_R7                                      \
   "%112, %113, %114, %115, %116, %117, %118, %119, " \
   "%120, %121, %122, %123, %124, %125, %126, %127"
+#define WEFT_REGS4 "%0, %1, %2, %3"
+#define WEFT_REGS8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define WEFT_REGS16 WEFT_R0
 #define WEFT_REGS32 WEFT_R0 ", " WEFT_R1
 #define WEFT_REGS48 WEFT_R0 ", " WEFT_R1 ", " WEFT_R2
@@ -126,6 +128,8 @@ struct Wgmma;
 #define WEFT_REGS128 WEFT_REGS96 ", " WEFT_R6 ", " WEFT_R7
 #define WEFT_F4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define WEFT_F16(i) WEFT_F4(i), WEFT_F4(i + 4), WEFT_F4(i + 8), WEFT_F4(i + 12)
+#define WEFT_ACC4 WEFT_F4(0)
+#define WEFT_ACC8 WEFT_F4(0), WEFT_F4(4)
 #define WEFT_ACC16 WEFT_F16(0)
 #define WEFT_ACC32 WEFT_F16(0), WEFT_F16(16)
 #define WEFT_ACC48 WEFT_F16(0), WEFT_F16(16), WEFT_F16(32)
@@ -182,6 +186,8 @@ struct Wgmma;
     }                                                                                             \
   }
 
+WEFT_WGMMA(8, 4, 4, 5, 6, 7, 8, 9, 10);
+WEFT_WGMMA(16, 8, 8, 9, 10, 11, 12, 13, 14);
 WEFT_WGMMA(32, 16, 16, 17, 18, 19, 20, 21, 22);
 WEFT_WGMMA(64, 32, 32, 33, 34, 35, 36, 37, 38);
 WEFT_WGMMA(96, 48, 48, 49, 50, 51, 52, 53, 54);
@@ -197,7 +203,11 @@ WEFT_WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134);
 #undef WEFT_R5
 #undef WEFT_R6
 #undef WEFT_R7
+#undef WEFT_REGS4
+#undef WEFT_REGS8
 #undef WEFT_REGS16
+#undef WEFT_ACC4
+#undef WEFT_ACC8
 #undef WEFT_ACC16
 #undef WEFT_REGS32
 #undef WEFT_ACC32

@@ -1,0 +1,53 @@
+#pragma once
+
+// The matrix product of decode arithmetic: dense (linear_decode) and by expert (moe_decode), for
+// every weight format but f32. docs/kernels/gemm_decode.md.
+
+#include <cstdint>
+
+#include "device/stream.h"
+#include "kernels/args.h"
+
+namespace weft::cuda {
+
+/// Rows [first_row, first_row + rows) of x and out belong to `expert`.
+struct ExpertRows {
+  int expert, first_row, rows;
+};
+
+struct DecodeGemm {
+  TensorView x;  ///< [rows, K] bf16
+  const Weight* weight = nullptr;
+  TensorView bias;  ///< [N] f32 or undefined
+  TensorView out;   ///< [rows, N] (I for kSiluMul), bf16 or f32
+  Epilogue epilogue = Epilogue::kStore;
+  /// Null: all rows belong to expert 0. Else [num_groups] on the device, each of at most
+  /// `max_group_rows` rows.
+  const ExpertRows* groups = nullptr;
+  int num_groups = 1;
+  int64_t max_group_rows = 0;
+};
+
+/// How a product is cut. `split` alone decides the order of sums; the others only speed.
+struct DecodeCut {
+  int row_tile = 8;    ///< rows of x held at once: 8, 16, 32 or 64
+  int warpgroups = 1;  ///< of 64 rows of the weight each, up to 3; even for kSiluMul of int8, int4
+  int split = 1;       ///< blocks of a cluster along K: 1, 2, 4 or 8, at most the stages of K
+  int stages = 8;      ///< pieces of K in flight
+};
+/// `split` is a function of the weight's shape alone. `rows`: of an expert, as expected.
+DecodeCut decode_cut(const WeightShape& shape, Epilogue epilogue, int64_t rows);
+
+/// Scratch of decode_gemm().
+int64_t decode_gemm_scratch(const WeightShape& shape, Epilogue epilogue, int64_t rows);
+void decode_gemm(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut);
+
+// The formats; kSiluMul of int8 and int4 needs I % 64 == 0, of fp8 I % 16 == 0.
+void decode_bf16(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut);
+void decode_fp8(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut);
+void decode_int8(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut);
+void decode_int4(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut);
+/// f32 weights (routers), x in bf16 or f32, any number of rows.
+void linear_f32(Stream& stream, const LinearArgs& args);
+
+}  // namespace weft::cuda
