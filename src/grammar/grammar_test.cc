@@ -133,6 +133,47 @@ TEST(JsonSchema, Shapes) {
   EXPECT_FALSE(matches(any, "[1]"));
 }
 
+/// Any selection of many optional members in their order, and nothing else.
+TEST(JsonSchema, ManyOptionalMembers) {
+  for (const int n : {16, 17, 40, 1000}) {
+    for (const char* more :
+         {"", R"(,"required":["m7"])", R"(,"additionalProperties":{"type":"null"})",
+          R"(,"required":["m0"],"additionalProperties":{"type":"null"})"}) {
+      std::string text = R"({"type":"object","properties":{)";
+      for (int i = 0; i < n; ++i) {
+        text += (i > 0 ? ",\"m" : "\"m") + std::to_string(i) + R"(":{"type":"integer"})";
+      }
+      const std::string which = more;
+      const bool first = which.find("m0") != std::string::npos;
+      const bool seventh = which.find("m7") != std::string::npos;
+      const bool open = which.find("additional") != std::string::npos;
+      const auto grammar = schema(text + "}" + more + "}");
+      const auto object = [&](std::vector<int> members, const std::string& behind = "") {
+        if (first) members.insert(members.begin(), 0);
+        if (seventh) members.push_back(7);
+        std::sort(members.begin(), members.end());
+        std::string out = "{";
+        for (const int m : members) {
+          out += (out.size() > 1 ? ", \"m" : "\"m") + std::to_string(m) + "\": 1";
+        }
+        return out + behind + "}";
+      };
+      SCOPED_TRACE(std::to_string(n) + more);
+      EXPECT_TRUE(matches(grammar, object({})));
+      for (int i = 1; i < n; ++i) {
+        if (seventh && i == 7) continue;
+        EXPECT_TRUE(matches(grammar, object({i}))) << i;
+      }
+      EXPECT_TRUE(matches(grammar, object({1, 2, n / 2, n - 2, n - 1})));
+      EXPECT_TRUE(matches(grammar, object({n - 1}, R"(, "z": null)")) == open);
+      EXPECT_FALSE(matches(grammar, object({3, 3})));
+      EXPECT_FALSE(matches(grammar, object({3}, ", \"m2\": 1")));
+      EXPECT_FALSE(matches(grammar, object({n})));
+      EXPECT_FALSE(matches(grammar, object({3}, ",")));
+    }
+  }
+}
+
 TEST(JsonSchema, RefusesByName) {
   for (const char* bad :
        {R"({"not":{}})", R"({"type":"array","uniqueItems":true,"items":{"type":"string"}})",

@@ -13,6 +13,8 @@ using CodePoints = GrammarRules::CodePoints;
 
 constexpr char32_t kLastCodePoint = 0x10ffff;
 
+constexpr size_t kGroup = 16;  // optional members side by side in one automaton
+
 struct Escape {
   char32_t point;
   std::string_view text;
@@ -231,6 +233,17 @@ Node JsonText::some_optional(const std::vector<Node>& members, size_t begin, siz
   return kit_.any_of({kit_.all(first), some_optional(members, middle, end)});
 }
 
+/// The same for any number of members: what may follow a member is the rest of its group and the
+/// groups behind it, which are rules in a binary tree. An automaton of all of them side by side
+/// would be quadratic: its states behind a member are those of all the names that may still come.
+Node JsonText::optional_run(const std::vector<Node>& members, size_t begin, size_t end) {
+  if (end - begin <= kGroup) return some_optional(members, begin, end);
+  const size_t middle = begin + (end - begin) / 2;
+  const Node first = kit_.rule("members", optional_run(members, begin, middle));
+  const Node second = kit_.rule("members", optional_run(members, middle, end));
+  return kit_.any_of({kit_.all({first, kit_.optional(kit_.all({comma(), second}))}), second});
+}
+
 Node JsonText::object(const ObjectShape& object) {
   std::vector<Node> members;
   std::vector<bool> required;
@@ -251,7 +264,16 @@ Node JsonText::object(const ObjectShape& object) {
   }
   if (pivot < members.size()) {
     std::vector<Node> parts;
-    for (size_t i = 0; i < members.size(); ++i) {
+    for (size_t i = 0; i < members.size();) {
+      size_t run = i;  // behind the optional ones from here on
+      while (run < members.size() && !required[run]) ++run;
+      if (run - i > kGroup) {
+        const Node some = optional_run(members, i, run);
+        parts.push_back(
+            kit_.optional(i < pivot ? kit_.all({some, comma()}) : kit_.all({comma(), some})));
+        i = run;
+        continue;
+      }
       if (i < pivot) {
         parts.push_back(kit_.optional(kit_.all({members[i], comma()})));
       } else if (i == pivot) {
@@ -260,6 +282,7 @@ Node JsonText::object(const ObjectShape& object) {
         const Node next = kit_.all({comma(), members[i]});
         parts.push_back(required[i] ? next : kit_.optional(next));
       }
+      ++i;
     }
     if (more) parts.push_back(*more);
     return bracketed('{', kit_.all(parts), '}');
@@ -267,10 +290,10 @@ Node JsonText::object(const ObjectShape& object) {
   std::vector<Node> options;
   if (!members.empty()) {
     // Each member stands in the grammar log n times: as a rule it costs one reference there.
-    if (members.size() > 2) {
+    if (members.size() > 2 && members.size() <= kGroup) {
       for (size_t i = 0; i < members.size(); ++i) members[i] = kit_.rule("member", members[i]);
     }
-    Node some = some_optional(members, 0, members.size());
+    Node some = optional_run(members, 0, members.size());
     if (more) some = kit_.all({some, *more});
     options.push_back(some);
   }

@@ -88,6 +88,7 @@ class JsonText {
   Node bracketed(char open, Node inner, char close);
   Node member(const MemberShape& member);
   Node some_optional(const std::vector<Node>& members, size_t begin, size_t end);
+  Node optional_run(const std::vector<Node>& members, size_t begin, size_t end);
   Node tag_tail(const std::vector<std::string>& tags, const std::string& begun);
   Node key_tail(const std::vector<std::u32string>& names, size_t begin, size_t end, size_t at);
   /// The rule of that name, made by `body` when it is first asked for.

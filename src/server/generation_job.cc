@@ -10,8 +10,8 @@ namespace weft {
 namespace {
 
 /// A client that has so many bytes unread gets no further frames made until it has read on...
-constexpr size_t kHighWater = 64 << 10;
-constexpr size_t kLowWater = 16 << 10;
+constexpr size_t kHighWater = 8 << 10;
+constexpr size_t kLowWater = 2 << 10;
 /// ... and is given up when so many events wait for it.
 constexpr size_t kMaxHeldEvents = 16384;
 

@@ -21,7 +21,7 @@ namespace {
 
 // Bytes that the kernel takes beyond what it may send at once: little, so that buffered() tells of
 // a slow reader soon, and a thousand of them hold little memory.
-constexpr int kUnsentBytes = 32 << 10;
+constexpr int kUnsentBytes = 4 << 10;
 constexpr int kBacklog = 4096;
 constexpr int kKeptFiles = 64;  // for everything but connections
 

@@ -122,7 +122,7 @@ class SilentReaders {
         readers_.back()->send(request);
       });
     }
-    loop.run_for(milliseconds(n / 2 + 1500));
+    loop.run_for(milliseconds(n / 2 + 6000));  // until they are known to be silent
   }
   ~SilentReaders() {
     for (const auto& reader : readers_) {
