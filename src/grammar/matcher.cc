@@ -9,6 +9,9 @@ namespace weft {
 namespace {
 
 constexpr int64_t kMaskWork = 4'000'000;  // of one mask, for what the stacks decide
+// Stacks of one state, and masks behind it, up to which what the stacks decide is looked up too.
+constexpr size_t kMaxStacks = 8;
+constexpr size_t kMaxMasksBehind = 64;
 
 }  // namespace
 
@@ -26,6 +29,9 @@ struct GrammarMatcher::Parts {
   }
 
   void compute();
+  void add(const StateMask& part);
+  void add_rest(std::shared_ptr<const StateMask> own, const Simulator::Threads& threads,
+                int64_t& work);
   bool advance(int32_t token, Point& next);
 
   OutputConstraint constraint;
@@ -39,8 +45,59 @@ struct GrammarMatcher::Parts {
   std::vector<uint32_t> mask;
 };
 
+void GrammarMatcher::Parts::add(const StateMask& part) {
+  for (size_t w = 0; w < part.accepted.size(); ++w) mask[w] |= part.accepted[w];
+  for (const int32_t token : part.few) {
+    mask[static_cast<size_t>(token) / 32] |= uint32_t{1} << (token % 32);
+  }
+}
+
+/// Adds the tokens in which the rule of `own` ends and what is left fits what its callers go on
+/// with, `threads` being all that are in its state. Of a few stacks the masks of remainders are
+/// looked up, frame by frame; else the remainders are walked.
+void GrammarMatcher::Parts::add_rest(std::shared_ptr<const StateMask> own,
+                                     const Simulator::Threads& threads, int64_t& work) {
+  const auto caller = [&](int32_t stack) -> Simulator::Thread {
+    return {simulator.return_state(stack), simulator.below(stack)};
+  };
+  if (threads.size() > kMaxStacks) {
+    Simulator::Threads callers;
+    for (const auto& thread : threads) {
+      if (thread.stack != Simulator::kBottom) callers.push_back(caller(thread.stack));
+    }
+    mark_tokens(own->rest, simulator, callers, work, mask);
+    return;
+  }
+  struct Left {
+    std::shared_ptr<const StateMask> inner;  // its remainders ...
+    int32_t stack;                           // ... where this one's top frame goes on
+  };
+  std::vector<Left> left;
+  const auto push = [&](const std::shared_ptr<const StateMask>& inner, int32_t stack) {
+    if (inner->rest.size() == 0 || stack == Simulator::kBottom) return;
+    const bool known = std::any_of(left.begin(), left.end(), [&](const Left& other) {
+      return other.inner == inner && other.stack == stack;
+    });
+    if (!known) left.push_back({inner, stack});
+  };
+  for (const auto& thread : threads) push(own, thread.stack);
+  for (size_t i = 0; i < left.size(); ++i) {
+    const auto [inner, stack] = left[i];
+    const Simulator::Thread next = caller(stack);
+    std::shared_ptr<const StateMask> behind;
+    if (i < kMaxMasksBehind) behind = tokens.mask_behind(*inner, next.state);
+    if (!behind || behind->whole) {
+      mark_tokens(inner->rest, simulator, {next}, work, mask);
+      continue;
+    }
+    add(*behind);
+    if (behind->ends) push(inner, next.stack);
+    push(behind, next.stack);
+  }
+}
+
 /// A mask is a union over the threads, so what a state accepts by itself is looked up, and only
-/// what is left of tokens behind its rule is checked with the stacks.
+/// what is left of tokens behind its rule depends on the stacks.
 void GrammarMatcher::Parts::compute() {
   if (known) return;
   known = true;
@@ -52,7 +109,7 @@ void GrammarMatcher::Parts::compute() {
       now.threads, [&](int32_t state) { return tokens.mask_of(state)->ends; }, threads, may_end);
   std::sort(threads.begin(), threads.end());
   int64_t work = kMaskWork;
-  Simulator::Threads walked, callers;
+  Simulator::Threads walked, same;
   for (size_t i = 0; i < threads.size();) {
     const int32_t state = threads[i].state;
     const size_t begin = i;
@@ -62,18 +119,11 @@ void GrammarMatcher::Parts::compute() {
       for (size_t t = begin; t < i; ++t) walked.push_back(threads[t]);
       continue;
     }
-    for (size_t w = 0; w < own->accepted.size(); ++w) mask[w] |= own->accepted[w];
-    for (const int32_t token : own->few) {
-      mask[static_cast<size_t>(token) / 32] |= uint32_t{1} << (token % 32);
-    }
+    add(*own);
     if (own->rest.size() == 0) continue;
-    callers.clear();
-    for (size_t t = begin; t < i; ++t) {
-      const int32_t stack = threads[t].stack;
-      if (stack == Simulator::kBottom) continue;
-      callers.push_back({simulator.return_state(stack), simulator.below(stack)});
-    }
-    if (!callers.empty()) mark_tokens(own->rest, simulator, callers, work, mask);
+    same.assign(threads.begin() + static_cast<ptrdiff_t>(begin),
+                threads.begin() + static_cast<ptrdiff_t>(i));
+    add_rest(own, same, work);
   }
   if (!walked.empty()) mark_tokens(vocab.trie, simulator, walked, work, mask);
   if (now.phase == Phase::kMayOpen) {

@@ -134,10 +134,9 @@ void mark_tokens(const TokenTrie& trie, Simulator& simulator, const Threads& fro
 }
 
 StateMask compute_state_mask(const Grammar& grammar, const GrammarVocab::Parts& vocab,
-                             int32_t state) {
+                             const TokenTrie& trie, int32_t state) {
   StateMask mask;
   Simulator simulator(grammar);
-  const TokenTrie& trie = vocab.trie;
   std::vector<uint32_t> bits(vocab.words());
   std::vector<size_t> ends;  // nodes inside which the rule may end
   int64_t work = kStateWork;
@@ -153,9 +152,13 @@ StateMask compute_state_mask(const Grammar& grammar, const GrammarVocab::Parts& 
     visits += node.end - end;
     if (visits > kMaxRestVisits) mask.whole = true;
     if (mask.whole) break;
-    for (uint32_t t = trie.nodes[end + 1].tokens; t < trie.nodes[node.end].tokens; ++t) {
-      const int32_t token = trie.tokens[t];
-      if (!has(bits, token)) rest.emplace_back(vocab.bytes_of(token).substr(node.depth), token);
+    for (size_t below = end + 1; below < node.end; ++below) {
+      const size_t length = trie.nodes[below].depth - node.depth;
+      for (uint32_t t = trie.nodes[below].tokens; t < trie.nodes[below + 1].tokens; ++t) {
+        const int32_t token = trie.tokens[t];
+        const std::string_view bytes = vocab.bytes_of(token);
+        if (!has(bits, token)) rest.emplace_back(bytes.substr(bytes.size() - length), token);
+      }
     }
     if (rest.size() > kMaxRest) mask.whole = true;
   }
@@ -174,14 +177,26 @@ StateMask compute_state_mask(const Grammar& grammar, const GrammarVocab::Parts& 
 }
 
 struct TokenGrammar::Parts::Cache {
-  struct Item {
+  struct Key {
+    uint64_t inner;  // id of the mask whose remainders these are; 0: whole tokens
     int32_t state;
+    bool operator==(const Key&) const = default;
+  };
+  struct KeyHash {
+    size_t operator()(const Key& key) const {
+      return static_cast<size_t>((key.inner << 32 ^ static_cast<uint32_t>(key.state)) *
+                                 0x9E3779B97F4A7C15u);
+    }
+  };
+  struct Item {
+    Key key;
     std::shared_ptr<const StateMask> mask;
   };
   std::mutex mutex;
   std::list<Item> recent;  // the most recently used first
-  std::unordered_map<int32_t, std::list<Item>::iterator> items;
+  std::unordered_map<Key, std::list<Item>::iterator, KeyHash> items;
   size_t bytes = 0;
+  uint64_t last_id = 0;
 };
 
 TokenGrammar::Parts::Parts(std::shared_ptr<const Grammar> g, std::shared_ptr<const GrammarVocab> v)
@@ -189,23 +204,37 @@ TokenGrammar::Parts::Parts(std::shared_ptr<const Grammar> g, std::shared_ptr<con
 TokenGrammar::Parts::~Parts() = default;
 
 std::shared_ptr<const StateMask> TokenGrammar::Parts::mask_of(int32_t state) {
+  return look_up(0, vocab->parts().trie, state);
+}
+
+std::shared_ptr<const StateMask> TokenGrammar::Parts::mask_behind(const StateMask& inner,
+                                                                  int32_t return_state) {
+  return look_up(inner.id, inner.rest, return_state);
+}
+
+std::shared_ptr<const StateMask> TokenGrammar::Parts::look_up(uint64_t inner, const TokenTrie& trie,
+                                                              int32_t state) {
+  const Cache::Key key{inner, state};
   {
     const std::lock_guard lock(cache_->mutex);
-    if (const auto it = cache_->items.find(state); it != cache_->items.end()) {
+    if (const auto it = cache_->items.find(key); it != cache_->items.end()) {
       cache_->recent.splice(cache_->recent.begin(), cache_->recent, it->second);
       return it->second->mask;
     }
   }
   auto mask =
-      std::make_shared<const StateMask>(compute_state_mask(*grammar, vocab->parts(), state));
+      std::make_shared<StateMask>(compute_state_mask(*grammar, vocab->parts(), trie, state));
   const std::lock_guard lock(cache_->mutex);
-  if (cache_->items.contains(state)) return mask;  // another thread was faster
-  cache_->recent.push_front({state, mask});
-  cache_->items.emplace(state, cache_->recent.begin());
+  if (const auto it = cache_->items.find(key); it != cache_->items.end()) {
+    return it->second->mask;  // another thread was faster
+  }
+  mask->id = ++cache_->last_id;
+  cache_->recent.push_front({key, mask});
+  cache_->items.emplace(key, cache_->recent.begin());
   cache_->bytes += mask->bytes();
   while (cache_->bytes > kMaxBytes && cache_->recent.size() > 1) {
     cache_->bytes -= cache_->recent.back().mask->bytes();
-    cache_->items.erase(cache_->recent.back().state);
+    cache_->items.erase(cache_->recent.back().key);
     cache_->recent.pop_back();
   }
   return mask;

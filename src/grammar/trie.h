@@ -41,23 +41,26 @@ struct GrammarVocab::Parts {
   size_t words() const { return (static_cast<size_t>(size) + 31) / 32; }
 };
 
-/// Which tokens can follow in a state as far as its own rule (and what it calls) goes.
+/// Which tokens, or remainders of tokens, can follow in a state as far as its own rule (and what it
+/// calls) goes.
 struct StateMask {
+  uint64_t id = 0;                 ///< of a cached one, never used again
   std::vector<uint32_t> accepted;  ///< bits by token; empty: `few` holds them
   std::vector<int32_t> few;        ///< accepted tokens where they are few
   /// Of the other tokens, what is left of them where the rule may end inside: such a token fits if
   /// one of its remainders fits what follows the rule.
   TokenTrie rest;
   bool ends = false;   ///< the rule may end here, before any byte
-  bool whole = false;  ///< too much would be left: walk all tokens with the real stack
+  bool whole = false;  ///< too much would be left: walk all with the real stack
 
   size_t bytes() const {
     return sizeof(*this) + accepted.size() * 4 + few.size() * 4 + rest.bytes();
   }
 };
 
+/// Of the tokens or remainders in `trie`.
 StateMask compute_state_mask(const Grammar& grammar, const GrammarVocab::Parts& vocab,
-                             int32_t state);
+                             const TokenTrie& trie, int32_t state);
 
 /// Sets the bits of the tokens of `trie` that fit `from`. `work` (threads stepped) bounds it: what
 /// is not reached stays unset. Stacks made on the way are forgotten again.
@@ -72,12 +75,15 @@ struct TokenGrammar::Parts {
   ~Parts();
   /// Computes it (outside of the lock) if it is not there.
   std::shared_ptr<const StateMask> mask_of(int32_t state);
+  /// The same of the remainders that a state's mask has left, in the state where its rule returns.
+  std::shared_ptr<const StateMask> mask_behind(const StateMask& inner, int32_t return_state);
 
   const std::shared_ptr<const Grammar> grammar;
   const std::shared_ptr<const GrammarVocab> vocab;
 
  private:
   struct Cache;
+  std::shared_ptr<const StateMask> look_up(uint64_t inner, const TokenTrie& trie, int32_t state);
   std::unique_ptr<Cache> cache_;
 };
 
