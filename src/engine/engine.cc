@@ -34,15 +34,28 @@ Result<SeqId> Engine::submit(Request request, TokenSink& sink) {
   }
   request.id = SeqId{next_id_++};
   const SeqId id = request.id;
-  mailbox_.push_back({id, std::make_shared<const Request>(std::move(request)), &sink});
+  mailbox_.push_back(
+      {id, Mail::Kind::kSubmit, std::make_shared<const Request>(std::move(request)), &sink});
   num_requests_.fetch_add(1, std::memory_order_relaxed);
   mail_came_.notify_one();
   return id;
 }
 
 void Engine::abort(SeqId id) {
+  send(id, Mail::Kind::kAbort);
+}
+
+void Engine::pause(SeqId id) {
+  send(id, Mail::Kind::kPause);
+}
+
+void Engine::resume(SeqId id) {
+  send(id, Mail::Kind::kResume);
+}
+
+void Engine::send(SeqId id, Mail::Kind kind) {
   const std::lock_guard lock(mutex_);
-  mailbox_.push_back({id, nullptr, nullptr});
+  mailbox_.push_back({.id = id, .kind = kind});
   mail_came_.notify_one();
 }
 
@@ -90,6 +103,7 @@ void Engine::loop() {
   while (take_mail(/*wait=*/scheduler_->idle())) {
     for (Mail& mail : inbox_) deliver(mail);
     inbox_.clear();
+    num_paused_.store(scheduler_->num_paused(), std::memory_order_relaxed);
     step(overlap);
   }
   // Stopped: what is in flight is waited for, so that the device is quiet afterwards.
@@ -115,9 +129,13 @@ bool Engine::take_mail(bool wait) {
 }
 
 void Engine::deliver(Mail& mail) {
-  if (!mail.request) {
-    if (scheduler_->abort(mail.id)) finish(mail.id, FinishReason::kAbort, nullptr);
-    return;
+  switch (mail.kind) {
+    case Mail::Kind::kAbort:
+      if (scheduler_->abort(mail.id)) finish(mail.id, FinishReason::kAbort, nullptr);
+      return;
+    case Mail::Kind::kPause: scheduler_->pause(mail.id); return;
+    case Mail::Kind::kResume: scheduler_->resume(mail.id); return;
+    case Mail::Kind::kSubmit: break;
   }
   const auto prompt_len = static_cast<int64_t>(mail.request->prompt.size());
   clients_[mail.id] = {mail.sink, {.prompt_tokens = prompt_len}};
@@ -223,7 +241,7 @@ void Engine::fail_all(const Error& error) {
   }
   while (!clients_.empty()) finish(clients_.begin()->first, FinishReason::kError, &error);
   const std::lock_guard lock(stats_mutex_);
-  stats_.num_running = stats_.num_waiting = 0;
+  stats_.num_running = stats_.num_waiting = stats_.num_paused = 0;
 }
 
 void Engine::publish_stats() {
@@ -232,6 +250,7 @@ void Engine::publish_stats() {
   const EngineStats now{.scheduler = scheduler_->stats(),
                         .num_running = scheduler_->num_running(),
                         .num_waiting = scheduler_->num_waiting(),
+                        .num_paused = scheduler_->num_paused(),
                         .blocks_free = blocks.num_free(),
                         .blocks_cached = blocks.num_evictable(),
                         .blocks_used = blocks.num_used(),

@@ -56,7 +56,7 @@ struct EngineConfig {
 /// A snapshot for metrics.
 struct EngineStats {
   SchedulerStats scheduler;
-  int num_running = 0, num_waiting = 0;
+  int num_running = 0, num_waiting = 0, num_paused = 0;  ///< paused ones are among the others
   int blocks_free = 0, blocks_cached = 0, blocks_used = 0;
   int slots_free = 0, slots_cached = 0, slots_used = 0;
   int64_t prompt_tokens = 0;     ///< of prompts that are done, cached ones included
@@ -82,6 +82,10 @@ class Engine {
   Result<SeqId> submit(Request request, TokenSink& sink);
   /// Ends a request soon with kAbort. No effect when it has ended.
   void abort(SeqId id);
+  /// Soon no more tokens are made for a request, until resume(): its client does not take them.
+  /// Whoever needs its place gets it. No effect when it has ended.
+  void pause(SeqId id);
+  void resume(SeqId id);
 
   /// Accepts nothing more, and waits until every accepted request has ended, at most `patience`;
   /// true when all have. Call stop() afterwards.
@@ -95,15 +99,20 @@ class Engine {
   int rows_in_flight() const { return rows_in_flight_.load(std::memory_order_relaxed); }
   /// Requests accepted and not finished.
   int num_requests() const { return num_requests_.load(std::memory_order_relaxed); }
-  bool busy() const { return num_requests() > 0; }
+  /// There is something to compute: not all requests are paused.
+  bool busy() const {
+    return num_requests() > num_paused_.load(std::memory_order_relaxed) || rows_in_flight() > 0;
+  }
   /// A panic ended the loop: every request failed, nothing is accepted any more.
   bool failed() const { return failed_.load(std::memory_order_relaxed); }
   EngineStats stats() const;
 
  private:
   struct Mail {
+    enum class Kind : uint8_t { kSubmit, kAbort, kPause, kResume };
     SeqId id;
-    std::shared_ptr<const Request> request;  // null: abort
+    Kind kind = Kind::kAbort;
+    std::shared_ptr<const Request> request;  // of kSubmit
     TokenSink* sink = nullptr;
   };
   struct Client {
@@ -114,6 +123,7 @@ class Engine {
   void thread_main();
   void loop();
   bool take_mail(bool wait);
+  void send(SeqId id, Mail::Kind kind);
   void deliver(Mail& mail);
   void step(bool may_overlap);
   void launch(const StepPlan& plan);
@@ -145,6 +155,7 @@ class Engine {
   EngineStats stats_;
   std::atomic<uint64_t> heartbeat_{0};
   std::atomic<int> num_requests_{0};
+  std::atomic<int> num_paused_{0};
   std::atomic<int> rows_in_flight_{0};
   std::atomic<bool> failed_{false};
   std::mutex join_mutex_;

@@ -116,6 +116,11 @@ TEST(Engine, ConcurrentClientsGetWhatTheyWouldGetAlone) {
       Collector sink;
       auto id = engine.submit(request, sink);
       ASSERT_TRUE(id.ok());
+      if (i % 4 == 1) {
+        engine.pause(*id);
+        std::this_thread::yield();
+        engine.resume(*id);
+      }
       if (i % 4 == 3) engine.abort(*id);
       sink.wait();
       const auto answer = FakeExecutor::answer(request, device_config(), kMaxLen);
@@ -243,6 +248,31 @@ TEST(Engine, FullQueueRefusesAtOnceAndStopEndsEverybody) {
   const auto late = engine.submit(make_request(4, 70, 100), c);
   ASSERT_FALSE(late.ok());
   EXPECT_EQ(late.error().kind, ErrorKind::kUnavailable);
+}
+
+TEST(Engine, PausedRequestsRestUntilResumed) {
+  auto device = std::make_unique<GatedExecutor>(device_config());
+  GatedExecutor& gate = *device;
+  Engine engine({}, make_scheduler(), std::move(device));
+  Collector a;
+  const Request request = make_request(3, 70, 100);
+  const SeqId id = engine.submit(request, a).value();
+  engine.pause(id);
+  gate.open(/*broken=*/false);
+  for (int i = 0; i < 10'000 && engine.busy(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  EXPECT_FALSE(engine.busy());
+  EXPECT_EQ(engine.num_requests(), 1);
+  const uint64_t steps = engine.steps_completed();
+  EXPECT_LE(steps, 2u);
+  EXPECT_FALSE(engine.drain(std::chrono::milliseconds(20)));
+  EXPECT_EQ(engine.steps_completed(), steps);
+  engine.resume(id);
+  a.wait();
+  EXPECT_EQ(a.tokens, FakeExecutor::answer(request, device_config(), kMaxLen).tokens);
+  engine.pause(id);  // it has ended
+  EXPECT_TRUE(engine.drain(std::chrono::seconds(10)));
 }
 
 TEST(Engine, PanicFailsEveryRequestOnce) {

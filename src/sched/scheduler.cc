@@ -112,6 +112,25 @@ bool Scheduler::abort(SeqId id) {
   return true;
 }
 
+void Scheduler::pause(SeqId id) {
+  set_paused(id, true);
+}
+
+void Scheduler::resume(SeqId id) {
+  set_paused(id, false);
+}
+
+void Scheduler::set_paused(SeqId id, bool paused) {
+  const auto it = sequences_.find(id);
+  if (it == sequences_.end() || it->second->paused == paused) return;
+  Sequence& seq = *it->second;
+  const bool waits = seq.state == SequenceState::kWaiting;
+  if (waits) queue_of(seq).erase(&seq);
+  seq.paused = paused;
+  if (waits) queue_of(seq).insert(&seq);
+  num_paused_ = paused ? num_paused_ + 1 : num_paused_ - 1;
+}
+
 const Sequence* Scheduler::find(SeqId id) const {
   const auto it = sequences_.find(id);
   return it == sequences_.end() ? nullptr : it->second.get();
@@ -177,7 +196,7 @@ void Scheduler::release_resources(Sequence& seq) {
 
 void Scheduler::check_counters() const {
   CHECK(counters_agree(cache_, block_refs_, slot_refs_), "a block or a state slot leaked");
-  CHECK(running_.size() + waiting_.size() == sequences_.size());
+  CHECK(running_.size() + waiting_.size() + parked_.size() == sequences_.size());
 }
 
 std::string Scheduler::audit() const {
@@ -187,6 +206,7 @@ std::string Scheduler::audit() const {
     if (slot.valid()) ++slots[static_cast<size_t>(slot.value)];
   };
   std::unordered_map<SeqId, int> pending;
+  size_t num_paused = 0;
   for (const StepRecord& record : in_flight_) {
     for (const BlockId b : record.release_blocks) ++blocks[static_cast<size_t>(b.value)];
     for (const SlotId s : record.release_slots) own_slot(s);
@@ -206,8 +226,13 @@ std::string Scheduler::audit() const {
       return name + " waits, but holds blocks or state";
     }
     if (running && cache_.recurrent() != seq->live.valid()) return name + " lacks its state slot";
-    if (waiting_.contains(seq.get()) == running) return name + " is in the wrong queue";
+    if (waiting_.contains(seq.get()) != (!running && !seq->paused) ||
+        parked_.contains(seq.get()) != (!running && seq->paused)) {
+      return name + " is in the wrong queue";
+    }
+    num_paused += seq->paused;
   }
+  if (num_paused != num_paused_) return "paused sequences are counted wrongly";
   if (!std::is_sorted(running_.begin(), running_.end(), Earlier())) return "running out of order";
   return weft::audit(cache_, blocks, slots);
 }

@@ -77,6 +77,11 @@ class Scheduler {
   /// Ends a sequence in whatever state it is; its resources follow when no step in flight names
   /// it. False when there is none of that id (it may have ended just now).
   bool abort(SeqId id);
+  /// Gives a sequence no further tokens until resume(): nobody takes them now. It keeps its place
+  /// as long as nobody needs it, but is displaced before all others. What is in flight still comes.
+  /// Without effect on a sequence that has ended.
+  void pause(SeqId id);
+  void resume(SeqId id);
 
   /// Plans the next step. The plan and its spans live until the next call of any member; when it
   /// is not empty the caller must launch it and later apply() its result, in order. At most one
@@ -85,9 +90,13 @@ class Scheduler {
   /// Takes over the results of the oldest unapplied plan. The outputs live until the next call.
   std::span<SequenceOutput> apply(StepResult result);
 
-  bool idle() const { return sequences_.empty() && retired_.empty() && in_flight_.empty(); }
+  /// Nothing to plan or to apply; whoever lives is paused.
+  bool idle() const {
+    return sequences_.size() == num_paused_ && retired_.empty() && in_flight_.empty();
+  }
   int num_running() const { return static_cast<int>(running_.size()); }
-  int num_waiting() const { return static_cast<int>(waiting_.size()); }
+  int num_waiting() const { return static_cast<int>(waiting_.size() + parked_.size()); }
+  int num_paused() const { return static_cast<int>(num_paused_); }
   int num_in_flight() const { return static_cast<int>(in_flight_.size()); }
   const SchedulerConfig& config() const { return config_; }
   SchedulerStats stats() const;
@@ -166,6 +175,11 @@ class Scheduler {
   void release_block(BlockId block, StepRecord* fence);
   void release_slot(SlotId slot, StepRecord* fence);
   StepRecord* fence_of(uint64_t step);
+  void set_paused(SeqId id, bool paused);
+  /// Where a sequence that does not run is.
+  std::set<Sequence*, Earlier>& queue_of(const Sequence& seq) {
+    return seq.paused ? parked_ : waiting_;
+  }
   void check_counters() const;
 
   const SchedulerConfig config_;
@@ -174,8 +188,10 @@ class Scheduler {
   std::unordered_map<SeqId, std::unique_ptr<Sequence>> sequences_;
   std::vector<Sequence*> running_;  // sorted by Earlier
   std::set<Sequence*, Earlier> waiting_;
-  std::vector<SeqId> retired_;         // to be told to the executor
-  std::vector<StepRecord> in_flight_;  // oldest first
+  std::set<Sequence*, Earlier> parked_;  // paused, not running
+  size_t num_paused_ = 0;                // running ones too
+  std::vector<SeqId> retired_;           // to be told to the executor
+  std::vector<StepRecord> in_flight_;    // oldest first
   std::vector<StepRecord> spare_records_;
   StepRecord building_;  // the plan under construction
   StepPlan plan_;

@@ -144,12 +144,13 @@ void Scheduler::end(Sequence& seq, FinishReason reason) {
   release_resources(seq);
   if (seq.state == SequenceState::kWaiting) {
     stats_.finished_waiting += reason != FinishReason::kAbort;
-    waiting_.erase(&seq);
+    queue_of(seq).erase(&seq);
   } else {
     const auto place = std::lower_bound(running_.begin(), running_.end(), &seq, Earlier());
     CHECK(place != running_.end() && *place == &seq);
     running_.erase(place);
   }
+  num_paused_ -= seq.paused;
   if (seq.introduced) retired_.push_back(seq.id());
   sequences_.erase(seq.id());
 }

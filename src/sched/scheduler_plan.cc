@@ -61,13 +61,13 @@ const StepPlan& Scheduler::schedule() {
 }
 
 bool Scheduler::decodes_next(const Sequence& seq) const {
-  return !seq.in_prompt() && !seq.complete() && seq.num_computed < seq.known();
+  return !seq.paused && !seq.in_prompt() && !seq.complete() && seq.num_computed < seq.known();
 }
 
 /// Where the next slices of `seq` may end within the budget: its computed count when nothing can
 /// or need be done now. A prompt is cut only at absolute multiples of kChunk.
 int64_t Scheduler::affordable_end(const Sequence& seq) const {
-  if (seq.complete()) return seq.num_computed;
+  if (seq.complete() || seq.paused) return seq.num_computed;
   const int64_t end = std::min(seq.known(), seq.num_computed + budget_ - reserved_);
   if (end >= seq.prompt_len) return std::max(end, seq.num_computed);
   return std::max(round_down(end, kChunk), seq.num_computed);
@@ -88,10 +88,14 @@ void Scheduler::plan_running(Sequence& seq) {
   emit(seq, end);
 }
 
-/// Who may be displaced now: the least urgent running sequence whose turn has not come. All of
-/// those are less urgent than the one whose turn it is, and than a waiting one by priority
-/// strictly.
+/// Who may be displaced now: a paused sequence, which has no turn, else the least urgent running
+/// one whose turn has not come. All of those are less urgent than the one whose turn it is, and
+/// than a waiting one by priority strictly.
 Sequence* Scheduler::victim() const {
+  if (num_paused_ > parked_.size()) {
+    return *std::find_if(running_.rbegin(), running_.rend(),
+                         [](const Sequence* seq) { return seq->paused; });
+  }
   return running_.size() > cursor_ ? running_.back() : nullptr;
 }
 
@@ -114,16 +118,19 @@ bool Scheduler::make_room(int64_t blocks_needed) {
 }
 
 void Scheduler::preempt(Sequence& victim) {
-  CHECK(running_.back() == &victim && victim.last_step != plan_.step);
+  CHECK(victim.last_step != plan_.step);
   if (decodes_next(victim)) --reserved_;
-  running_.pop_back();
+  const auto place = std::lower_bound(running_.begin(), running_.end(), &victim, Earlier());
+  CHECK(place != running_.end() && *place == &victim);
+  if (static_cast<size_t>(place - running_.begin()) < cursor_) --cursor_;
+  running_.erase(place);
   release_resources(victim);
   victim.num_computed = 0;
   victim.branch_point = 0;
   victim.state = SequenceState::kWaiting;
   victim.preempted_in = plan_.step;
   ++victim.epoch;
-  waiting_.insert(&victim);
+  queue_of(victim).insert(&victim);
   plan_.preempted.push_back(victim.id());
   ++stats_.preemptions;
 }

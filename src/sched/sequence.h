@@ -28,6 +28,7 @@ struct Sequence {
   uint64_t last_step = 0;     ///< last step that computes a slice of it; 0: none
   uint64_t preempted_in = 0;  ///< step whose planning took its blocks; 0: never
   bool introduced = false;    ///< the executor has seen the request
+  bool paused = false;        ///< gets no tokens until it is resumed
 
   std::vector<BlockId> blocks;
   int num_registered = 0;       ///< leading blocks offered to the prefix index

@@ -12,7 +12,9 @@ namespace {
 /// A client that has so many bytes unread gets no further frames made until it has read on...
 constexpr size_t kHighWater = 8 << 10;
 constexpr size_t kLowWater = 2 << 10;
-/// ... and is given up when so many events wait for it.
+/// ... and, after so long, no further tokens. (Not at once: a pause may cost a replay.)
+constexpr std::chrono::seconds kPatience{2};
+/// It is given up when so many events wait for it.
 constexpr size_t kMaxHeldEvents = 16384;
 
 /// Tells answers apart, those to other prompts with the same seed too: ids of calls must not come
@@ -141,6 +143,8 @@ void GenerationJob::on_event(size_t sequence, TokenEvent event) {
       abort_all();
       answered(499);
       exchange_.reset();  // closes the connection
+    } else if (!engine_paused_ && Clock::now() - paused_at_ > kPatience) {
+      pause_engine();
     }
     return;
   }
@@ -312,14 +316,29 @@ void GenerationJob::write(std::string frame) {
 
 void GenerationJob::pause() {
   paused_ = true;
+  paused_at_ = Clock::now();
   while_paused_ = shared_from_this();
   exchange_->when_drained(kLowWater, [weak = weak_from_this()] {
     if (const auto job = weak.lock()) job->resume();
   });
 }
 
+void GenerationJob::pause_engine() {
+  engine_paused_ = true;
+  for (const auto& choice : choices_) {
+    if (!choice->ended) context_.engine->pause(choice->seq);
+  }
+}
+
 void GenerationJob::resume() {
   paused_ = false;
+  if (std::exchange(engine_paused_, false)) {
+    for (const auto& choice : choices_) {
+      if (choice->ended) continue;
+      context_.engine->resume(choice->seq);
+      choice->record.last_token = {};  // the gap was the client's
+    }
+  }
   while_paused_.reset();  // the caller has one
   std::vector<std::pair<size_t, TokenEvent>> held;
   held.swap(held_);

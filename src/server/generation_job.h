@@ -76,6 +76,7 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   void fail(const ApiError& error);
   void abort_all();
   void pause();
+  void pause_engine();
   void resume();
   bool prompt_logprobs_wanted() const;
   UsageTotals usage() const;
@@ -94,6 +95,8 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   bool streaming_ = false;  // headers are out
   bool answered_ = false;   // the answer is complete, or the client has gone
   bool paused_ = false;     // the client reads too slowly: events wait in held_
+  bool engine_paused_ = false;
+  Clock::time_point paused_at_;
   // While paused, when the engine may have no more to say and nobody else keeps the job alive.
   std::shared_ptr<GenerationJob> while_paused_;
   std::vector<std::pair<size_t, TokenEvent>> held_;

@@ -133,6 +133,8 @@ void render_engine(Exposition& out, const MetricsInfo& info, const EngineStats& 
   const double kv_usage = share(stats.blocks_used, blocks);
   out.gauge("vllm:num_requests_running", stats.num_running, "Requests in execution batches.");
   out.gauge("vllm:num_requests_waiting", stats.num_waiting, "Requests waiting to be processed.");
+  out.gauge("weft:num_requests_paused", stats.num_paused,
+            "Of these requests, the ones whose clients do not read.");
   out.gauge("vllm:kv_cache_usage_perc", kv_usage, "KV cache usage; 1 means 100 percent.");
   out.gauge("vllm:gpu_cache_usage_perc", kv_usage, "The same, under its older name.");
   out.counter("vllm:num_preemptions_total", static_cast<double>(s.preemptions),

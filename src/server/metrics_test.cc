@@ -80,6 +80,7 @@ TEST(Metrics, NamesThatDashboardsAndRoutersReadAreThere) {
   const std::map<std::string, std::string> expected = {
       {"vllm:num_requests_running", "gauge"},
       {"vllm:num_requests_waiting", "gauge"},
+      {"weft:num_requests_paused", "gauge"},
       {"vllm:kv_cache_usage_perc", "gauge"},
       {"vllm:gpu_cache_usage_perc", "gauge"},
       {"vllm:prompt_tokens_total", "counter"},

@@ -177,8 +177,9 @@ std::string WeftServer::leftovers(milliseconds patience) const {
   while (true) {
     const std::map<std::string, double> now = metrics();
     std::string left = now.empty() ? "no metrics" : "";
-    for (const char* name : {"vllm:num_requests_running", "vllm:num_requests_waiting",
-                             "weft:kv_blocks_used", "weft:state_slots_used", "weft:open_streams"}) {
+    for (const char* name :
+         {"vllm:num_requests_running", "vllm:num_requests_waiting", "weft:num_requests_paused",
+          "weft:kv_blocks_used", "weft:state_slots_used", "weft:open_streams"}) {
       const auto it = now.find(name);
       if (it == now.end()) {
         left += std::string(name) + " is missing; ";

@@ -132,6 +132,8 @@ std::string SchedScript::line(Words words, const std::string& rest) {
     clients_.at(words[1]).finish = FinishReason::kAbort;
     return alive ? "" : "it had ended";
   }
+  if (verb == "pause") return scheduler().pause(clients_.at(words[1]).id), "";
+  if (verb == "resume") return scheduler().resume(clients_.at(words[1]).id), "";
   if (verb == "plan") return plan(), "";
   if (verb == "apply") return apply(), "";
   if (verb == "step") return plan(), apply(), "";

@@ -70,6 +70,12 @@ enum Event {
   kAbortDecode,
   kAbortInFlight,
   kAbortStranger,
+  kPauseWaiting,
+  kPausePrompt,
+  kPauseDecode,
+  kPauseInFlight,
+  kDisplacedPaused,
+  kEndedPaused,
   kPromptLogprobs,
   kFollowUps,
   kRepeats,
@@ -107,6 +113,12 @@ constexpr const char* kEventNames[kNumEvents] = {"submitted",
                                                  "aborts: decoding",
                                                  "aborts: in flight",
                                                  "aborts: stranger",
+                                                 "pauses: waiting",
+                                                 "pauses: in prompt",
+                                                 "pauses: decoding",
+                                                 "pauses: in flight",
+                                                 "displaced while paused",
+                                                 "ended while paused",
                                                  "prompt logprobs",
                                                  "follow-ups",
                                                  "repeated prompts"};
@@ -116,7 +128,7 @@ struct Live {
   std::vector<int32_t> tokens;
   int64_t num_prompt_logprobs = 0;
   int64_t submitted_at = 0;
-  bool replayed = false;
+  bool paused = false;
 };
 
 /// One configuration with its requests, from empty to empty.
@@ -132,6 +144,8 @@ class Episode {
   std::vector<int32_t> make_prompt(std::string& salt);
   void check_reuse(const Request& request, int64_t cached_tokens) const;
   void abort_someone();
+  void pause_or_resume();
+  bool all_paused() const;
   void plan();
   void collect();
   void finish(const SequenceOutput& out, Live& live);
@@ -150,6 +164,7 @@ class Episode {
   int32_t next_id_ = 0;
   int max_live_ = 0;
   int abort_in_ = 0;  // one abort in so many turns; 0: none
+  int pause_in_ = 0;  // the same of pauses and ends of pauses
   bool fifo_ = true;  // one priority
   std::unordered_map<SeqId, Live> live_;
   std::unordered_map<uint64_t, int> prefixes_;  // salt and first tokens: how many prompts
@@ -186,6 +201,7 @@ Episode::Episode(uint64_t seed, int64_t audit_every, int64_t* events)
   executor_ = std::make_unique<FakeExecutor>(device_);
   max_live_ = static_cast<int>(r.between(1, 14));
   abort_in_ = r.pick({0, 15, 100});
+  pause_in_ = r.pick({0, 0, 10, 60});
   fifo_ = r.one_in(2);
 }
 
@@ -294,16 +310,39 @@ void Episode::abort_someone() {
   ids_.erase(std::find(ids_.begin(), ids_.end(), id));
 }
 
+void Episode::pause_or_resume() {
+  if (ids_.empty()) return;
+  const SeqId id = ids_[static_cast<size_t>(random_.below(static_cast<int64_t>(ids_.size())))];
+  const Sequence* seq = scheduler_->find(id);
+  CHECK(seq != nullptr);
+  if (seq->paused) {
+    scheduler_->resume(id);
+    live_.at(id).paused = false;
+    return;
+  }
+  const bool waits = seq->state == SequenceState::kWaiting;
+  ++events_[waits ? kPauseWaiting : seq->in_prompt() ? kPausePrompt : kPauseDecode];
+  if (seq->pending > 0) ++events_[kPauseInFlight];
+  scheduler_->pause(id);
+  live_.at(id).paused = true;
+}
+
+bool Episode::all_paused() const {
+  return std::all_of(ids_.begin(), ids_.end(),
+                     [this](SeqId id) { return scheduler_->find(id)->paused; });
+}
+
 void Episode::plan() {
   const bool alone = scheduler_->num_in_flight() == 0;
   const StepPlan& plan = scheduler_->schedule();
-  CHECK(!alone || live_.empty() || !plan.slices.empty(), "stuck: nobody can run");
+  CHECK(!alone || !plan.slices.empty() || all_paused(), "stuck: nobody can run");
   if (plan.empty()) return;
   ++steps_;
   bool prompt = false;
   bool decode = false;
   for (const Slice& slice : plan.slices) {
     (slice.arithmetic == Arithmetic::kPrompt ? prompt : decode) = true;
+    CHECK(!scheduler_->find(slice.seq)->paused, "a paused sequence runs");
     Live& live = live_.at(slice.seq);
     const auto end = slice.first + static_cast<int64_t>(slice.tokens.size());
     const auto prompt_len = static_cast<int64_t>(live.request->prompt.size());
@@ -314,6 +353,7 @@ void Episode::plan() {
   events_[kMixedSteps] += prompt && decode;
   for (const SeqId id : plan.preempted) {
     events_[kPreemptedInFlight] += scheduler_->find(id)->pending > 0;
+    events_[kDisplacedPaused] += scheduler_->find(id)->paused;
   }
   executor_->launch(plan);
   events_[kTwoInFlight] += scheduler_->num_in_flight() == 2;
@@ -346,9 +386,11 @@ void Episode::finish(const SequenceOutput& out, Live& live) {
   }
   CHECK(scheduler_->find(out.seq) == nullptr);
   // Strict order of arrival bounds the age by the work that was there before.
-  CHECK(!fifo_ || steps_ - live.submitted_at <= 64 + 4 * 15 * int64_t{config_.max_model_len},
+  CHECK(!fifo_ || pause_in_ > 0 ||
+            steps_ - live.submitted_at <= 64 + 4 * 15 * int64_t{config_.max_model_len},
         "a request waited too long");
   if (out.finish == FinishReason::kStop && scheduler_->num_in_flight() > 0) ++events_[kLateStops];
+  events_[kEndedPaused] += live.paused;
   last_prompt_ = last_text_ = live.request->prompt;
   last_text_.insert(last_text_.end(), live.tokens.begin(), live.tokens.end());
   if (static_cast<int64_t>(last_text_.size()) + 2 > config_.max_model_len) last_text_.clear();
@@ -372,7 +414,12 @@ int64_t Episode::run(int64_t steps) {
       const bool quiet = ++turns / 128 % 8 == 7;  // now and then everything drains
       if (!quiet && static_cast<int>(live_.size()) < max_live_ && r.one_in(3)) submit();
       if (abort_in_ > 0 && r.one_in(abort_in_)) abort_someone();
+      if (pause_in_ > 0 && r.one_in(pause_in_)) pause_or_resume();
     } else {
+      for (auto& [id, live] : live_) {
+        scheduler_->resume(id);
+        live.paused = false;
+      }
       if (drain_limit < 0) drain_limit = steps_ + 64 + 4 * 15 * int64_t{config_.max_model_len};
       CHECK(steps_ <= drain_limit, "the drain does not end");
       if (live_.empty() && scheduler_->idle()) break;
