@@ -79,7 +79,7 @@ class Call {
       k[i] = noise(2, static_cast<int64_t>(i));
       v[i] = noise(3, static_cast<int64_t>(i));
     }
-    std::vector<int32_t> positions(static_cast<size_t>(3 * context));
+    std::vector<int32_t> positions(static_cast<size_t>(context));
     std::vector<int64_t> slots(static_cast<size_t>(context));
     for (int s = 0; s < sequences_; ++s) {
       for (int64_t i = 0; i < context; ++i) {
@@ -89,7 +89,7 @@ class Call {
       args.q = {q.data(), DType::kF32, {context, 1, d}};
       args.k = {k.data(), DType::kF32, {context, heads, d}};
       args.v = {v.data(), DType::kF32, {context, heads, d}};
-      args.positions = {positions.data(), DType::kI32, {context, 3}};
+      args.positions.index = {positions.data(), DType::kI32, {context}};
       args.kv_slot = {slots.data(), DType::kI64, {context}};
       args.kv = kv_;
       ops_.qkv_prepare(stream, args);

@@ -103,7 +103,8 @@ Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options
                           .bytes_per_position = plan.footprint.rope_bytes_per_position,
                           .vocab_size = plan.spec.vocab,
                           .hidden_size = plan.spec.hidden,
-                          .arena_bytes = plan.footprint.arena_bytes};
+                          .arena_bytes = plan.footprint.arena_bytes,
+                          .multimodal = plan.spec.rope.multimodal()};
   MemoryOptions memory{
       .max_model_len = TRY(size_or_auto("--max-model-len", options.max_model_len)),
       .max_num_seqs = options.max_num_seqs,

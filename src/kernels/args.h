@@ -106,6 +106,17 @@ struct RopeTable {
   RopeStyle style = RopeStyle::kNeox;
 };
 
+/// Where the rows of a step stand. A row with t = h = w (text, generated tokens, drafts) turns by
+/// one position, p = index + delta, whatever its sequence saw before: the 3-d position as a 1-d
+/// one. Only rows inside an image take each frequency's position from the frequency's axis. Both
+/// ways read one table, so where t = h = w they give the same bits. Checked on the host against the
+/// table.
+struct RopePositions {
+  TensorView index;    ///< [T] i32: of the row in its sequence
+  TensorView delta;    ///< [T] i32: p - index, negative behind images; undefined: 0 everywhere
+  TensorView triples;  ///< [T, 3] i32 (t, h, w); undefined: no row of the step has axes apart
+};
+
 /// q and k: optional per-head RMS norm, then rope; q in place; K and V rows are written to the
 /// paged cache (rounded or quantised to its format).
 struct QkvPrepareArgs {
@@ -114,8 +125,8 @@ struct QkvPrepareArgs {
   TensorView q_norm, k_norm;  ///< [D] f32 or undefined
   float eps = 1e-6f;
   RopeTable rope;
-  TensorView positions;  ///< [T, 3] i32, (t, h, w), checked on the host against the table
-  TensorView kv_slot;    ///< [T] i64: block * B + offset in the block; -1: don't write
+  RopePositions positions;
+  TensorView kv_slot;  ///< [T] i64: block * B + offset in the block; -1: don't write
   PagedKv kv;
 };
 

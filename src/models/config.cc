@@ -134,7 +134,9 @@ Result<> parse_sections(const ConfigJson& p, RopeSpec& rope) {
         "must be three counts that sum to half of the rotary dimension, " + std::to_string(half));
   }
   for (size_t i = 0; i < 3; ++i) rope.sections[i] = static_cast<int>(sections[i]);
-  rope.interleaved_sections = TRY(p.flag_or("mrope_interleaved", false));
+  if (TRY(p.flag_or("mrope_interleaved", false))) {
+    rope.section_order = SectionOrder::kInterleaved;
+  }
   return {};
 }
 

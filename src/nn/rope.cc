@@ -89,11 +89,17 @@ std::vector<uint8_t> rope_axes(const RopeSpec& spec) {
   const auto& [t, h, w] = spec.sections;
   for (int i = 0; i < static_cast<int>(axes.size()); ++i) {
     uint8_t axis = 0;
-    if (spec.interleaved_sections) {
-      if (i % 3 == 1 && i < 3 * h) axis = 1;
-      if (i % 3 == 2 && i < 3 * w) axis = 2;
-    } else if (t + h + w > 0) {
-      axis = i < t ? 0 : (i < t + h ? 1 : 2);
+    switch (spec.section_order) {
+      case SectionOrder::kBlocks:
+        if (spec.multimodal()) axis = i < t ? 0 : (i < t + h ? 1 : 2);
+        break;
+      case SectionOrder::kInterleaved:
+        if (i % 3 == 1 && i < 3 * h) axis = 1;
+        if (i % 3 == 2 && i < 3 * w) axis = 2;
+        break;
+      case SectionOrder::kAlternating:
+        if (i < h + w) axis = i % 2 == 0 ? 1 : 2;
+        break;
     }
     axes[static_cast<size_t>(i)] = axis;
   }

@@ -33,13 +33,22 @@ struct LinearScaling {
 };
 using RopeScaling = std::variant<std::monostate, LinearScaling, YarnScaling, Llama3Scaling>;
 
+/// How mrope gives its frequencies to the axes.
+enum class SectionOrder : uint8_t {
+  kBlocks,       ///< t.. h.. w.. (Qwen2-VL, Qwen2.5-VL)
+  kInterleaved,  ///< t h w t h w ... t (Qwen3-VL, Qwen3.5)
+  kAlternating,  ///< h w h w ... then t.. (ERNIE-4.5-VL)
+};
+
 struct RopeSpec {
   double theta = 10000;
   int rotary_dim = 0;  ///< R: even, at most head_dim
   RopeStyle style = RopeStyle::kNeox;
   RopeScaling scaling;
-  std::array<int, 3> sections{};      ///< frequencies of (t, h, w), summing to R/2; 0s: plain rope
-  bool interleaved_sections = false;  ///< t h w t h w ... instead of t.. h.. w..
+  std::array<int, 3> sections{};  ///< frequencies of (t, h, w), summing to R/2; 0s: plain rope
+  SectionOrder section_order = SectionOrder::kBlocks;
+
+  bool multimodal() const { return sections != std::array<int, 3>{}; }
 };
 
 /// R/2 inverse frequencies in radians a position, rounded to f32 as transformers keeps them.

@@ -62,19 +62,23 @@ TEST(Rope, YarnBlendsBetweenTheCorrectionDims) {
   EXPECT_GT(rope_inverse_frequencies(spec)[30], f[30]);
 }
 
-TEST(Rope, SectionsInTheirTwoOrders) {
+TEST(Rope, SectionsInTheirOrders) {
   RopeSpec spec{.rotary_dim = 64, .sections = {11, 11, 10}};
   std::vector<uint8_t> axes = rope_axes(spec);
   EXPECT_EQ(axes[10], 0);
   EXPECT_EQ(axes[11], 1);
   EXPECT_EQ(axes[22], 2);
-  spec.interleaved_sections = true;
+  spec.section_order = SectionOrder::kInterleaved;
   axes = rope_axes(spec);
   EXPECT_EQ(axes[29], 2);
   EXPECT_EQ(axes[30], 0);
   EXPECT_EQ(axes[31], 1);  // the 11th of h; w has only 10
   EXPECT_EQ(std::count(axes.begin(), axes.end(), 0), 11);
   EXPECT_EQ(std::count(axes.begin(), axes.end(), 1), 11);
+  spec = {.rotary_dim = 16, .sections = {2, 3, 3}, .section_order = SectionOrder::kAlternating};
+  EXPECT_EQ(rope_axes(spec), (std::vector<uint8_t>{1, 2, 1, 2, 1, 2, 0, 0}));
+  EXPECT_TRUE(spec.multimodal());
+  EXPECT_FALSE(RopeSpec{}.multimodal());
 }
 
 TEST(Rope, PositionsOfPromptAndGeneratedTokens) {

@@ -8,9 +8,9 @@ namespace weft {
 /// One step on the device. Rows of prompt slices come first, then rows of decode slices; one
 /// segment a slice, segments of one sequence in order.
 struct StepBatch {
-  TensorView ids;        ///< [T] i32
-  TensorView positions;  ///< [T, 3] i32 (t, h, w)
-  TensorView kv_slot;    ///< [T] i64: where each row's K and V go; undefined without paged layers
+  TensorView ids;  ///< [T] i32
+  RopePositions positions;
+  TensorView kv_slot;  ///< [T] i64: where each row's K and V go; undefined without paged layers
   SeqMap seqs;
   TensorView read_slot;   ///< [S] i32; undefined without recurrent layers
   TensorView write_slot;  ///< [S] i32

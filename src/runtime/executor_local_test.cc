@@ -24,6 +24,7 @@ class LocalExecutorTest : public testing::Test {
     limits_.num_blocks = kNumBlocks;
     limits_.num_slots = kNumSlots;
     limits_.recurrent = true;
+    limits_.multimodal = true;
     executor_ = LocalExecutor::create(model_, kv_, stream_, ref_ops(), limits_).value();
   }
 

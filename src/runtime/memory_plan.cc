@@ -97,6 +97,7 @@ class Planner {
     out.num_blocks = blocks_of(length) * options_.max_num_seqs;
     out.paged = model_.paged();
     out.recurrent = model_.recurrent();
+    out.multimodal = model_.multimodal;
     return out;
   }
 

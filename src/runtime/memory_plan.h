@@ -31,6 +31,7 @@ struct ModelMemory {
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   std::function<int64_t(int64_t rows)> arena_bytes;  ///< Model::arena_bytes: arena, scratch
+  bool multimodal = false;                           ///< rope with (t, h, w) positions
 
   bool paged() const { return cache.per_block > 0; }
   bool recurrent() const { return cache.per_slot > 0; }

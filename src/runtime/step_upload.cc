@@ -41,6 +41,8 @@ ExecutorSequence::ExecutorSequence(std::shared_ptr<const Request> r, const StepL
     : request(std::move(r)), history(*request, limits.vocab_size, limits.max_model_len) {
   CHECK(!request->prompt.empty());
   CHECK(request->positions.empty() || request->positions.size() == request->prompt.size());
+  CHECK(limits.multimodal || (request->positions.empty() && request->rope_delta == 0),
+        "positions of images without multimodal rope");
   if (request->constraint) grammar = std::make_unique<GrammarMatcher>(*request->constraint);
 }
 
@@ -48,7 +50,7 @@ int64_t PackedStep::bytes(const StepLimits& limits) {
   PackedStep measured;
   measured.limits_ = limits;
   const int64_t width = std::min(limits.max_blocks_per_seq(), limits.num_blocks);
-  measured.carve({limits.max_rows, limits.max_segments(), width});
+  measured.carve({limits.max_rows, limits.max_segments(), width, limits.multimodal});
   return measured.used_bytes_;
 }
 
@@ -58,7 +60,8 @@ void PackedStep::carve(const Extents& extents) {
   ids_ = carver.take<int32_t>(extents.rows);
   feed_ = carver.take<int32_t>(extents.rows);
   logit_ids_ = carver.take<int32_t>(extents.rows);
-  positions_ = carver.take<int32_t>(extents.rows * 3);
+  index_ = carver.take<int32_t>(extents.rows);
+  delta_ = carver.take<int32_t>(extents.rows);
   kv_slot_ = carver.take<int64_t>(extents.rows);
   cu_q_ = carver.take<int32_t>(extents.segments + 1);
   kv_start_ = carver.take<int32_t>(extents.segments);
@@ -66,6 +69,7 @@ void PackedStep::carve(const Extents& extents) {
   write_slot_ = carver.take<int32_t>(extents.segments);
   chains_ = carver.take<int32_t>(extents.segments + 1);
   block_table_ = carver.take<int32_t>(extents.segments * extents.table_width);
+  triples_ = extents.triples ? carver.take<int32_t>(extents.rows * 3) : nullptr;
   used_bytes_ = carver.used;
 }
 
@@ -126,10 +130,14 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
   }
 
   int64_t num_rows = 0;
+  bool triples = false;
   num_rows_ = 0;
   table_width_ = 0;
   for (const Slice& slice : plan.slices) {
     num_rows += static_cast<int64_t>(slice.tokens.size());
+    const auto it = sequences.find(slice.seq);
+    triples |= slice.arithmetic == Arithmetic::kPrompt && it != sequences.end() &&
+               !it->second->request->positions.empty();
     table_width_ = std::max(table_width_, static_cast<int64_t>(slice.blocks.size()));
   }
   const auto num_segments = static_cast<int64_t>(plan.slices.size());
@@ -140,7 +148,8 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
     CHECK(num_rows == num_segments && num_rows <= padded_rows && padded_rows <= limits_.max_rows);
     table_width_ = std::min(limits_.max_blocks_per_seq(), limits_.num_blocks);
   }
-  carve({std::max(num_rows, padded_rows), std::max(num_segments, padded_rows), table_width_});
+  carve({std::max(num_rows, padded_rows), std::max(num_segments, padded_rows), table_width_,
+         triples});
   cu_q_[0] = 0;
   chain_seq_ = {};
   for (const Arithmetic arithmetic : {Arithmetic::kPrompt, Arithmetic::kDecode}) {
@@ -187,7 +196,7 @@ void PackedStep::pad(int64_t rows) {
     ids_[i] = 0;
     feed_[i] = -1;
     kv_slot_[i] = -1;
-    std::fill_n(positions_ + 3 * i, 3, 0);
+    index_[i] = delta_[i] = 0;
     cu_q_[i + 1] = static_cast<int32_t>(real);
     kv_start_[i] = 0;
     read_slot_[i] = write_slot_[i] = -1;
@@ -216,7 +225,9 @@ void PackedStep::make_views() {
     logit_ids_[i] = static_cast<int32_t>(logit_rows_[static_cast<size_t>(i)].row);
   }
   logit_row_ids_ = view(logit_ids_, DType::kI32, {num_logits});
-  batch_.positions = view(positions_, DType::kI32, {num_rows_, 3});
+  batch_.positions = {.index = view(index_, DType::kI32, {num_rows_}),
+                      .delta = view(delta_, DType::kI32, {num_rows_})};
+  if (triples_) batch_.positions.triples = view(triples_, DType::kI32, {num_rows_, 3});
   batch_.seqs.cu_q = view(cu_q_, DType::kI32, {segments + 1});
   batch_.seqs.kv_start = view(kv_start_, DType::kI32, {segments});
   if (batch_.num_prompt_segments > 0) {
@@ -274,8 +285,6 @@ void PackedStep::add_tokens(const Slice& slice, ExecutorSequence& sequence, int6
   const Request& request = *sequence.request;
   const auto prompt_len = static_cast<int64_t>(request.prompt.size());
   const auto count = static_cast<int64_t>(slice.tokens.size());
-  const std::span<const std::array<int32_t, 3>> explicit_positions = request.positions;
-  int32_t* positions = positions_ + row * 3;
   const bool from_device = slice.tokens[0] == kDeviceToken;
   CHECK(!from_device || (count == 1 && slice.first >= prompt_len), name(slice));
   for (int64_t i = 0; i < count; ++i) {
@@ -287,14 +296,27 @@ void PackedStep::add_tokens(const Slice& slice, ExecutorSequence& sequence, int6
     }
     ids_[row + i] = id;
     feed_[row + i] = -1;
-    const Position p = position(explicit_positions, at < prompt_len ? 0 : request.rope_delta, at);
-    for (const int32_t axis : {p.t, p.h, p.w}) {
-      CHECK(axis >= 0 && axis < limits_.max_model_len, "position out of range in " + name(slice));
-      *positions++ = axis;
-    }
+    add_position(request, at, row + i);
   }
   if (slice.first >= prompt_len) {
     fed_.push_back({&sequence, row, count, slice.first - prompt_len, from_device});
+  }
+}
+
+/// The row of token `index`: a 1-d position as index + delta, and its axes where they are needed.
+void PackedStep::add_position(const Request& request, int64_t index, int64_t row) {
+  const bool prompt = index < static_cast<int64_t>(request.prompt.size());
+  const Position p = position(request.positions, prompt ? 0 : request.rope_delta, index);
+  for (const int32_t axis : {p.t, p.h, p.w}) {
+    CHECK(axis >= 0 && axis < limits_.max_model_len,
+          "position out of range in sequence " + std::to_string(request.id.value));
+  }
+  index_[row] = static_cast<int32_t>(index);
+  delta_[row] = static_cast<int32_t>(p.t - index);
+  if (triples_) {
+    triples_[3 * row] = p.t;
+    triples_[3 * row + 1] = p.h;
+    triples_[3 * row + 2] = p.w;
   }
 }
 

@@ -23,8 +23,9 @@ struct StepLimits {
   int block_size = 64;
   int64_t num_blocks = 0;
   int64_t num_slots = 0;
-  bool paged = true;       ///< the model has paged layers
-  bool recurrent = false;  ///< the model has recurrent layers
+  bool paged = true;        ///< the model has paged layers
+  bool recurrent = false;   ///< the model has recurrent layers
+  bool multimodal = false;  ///< its rope takes (t, h, w) positions
 
   /// Slices of one step: a sequence's slices are cut at multiples of kChunk and where its prompt
   /// ends.
@@ -111,6 +112,7 @@ class PackedStep {
  private:
   struct Extents {
     int64_t rows = 0, segments = 0, table_width = 0;
+    bool triples = false;
   };
   void carve(const Extents& extents);
   void pad(int64_t rows);
@@ -119,6 +121,7 @@ class PackedStep {
   void check_slice(const Slice& slice, const ExecutorSequence& sequence) const;
   void add_slice(const Slice& slice, ExecutorSequence& sequence, int result);
   void add_tokens(const Slice& slice, ExecutorSequence& sequence, int64_t row);
+  void add_position(const Request& request, int64_t index, int64_t row);
   void add_logit_rows(const Slice& slice, ExecutorSequence& sequence, int64_t row, int result);
 
   StepLimits limits_;
@@ -128,7 +131,9 @@ class PackedStep {
   int32_t* feed_ = nullptr;
   int32_t* logit_ids_ = nullptr;
   int32_t* chains_ = nullptr;
-  int32_t* positions_ = nullptr;
+  int32_t* index_ = nullptr;
+  int32_t* delta_ = nullptr;
+  int32_t* triples_ = nullptr;  // null: no row of the step has axes apart
   int64_t* kv_slot_ = nullptr;
   int32_t* cu_q_ = nullptr;
   int32_t* kv_start_ = nullptr;

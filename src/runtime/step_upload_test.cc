@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "kernels/ref/ref.h"
+
 namespace weft {
 namespace {
 
@@ -18,6 +20,7 @@ StepLimits small_limits() {
   limits.num_blocks = 10;
   limits.num_slots = 5;
   limits.recurrent = true;
+  limits.multimodal = true;
   return limits;
 }
 
@@ -81,8 +84,9 @@ TEST_F(PackedStepTest, PromptSlicesComeFirst) {
   EXPECT_EQ(slots[70], 9 * 64 + 3);
   const auto ids = values<int32_t>(batch.ids);
   EXPECT_TRUE(std::equal(a->prompt.begin(), a->prompt.end(), ids.begin()));
-  EXPECT_EQ(batch.positions.row<int32_t>(69)[2], 69);
-  EXPECT_EQ(batch.positions.row<int32_t>(70)[0], 3);
+  EXPECT_FALSE(batch.positions.triples.defined()) << "a text takes the 1-d path";
+  EXPECT_THAT(ref::position_of(batch.positions, 69), ElementsAre(69, 69, 69));
+  EXPECT_THAT(ref::position_of(batch.positions, 70), ElementsAre(3, 3, 3));
   // Results in plan order, rows in batch order.
   ASSERT_EQ(step_.results().size(), 2u);
   EXPECT_EQ(step_.results()[0].seq, b->id);
@@ -109,8 +113,17 @@ TEST_F(PackedStepTest, PositionsOfImagesAndBehindThem) {
   plan.slices = {{a->id, 0, piece(*a, 0, 4), Arithmetic::kPrompt, false, blocks, {}, {0}},
                  {a->id, 4, replay, Arithmetic::kDecode, true, blocks, {0}, {0}}};
   step_.pack(plan, sequences_);
-  EXPECT_THAT(values<int32_t>(step_.batch().positions),
+  const RopePositions& positions = step_.batch().positions;
+  EXPECT_THAT(values<int32_t>(positions.index), ElementsAre(0, 1, 2, 3, 4, 5));
+  EXPECT_THAT(values<int32_t>(positions.delta), ElementsAre(0, 0, -1, 0, 2, 2));
+  EXPECT_THAT(values<int32_t>(positions.triples),
               ElementsAre(0, 0, 0, 1, 1, 1, 1, 1, 2, 3, 3, 3, 6, 6, 6, 7, 7, 7));
+  // Decode reads no triples: the delta alone says where a generated token stands.
+  plan.admitted.clear();
+  plan.slices = {{a->id, 4, replay, Arithmetic::kDecode, true, blocks, {0}, {0}}};
+  step_.pack(plan, sequences_);
+  EXPECT_FALSE(positions.triples.defined());
+  EXPECT_THAT(ref::position_of(positions, 1), ElementsAre(7, 7, 7));
 }
 
 TEST_F(PackedStepTest, PromptLogprobsStopBeforeTheFirstGeneratedToken) {

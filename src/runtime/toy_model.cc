@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/check.h"
+#include "kernels/ref/ref.h"
 
 namespace weft {
 namespace {
@@ -72,7 +73,7 @@ TensorView ToyModel::hidden(StepContext& context) const {
     for (int64_t row = begin; row < end; ++row) {
       const int32_t id = batch.ids.ptr<int32_t>()[row];
       CHECK(id != kPanic, "asked for");
-      h = extend(h, id, batch.positions.row<int32_t>(row), prompt);
+      h = extend(h, id, ref::position_of(batch.positions, row).data(), prompt);
       const int64_t at = first + row - begin;
       const int64_t slot = batch.kv_slot.ptr<int64_t>()[row];
       CHECK(slot == int64_t{table[at / kBlockSize]} * kBlockSize + at % kBlockSize);

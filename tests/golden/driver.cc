@@ -64,11 +64,13 @@ std::vector<float> Driver::step(std::span<const int32_t> tokens, int64_t first, 
                                 int64_t last, const std::vector<float>* mtp_previous) {
   const int64_t rows = static_cast<int64_t>(tokens.size());
   CHECK(first + rows <= options_.max_len);
-  std::vector<int32_t> ids(tokens.begin(), tokens.end()), positions;
+  std::vector<int32_t> ids(tokens.begin(), tokens.end()), index, delta, triples;
   std::vector<int64_t> kv_slot;
   for (int64_t i = first; i < first + rows; ++i) {
     const Position p = position(prompt_positions_, rope_delta_, i);
-    positions.insert(positions.end(), {p.t, p.h, p.w});
+    index.push_back(static_cast<int32_t>(i));
+    delta.push_back(p.t - index.back());
+    triples.insert(triples.end(), {p.t, p.h, p.w});
     kv_slot.push_back(int64_t{blocks_[static_cast<size_t>(i / kBlockSize)]} * kBlockSize +
                       i % kBlockSize);
   }
@@ -80,7 +82,9 @@ std::vector<float> Driver::step(std::span<const int32_t> tokens, int64_t first, 
   const ArenaScope inputs(inputs_);
   StepBatch batch;
   batch.ids = upload<int32_t>(ids, DType::kI32, {rows});
-  batch.positions = upload<int32_t>(positions, DType::kI32, {rows, 3});
+  batch.positions = {.index = upload<int32_t>(index, DType::kI32, {rows}),
+                     .delta = upload<int32_t>(delta, DType::kI32, {rows}),
+                     .triples = upload<int32_t>(triples, DType::kI32, {rows, 3})};
   batch.kv_slot = upload<int64_t>(kv_slot, DType::kI64, {rows});
   batch.seqs = {.cu_q = upload<int32_t>(cu, DType::kI32, {2}),
                 .kv_start = upload<int32_t>(start, DType::kI32, {1}),

@@ -213,6 +213,7 @@ Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptio
   limits.num_blocks = c.num_blocks;
   limits.num_slots = c.num_state_slots;
   limits.recurrent = recurrent(model);
+  limits.multimodal = true;  // so that a stale delta can be planted
   TinyStream stream(ops.device, model.arena_bytes(limits.max_rows), options.num_threads);
   poison(stream.get(), kv, model);
   std::unique_ptr<Executor> executor;

@@ -85,7 +85,7 @@ class Cache {
     const int64_t heads = world_.shape.kv_heads, d = world_.shape.head_dim;
     Floats k = random_floats({total(), heads, d}, seed + 1), q({total(), 1, d}), norm;
     Floats v = random_floats({total(), heads, d}, seed + 2);
-    Ints positions(std::vector<int32_t>(static_cast<size_t>(3 * total()), 0));
+    Ints positions(std::vector<int32_t>(static_cast<size_t>(total()), 0));
     std::vector<int64_t> slots;
     for (size_t s = 0; s < world_.lengths.size(); ++s) {
       for (int p = 0; p < world_.lengths[s]; ++p) {
@@ -97,7 +97,7 @@ class Cache {
     }
     slots.push_back(0);
     QkvPrepareArgs args{.q = q.view, .k = k.view, .v = v.view, .kv = kv_};
-    args.positions = TensorView(positions.data.data(), DType::kI32, {total(), 3});
+    args.positions.index = TensorView(positions.data.data(), DType::kI32, {total()});
     uint8_t axis = 0;
     args.rope.axis = TensorView(&axis, DType::kU8, {0});
     args.kv_slot = TensorView(slots.data(), DType::kI64, {total()});

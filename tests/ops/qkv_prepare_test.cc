@@ -62,7 +62,10 @@ Prepared prepare(const OpTable& ops, Stream& stream, const Case& c, int64_t rows
   args.rope.axis = TensorView(axis.data(), DType::kU8, {c.rotary / 2});
   args.rope.rotary_dim = c.rotary;
   args.rope.style = c.style;
-  args.positions = TensorView(positions.data(), DType::kI32, {rows, 3});
+  std::vector<int32_t> index(static_cast<size_t>(rows + 1));
+  for (size_t i = 0; i < index.size(); ++i) index[i] = static_cast<int32_t>(i % kPositions);
+  args.positions.index = TensorView(index.data(), DType::kI32, {rows});
+  args.positions.triples = TensorView(positions.data(), DType::kI32, {rows, 3});
   args.kv_slot = TensorView(slots.data(), DType::kI64, {rows});
   ops.qkv_prepare(stream, args);
   return out;

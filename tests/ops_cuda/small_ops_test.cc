@@ -184,11 +184,13 @@ TEST_F(SmallOps, QkvPrepareSmall) {
     for (size_t i = 0; i < axes.size(); ++i) axes[i] = static_cast<std::byte>(i % 3);
     std::vector<int32_t> position;
     for (int i = 0; i < 3 * tokens; ++i) position.push_back(i * 7 % positions);
+    std::fill_n(position.begin() + 6, 3, 9);  // a row with t = h = w among them
+    const std::vector<int32_t> index = {40, 3, 19, 22, 0, 9}, delta = {-40, 11, -10, 5, 49, 0};
     const std::vector<int64_t> slots = {0, -1, blocks * c.block - 1, c.block, c.block + 1, 2};
 
     const auto args = [&](const TensorView& qkv, const TensorView& q_norm, const TensorView& cos,
-                          const TensorView& axis, const TensorView& where, const TensorView& slot,
-                          const PagedKv& kv) {
+                          const TensorView& axis, const RopePositions& where,
+                          const TensorView& slot, const PagedKv& kv) {
       return QkvPrepareArgs{
           .q = qkv.columns(0, q_width).split_last(c.q_heads, q_width / c.q_heads).columns(0, c.dim),
           .k = qkv.columns(q_width, q_width + kv_width).split_last(c.kv_heads, c.dim),
@@ -210,11 +212,13 @@ TEST_F(SmallOps, QkvPrepareSmall) {
     const int64_t ref_bytes = ref_ops().kv_block_bytes(shape);
     std::vector<std::byte> cache_h(static_cast<size_t>(ref_bytes * blocks));
     const PagedKv kv_h{shape, cache_h.data(), ref_bytes, blocks};
-    auto position_h = position;
+    auto position_h = position, index_h = index, delta_h = delta;
     auto slots_h = slots;
     ref_ops().qkv_prepare(host_stream(), args(qkv_h.view, norm_h.view, table_h.view,
                                               {axes.data(), DType::kU8, {half}},
-                                              {position_h.data(), DType::kI32, {tokens, 3}},
+                                              {{index_h.data(), DType::kI32, {tokens}},
+                                               {delta_h.data(), DType::kI32, {tokens}},
+                                               {position_h.data(), DType::kI32, {tokens, 3}}},
                                               {slots_h.data(), DType::kI64, {tokens}}, kv_h));
 
     const DeviceTensor qkv_d(DType::kBF16, {tokens, q_width + 2 * kv_width}, all);
@@ -223,7 +227,7 @@ TEST_F(SmallOps, QkvPrepareSmall) {
     // Bytes go up as part of whole i32 values.
     std::vector<int32_t> axis_words(axes.size() / 4 + 1);
     std::memcpy(axis_words.data(), axes.data(), axes.size());
-    const DeviceTensor axis_d(axis_words), slots_d(slots);
+    const DeviceTensor axis_d(axis_words), slots_d(slots), index_d(index), delta_d(delta);
     DeviceTensor position_d(position);
     position_d.view = {position_d.view.data, DType::kI32, {tokens, 3}};
     const int64_t bytes = cuda::kv_block_bytes(shape);
@@ -232,7 +236,7 @@ TEST_F(SmallOps, QkvPrepareSmall) {
     const PagedKv kv_clean{shape, static_cast<std::byte*>(clean.view.data), bytes, blocks};
     cuda::qkv_prepare(
         stream_, args(qkv_d.view, norm_d.view, table_d.view, {axis_d.view.data, DType::kU8, {half}},
-                      position_d.view, slots_d.view, kv_clean));
+                      {index_d.view, delta_d.view, position_d.view}, slots_d.view, kv_clean));
     stream_.sync();
     // Of q, k, v in place only q is promised.
     const auto only_q = [&](std::vector<float> rows) {

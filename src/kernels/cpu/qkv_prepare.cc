@@ -17,13 +17,11 @@ struct Turn {
   alignas(64) float sin[kMaxRotary];
 };
 
-void look_up(const RopeTable& rope, const int32_t* position, Turn& turn) {
-  const auto* table = static_cast<const float*>(rope.cos_sin.data);
-  const auto* axis = static_cast<const uint8_t*>(rope.axis.data);
+/// `entry_of(i)`: cos and sin of frequency i.
+template <class EntryOf>
+void spread(const RopeTable& rope, EntryOf entry_of, Turn& turn) {
   for (int i = 0; i < rope.rotary_dim / 2; ++i) {
-    const int64_t p = position[axis == nullptr ? 0 : axis[i]];
-    ISA_CHECK(p >= 0 && p < rope.cos_sin.shape[0]);
-    const float* entry = table + p * rope.cos_sin.stride[0] + i * rope.cos_sin.stride[1];
+    const float* entry = entry_of(i);
     if (rope.style == RopeStyle::kNeox) {
       turn.cos[i] = entry[0];
       turn.sin[i] = entry[1];
@@ -33,6 +31,31 @@ void look_up(const RopeTable& rope, const int32_t* position, Turn& turn) {
       turn.sin[2 * i + 1] = entry[1];
     }
   }
+}
+
+const int32_t* at(const TensorView& values, int64_t row) {
+  return static_cast<const int32_t*>(values.data) + row * values.stride[0];
+}
+
+void look_up(const RopeTable& rope, const RopePositions& positions, int64_t t, Turn& turn) {
+  if (rope.rotary_dim == 0) return;
+  const auto row_of = [&](int64_t position) {
+    ISA_CHECK(position >= 0 && position < rope.cos_sin.shape[0]);
+    return static_cast<const float*>(rope.cos_sin.data) + position * rope.cos_sin.stride[0];
+  };
+  const int64_t step = rope.cos_sin.stride[1];
+  const int32_t* triple = positions.triples.defined() ? at(positions.triples, t) : nullptr;
+  if (triple != nullptr && (triple[0] != triple[1] || triple[0] != triple[2])) {
+    const auto* axis = static_cast<const uint8_t*>(rope.axis.data);
+    const float* rows[3] = {row_of(triple[0]), row_of(triple[1]), row_of(triple[2])};
+    spread(
+        rope, [&](int i) { return rows[axis == nullptr ? 0 : axis[i]] + i * step; }, turn);
+    return;
+  }
+  const int64_t delta = positions.delta.defined() ? *at(positions.delta, t) : 0;
+  const float* row = row_of(*at(positions.index, t) + delta);
+  spread(
+      rope, [&](int i) { return row + i * step; }, turn);
 }
 
 void rotate(const RopeTable& rope, const Turn& turn, float* x) {
@@ -87,9 +110,7 @@ void qkv_prepare(Stream& stream, const QkvPrepareArgs& args) {
   const auto body = [&](int64_t begin, int64_t end) {
     Turn turn;
     for (int64_t t = begin; t < end; ++t) {
-      look_up(args.rope,
-              static_cast<const int32_t*>(args.positions.data) + t * args.positions.stride[0],
-              turn);
+      look_up(args.rope, args.positions, t, turn);
       prepare_heads(args, args.q, args.q_norm, t, turn);
       prepare_heads(args, args.k, args.k_norm, t, turn);
       with_kv_format(args.kv.shape.format,

@@ -20,7 +20,9 @@ struct PrepareParams {
   const float *q_norm, *k_norm;  // null: none
   const float* cos_sin;          // [positions][R / 2][2]
   const uint8_t* axis;
-  const int32_t* positions;  // [T][3]
+  const int32_t* index;    // [T]
+  const int32_t* delta;    // [T]; null: 0
+  const int32_t* triples;  // [T][3]; null: no row has axes apart
   const int64_t* kv_slot;
   __nv_bfloat16* cache;
   int64_t q_row, q_head, k_row, k_head, v_row, v_head;
@@ -31,8 +33,24 @@ struct PrepareParams {
   float eps;
 };
 
+/// Where a token stands (RopePositions of args.h).
+struct Position {
+  int32_t t, h, w;
+  bool apart;  ///< t, h and w are not all the same
+};
+
+__device__ Position position_of(const PrepareParams& p, int64_t token) {
+  if (p.triples) {
+    const int32_t* triple = p.triples + token * 3;
+    const Position at{triple[0], triple[1], triple[2], true};
+    if (at.t != at.h || at.t != at.w) return at;
+  }
+  const int32_t at = p.index[token] + (p.delta ? p.delta[token] : 0);
+  return {at, at, at, false};
+}
+
 /// The head `x` (head_dim values of shared memory, one warp's) rotated at `position`, into `out`.
-__device__ void rotate_and_store(const PrepareParams& p, const float* x, const int32_t* position,
+__device__ void rotate_and_store(const PrepareParams& p, const float* x, const Position& position,
                                  __nv_bfloat16* out) {
   const int lane = static_cast<int>(threadIdx.x) % 32, half = p.rotary_dim / 2;
   for (int at = lane * 2; at < p.head_dim; at += 64) {
@@ -47,7 +65,11 @@ __device__ void rotate_and_store(const PrepareParams& p, const float* x, const i
       const bool first = p.interleaved ? i % 2 == 0 : i < half;
       const int frequency = p.interleaved ? i / 2 : (first ? i : i - half);
       const int other = p.interleaved ? i ^ 1 : (first ? i + half : i - half);
-      const int64_t row = position[p.axis[frequency]];
+      int64_t row = position.t;
+      if (position.apart) {
+        const int axis = p.axis[frequency];
+        row = axis == 0 ? position.t : (axis == 1 ? position.h : position.w);
+      }
       const float2 turn = reinterpret_cast<const float2*>(p.cos_sin)[row * half + frequency];
       // a cos - b sin of the first of a pair, b cos + a sin of the second.
       const float cross = __fmul_rn(x[other], turn.y);
@@ -92,7 +114,7 @@ __global__ __launch_bounds__(kWarps * 32) void prepare_kernel(PrepareParams p) {
   }
   __syncwarp();
 
-  const int32_t* position = p.positions + token * 3;
+  const Position position = position_of(p, token);
   if (is_q) {
     rotate_and_store(p, x, position, q);
     return;
@@ -124,7 +146,9 @@ void qkv_prepare(Stream& stream, const QkvPrepareArgs& args) {
       .k_norm = static_cast<const float*>(args.k_norm.data),
       .cos_sin = args.rope.cos_sin.ptr<float>(),
       .axis = args.rope.axis.ptr<uint8_t>(),
-      .positions = args.positions.ptr<int32_t>(),
+      .index = args.positions.index.ptr<int32_t>(),
+      .delta = static_cast<const int32_t*>(args.positions.delta.data),
+      .triples = static_cast<const int32_t*>(args.positions.triples.data),
       .kv_slot = args.kv_slot.ptr<int64_t>(),
       .cache = reinterpret_cast<__nv_bfloat16*>(args.kv.data),
       .q_row = args.q.stride[0],

@@ -83,10 +83,20 @@ void gated_norm(Stream&, const GatedNormArgs& args) {
   }
 }
 
+std::array<int32_t, 3> position_of(const RopePositions& positions, int64_t row) {
+  if (positions.triples.defined()) {
+    const auto* p = positions.triples.row<int32_t>(row);
+    if (p[0] != p[1] || p[0] != p[2]) return {p[0], p[1], p[2]};
+  }
+  const int32_t delta = positions.delta.defined() ? positions.delta.ptr<int32_t>()[row] : 0;
+  const int32_t p = positions.index.ptr<int32_t>()[row] + delta;
+  return {p, p, p};
+}
+
 namespace {
 
 /// Rotates the first rotary_dim of `x`; frequency i is turned by the position of its axis.
-void rotate(const RopeTable& rope, const int32_t* position, float* x) {
+void rotate(const RopeTable& rope, const std::array<int32_t, 3>& position, float* x) {
   const int half = rope.rotary_dim / 2;
   const uint8_t* axis = rope.axis.ptr<uint8_t>();
   for (int i = 0; i < half; ++i) {
@@ -104,7 +114,7 @@ void rotate(const RopeTable& rope, const int32_t* position, float* x) {
 void qkv_prepare(Stream&, const QkvPrepareArgs& args) {
   const int64_t head_dim = args.q.dim(2);
   for (int64_t t = 0; t < args.q.dim(0); ++t) {
-    const int32_t* position = args.positions.row<int32_t>(t);
+    const std::array<int32_t, 3> position = position_of(args.positions, t);
     for (int64_t h = 0; h < args.q.dim(1); ++h) {
       float* q = row3(args.q, t, h);
       if (args.q_norm.defined()) normalise(q, args.q_norm.ptr<float>(), head_dim, args.eps, q);

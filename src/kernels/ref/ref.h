@@ -4,6 +4,7 @@
 // Clear before fast. Layouts: a weight is [N, K] row-major in its format (a quantised group is its
 // f16 scale followed by its codes); a KV block is K [B, G, D], then V [B, G, D].
 
+#include <array>
 #include <cmath>
 #include <span>
 
@@ -22,6 +23,9 @@ inline float silu(float x) {
 inline float* row3(const TensorView& x, int64_t i, int64_t j) {
   return x.ptr<float>() + i * x.stride[0] + j * x.stride[1];
 }
+
+/// (t, h, w) of a row.
+std::array<int32_t, 3> position_of(const RopePositions& positions, int64_t row);
 
 /// Row `n` of expert `expert` as f32 [K].
 void weight_row(const Weight& weight, int64_t expert, int64_t n, float* out);

@@ -98,7 +98,8 @@ TEST_F(RefOps, RotaryTurnsThePairsOfItsStyleByTheAxisOfTheFrequency) {
                  .axis = {axis.data(), DType::kU8, {2}},
                  .rotary_dim = 4,
                  .style = style};
-    args.positions = i32(position, {1, 3});
+    std::vector<int32_t> index = {0};
+    args.positions = {.index = i32(index, {1}), .triples = i32(position, {1, 3})};
     args.kv_slot = {slot.data(), DType::kI64, {1}};
     ops_.qkv_prepare(stream_, args);
     EXPECT_EQ(q, style == RopeStyle::kNeox ? (std::vector<float>{-3, 2, 1, 4, 5})
@@ -114,11 +115,11 @@ TEST_F(RefOps, AttentionSeesItsOwnPastThroughTheBlockTable) {
   std::vector<float> q(6, 0.5f), k(6, 1.0f), v = {1, 0, 2, 0, 6, 3};
   std::vector<float> table = {1, 0, 1, 0, 1, 0};
   std::vector<uint8_t> axis = {0};
-  std::vector<int32_t> positions(9, 0);
+  std::vector<int32_t> positions(3, 0);
   std::vector<int64_t> slots = {4, 5, 0};  // blocks 2 and 0
   QkvPrepareArgs prepare{.q = f32(q, {3, 1, 2}), .k = f32(k, {3, 1, 2}), .v = f32(v, {3, 1, 2})};
   prepare.rope = {f32(table, {3, 1, 2}), {axis.data(), DType::kU8, {1}}, 2, RopeStyle::kNeox};
-  prepare.positions = i32(positions, {3, 3});
+  prepare.positions.index = i32(positions, {3});
   prepare.kv_slot = {slots.data(), DType::kI64, {3}};
   prepare.kv = kv;
   ops_.qkv_prepare(stream_, prepare);
