@@ -48,41 +48,43 @@ GrammarResult compile_node(GrammarRules& rules, GrammarRules::Node node, bool af
   return grammar;
 }
 
-GrammarResult tool_grammar(const GenerationRequest& request, ChatFormat::Tools format,
-                           bool after_thinking) {
-  GrammarRules rules;
+Result<GrammarRules::Node> tool_node(GrammarRules& rules, const GenerationRequest& request,
+                                     ChatFormat::Tools format) {
+  if (format != ChatFormat::Tools::kHermesJson && format != ChatFormat::Tools::kQwenXml) {
+    return unsupported(
+        "tool_choice: this model's format of tool calls can't be forced; use auto or none");
+  }
   const ToolGrammarOptions options{
       .markup =
           format == ChatFormat::Tools::kQwenXml ? ToolMarkup::kQwenXml : ToolMarkup::kHermesJson,
       .name = request.tool_name,
       .parallel = request.parallel_tool_calls && request.tool_choice == ToolChoice::kRequired};
-  const GrammarRules::Node node = TRY(tool_call_node(rules, request.tools, options));
-  return compile_node(rules, node, after_thinking, "tools");
+  return tool_call_node(rules, request.tools, options);
+}
+
+Result<GrammarRules::Node> format_node(GrammarRules& rules, const OutputFormat& wanted) {
+  using Kind = OutputFormat::Kind;
+  switch (wanted.kind) {
+    case Kind::kJsonSchema: return json_schema_node(rules, wanted.text, wanted.field);
+    case Kind::kRegex: return regex_node(rules, wanted.text, wanted.field);
+    case Kind::kChoice: return choices_node(rules, wanted.choices, wanted.field);
+    case Kind::kGrammar: return rules.reference(TRY(ebnf_rule(rules, wanted.text, wanted.field)));
+    case Kind::kJsonObject:
+    case Kind::kText: break;
+  }
+  // Any object: what a schema that says nothing else stands for.
+  return json_schema_node(rules, R"({"type":"object"})", wanted.field);
 }
 
 GrammarResult compile(const GenerationRequest& request, const ChatFormat& format,
                       bool after_thinking) {
+  GrammarRules rules;
   if (forces_tool_call(request)) {
-    if (format.tools != ChatFormat::Tools::kHermesJson &&
-        format.tools != ChatFormat::Tools::kQwenXml) {
-      return unsupported(
-          "tool_choice: this model's format of tool calls can't be forced; use auto or none");
-    }
-    return tool_grammar(request, format.tools, after_thinking);
+    const GrammarRules::Node node = TRY(tool_node(rules, request, format.tools));
+    return compile_node(rules, node, after_thinking, "tools");
   }
-  const OutputFormat& wanted = request.format;
-  using Kind = OutputFormat::Kind;
-  if (wanted.kind == Kind::kJsonSchema || wanted.kind == Kind::kJsonObject) {
-    GrammarRules rules;
-    // Any object: what a schema that says nothing else stands for.
-    const std::string schema =
-        wanted.kind == Kind::kJsonSchema ? wanted.text : R"({"type":"object"})";
-    const GrammarRules::Node node = TRY(json_schema_node(rules, schema, wanted.field));
-    return compile_node(rules, node, after_thinking, wanted.field);
-  }
-  if (wanted.kind == Kind::kRegex) return grammar_from_regex(wanted.text, wanted.field);
-  if (wanted.kind == Kind::kChoice) return grammar_from_choices(wanted.choices, wanted.field);
-  return grammar_from_ebnf(wanted.text, wanted.field);
+  const GrammarRules::Node node = TRY(format_node(rules, request.format));
+  return compile_node(rules, node, after_thinking, request.format.field);
 }
 
 }  // namespace

@@ -34,7 +34,10 @@ Result<void> truncate(std::vector<int32_t>& ids, const GenerationRequest& reques
                       const ModelLimits& limits) {
   if (!request.truncate_prompt_tokens) return {};
   int64_t keep = *request.truncate_prompt_tokens;
-  if (keep == -1) keep = limits.max_model_len - request.sampling.max_tokens.value_or(1);
+  if (keep == -1) {
+    const int64_t room = request.sampling.max_tokens.value_or(1);
+    keep = limits.max_model_len - std::clamp<int64_t>(room, 1, limits.max_model_len - 1);
+  }
   if (keep < 1 || keep > limits.max_model_len) {
     return invalid_argument(
         "truncate_prompt_tokens: " + std::to_string(*request.truncate_prompt_tokens) +

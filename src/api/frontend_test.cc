@@ -88,6 +88,11 @@ TEST_F(FrontendTest, TruncationKeepsTheEnd) {
   request.truncate_prompt_tokens = -1;
   request.sampling.max_tokens = 60;
   EXPECT_EQ(frontend.prepare(request, 1)->prompts[0], (std::vector<int32_t>{97, 98, 99, 100}));
+  for (const int64_t bad :
+       {int64_t{64}, std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::min()}) {
+    request.sampling.max_tokens = bad;
+    EXPECT_TRUE(frontend.prepare(request, 1).error().message.starts_with("max_tokens")) << bad;
+  }
   request.truncate_prompt_tokens = 65;
   EXPECT_FALSE(frontend.prepare(request, 1).ok());
 }

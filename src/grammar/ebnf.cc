@@ -214,16 +214,20 @@ class EbnfParser {
 
 }  // namespace
 
+Result<GrammarRules::Rule> ebnf_rule(GrammarRules& rules, std::string_view text,
+                                     const std::string& field) {
+  if (text.size() > rules.limits().max_source_bytes) {
+    return invalid_argument(field + ": " + std::to_string(text.size()) + " bytes are more than " +
+                            std::to_string(rules.limits().max_source_bytes));
+  }
+  return EbnfParser(rules, text, field).parse();
+}
+
 Result<std::shared_ptr<const Grammar>> grammar_from_ebnf(std::string_view text,
                                                          const std::string& field,
                                                          const GrammarLimits& limits) {
-  if (text.size() > limits.max_source_bytes) {
-    return invalid_argument(field + ": " + std::to_string(text.size()) + " bytes are more than " +
-                            std::to_string(limits.max_source_bytes));
-  }
   GrammarRules rules(limits);
-  const GrammarRules::Rule root = TRY(EbnfParser(rules, text, field).parse());
-  auto grammar = rules.compile(root);
+  auto grammar = rules.compile(TRY(ebnf_rule(rules, text, field)));
   if (!grammar) return with_context(grammar.error(), field);
   return grammar;
 }

@@ -13,7 +13,16 @@
 
 namespace weft {
 
-/// Front ends. Errors name `field` and what is wrong or not supported.
+/// Front ends: what they read as a part of `rules`, and as a grammar of its own. Errors name
+/// `field` and what is wrong or not supported.
+Result<GrammarRules::Node> regex_node(GrammarRules& rules, std::string_view regex,
+                                      const std::string& field);
+Result<GrammarRules::Node> choices_node(GrammarRules& rules,
+                                        const std::vector<std::string>& choices,
+                                        const std::string& field);
+/// Its rule `root`.
+Result<GrammarRules::Rule> ebnf_rule(GrammarRules& rules, std::string_view text,
+                                     const std::string& field);
 Result<std::shared_ptr<const Grammar>> grammar_from_regex(std::string_view regex,
                                                           const std::string& field,
                                                           const GrammarLimits& limits = {});

@@ -192,10 +192,13 @@ class RegexParser {
   CharReader in_;
 };
 
-Result<std::shared_ptr<const Grammar>> compile(GrammarRules& rules, Node node) {
+Result<std::shared_ptr<const Grammar>> compile(GrammarRules& rules, Node node,
+                                               const std::string& field) {
   const GrammarRules::Rule root = rules.declare("root");
   rules.define(root, node);
-  return rules.compile(root);
+  auto grammar = rules.compile(root);
+  if (!grammar) return with_context(grammar.error(), field);
+  return grammar;
 }
 
 Result<void> check_size(size_t bytes, const std::string& field, const GrammarLimits& limits) {
@@ -206,22 +209,21 @@ Result<void> check_size(size_t bytes, const std::string& field, const GrammarLim
 
 }  // namespace
 
+Result<Node> regex_node(GrammarRules& rules, std::string_view regex, const std::string& field) {
+  TRY(check_size(regex.size(), field, rules.limits()));
+  return RegexParser(rules, regex, field).parse();
+}
+
 Result<std::shared_ptr<const Grammar>> grammar_from_regex(std::string_view regex,
                                                           const std::string& field,
                                                           const GrammarLimits& limits) {
-  TRY(check_size(regex.size(), field, limits));
   GrammarRules rules(limits);
-  const Node node = TRY(RegexParser(rules, regex, field).parse());
-  auto grammar = compile(rules, node);
-  if (!grammar) return with_context(grammar.error(), field);
-  return grammar;
+  return compile(rules, TRY(regex_node(rules, regex, field)), field);
 }
 
-Result<std::shared_ptr<const Grammar>> grammar_from_choices(const std::vector<std::string>& choices,
-                                                            const std::string& field,
-                                                            const GrammarLimits& limits) {
+Result<Node> choices_node(GrammarRules& rules, const std::vector<std::string>& choices,
+                          const std::string& field) {
   size_t bytes = 0;
-  GrammarRules rules(limits);
   std::vector<Node> options;
   for (const std::string& choice : choices) {
     bytes += choice.size();
@@ -229,10 +231,15 @@ Result<std::shared_ptr<const Grammar>> grammar_from_choices(const std::vector<st
     options.push_back(rules.literal(choice));
   }
   if (options.empty()) return invalid_argument(field + ": at least one choice is needed");
-  TRY(check_size(bytes, field, limits));
-  auto grammar = compile(rules, rules.choice(options));
-  if (!grammar) return with_context(grammar.error(), field);
-  return grammar;
+  TRY(check_size(bytes, field, rules.limits()));
+  return rules.choice(options);
+}
+
+Result<std::shared_ptr<const Grammar>> grammar_from_choices(const std::vector<std::string>& choices,
+                                                            const std::string& field,
+                                                            const GrammarLimits& limits) {
+  GrammarRules rules(limits);
+  return compile(rules, TRY(choices_node(rules, choices, field)), field);
 }
 
 }  // namespace weft
