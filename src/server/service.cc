@@ -15,7 +15,8 @@ namespace weft {
 namespace {
 
 constexpr size_t kMaxRequestId = 128;
-constexpr size_t kMaxWaitingWork = 1024;  // requests before the front-end threads
+constexpr size_t kMaxWaitingWork = 1024;                // requests before the front-end threads
+constexpr size_t kMaxWaitingBytes = size_t{256} << 20;  // of their bodies
 constexpr int kRetryAfterSeconds = 1;
 
 uint64_t random_key() {
@@ -342,8 +343,14 @@ void Service::get_page(const std::shared_ptr<Call>& call) {
 
 void Service::off_thread(const std::shared_ptr<Call>& call,
                          std::function<std::function<void()>()> work) {
+  const size_t bytes = call->request().body.size();
+  if (bytes_preparing_ + bytes > kMaxWaitingBytes) {
+    refuse_overload(call, "too much is waiting to be read");
+    return;
+  }
   ++num_preparing_;
-  const bool taken = work_->submit([this, call, work = std::move(work)] {
+  bytes_preparing_ += bytes;
+  const bool taken = work_->submit([this, call, bytes, work = std::move(work)] {
     std::function<void()> then;
     try {
       then = work();
@@ -351,21 +358,21 @@ void Service::off_thread(const std::shared_ptr<Call>& call,
       log_error(std::string("server: ") + failure.what());
       then = [this, call] { answer(call, internal_error()); };
     }
-    http_->post([this, then = std::move(then)] {
+    http_->post([this, bytes, then = std::move(then)] {
       --num_preparing_;
+      bytes_preparing_ -= bytes;
       then();
     });
   });
   if (taken) return;
   --num_preparing_;
-  refuse_overload(call);
+  bytes_preparing_ -= bytes;
+  refuse_overload(call, "too many requests are waiting to be read");
 }
 
-void Service::refuse_overload(const std::shared_ptr<Call>& call) {
+void Service::refuse_overload(const std::shared_ptr<Call>& call, const std::string& why) {
   telemetry_.metrics().refused_overload();
-  answer(call, overloaded("too many requests: " + std::to_string(config_.max_sequences) +
-                              " sequences may run or wait; try again later",
-                          kRetryAfterSeconds));
+  answer(call, overloaded(why + "; try again later", kRetryAfterSeconds));
 }
 
 /// Whether `more` sequences may join; otherwise the call is answered.
@@ -379,7 +386,8 @@ bool Service::admit(const std::shared_ptr<Call>& call, int64_t more) {
     return false;
   }
   if (model_->engine->num_requests() + more <= config_.max_sequences) return true;
-  refuse_overload(call);
+  refuse_overload(call, "too many requests: " + std::to_string(config_.max_sequences) +
+                            " sequences may run or wait");
   return false;
 }
 

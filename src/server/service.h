@@ -84,7 +84,7 @@ class Service {
   bool add_cors(const Call& call, HttpHeaders& headers) const;
   std::optional<KeyScope> check_key(const HttpRequest& request) const;
   bool admit(const std::shared_ptr<Call>& call, int64_t more);
-  void refuse_overload(const std::shared_ptr<Call>& call);
+  void refuse_overload(const std::shared_ptr<Call>& call, const std::string& why);
 
   void get_health(const std::shared_ptr<Call>& call);
   void get_ready(const std::shared_ptr<Call>& call);
@@ -123,7 +123,8 @@ class Service {
   HttpServer* http_ = nullptr;
   std::optional<Model> model_;  // the I/O thread's
   JobContext context_;
-  int64_t num_preparing_ = 0;  // requests at the front-end threads
+  int64_t num_preparing_ = 0;   // requests at the front-end threads
+  size_t bytes_preparing_ = 0;  // of their bodies
   std::atomic<bool> draining_{false};
   std::atomic<int> num_open_{0};
   std::atomic<uint64_t> num_seeds_{0};

@@ -252,6 +252,44 @@ void cancel_storm(WeftServer& server, const Settings& settings, Report& report) 
 
 }  // namespace
 
+/// Large bodies, faster than they can be read as requests: what waits is bounded.
+void large_bodies(const Settings& settings, Report& report) {
+  WeftServer server(settings.weft, {"--device", "fake"});
+  Loop loop(server.port());
+  const double before = static_cast<double>(server.process().resident_bytes());
+  const std::string request = request_text(
+      "/v1/completions", R"({"max_tokens": 1, "prompt": ")" + std::string(12 << 20, 'a') + "\"}");
+  const int n = 80;
+  Connections all;
+  for (int i = 0; i < n; ++i) {
+    if (auto c = loop.open()) {
+      c->send(request);
+      all.push_back(std::move(c));
+    }
+  }
+  double most = 0;
+  const Clock::time_point end = Clock::now() + std::chrono::seconds(60);
+  const auto pending = [&] {
+    return std::any_of(all.begin(), all.end(), [](const auto& c) { return c->status() == 0; });
+  };
+  while (pending() && Clock::now() < end) {
+    loop.run_for(milliseconds(20));
+    most = std::max(most, static_cast<double>(server.process().resident_bytes()) - before);
+  }
+  std::map<int, int> statuses;
+  for (const auto& c : all) ++statuses[c->status()];
+  report.figures("large bodies", {{"bodies", n},
+                                  {"mib_each", 12},
+                                  {"too_long_400", statuses[400]},
+                                  {"refused_429", statuses[429]},
+                                  {"refused_503", statuses[503]},
+                                  {"resident_mib_more", most / 1048576}});
+  report.check_equal(statuses[400] + statuses[429] + statuses[503], n, "large bodies answered");
+  report.check(statuses[400] > 0, "some of them were read");
+  report.check_at_most(most / 1048576, 760, "MiB that large bodies take");
+  close_all(all);
+}
+
 void run_abuse(const Settings& settings, Report& report) {
   {
     WeftServer server(settings.weft, {"--device", "fake", "--fake-tokens-per-second", "100"});
@@ -261,6 +299,7 @@ void run_abuse(const Settings& settings, Report& report) {
     connect_storm(server, settings, report);
     cancel_storm(server, settings, report);
   }
+  large_bodies(settings, report);
   no_descriptors(settings, report);
 }
 
