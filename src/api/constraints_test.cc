@@ -1,0 +1,44 @@
+#include "api/constraints.h"
+
+#include <gtest/gtest.h>
+
+namespace weft {
+namespace {
+
+constexpr char kDemoModel[] = WEFT_SOURCE_DIR "/models/demo";
+
+/// Whether the text, token by token of the demo model, is an answer.
+bool fits(const Tokenizer& tokenizer, const OutputConstraint& constraint, const std::string& text) {
+  GrammarMatcher matcher(constraint);
+  for (const int32_t token : tokenizer.encode(text, /*add_special_tokens=*/false).value()) {
+    if (!matcher.accept(token)) return false;
+  }
+  return matcher.may_end();
+}
+
+TEST(ConstraintFactory, EveryKindBindsBehindTheThoughtAndABlankLine) {
+  const Tokenizer tokenizer = Tokenizer::load(kDemoModel).value();
+  ConstraintFactory factory(tokenizer, tokenizer.vocab_size(), {});
+  using Kind = OutputFormat::Kind;
+  const std::pair<OutputFormat, std::string> cases[] = {
+      {{.kind = Kind::kJsonObject}, R"({"a": 1})"},
+      {{.kind = Kind::kJsonSchema, .text = R"({"type":"integer"})"}, "17"},
+      {{.kind = Kind::kRegex, .text = "[a-c]+"}, "abc"},
+      {{.kind = Kind::kChoice, .choices = {"yes", "no"}}, "yes"},
+      {{.kind = Kind::kGrammar, .text = "root ::= \"x\" | \"y\""}, "y"}};
+  for (const auto& [format, answer] : cases) {
+    SCOPED_TRACE(answer);
+    GenerationRequest request;
+    request.format = format;
+    const auto at_once = factory.make(request, Thinking::kNone).value();
+    EXPECT_TRUE(fits(tokenizer, *at_once, answer));
+    EXPECT_FALSE(fits(tokenizer, *at_once, "\n\n" + answer));
+    const auto behind = factory.make(request, Thinking::kOpen).value();
+    EXPECT_TRUE(fits(tokenizer, *behind, "some thought</think>" + answer));
+    EXPECT_TRUE(fits(tokenizer, *behind, "some thought</think>\n\n" + answer));
+    EXPECT_FALSE(fits(tokenizer, *behind, "some thought</think>\n\nno: " + answer));
+  }
+}
+
+}  // namespace
+}  // namespace weft
