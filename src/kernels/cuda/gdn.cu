@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads) gdn_recurrent_kernel(GdnView p, int 
     const int c = i < p.key_dim       ? hk * p.key_dim + i
                   : i < 2 * p.key_dim ? p.k_channel(hk) + i - p.key_dim
                                       : p.v_channel(hk * group) + i - 2 * p.key_dim;
-    gdn_store_windows(p, first, last, c);
+    gdn_store_windows<kMaxWidth>(p, first, last, c);
   }
 }
 
@@ -179,10 +179,6 @@ void gdn_recurrent(Stream& stream, const GdnArgs& args, int first, int count) {
          gdn_recurrent_kernel, p, rows);
 }
 
-int64_t gdn_scratch(const GdnShape&, int64_t, int64_t) {
-  return 0;
-}
-
 void gdn(Stream& stream, const GdnArgs& args) {
   const GdnShape& s = args.shape;
   CHECK(s.key_heads > 0 && s.value_heads % s.key_heads == 0);
@@ -190,7 +186,9 @@ void gdn(Stream& stream, const GdnArgs& args) {
   CHECK(args.state.conv.dtype == DType::kF32 && args.state.recurrent.dtype == DType::kF32);
   if (args.num_chains == 0) return;
   CHECK(args.chains.defined());
-  run(stream, args, 0, args.num_prompt_chains);
+  if (args.num_prompt_chains > 0 && !gdn_prompt(stream, args)) {
+    run(stream, args, 0, args.num_prompt_chains);
+  }
   run(stream, args, args.num_prompt_chains, args.num_chains - args.num_prompt_chains);
 }
 

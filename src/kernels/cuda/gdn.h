@@ -33,6 +33,8 @@ struct GdnView {
 
 GdnView gdn_view(const GdnArgs& args);
 
+/// The prompt chains in the chunked form; false if the shape is none of those it can do.
+bool gdn_prompt(Stream& stream, const GdnArgs& args);
 /// Chains [first, first + count) token by token, in the order of their segments; any shape.
 void gdn_recurrent(Stream& stream, const GdnArgs& args, int first, int count);
 /// The same for the shapes of released models; false if the shape is none of them.
@@ -42,9 +44,21 @@ bool gdn_decode(Stream& stream, const GdnArgs& args, int first, int count);
 
 constexpr float kGdnL2Eps = 1e-6f;
 
-/// x sigmoid(x). exp and the quotient by the special-function unit: about 4 ulp.
+/// 2^x and 1 / x by the special-function unit (2 and 1 ulp); results below 2^-126 become 0.
+__device__ __forceinline__ float gdn_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float gdn_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// x sigmoid(x), to about 4 ulp.
 __device__ __forceinline__ float gdn_silu(float x) {
-  return __fdividef(x, 1.0f + __expf(-x));
+  return x * gdn_reciprocal(1.0f + gdn_exp2(-1.4426950408889634f * x));
 }
 
 /// Log-decay -exp(a_log) softplus(a + dt_bias), <= 0.
@@ -78,27 +92,34 @@ __device__ __forceinline__ float gdn_input(const GdnView& p, const GdnHistory& h
 }
 
 /// Writes the windows of channel c for all segments of a chain, in order, by one thread, after
-/// everything that reads the chain's windows.
-__device__ inline void gdn_store_windows(const GdnView& p, int first, int last, int c) {
-  constexpr int kMaxWidth = 8;
+/// everything that reads the chain's windows. W is the width of the convolution at most.
+template <int W>
+__device__ __forceinline__ void gdn_store_windows(const GdnView& p, int first, int last, int c) {
   const int rows = p.width - 1;
-  float window[kMaxWidth];  // before row `begin`
+  float window[W - 1] = {};  // before row `begin`
   int begin = 0;
   for (int s = first; s < last; ++s) {
     const int read = p.read_slot[s], write = p.write_slot[s];
     if (s == first || read < 0 || read != p.write_slot[s - 1]) {
       begin = p.cu_q[s];
-      for (int i = 0; i < rows; ++i) {
-        window[i] =
-            read < 0 ? 0.0f : p.windows[read * p.window_slot + int64_t{i} * p.window_row + c];
+#pragma unroll
+      for (int i = 0; i < W - 1; ++i) {
+        if (i < rows) {
+          window[i] =
+              read < 0 ? 0.0f : p.windows[read * p.window_slot + int64_t{i} * p.window_row + c];
+        }
       }
     }
     if (write < 0) continue;
-    const int end = p.cu_q[s + 1];
     for (int i = 0; i < rows; ++i) {
-      const int t = end - rows + i;
-      const float x = t >= begin ? __bfloat162float(p.qkv[int64_t{t} * p.qkv_row + c])
-                                 : window[rows + t - begin];
+      const int t = p.cu_q[s + 1] - rows + i;
+      float x = 0;
+      if (t >= begin) {
+        x = __bfloat162float(p.qkv[int64_t{t} * p.qkv_row + c]);
+      } else {
+#pragma unroll
+        for (int j = 0; j < W - 1; ++j) x = j == rows + t - begin ? window[j] : x;
+      }
       p.windows[write * p.window_slot + int64_t{i} * p.window_row + c] = x;
     }
   }

@@ -1,0 +1,457 @@
+// What a chunk of the gated delta rule needs besides the state: q, k after convolution, SiLU and
+// l2norm; (I + A)^-1 with A_ij = beta_i exp(G_i - G_j) k_i.k_j (i > j); and
+// P_ij = exp(G_i - G_j) K^-1/2 q_i.k_j (i >= j). docs/kernels/gated_delta.md
+//
+// Tile: 64 tokens of one key head and its value heads, all chunks independent. Moved a token:
+// 4 K bytes in and out a key head, 256 bytes out a value head. Bound: instruction slots.
+//
+// Two warpgroups, each with both products k k^T, q k^T (wgmma, f16) for every second value head.
+// The inverse goes by blocks of 16 (a warp has the rows of one): those on the diagonal by
+// substitution in fp32, then T_I = -T_II A_I,<I T_<I, row of blocks by row of blocks, in f16
+// products with fp32 sums: all factors are at most 1. Blocks are persistent and go through the
+// chunks in order, so that the scan (gdn_prompt.cu) can follow.
+
+#include <algorithm>
+
+#include "kernels/cuda/gdn_mma.h"
+#include "kernels/cuda/gdn_prompt.h"
+
+namespace weft::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr float kScale = 0.08838834764831845f;  // K^-1/2
+
+/// Log2 of decays, in blocks of 16 tokens so that differences keep their digits: over a chunk they
+/// may reach -1000s.
+struct HeadGates {
+  float local[kGdnChunk];  // from the start of its block to a token, inclusive
+  float beta[kGdnChunk];
+  float total[4];  // of a block
+  float out[kGdnGates];
+};
+
+struct __align__(1024) Shared {
+  std::byte kq[kGdnKqBytes];
+  std::byte tp[2][kGdnTpBytes];  // by warpgroup: T (before, A below the diagonal blocks), then P
+  float diagonal[2][4][16][20];  // blocks of A
+  HeadGates gates[1];            // [group]
+};
+
+/// Where a chunk's rows are.
+struct ChunkRows {
+  int begin, count;  // rows of the step
+  int end;           // of the segment
+  GdnHistory history;
+};
+
+/// Goes through the chunks in order.
+class Cursor {
+ public:
+  explicit __device__ Cursor(const GdnView& p) : p_(p) { num_ = gdn_num_chunks(p, 0); }
+  __device__ ChunkRows find(int chunk) {
+    while (chunk >= base_ + num_) {
+      base_ += num_;
+      num_ = gdn_num_chunks(p_, ++segment_);
+    }
+    while (p_.chains[chain_ + 1] <= segment_) ++chain_;
+    const int begin = p_.cu_q[segment_] + (chunk - base_) * kGdnChunk;
+    const int end = p_.cu_q[segment_ + 1];
+    return {begin, min(kGdnChunk, end - begin), end, gdn_history(p_, segment_, p_.chains[chain_])};
+  }
+
+ private:
+  const GdnView& p_;
+  int segment_ = 0, base_ = 0, num_, chain_ = 0;
+};
+
+__device__ __forceinline__ void unpack(const uint4& from, float (&to)[8]) {
+  const uint32_t words[4] = {from.x, from.y, from.z, from.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    to[2 * i] = __uint_as_float(words[i] << 16);
+    to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  }
+}
+
+class Preparer {
+ public:
+  __device__ Preparer(const GdnView& p, const GdnChunks& chunks, Shared& shared)
+      : p_(p), chunks_(chunks), shared_(shared) {
+    warp_ = warp_index();
+    lane_ = static_cast<int>(threadIdx.x) % 32;
+    warpgroup_ = warp_ / 4;
+  }
+
+  __device__ void run() {
+    Cursor cursor(p_);
+    const int items = chunks_.num_chunks * p_.key_heads;
+    int item = static_cast<int>(blockIdx.x);
+    if (item >= items) return;
+    // What is above the diagonal blocks of T and P stays 0.
+    for (int i = static_cast<int>(threadIdx.x); i < 2 * kGdnTpBytes / 16; i += kThreads) {
+      reinterpret_cast<uint4*>(shared_.tp)[i] = make_uint4(0, 0, 0, 0);
+    }
+    ChunkRows rows = cursor.find(item / p_.key_heads);
+    while (item < items) {
+      const int chunk = item / p_.key_heads, hk = item % p_.key_heads;
+      // Bulk stores of the item before may still read shared memory.
+      if (is_leader()) bulk_wait_read<0>();
+      __syncthreads();
+      if (warp_ < p_.group()) make_gates(rows, hk * p_.group() + warp_, shared_.gates[warp_]);
+      convolve(rows, hk);
+      fence_async_shared();
+      __syncthreads();
+      const int next = item + static_cast<int>(gridDim.x);
+      if (next < items) {
+        rows = cursor.find(next / p_.key_heads);
+        prefetch(rows, next % p_.key_heads);
+      }
+      publish();  // the item before
+      if (threadIdx.x == 0) {
+        const int64_t at = int64_t{chunk} * p_.key_heads + hk;
+        bulk_store(chunks_.kq + at * kGdnKqBytes, shared_.kq, kGdnKqBytes);
+        bulk_commit();
+      }
+      heads(chunk, hk);
+      pending_ = chunks_.ready + int64_t{chunk} * p_.key_heads + hk;
+      item = next;
+    }
+    publish();
+  }
+
+ private:
+  __device__ bool is_leader() const { return threadIdx.x % 128 == 0; }
+  __device__ void sync_warpgroup() const { barrier_sync(1 + warpgroup_, 128); }
+
+  /// This warpgroup's part of the item before is in memory: tells so.
+  __device__ void publish() {
+    if (is_leader() && pending_ != nullptr) {
+      bulk_wait<0>();
+      fence_async_global();
+      asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(pending_) : "memory");
+    }
+  }
+
+  /// Asks for the input rows of a chunk: lines of 128 bytes, two of q and two of k a row.
+  __device__ void prefetch(const ChunkRows& rows, int hk) const {
+    const int row = static_cast<int>(threadIdx.x) / 4, part = static_cast<int>(threadIdx.x) % 4;
+    if (row >= rows.count) return;
+    const int channel = (part < 2 ? hk * kGdnDim : p_.k_channel(hk)) + part % 2 * 64;
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p_.qkv + int64_t{rows.begin + row} * p_.qkv_row +
+                                                  channel));
+  }
+
+  /// Two rows a lane, a block of 16 tokens in 8 lanes.
+  __device__ void make_gates(const ChunkRows& rows, int hv, HeadGates& gates) const {
+    float g[2], beta[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = 2 * lane_ + i;
+      const int64_t t = rows.begin + min(row, rows.count - 1);
+      const float log_decay = gdn_log_decay(p_.a[t * p_.a_row + hv], p_.a_log[hv], p_.dt_bias[hv]);
+      g[i] = row < rows.count ? log_decay * 1.4426950408889634f : 0.0f;
+      beta[i] = row < rows.count ? gdn_beta(p_.b[t * p_.b_row + hv]) : 0.0f;
+    }
+    float sum = g[0] + g[1];
+#pragma unroll
+    for (int step = 1; step < 8; step *= 2) {
+      const float other = __shfl_up_sync(0xffffffffu, sum, step, 8);
+      if (lane_ % 8 >= step) sum += other;
+    }
+    const float earlier = __shfl_up_sync(0xffffffffu, sum, 1, 8);
+    g[0] += lane_ % 8 > 0 ? earlier : 0.0f;
+    g[1] = sum;
+    const int block = lane_ / 8;
+    float before = 0, after = 0, all = 0, own = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float total = __shfl_sync(0xffffffffu, sum, 8 * i + 7);
+      if (i < block) before += total;
+      if (i == block) own = total;
+      if (i > block) after += total;
+      all += total;
+      if (lane_ == 0) gates.total[i] = total;
+    }
+    const float last = gdn_exp2(all);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = 2 * lane_ + i;
+      gates.local[row] = g[i];
+      gates.beta[row] = beta[i];
+      const float decay = gdn_exp2(before + g[i]);
+      const int at = gdn_gate_offset(row);
+      gates.out[at] = -beta[i] * decay;
+      gates.out[64 + at] = decay;
+      gates.out[128 + at] = gdn_exp2((own - g[i]) + after);
+      gates.out[192 + row] = last;
+    }
+  }
+
+  /// q and k of the chunk as f16 tiles; a warp takes 8 rows, a lane 8 channels: lanes 0-15 q,
+  /// lanes 16-31 k. Rows beyond the chunk's are 0.
+  __device__ void convolve(const ChunkRows& rows, int hk) const {
+    const bool is_k = lane_ >= 16;
+    const int column = lane_ % 16 * 8;
+    const int channel = (is_k ? p_.k_channel(hk) : hk * kGdnDim) + column;
+    const int first = rows.begin + 8 * warp_ - 3;
+    const auto load = [&](int i) {
+      const int t = min(max(first + i, rows.history.begin), rows.end - 1);
+      return *reinterpret_cast<const uint4*>(p_.qkv + int64_t{t} * p_.qkv_row + channel);
+    };
+    uint4 early[3], raw[4];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) early[i] = load(i);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) raw[i] = load(3 + i);
+    float4 taps[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      taps[i] = *reinterpret_cast<const float4*>(p_.conv + (channel + i) * p_.conv_row);
+    }
+    float x[4][8];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      if (first + i >= rows.history.begin) {
+        unpack(early[i], x[i]);
+      } else {
+#pragma unroll
+        for (int c = 0; c < 8; ++c) x[i][c] = gdn_input(p_, rows.history, first + i, channel + c);
+      }
+    }
+    std::byte* tile = shared_.kq + (is_k ? 0 : 2 * kGdnTile) + (column / 64) * kGdnTile;
+    const float scale = is_k ? 1.0f : kScale;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      unpack(raw[i % 4], x[(i + 3) % 4]);
+      if (i < 4) raw[i] = load(7 + i);
+      float y[8], sum = 0;
+#pragma unroll
+      for (int c = 0; c < 8; ++c) {
+        float z = taps[c].x * x[i % 4][c];
+        z = fmaf(taps[c].y, x[(i + 1) % 4][c], z);
+        z = fmaf(taps[c].z, x[(i + 2) % 4][c], z);
+        z = fmaf(taps[c].w, x[(i + 3) % 4][c], z);
+        y[c] = gdn_silu(z);
+        sum = fmaf(y[c], y[c], sum);
+      }
+#pragma unroll
+      for (int step = 8; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+      const int row = 8 * warp_ + i;
+      const float factor = rsqrtf(sum + kGdnL2Eps) * scale;
+      uint4 packed;
+      packed.x = pack_f16(y[0] * factor, y[1] * factor);
+      packed.y = pack_f16(y[2] * factor, y[3] * factor);
+      packed.z = pack_f16(y[4] * factor, y[5] * factor);
+      packed.w = pack_f16(y[6] * factor, y[7] * factor);
+      if (row >= rows.count) packed = make_uint4(0, 0, 0, 0);
+      *reinterpret_cast<uint4*>(tile + swizzled_128(row, column % 64 * 2)) = packed;
+    }
+  }
+
+  /// The value heads of this warpgroup.
+  __device__ void heads(int chunk, int hk) {
+    for (int r = warpgroup_; r < p_.group(); r += 2) {
+      if (r >= 2) {  // the head before is still being copied out
+        if (is_leader()) bulk_wait_read<0>();
+        sync_warpgroup();
+      }
+      head(shared_.gates[r], int64_t{chunk} * p_.value_heads + hk * p_.group() + r);
+    }
+  }
+
+  /// kk <- k k^T, qk <- q k^T. Done again for every value head: registers are dearer.
+  __device__ __forceinline__ void products(float (&kk)[32], float (&qk)[32]) const {
+    const uint64_t k = k_major_128(shared_.kq), q = k_major_128(shared_.kq + 2 * kGdnTile);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const uint32_t step = (i / 4) * static_cast<uint32_t>(kGdnTile) + i % 4 * 32;
+      mma_f16_64(kk, advance(k, step), advance(k, step), i > 0);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const uint32_t step = (i / 4) * static_cast<uint32_t>(kGdnTile) + i % 4 * 32;
+      mma_f16_64(qk, advance(q, step), advance(k, step), i > 0);
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    hold(kk);
+    hold(qk);
+  }
+
+  __device__ __forceinline__ void head(const HeadGates& gates, int64_t index) {
+    std::byte* tiles = shared_.tp[warpgroup_];
+    {
+      float kk[32], qk[32];
+      products(kk, qk);
+      decay_products(kk, qk, gates, tiles);
+    }
+    __syncwarp();
+    invert_diagonal(tiles);
+    __syncwarp();
+    // factors[J] = -T_II A_IJ
+    const int own = warp_ % 4;
+    uint32_t factors[3][4];
+    {
+      uint32_t t[4];
+      load_matrices(t, block(tiles, own, own));
+#pragma unroll
+      for (int j = 0; j < 3; ++j) {
+        if (j >= own) break;
+        float d[2][4] = {};
+        uint32_t a[4];
+        load_matrices<true>(a, block(tiles, own, j));
+        product(d, t, a);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          factors[j][i] = pack_f16(-d[i / 2][i % 2 * 2], -d[i / 2][i % 2 * 2 + 1]);
+        }
+      }
+    }
+    sync_warpgroup();
+    if (own == 1) solve_row(tiles, factors);
+    sync_warpgroup();
+    if (own == 2) solve_row(tiles, factors);
+    sync_warpgroup();
+    if (own == 3) solve_row(tiles, factors);
+    fence_async_shared();
+    sync_warpgroup();
+    if (is_leader()) {
+      bulk_store(chunks_.tp + index * kGdnTpBytes, tiles, kGdnTpBytes);
+      bulk_store(chunks_.gates + index * kGdnGates, gates.out, kGdnGates * 4);
+      bulk_commit();
+    }
+  }
+
+  /// This lane's address of block (i, j), 16 x 16, of a tile: in order the quarters (0, 0), (1, 0),
+  /// (0, 1), (1, 1), which are the parts of A, and of B loaded transposed, of mma.sync.
+  __device__ __forceinline__ uint32_t block(const std::byte* tile, int i, int j) const {
+    const int quarter = lane_ / 8, row = 16 * i + quarter % 2 * 8 + lane_ % 8;
+    return shared_address(tile) + swizzled_128(row, (2 * j + quarter / 2) * 16);
+  }
+  /// d (16 x 16) += A B.
+  __device__ __forceinline__ static void product(float (&d)[2][4], const uint32_t (&a)[4],
+                                                 const uint32_t (&b)[4]) {
+    mma_f16(d[0], a, b[0], b[1]);
+    mma_f16(d[1], a, b[2], b[3]);
+  }
+
+  /// This warp's rows of A below the diagonal blocks and of P into the tiles, the diagonal block of
+  /// A into `diagonal`.
+  __device__ __forceinline__ void decay_products(const float (&kk)[32], const float (&qk)[32],
+                                                 const HeadGates& gates, std::byte* tiles) const {
+    const int own = warp_ % 4, r = 16 * own + lane_ / 4;
+    const float beta[2] = {gates.beta[r], gates.beta[r + 8]};
+    float from[2] = {gates.local[r], gates.local[r + 8]};
+    float(*diagonal)[20] = shared_.diagonal[warpgroup_][own];
+#pragma unroll
+    for (int j = 3; j >= 0; --j) {
+      if (j > own) continue;
+      if (j < own) {
+        const float total = gates.total[j];
+        from[0] += total;
+        from[1] += total;
+      }
+      uint32_t a16[4], p16[4];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int c = 8 * h + 2 * (lane_ % 4);  // column of the block
+        const float2 to = *reinterpret_cast<const float2*>(gates.local + 16 * j + c);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int at = 8 * j + 4 * h + 2 * i, row = lane_ / 4 + 8 * i;
+          float e0 = gdn_exp2(from[i] - to.x), e1 = gdn_exp2(from[i] - to.y);
+          if (j == own) {  // above the diagonal the difference is positive: masked after exp2
+            e0 = row >= c ? e0 : 0.0f;
+            e1 = row >= c + 1 ? e1 : 0.0f;
+          }
+          const float a0 = beta[i] * e0 * kk[at], a1 = beta[i] * e1 * kk[at + 1];
+          if (j == own) *reinterpret_cast<float2*>(&diagonal[row][c]) = make_float2(a0, a1);
+          a16[2 * h + i] = pack_f16(a0, a1);
+          p16[2 * h + i] = pack_f16(e0 * qk[at], e1 * qk[at + 1]);
+        }
+      }
+      if (j < own) store_matrices(block(tiles, own, j), a16);
+      store_matrices(block(tiles + kGdnTile, own, j), p16);
+    }
+  }
+
+  /// The inverse T of I + A for this warp's diagonal block: a lane has a row of it, from T (I + A)
+  /// = I, column by column from the right.
+  __device__ __forceinline__ void invert_diagonal(std::byte* tiles) const {
+    const int own = warp_ % 4, row = lane_ % 16;
+    const float(*a)[20] = shared_.diagonal[warpgroup_][own];
+    float t[16];
+#pragma unroll
+    for (int c = 0; c < 16; ++c) t[c] = c == row ? 1.0f : 0.0f;
+#pragma unroll
+    for (int j = 15; j > 0; --j) {
+#pragma unroll
+      for (int c = 0; c < j; c += 4) {
+        const float4 x = *reinterpret_cast<const float4*>(&a[j][c]);
+        t[c] = fmaf(-x.x, t[j], t[c]);
+        if (c + 1 < j) t[c + 1] = fmaf(-x.y, t[j], t[c + 1]);
+        if (c + 2 < j) t[c + 2] = fmaf(-x.z, t[j], t[c + 2]);
+        if (c + 3 < j) t[c + 3] = fmaf(-x.w, t[j], t[c + 3]);
+      }
+    }
+    if (lane_ >= 16) return;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      *reinterpret_cast<uint4*>(tiles + swizzled_128(16 * own + row, 32 * own + 16 * h)) =
+          make_uint4(pack_f16(t[8 * h], t[8 * h + 1]), pack_f16(t[8 * h + 2], t[8 * h + 3]),
+                     pack_f16(t[8 * h + 4], t[8 * h + 5]), pack_f16(t[8 * h + 6], t[8 * h + 7]));
+    }
+  }
+
+  /// This warp's row of blocks of T: T_IJ = sum over M of factors[M] T_MJ, all above being there.
+  __device__ void solve_row(std::byte* tiles, const uint32_t (&factors)[3][4]) const {
+    const int own = warp_ % 4;
+#pragma unroll
+    for (int j = 0; j < 3; ++j) {
+      if (j >= own) break;
+      float d[2][4] = {};
+#pragma unroll
+      for (int m = j; m < 3; ++m) {
+        if (m >= own) break;
+        uint32_t t[4];
+        load_matrices<true>(t, block(tiles, m, j));
+        product(d, factors[m], t);
+      }
+      const uint32_t t16[4] = {pack_f16(d[0][0], d[0][1]), pack_f16(d[0][2], d[0][3]),
+                               pack_f16(d[1][0], d[1][1]), pack_f16(d[1][2], d[1][3])};
+      store_matrices(block(tiles, own, j), t16);
+    }
+  }
+
+  const GdnView& p_;
+  const GdnChunks& chunks_;
+  Shared& shared_;
+  int warp_, lane_, warpgroup_;
+  int* pending_ = nullptr;
+};
+
+__global__ void __launch_bounds__(kThreads, 2)
+    gdn_chunks_kernel(const __grid_constant__ GdnView p, const __grid_constant__ GdnChunks chunks) {
+  extern __shared__ __align__(1024) std::byte memory[];
+  let_successor_begin();  // the scan follows by the flags, chunk by chunk
+  Preparer(p, chunks, *reinterpret_cast<Shared*>(memory)).run();
+}
+
+}  // namespace
+
+void gdn_prepare_chunks(Stream& stream, const GdnView& p, const GdnChunks& chunks) {
+  int device = 0, multiprocessors = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+        "multiprocessors");
+  const int items = chunks.num_chunks * p.key_heads;
+  launch(stream,
+         {.grid = static_cast<unsigned>(std::min(items, 2 * multiprocessors)),
+          .block = kThreads,
+          .shared_bytes = sizeof(Shared) + (p.value_heads / p.key_heads - 1) * sizeof(HeadGates)},
+         gdn_chunks_kernel, p, chunks);
+}
+
+}  // namespace weft::cuda
