@@ -1,11 +1,12 @@
 // out = softmax(scale q K^T) V over the paged cache, for decode and verification rows: split-KV.
-// Keys are cut into chunks of 32 KiB of K (128 keys at D = 128) of one kv head; a chunk's partial
-// (top, sum, o) is computed from nothing, and partials are folded in a fixed tree of 8 children a
-// node over absolute chunk numbers, so that a row's bits know neither who computed which chunk nor
-// what lies beside it. Persistent blocks take equal, contiguous shares of all chunks of all (kv
-// head, segment) pairs, found on the device; pairs that a border cuts leave partials, which a
-// second kernel folds. One producer warp (TMA, ring of 6 x 32 KiB), 4 warps per 16 rows (mma
-// m16n8k16). Bytes: K and V once; bound by memory. docs/kernels/attention_decode.md
+// Keys are cut into chunks of 128 of one kv head; a chunk's partial (top, sum, o) is computed from
+// nothing, and partials are folded in a fixed tree of 8 children a node over absolute chunk
+// numbers, so that a row's bits know neither who computed which chunk nor what lies beside it.
+// Persistent blocks take equal, contiguous shares of all chunks of all (kv head, segment) pairs,
+// found on the device; pairs that a border cuts leave partials, which a second kernel folds.
+// One producer warp (TMA into a ring of 192 KiB), 4 consumer warps (mma m16n8k16: keys or columns
+// are M, up to 32 q rows are N). Bytes: K and V once; bound by memory.
+// docs/kernels/attention_decode.md
 
 #include <cuda_bf16.h>
 
@@ -21,35 +22,33 @@
 namespace weft::cuda {
 namespace {
 
-constexpr int kStageBytes = 32 * 1024;  // K or V of one chunk
-constexpr int kStages = 6;
-constexpr int kTileKeys = 64;  // a [64 keys][64 columns] box is 8 KiB in swizzled rows of 128 bytes
+constexpr int kKeys = 128;  // of a chunk
+constexpr int kRingBytes = 192 * 1024;
+constexpr int kWarps = 4;  // of consumers
+constexpr int kTileKeys =
+    64;  // a [64 keys][64 columns] tile is 8 KiB in swizzled rows of 128 bytes
 constexpr int kTileBytes = kTileKeys * 128;
 constexpr int kFan = 8;        // children of a node
 constexpr int kMaxLevels = 8;  // 8^8 chunks
 constexpr int kMaxSegments = 1024;
-constexpr int kMaxRowTiles = 2;  // of 16 rows each, in one block
-constexpr int kMergeThreads = 128;
+constexpr int kMaxRows = 32;  // of q heads that a block takes at once
+constexpr int kMergeWarps = 16;
 constexpr int64_t kSlackKeys = 1024;
 
 struct DecodeParams {
   const __nv_bfloat16* q;
   __nv_bfloat16* out;
   const int32_t *cu_q, *kv_start, *table;  // of the first decode segment on
-  float* partials;                         // [blocks][slots][rows (D + 2)]
+  float* partials;                         // [blocks][levels][8][rows (D + 2)]
   int64_t q_row, q_head, out_row, out_head, table_row;
   int64_t total_rows;
   int num_segments, kv_heads, group, head_dim, block_size, box_rows;
-  int tile_rows;     // rows of q heads that a block takes at once: 16 or 32
-  int partial_rows;  // rows of a slot; even, so that slots are aligned to 16 bytes
+  int tile_rows;     // rows of q heads that a block takes at once: 8, 16 or 32
+  int partial_rows;  // rows of a partial
   int levels;        // 8^levels chunks are enough for the longest context
   int num_blocks;    // of the main kernel
   float scale;       // times log2(e)
 };
-
-__host__ __device__ constexpr int chunk_keys(int padded_dim) {
-  return kStageBytes / 2 / padded_dim;
-}
 
 __device__ __forceinline__ float minus_infinity() {
   return __int_as_float(static_cast<int>(0xFF800000));
@@ -65,18 +64,24 @@ __device__ __forceinline__ float exp2_approx(float x) {
 /// Chunks of all pairs in the order (segment, group of rows, kv head, chunk); the share of block c
 /// is [N c / blocks, N (c + 1) / blocks).
 struct Plan {
-  int chunks[kMaxSegments];      // of a pair of the segment
-  int starts[kMaxSegments + 1];  // first chunk of the segment's pairs
+  int* starts;  // [segments + 1] first chunk of the segment's pairs
+  int* chunks;  // [segments] of a pair of the segment
+
+  __device__ Plan(unsigned char* memory, int num_segments)
+      : starts(reinterpret_cast<int*>(memory)), chunks(starts + num_segments + 1) {}
 };
+constexpr int64_t plan_bytes(int64_t num_segments) {
+  return (2 * num_segments + 1) * static_cast<int64_t>(sizeof(int));
+}
 
 /// By all threads of the block; ends with a barrier.
-__device__ void make_plan(const DecodeParams& p, int keys_per_chunk, Plan& plan) {
+__device__ void make_plan(const DecodeParams& p, const Plan& plan) {
   for (int s = static_cast<int>(threadIdx.x); s < p.num_segments;
        s += static_cast<int>(blockDim.x)) {
     const int rows = p.cu_q[s + 1] - p.cu_q[s];
     const int keys = rows > 0 ? p.kv_start[s] + rows : 0;
     const int pairs = (rows * p.group + p.tile_rows - 1) / p.tile_rows * p.kv_heads;
-    plan.chunks[s] = (keys + keys_per_chunk - 1) / keys_per_chunk;
+    plan.chunks[s] = (keys + kKeys - 1) / kKeys;
     plan.starts[s] = plan.chunks[s] * pairs;
   }
   __syncthreads();
@@ -103,6 +108,10 @@ __device__ void make_plan(const DecodeParams& p, int keys_per_chunk, Plan& plan)
 
 __device__ __forceinline__ int share_begin(int total, int block, int num_blocks) {
   return static_cast<int>(int64_t{total} * block / num_blocks);
+}
+/// The block whose share holds a chunk.
+__device__ __forceinline__ int owner(int total, int chunk, int num_blocks) {
+  return static_cast<int>(((int64_t{chunk} + 1) * num_blocks - 1) / total);
 }
 
 /// Chunks [begin, end) of one pair.
@@ -146,14 +155,24 @@ __device__ __forceinline__ int find_segment(const DecodeParams& p, const Plan& p
   return low;
 }
 
-/// Floats before the partial of slot `slot` of a block. A run that begins a pair leaves at most
-/// `levels` partials, any other 7 a level before those.
-__device__ __forceinline__ int64_t partial_offset(const DecodeParams& p, int padded_dim, int block,
-                                                  int slot) {
-  return (int64_t{block} * p.levels * kFan + slot) * p.partial_rows * (padded_dim + 2);
+/// The q row (token, head) of row `row` of the pair.
+struct QRow {
+  int64_t token;
+  int head;
+};
+__device__ __forceinline__ QRow locate(const DecodeParams& p, const Run& run, int row) {
+  const int at = run.first_row + row;
+  return {p.cu_q[run.segment] + at / p.group, run.kv_head * p.group + at % p.group};
 }
-__device__ __forceinline__ int first_slot(const DecodeParams& p, int run_begin) {
-  return run_begin == 0 ? (kFan - 1) * p.levels : 0;
+
+/// Floats before a partial. A run leaves, in its block's memory, at [level][child]: nodes of
+/// `level` whose parents began before the run, by their number among their siblings (never 0); at
+/// [level - 1][0]: the beginning of a node of `level` that goes on beyond the run. A block's share
+/// holds at most two runs that leave something, the end of one pair and the beginning of another:
+/// they don't meet.
+__device__ __forceinline__ int64_t partial_offset(const DecodeParams& p, int padded_dim, int block,
+                                                  int level, int child) {
+  return ((int64_t{block} * p.levels + level) * kFan + child) * p.partial_rows * (padded_dim + 2);
 }
 
 // ---- Partials
@@ -172,7 +191,7 @@ __device__ __forceinline__ Factors fold_factors(float& top, float& sum, float ot
   f.a = exp2_approx(top - larger);
   f.b = exp2_approx(other_top - larger);
   sum = f.keep ? sum : fmaf(sum, f.a, __fmul_rn(other_sum, f.b));
-  top = larger;
+  top = f.keep ? top : larger;
   return f;
 }
 __device__ __forceinline__ float fold_value(float a, float b, const Factors& f) {
@@ -182,21 +201,28 @@ __device__ __forceinline__ float inverse(float sum) {
   return sum > 0 ? __frcp_rn(sum) : 0.0f;
 }
 
-/// One thread's part: rows lane / 4 and + 8 of 16, columns 8 i + 2 (lane % 4) + {0, 1} of the
-/// warp's quarter of the head.
-template <int Tiles>
+/// One thread's part: rows 8 n + 2 (lane % 4) + {0, 1}, columns 16 m + lane / 4 + {0, 8} of the
+/// warp's quarter of the head: o[m][n] is {column 0: rows 0, 1; column 8: rows 0, 1}.
+template <int M, int N>
 struct State {
-  float o[Tiles][4];
-  float top[2], sum[2];
+  float o[M][N][4];
+  float top[N][2], sum[N][2];
 
   __device__ __forceinline__ void fold(const State& other) {
-    Factors f[2];
 #pragma unroll
-    for (int h = 0; h < 2; ++h) f[h] = fold_factors(top[h], sum[h], other.top[h], other.sum[h]);
+    for (int n = 0; n < N; ++n) {
+      Factors f[2];
 #pragma unroll
-    for (int i = 0; i < Tiles; ++i) {
+      for (int h = 0; h < 2; ++h) {
+        f[h] = fold_factors(top[n][h], sum[n][h], other.top[n][h], other.sum[n][h]);
+      }
 #pragma unroll
-      for (int j = 0; j < 4; ++j) o[i][j] = fold_value(o[i][j], other.o[i][j], f[j / 2]);
+      for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          o[m][n][j] = fold_value(o[m][n][j], other.o[m][n][j], f[j % 2]);
+        }
+      }
     }
   }
 };
@@ -205,26 +231,39 @@ struct State {
 
 template <int D>
 struct Shared {
-  static constexpr int kKeys = chunk_keys(D);
+  static constexpr int kStageBytes = kKeys * D * 2;  // K or V of one chunk
+  static constexpr int kStages = kRingBytes / kStageBytes;
   static constexpr int kWeightRow = kKeys + 8;  // padded: rows shift by 4 banks
   alignas(1024) unsigned char ring[kStages][kStageBytes];
-  alignas(16) __nv_bfloat16 weights[kMaxRowTiles][16][kWeightRow];
-  float tops[kMaxRowTiles][4][16], sums[kMaxRowTiles][4][16];
+  alignas(16) __nv_bfloat16 weights[kMaxRows][kWeightRow];
+  alignas(8) float tops[kWarps][kMaxRows];
+  alignas(8) float sums[kWarps][kMaxRows];
   Barrier full[kStages], empty[kStages];
-  Plan plan;
+};
+
+/// Walks the ring.
+template <int Stages>
+struct Cursor {
+  int stage = 0;
+  uint32_t parity;
+  __device__ __forceinline__ void next() {
+    if (++stage == Stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
 };
 
 /// The warp that fills the ring: K, V, K, V ... of the share [at, end). Lane i copies box i of a
 /// chunk (box_rows keys each). Boxes beyond the context aren't copied.
 template <int D>
-__device__ void produce(const DecodeParams& p, const CUtensorMap* map, Shared<D>& shared, int at,
-                        int end) {
-  constexpr int kKeys = chunk_keys(D);
+__device__ void produce(const DecodeParams& p, const CUtensorMap* map, const Plan& plan,
+                        Shared<D>& shared, int at, int end) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  int stage = 0, segment = at < end ? find_segment(p, shared.plan, at) : 0;
-  uint32_t parity = 1;
+  Cursor<Shared<D>::kStages> ring{.parity = 1};
+  int segment = at < end ? find_segment(p, plan, at) : 0;
   while (at < end) {
-    const Run run = find_run(p, shared.plan, segment, at, end);
+    const Run run = find_run(p, plan, segment, at, end);
     segment = run.segment;
     at = run.next;
     const int32_t* table = p.table + segment * p.table_row;
@@ -239,13 +278,14 @@ __device__ void produce(const DecodeParams& p, const CUtensorMap* map, Shared<D>
       const int boxes = (min(kKeys, run.keys - chunk * kKeys) + p.box_rows - 1) / p.box_rows;
       const auto bytes = static_cast<uint32_t>(boxes * p.box_rows * D * 2);
       for (int plane = 0; plane < 2; ++plane) {
-        Barrier* full = &shared.full[stage];
-        wait(&shared.empty[stage], parity);
+        Barrier* full = &shared.full[ring.stage];
+        wait(&shared.empty[ring.stage], ring.parity);
         if (lane == 0) arrive_expect(full, bytes);
         __syncwarp();
         if (block >= 0) {
           const int in_chunk = lane * p.box_rows;
-          unsigned char* to = shared.ring[stage] + in_chunk / kTileKeys * (D / 64) * kTileBytes +
+          unsigned char* to = shared.ring[ring.stage] +
+                              in_chunk / kTileKeys * (D / 64) * kTileBytes +
                               in_chunk % kTileKeys * 128;
           const int row = (plane * p.kv_heads + run.kv_head) * p.block_size + key % p.block_size;
 #pragma unroll
@@ -254,41 +294,35 @@ __device__ void produce(const DecodeParams& p, const CUtensorMap* map, Shared<D>
                      L2Hint::kEvictFirst);
           }
         }
-        if (++stage == kStages) {
-          stage = 0;
-          parity ^= 1;
-        }
+        ring.next();
       }
       block = next_block;
     }
   }
 }
 
-/// One of the 4 warps of a tile of 16 rows. For the scores a warp has a quarter of the chunk's
-/// keys, for the values a quarter of the columns; the weights between are exchanged in shared
-/// memory.
-template <int D>
+/// One of the 4 warps that compute. For the scores (keys x rows) a warp has 32 keys of the chunk,
+/// for the outputs (columns x rows) a quarter of the columns; the weights between are exchanged in
+/// shared memory. N: tiles of 8 rows.
+template <int D, int N>
 class Consumer {
  public:
-  __device__ Consumer(const DecodeParams& params, Shared<D>& memory, int at_warp)
+  __device__ Consumer(const DecodeParams& params, const Plan& the_plan, Shared<D>& memory,
+                      int at_warp)
       : p(params),
+        plan(the_plan),
         shared(memory),
         lane(static_cast<int>(threadIdx.x) % 32),
-        warp(at_warp % 4),
-        tile(at_warp / 4),
+        warp(at_warp),
         block(static_cast<int>(blockIdx.x)) {}
 
-  __device__ void consume(int at, int end) {
+  __device__ __forceinline__ void consume(int at, int end) {
     Partial upper[kMaxLevels];  // indexed at run time: in local memory, on the rare path
-    int segment = at < end ? find_segment(p, shared.plan, at) : 0;
+    int segment = at < end ? find_segment(p, plan, at) : 0;
     while (at < end) {
-      const Run run = find_run(p, shared.plan, segment, at, end);
+      const Run run = find_run(p, plan, segment, at, end);
       segment = run.segment;
       at = run.next;
-      if (tile * 16 >= run.rows) {
-        skip(2 * (run.end - run.begin));
-        continue;
-      }
       begin_run(run);
       for (int chunk = run.begin; chunk < run.end; ++chunk) {
         compute(run, chunk);
@@ -299,62 +333,45 @@ class Consumer {
   }
 
  private:
-  static constexpr int kKeys = chunk_keys(D);
-  static constexpr int kWarpKeys = kKeys / 4;
-  static constexpr int kColumns = D / 4;
-  static constexpr int kTiles = kColumns / 8;
-  using Partial = State<kTiles>;
+  static constexpr int kColumns = D / kWarps;  // of a warp
+  static constexpr int kM = kColumns / 16;
+  using Partial = State<kM, N>;
 
   const DecodeParams& p;
+  const Plan& plan;
   Shared<D>& shared;
-  const int lane, warp, tile, block;
-  int stage = 0;
-  uint32_t parity = 0;
-  uint32_t q[D / 16][4];
-  int visible[2];  // keys that the thread's two rows see
-  int slot = 0;
+  const int lane, warp, block;
+  Cursor<Shared<D>::kStages> ring{.parity = 0};
+  uint32_t q[D / 16][N][2];
+  int visible[N][2];          // keys that the thread's rows see
   Partial chunk_state, node;  // of the chunk; of the chunks since the last multiple of 8
 
   __device__ __forceinline__ void release() {
     __syncwarp();
-    if (lane == 0) arrive(&shared.empty[stage]);
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-  /// Stages of which this warp has no rows.
-  __device__ void skip(int stages) {
-    for (int i = 0; i < stages; ++i) {
-      wait(&shared.full[stage], parity);
-      release();
-    }
-  }
-
-  /// The q row (token, head) of row `row` of the pair.
-  __device__ __forceinline__ void locate(const Run& run, int row, int64_t& token, int& head) const {
-    const int at = run.first_row + row;
-    token = p.cu_q[run.segment] + at / p.group;
-    head = run.kv_head * p.group + at % p.group;
+    if (lane == 0) arrive(&shared.empty[ring.stage]);
+    ring.next();
   }
 
   __device__ __forceinline__ void begin_run(const Run& run) {
-    slot = first_slot(p, run.begin);
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int row = tile * 16 + lane / 4 + 8 * h;
+    for (int n = 0; n < N; ++n) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = n * 8 + lane % 4 * 2 + h;
+        visible[n][h] = row < run.rows
+                            ? p.kv_start[run.segment] + (run.first_row + row) / p.group + 1
+                            : INT_MAX;
+      }
+      const int row = n * 8 + lane / 4;
       const bool valid = row < run.rows;
-      int64_t token = 0;
-      int head = 0;
-      if (valid) locate(run, row, token, head);
-      visible[h] = valid ? p.kv_start[run.segment] + (run.first_row + row) / p.group + 1 : INT_MAX;
-      const __nv_bfloat16* from = p.q + token * p.q_row + head * p.q_head;
+      const QRow at = valid ? locate(p, run, row) : QRow{0, 0};
+      const __nv_bfloat16* from = p.q + at.token * p.q_row + at.head * p.q_head;
 #pragma unroll
       for (int k = 0; k < D / 16; ++k) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int column = k * 16 + half * 8 + lane % 4 * 2;
-          q[k][2 * half + h] =
+          q[k][n][half] =
               valid && column < p.head_dim ? *reinterpret_cast<const uint32_t*>(from + column) : 0u;
         }
       }
@@ -364,166 +381,215 @@ class Consumer {
   /// chunk_state of chunk `chunk`.
   __device__ __forceinline__ void compute(const Run& run, int chunk) {
     const int first_key = chunk * kKeys;
-    // Scores: rows x the warp's keys.
-    float s[kWarpKeys / 8][4];
-#pragma unroll
-    for (auto& row : s) row[0] = row[1] = row[2] = row[3] = 0;
-    wait(&shared.full[stage], parity);
-    {
-      constexpr int kPart = kWarpKeys < kTileKeys ? kTileKeys / kWarpKeys : 1;  // warps a tile
-      const uint32_t base =
-          shared_address(shared.ring[stage]) +
-          static_cast<uint32_t>(warp / kPart * (D / 64) * kTileBytes +
-                                warp % kPart * kWarpKeys * 128 + (lane / 16 * 8 + lane % 8) * 128);
-      const auto unit = static_cast<uint32_t>((lane / 8 % 2) ^ (lane % 8));
-#pragma unroll
-      for (int k = 0; k < D / 16; ++k) {
-#pragma unroll
-        for (int n = 0; n < kWarpKeys / 16; ++n) {
-          uint32_t b[4];
-          load_matrices(b, base + static_cast<uint32_t>(k / 4 * kTileBytes + n * 16 * 128) +
-                               ((unit ^ static_cast<uint32_t>(k % 4 * 2)) << 4));
-          mma_bf16(s[2 * n], q[k], b[0], b[1]);
-          mma_bf16(s[2 * n + 1], q[k], b[2], b[3]);
-        }
-      }
-    }
-    release();
-
+    float s[2][N][4];  // the warp's keys 16 m + lane / 4 + {0, 8} x the thread's rows
+    multiply_keys(s);
     const int last_key = first_key + kKeys;
-    if (last_key > visible[0] || last_key > visible[1]) {
+    bool masked = false;
 #pragma unroll
-      for (int n = 0; n < kWarpKeys / 8; ++n) {
+    for (int n = 0; n < N; ++n) {
+      masked = masked || last_key > visible[n][0] || last_key > visible[n][1];
+    }
+    if (masked) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int key = first_key + warp * kWarpKeys + n * 8 + lane % 4 * 2 + j % 2;
-          if (key >= visible[j / 2]) s[n][j] = minus_infinity();
+      for (int m = 0; m < 2; ++m) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            const int key = first_key + warp * 32 + m * 16 + lane / 4 + j / 2 * 8;
+            if (key >= visible[n][j % 2]) s[m][n][j] = minus_infinity();
+          }
         }
       }
     }
-    float top[2] = {minus_infinity(), minus_infinity()};
-#pragma unroll
-    for (int n = 0; n < kWarpKeys / 8; ++n) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) top[j / 2] = fmaxf(top[j / 2], s[n][j]);
-    }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 1));
-      top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 2));
-      if (lane % 4 == 0) shared.tops[tile][warp][lane / 4 + 8 * h] = top[h];
-    }
-    barrier_sync(1 + tile, 128);
-    float shift[2], sum[2] = {0, 0};
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int row = lane / 4 + 8 * h;
-      const float all = fmaxf(fmaxf(shared.tops[tile][0][row], shared.tops[tile][1][row]),
-                              fmaxf(shared.tops[tile][2][row], shared.tops[tile][3][row]));
-      chunk_state.top[h] = __fmul_rn(all, p.scale);
-      shift[h] = all == minus_infinity() ? 0.0f : -chunk_state.top[h];
-    }
-#pragma unroll
-    for (int n = 0; n < kWarpKeys / 8; ++n) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        s[n][j] = exp2_approx(fmaf(s[n][j], p.scale, shift[j / 2]));
-        sum[j / 2] += s[n][j];
-      }
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        *reinterpret_cast<uint32_t*>(
-            &shared.weights[tile][lane / 4 + 8 * h][warp * kWarpKeys + n * 8 + lane % 4 * 2]) =
-            pack_bf16(s[n][2 * h], s[n][2 * h + 1]);
-      }
-    }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 1);
-      sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
-      if (lane % 4 == 0) shared.sums[tile][warp][lane / 4 + 8 * h] = sum[h];
-    }
-    barrier_sync(1 + tile, 128);
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int row = lane / 4 + 8 * h;
-      chunk_state.sum[h] = (shared.sums[tile][0][row] + shared.sums[tile][1][row]) +
-                           (shared.sums[tile][2][row] + shared.sums[tile][3][row]);
-    }
+    weigh(s);
     multiply_values(run, first_key);
   }
 
-  /// chunk_state.o = weights x V. A row's product takes keys that it doesn't see as 0, whatever the
-  /// memory holds there (0 * NaN is NaN). All keys of the pair are hidden from or seen by all rows
-  /// in most steps of 16 keys; where the rows of several tokens see different keys, each token's
-  /// rows get a product of their own.
-  __device__ __forceinline__ void multiply_values(const Run& run, int first_key) {
-    const int keys = run.keys - first_key;
-    const int start = p.kv_start[run.segment] + 1 - first_key;
-    const int first_limit = start + (run.first_row + tile * 16) / p.group;
-    const int last_limit = start + (run.first_row + min(tile * 16 + 15, run.rows - 1)) / p.group;
+  __device__ __forceinline__ void multiply_keys(float (&s)[2][N][4]) {
 #pragma unroll
-    for (auto& row : chunk_state.o) row[0] = row[1] = row[2] = row[3] = 0;
-    wait(&shared.full[stage], parity);
-    const uint32_t weights = shared_address(&shared.weights[tile][lane % 16][lane / 16 * 8]);
+    for (auto& tile : s) {
+#pragma unroll
+      for (auto& x : tile) x[0] = x[1] = x[2] = x[3] = 0;
+    }
+    wait(&shared.full[ring.stage], ring.parity);
     const uint32_t base =
-        shared_address(shared.ring[stage]) +
-        static_cast<uint32_t>(warp * kColumns / 64 * kTileBytes + lane % 16 * 128);
-    const auto unit = static_cast<uint32_t>((warp * kColumns % 64 / 8 + lane / 16) ^ (lane % 8));
+        shared_address(shared.ring[ring.stage]) +
+        static_cast<uint32_t>(warp / 2 * (D / 64) * kTileBytes + (warp % 2 * 32 + lane % 16) * 128);
+    const auto unit = static_cast<uint32_t>(lane / 16 ^ lane % 8);
 #pragma unroll
-    for (int k = 0; k < kKeys / 16; ++k) {
-      uint32_t a[4];
-      load_matrices(a, weights + static_cast<uint32_t>(k * 32));
-      const int key = k * 16 + lane % 4 * 2;
-      uint32_t keep[2] = {~0u, ~0u};
-      if (keys < kKeys) keep_keys(key, keys, keep);
-      const bool uneven = k * 16 + 16 > first_limit && first_limit < last_limit;
+    for (int k = 0; k < D / 16; ++k) {
 #pragma unroll
-      for (int n = 0; n < kColumns / 16; ++n) {
-        uint32_t b[4];
-        load_matrices<true>(b,
-                            base +
-                                static_cast<uint32_t>(k * 16 / kTileKeys * (D / 64) * kTileBytes +
-                                                      k * 16 % kTileKeys * 128) +
-                                ((unit ^ static_cast<uint32_t>(n * 2)) << 4));
-        if (uneven) {
-          for (int limit = first_limit; limit <= last_limit; ++limit) {
-            keep_keys(key, limit, keep);
-            multiply_token(limit + first_key, chunk_state.o[2 * n], a, b[0] & keep[0],
-                           b[1] & keep[1]);
-            multiply_token(limit + first_key, chunk_state.o[2 * n + 1], a, b[2] & keep[0],
-                           b[3] & keep[1]);
-          }
-        } else {
-          mma_bf16(chunk_state.o[2 * n], a, b[0] & keep[0], b[1] & keep[1]);
-          mma_bf16(chunk_state.o[2 * n + 1], a, b[2] & keep[0], b[3] & keep[1]);
-        }
+      for (int m = 0; m < 2; ++m) {
+        uint32_t a[4];
+        load_matrices(a, base + static_cast<uint32_t>(k / 4 * kTileBytes + m * 16 * 128) +
+                             ((unit ^ static_cast<uint32_t>(k % 4 * 2)) << 4));
+#pragma unroll
+        for (int n = 0; n < N; ++n) mma_bf16(s[m][n], a, q[k][n][0], q[k][n][1]);
       }
     }
     release();
   }
-  /// Masks of the thread's pairs of keys (`key`, + 1) and (`key` + 8, + 9): those below `limit`.
-  static __device__ __forceinline__ void keep_keys(int key, int limit, uint32_t (&keep)[2]) {
+
+  /// Scores to weights in shared memory; top and sum of chunk_state.
+  __device__ __forceinline__ void weigh(float (&s)[2][N][4]) {
+    const int my_row = lane % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      float top[2];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        top[h] = fmaxf(fmaxf(s[0][n][h], s[0][n][h + 2]), fmaxf(s[1][n][h], s[1][n][h + 2]));
+#pragma unroll
+        for (int step = 4; step < 32; step *= 2) {
+          top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], step));
+        }
+      }
+      if (lane < 4) {
+        *reinterpret_cast<float2*>(&shared.tops[warp][n * 8 + my_row]) = {top[0], top[1]};
+      }
+    }
+    barrier_sync(1, kWarps * 32);
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      float all[2] = {minus_infinity(), minus_infinity()}, sum[2] = {0, 0};
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        const float2 of = *reinterpret_cast<const float2*>(&shared.tops[w][n * 8 + my_row]);
+        all[0] = fmaxf(all[0], of.x);
+        all[1] = fmaxf(all[1], of.y);
+      }
+      float shift[2];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        chunk_state.top[n][h] = __fmul_rn(all[h], p.scale);
+        shift[h] = all[h] == minus_infinity() ? 0.0f : -chunk_state.top[n][h];
+      }
+      uint32_t packed[4];
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          s[m][n][j] = exp2_approx(fmaf(s[m][n][j], p.scale, shift[j % 2]));
+          sum[j % 2] += s[m][n][j];
+        }
+        packed[2 * m] = pack_bf16(s[m][n][0], s[m][n][1]);
+        packed[2 * m + 1] = pack_bf16(s[m][n][2], s[m][n][3]);
+      }
+      store_matrices<true>(
+          shared_address(&shared.weights[n * 8 + lane % 8][warp * 32 + lane / 8 * 8]), packed);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int step = 4; step < 32; step *= 2) {
+          sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], step);
+        }
+      }
+      if (lane < 4) {
+        *reinterpret_cast<float2*>(&shared.sums[warp][n * 8 + my_row]) = {sum[0], sum[1]};
+      }
+    }
+    barrier_sync(1, kWarps * 32);
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      float2 of[kWarps];
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        of[w] = *reinterpret_cast<const float2*>(&shared.sums[w][n * 8 + my_row]);
+      }
+      chunk_state.sum[n][0] = (of[0].x + of[1].x) + (of[2].x + of[3].x);
+      chunk_state.sum[n][1] = (of[0].y + of[1].y) + (of[2].y + of[3].y);
+    }
+  }
+
+  /// chunk_state.o = V^T x weights. A row's product takes keys that it doesn't see as 0, whatever
+  /// the memory holds there (0 * NaN is NaN). In most steps of 16 keys all rows see the same keys;
+  /// where the rows of several tokens don't, each token's rows get a product of their own.
+  __device__ __forceinline__ void multiply_values(const Run& run, int first_key) {
+    const int start = p.kv_start[run.segment] + 1 - first_key;
+    const int first_limit = start + run.first_row / p.group;
+    const int last_limit = start + (run.first_row + run.rows - 1) / p.group;
+#pragma unroll
+    for (auto& tile : chunk_state.o) {
+#pragma unroll
+      for (auto& x : tile) x[0] = x[1] = x[2] = x[3] = 0;
+    }
+    wait(&shared.full[ring.stage], ring.parity);
+    if (first_limit >= kKeys) {
+      multiply_steps(0, kKeys / 16);
+    } else {
+      // Keys that all rows see, up to a multiple of 16; then masked steps.
+      const int clean = max(first_limit, 0) / 16;
+      for (int k = 0; k < clean; ++k) multiply_steps(k, k + 1);
+      const int steps = min((last_limit + 15) / 16, kKeys / 16);
+      for (int limit = first_limit; limit <= last_limit; ++limit) {
+        for (int k = clean; k < steps; ++k) multiply_token(k, limit, limit + first_key);
+      }
+    }
+    release();
+  }
+  /// Fragments of V^T: 16 columns (tile m of the warp's) x the keys of step k.
+  __device__ __forceinline__ void load_values(uint32_t (&a)[4], int k, int m) const {
+    const int column = warp * kColumns + m * 16;
+    const uint32_t base =
+        shared_address(shared.ring[ring.stage]) +
+        static_cast<uint32_t>((k * 16 / kTileKeys * (D / 64) + column / 64) * kTileBytes +
+                              (k * 16 % kTileKeys + lane / 16 * 8 + lane % 8) * 128);
+    const auto unit = static_cast<uint32_t>((column % 64 / 8 + lane / 8 % 2) ^ lane % 8);
+    load_matrices<true>(a, base + (unit << 4));
+  }
+  __device__ __forceinline__ uint32_t weights_at(int k, int n) const {
+    return shared_address(&shared.weights[n * 8 + lane % 8][k * 16 + lane / 8 % 2 * 8]);
+  }
+  /// Keys of steps [begin, end).
+  __device__ __forceinline__ void multiply_steps(int begin, int end) {
+#pragma unroll
+    for (int k = begin; k < end; ++k) {
+      uint32_t b[N][2];
+#pragma unroll
+      for (int n = 0; n < N; ++n) load_matrices(b[n], weights_at(k, n));
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        uint32_t a[4];
+        load_values(a, k, m);
+#pragma unroll
+        for (int n = 0; n < N; ++n) mma_bf16(chunk_state.o[m][n], a, b[n][0], b[n][1]);
+      }
+    }
+  }
+  /// Step k for the rows that see `seen` keys, `limit` of them in the chunk.
+  __device__ __forceinline__ void multiply_token(int k, int limit, int seen) {
+    const int key = k * 16 + lane % 4 * 2;
+    uint32_t keep[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       keep[half] =
           (key + 8 * half < limit ? 0xFFFFu : 0u) | (key + 8 * half + 1 < limit ? 0xFFFF0000u : 0u);
     }
-  }
-  /// mma_bf16 for the rows that see `seen` keys.
-  __device__ __forceinline__ void multiply_token(int seen, float (&o)[4], const uint32_t (&a)[4],
-                                                 uint32_t b0, uint32_t b1) const {
-    float product[4] = {o[0], o[1], o[2], o[3]};
-    mma_bf16(product, a, b0, b1);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) o[j] = visible[j / 2] == seen ? product[j] : o[j];
+    for (int m = 0; m < kM; ++m) {
+      uint32_t a[4];
+      load_values(a, k, m);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] &= keep[i / 2];
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        uint32_t b[2];
+        load_matrices(b, weights_at(k, n));
+        float(&o)[4] = chunk_state.o[m][n];
+        float product[4] = {o[0], o[1], o[2], o[3]};
+        mma_bf16(product, a, b[0], b[1]);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) o[j] = visible[n][j % 2] == seen ? product[j] : o[j];
+      }
+    }
   }
 
   /// Climbs the tree from chunk `chunk`: a node joins its parent when the parent begins in this
   /// run, and is left for the second kernel otherwise.
   __device__ __forceinline__ void add_chunk(const Run& run, int chunk, Partial* upper) {
     if (chunk / kFan * kFan < run.begin) {
-      store(run, chunk_state);
+      store(run, chunk_state, 0, chunk % kFan);
       return;
     }
     if (chunk % kFan == 0) {
@@ -545,7 +611,7 @@ class Consumer {
         return;
       }
       if (index / kFan * kFan * span < run.begin) {
-        store(run, node);
+        store(run, node, level, index % kFan);
         return;
       }
       if (index % kFan == 0) {
@@ -557,51 +623,60 @@ class Consumer {
       node = upper[level];
     }
   }
-  /// The nodes that the end of the run leaves unfinished, from the largest to the smallest.
+  /// The nodes that the end of the run leaves unfinished.
   __device__ __forceinline__ void flush(const Run& run, const Partial* upper) {
     int64_t span = kFan;
-    int level = 1;
-    for (; span <= run.end; ++level) span *= kFan;
-    for (; level > 0; --level, span /= kFan) {
-      // The open node of this level: it has a complete child, and began in this run.
+    for (int level = 1; span / kFan <= run.end; ++level, span *= kFan) {
+      // The open node of this level: it began in this run, and has a complete child.
       if (run.end / span * span < run.begin || run.end % span / (span / kFan) == 0) continue;
-      store(run, level == 1 ? node : upper[level - 1]);
+      // Not `level == 1 ? node : ...`: the choice of an address would put all state in local
+      // memory.
+      if (level > 1) node = upper[level - 1];
+      store(run, node, level - 1, 0);
     }
   }
 
-  __device__ __forceinline__ int column(int i) const {
-    return warp * kColumns + i * 8 + lane % 4 * 2;
+  __device__ __forceinline__ int column(int m, int j) const {
+    return warp * kColumns + m * 16 + lane / 4 + j / 2 * 8;
   }
-  __device__ __forceinline__ void store(const Run& run, const Partial& x) {
-    float* to = p.partials + partial_offset(p, D, block, slot++);
+  __device__ __forceinline__ void store(const Run& run, const Partial& x, int level, int child) {
+    float* to = p.partials + partial_offset(p, D, block, level, child);
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int row = tile * 16 + lane / 4 + 8 * h;
-      if (row >= run.rows) continue;
+    for (int n = 0; n < N; ++n) {
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
-        *reinterpret_cast<float2*>(to + row * D + column(i)) = {x.o[i][2 * h], x.o[i][2 * h + 1]};
-      }
-      if (warp == 0 && lane % 4 == 0) {
-        *reinterpret_cast<float2*>(to + p.partial_rows * D + 2 * row) = {x.top[h], x.sum[h]};
+      for (int h = 0; h < 2; ++h) {
+        const int row = n * 8 + lane % 4 * 2 + h;
+        if (row >= run.rows) continue;
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+          to[row * D + column(m, 0)] = x.o[m][n][h];
+          to[row * D + column(m, 2)] = x.o[m][n][h + 2];
+        }
+        if (warp == 0 && lane < 4) {
+          *reinterpret_cast<float2*>(to + p.partial_rows * D + 2 * row) = {x.top[n][h],
+                                                                           x.sum[n][h]};
+        }
       }
     }
   }
   __device__ __forceinline__ void write(const Run& run, const Partial& x) const {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int row = tile * 16 + lane / 4 + 8 * h;
-      if (row >= run.rows) continue;
-      int64_t token;
-      int head;
-      locate(run, row, token, head);
-      __nv_bfloat16* to = p.out + token * p.out_row + head * p.out_head;
-      const float scale = inverse(x.sum[h]);
+    for (int n = 0; n < N; ++n) {
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
-        if (column(i) >= p.head_dim) continue;
-        *reinterpret_cast<uint32_t*>(to + column(i)) =
-            pack_bf16(x.o[i][2 * h] * scale, x.o[i][2 * h + 1] * scale);
+      for (int h = 0; h < 2; ++h) {
+        const int row = n * 8 + lane % 4 * 2 + h;
+        if (row >= run.rows) continue;
+        const QRow at = locate(p, run, row);
+        __nv_bfloat16* to = p.out + at.token * p.out_row + at.head * p.out_head;
+        const float scale = inverse(x.sum[n][h]);
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+#pragma unroll
+          for (int j = h; j < 4; j += 2) {
+            if (column(m, j) < p.head_dim)
+              to[column(m, j)] = __float2bfloat16(x.o[m][n][j] * scale);
+          }
+        }
       }
     }
   }
@@ -619,137 +694,185 @@ __device__ void clear_rest(const DecodeParams& p) {
   }
 }
 
-template <int D>
-__global__ __launch_bounds__(kMaxRowTiles * 128 + 32,
+template <int D, int N>
+__global__ __launch_bounds__(kWarps * 32 + 32,
                              1) void decode_kernel(const __grid_constant__ CUtensorMap map,
                                                    const __grid_constant__ DecodeParams p) {
   extern __shared__ __align__(1024) unsigned char memory[];
   Shared<D>& shared = *reinterpret_cast<Shared<D>*>(memory);
-  const int warp = warp_index(), consumers = static_cast<int>(blockDim.x) / 32 - 1;
+  const int warp = warp_index();
   let_successor_begin();
   if (threadIdx.x == 0) {
     prefetch_map(&map);
-    for (int i = 0; i < kStages; ++i) {
+    for (int i = 0; i < Shared<D>::kStages; ++i) {
       barrier_init(&shared.full[i], 1);
-      barrier_init(&shared.empty[i], static_cast<uint32_t>(consumers));
+      barrier_init(&shared.empty[i], kWarps);
     }
     fence_barrier_init();
   }
   // The SeqMap comes from copies, which a programmatic launch never overtakes.
-  make_plan(p, chunk_keys(D), shared.plan);
+  const Plan plan(memory + sizeof(Shared<D>), p.num_segments);
+  make_plan(p, plan);
   wait_for_predecessor();
-  const int total = shared.plan.starts[p.num_segments], block = static_cast<int>(blockIdx.x);
+  const int total = plan.starts[p.num_segments], block = static_cast<int>(blockIdx.x);
   const int begin = share_begin(total, block, p.num_blocks);
   const int end = share_begin(total, block + 1, p.num_blocks);
-  if (warp == consumers) {
-    produce<D>(p, &map, shared, begin, end);
+  if (warp == kWarps) {
+    produce<D>(p, &map, plan, shared, begin, end);
   } else {
-    Consumer<D>(p, shared, warp).consume(begin, end);
+    Consumer<D, N>(p, plan, shared, warp).consume(begin, end);
   }
   clear_rest(p);
 }
 
 // ---- The second kernel: folds what pairs cut by a border have left
 
-struct MergeState {
-  float4 o;
+/// One row of a partial: lane l has columns l * D / 32 ....
+template <int D>
+struct RowState {
+  static constexpr int kEach = D / 32;
+  float o[kEach];
   float top, sum;
-  __device__ __forceinline__ void fold(const MergeState& other) {
+  __device__ __forceinline__ void fold(const RowState& other) {
     const Factors f = fold_factors(top, sum, other.top, other.sum);
-    o = {fold_value(o.x, other.o.x, f), fold_value(o.y, other.o.y, f),
-         fold_value(o.z, other.o.z, f), fold_value(o.w, other.o.w, f)};
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) o[i] = fold_value(o[i], other.o[i], f);
+  }
+  __device__ __forceinline__ void load(const float* from, const float* scalars) {
+#pragma unroll
+    for (int i = 0; i < kEach; i += 2) {
+      const float2 pair = __ldcg(reinterpret_cast<const float2*>(from + i));
+      o[i] = pair.x;
+      o[i + 1] = pair.y;
+    }
+    const float2 pair = __ldcg(reinterpret_cast<const float2*>(scalars));
+    top = pair.x;
+    sum = pair.y;
   }
 };
 
-/// Calls each(level, opens, length) for the partials that the run [begin, end) of a pair leaves, in
-/// order: a node of `level` that joins an open parent, or (opens) the beginning of a node of
-/// `level`.
-template <class F>
-__device__ __forceinline__ void for_each_partial(int begin, int end, int chunks, F each) {
-  while (begin < end) {
-    int level = 0;
-    int64_t span = 1;
-    while (begin % (span * kFan) == 0 &&
-           min(begin + span * kFan, static_cast<int64_t>(chunks)) <= end) {
-      span *= kFan;
-      ++level;
+/// One warp of a block that folds the nodes of one pair.
+template <int D>
+struct Merger {
+  const DecodeParams& p;
+  Run run;           // all chunks of the pair
+  int total, start;  // chunks of all pairs; of those before this one
+  int lane;
+
+  __device__ __forceinline__ int border(int block) const {
+    return share_begin(total, block, p.num_blocks) - start;
+  }
+  __device__ __forceinline__ int owner_of(int chunk) const {
+    return owner(total, start + chunk, p.num_blocks);
+  }
+
+  /// Where lane c finds child c of a node of `level` that a border cuts, or -1: it isn't there, or
+  /// is within the partial of child 0.
+  __device__ __forceinline__ int64_t find_child(int node_begin, int node_end, int level,
+                                                int span) const {
+    const int begin = node_begin + lane * span;
+    if (lane >= kFan || begin >= node_end) return -1;
+    const int first = owner_of(begin);
+    if (lane == 0) {
+      // The beginning of this node, or (no child is complete) the whole of its cut first child.
+      const bool opened = border(first + 1) - node_begin >= span;
+      return partial_offset(p, D, first, opened ? level - 1 : level - 2, 0);
     }
-    if (begin % (span * kFan) == 0) {
-      const int length = static_cast<int>((end - begin) / span * span);
-      each(level + 1, true, length);
-      begin += length;
+    const int end = min(begin + span, node_end);
+    if (end <= border(owner_of(node_begin) + 1)) return -1;
+    return end > border(first + 1) ? partial_offset(p, D, first, level - 2, 0)
+                                   : partial_offset(p, D, first, level - 1, lane);
+  }
+
+  /// Folds the node of `level` (whose children are `span` chunks) that begins at `begin`, of row
+  /// `row`. The root is the output; others go where their beginnings were.
+  __device__ __forceinline__ void fold_node(int begin, int level, int span, int row) const {
+    const int end = min(begin + span * kFan, run.chunks);
+    const int64_t mine = find_child(begin, end, level, span);
+    RowState<D> child[kFan];
+    bool there[kFan];
+#pragma unroll
+    for (int c = 0; c < kFan; ++c) {
+      const int64_t at = __shfl_sync(0xffffffffu, mine, c);
+      there[c] = at >= 0;
+      if (!there[c]) continue;
+      const float* from = p.partials + at;
+      child[c].load(from + row * D + lane * RowState<D>::kEach,
+                    from + p.partial_rows * D + 2 * row);
+    }
+#pragma unroll
+    for (int c = 1; c < kFan; ++c) {
+      if (there[c]) child[0].fold(child[c]);
+    }
+    if (begin == 0 && end == run.chunks) {
+      write(child[0], row);
     } else {
-      const int length = static_cast<int>(min(span, static_cast<int64_t>(end - begin)));
-      each(level, false, length);
-      begin += length;
+      float* to = p.partials + partial_offset(p, D, owner_of(begin), level - 1, 0);
+#pragma unroll
+      for (int i = 0; i < RowState<D>::kEach; i += 2) {
+        __stcg(reinterpret_cast<float2*>(to + row * D + lane * RowState<D>::kEach + i),
+               float2{child[0].o[i], child[0].o[i + 1]});
+      }
+      if (lane == 0) {
+        __stcg(reinterpret_cast<float2*>(to + p.partial_rows * D + 2 * row),
+               float2{child[0].top, child[0].sum});
+      }
     }
   }
-}
 
-template <int D>
-__global__ __launch_bounds__(kMergeThreads) void merge_kernel(
-    const __grid_constant__ DecodeParams p) {
-  __shared__ Plan plan;
-  let_successor_begin();
-  make_plan(p, chunk_keys(D), plan);
-  wait_for_predecessor();
-  // Block x is pair x % pairs of segment x / pairs; `pairs` is of the longest segment possible.
-  const int row_groups = static_cast<int>(gridDim.x) / p.num_segments / p.kv_heads;
-  const int item = static_cast<int>(blockIdx.x);
-  const int segment = item / (row_groups * p.kv_heads), pair = item % (row_groups * p.kv_heads);
-  const int chunks = plan.chunks[segment], total = plan.starts[p.num_segments];
-  const int start = plan.starts[segment] + pair * chunks;
-  if (chunks == 0 || start >= plan.starts[segment + 1]) return;
-  const auto owner = [&](int chunk) {
-    return static_cast<int>(((int64_t{chunk} + 1) * p.num_blocks - 1) / total);
-  };
-  const int first_block = owner(start), last_block = owner(start + chunks - 1);
-  if (first_block == last_block) return;
-  const int tokens = p.cu_q[segment + 1] - p.cu_q[segment];
-  const int first_row = pair / p.kv_heads * p.tile_rows;
-  const int rows = min(tokens * p.group - first_row, p.tile_rows);
-
-  for (int at = static_cast<int>(threadIdx.x); at < rows * D / 4; at += kMergeThreads) {
-    const int row = at / (D / 4), column = at % (D / 4) * 4;
-    MergeState open[kMaxLevels + 1];
-    MergeState node{};
-    for (int block = first_block; block <= last_block; ++block) {
-      const int begin = max(share_begin(total, block, p.num_blocks) - start, 0);
-      const int end = min(share_begin(total, block + 1, p.num_blocks) - start, chunks);
-      int slot = first_slot(p, begin), position = begin;
-      for_each_partial(begin, end, chunks, [&](int level, bool opens, int length) {
-        const float* from = p.partials + partial_offset(p, D, block, slot++);
-        const float2 scalars =
-            *reinterpret_cast<const float2*>(from + p.partial_rows * D + 2 * row);
-        node = {*reinterpret_cast<const float4*>(from + row * D + column), scalars.x, scalars.y};
-        position += length;
-        if (opens) {
-          open[level] = node;
-          return;
-        }
-        // The node ends at `position`; every parent that ends there too is complete.
-        int64_t span = 1;
-        for (int i = 0; i <= level; ++i) span *= kFan;
-        for (int parent = level + 1; parent <= p.levels; ++parent, span *= kFan) {
-          const int64_t parent_begin = (position - 1) / span * span;
-          const bool first_child = parent_begin == (position - 1) / (span / kFan) * (span / kFan);
-          if (first_child) {
-            open[parent] = node;
-          } else {
-            open[parent].fold(node);
-          }
-          if (position < chunks && position % span != 0) break;
-          node = open[parent];
-        }
-      });
+  __device__ __forceinline__ void write(const RowState<D>& x, int row) const {
+    const QRow at = locate(p, run, row);
+    __nv_bfloat16* to = p.out + at.token * p.out_row + at.head * p.out_head;
+    const float scale = inverse(x.sum);
+#pragma unroll
+    for (int i = 0; i < RowState<D>::kEach; i += 2) {
+      const int column = lane * RowState<D>::kEach + i;
+      if (column < p.head_dim) {
+        *reinterpret_cast<uint32_t*>(to + column) = pack_bf16(x.o[i] * scale, x.o[i + 1] * scale);
+      }
     }
-    const int index = first_row + row;
-    if (column >= p.head_dim) continue;
-    __nv_bfloat16* to = p.out + (p.cu_q[segment] + index / p.group) * p.out_row +
-                        (pair % p.kv_heads * p.group + index % p.group) * p.out_head + column;
-    const float scale = inverse(node.sum);
-    *reinterpret_cast<uint2*>(to) = {pack_bf16(node.o.x * scale, node.o.y * scale),
-                                     pack_bf16(node.o.z * scale, node.o.w * scale)};
+  }
+};
+
+/// Block (x, y) folds the pair that begins in the share of main block x and goes on beyond it; rows
+/// y, y + gridDim.y, ...
+template <int D>
+__global__ __launch_bounds__(kMergeWarps *
+                             32) void merge_kernel(const __grid_constant__ DecodeParams p) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  let_successor_begin();
+  const Plan plan(memory, p.num_segments);
+  make_plan(p, plan);
+  const int total = plan.starts[p.num_segments], block = static_cast<int>(blockIdx.x);
+  const int begin = share_begin(total, block, p.num_blocks);
+  const int end = share_begin(total, block + 1, p.num_blocks);
+  // Every block waits, so that this kernel never ends before the first.
+  wait_for_predecessor();
+  if (begin == end) return;
+  const int segment = find_segment(p, plan, end - 1);
+  const int chunks = plan.chunks[segment];
+  const int start = plan.starts[segment] + (end - 1 - plan.starts[segment]) / chunks * chunks;
+  if (start < begin || start + chunks <= end) return;
+
+  const int warp = warp_index();
+  const Merger<D> merger{p, find_run(p, plan, segment, start, start + chunks), total, start,
+                         static_cast<int>(threadIdx.x) % 32};
+  const int borders = merger.owner_of(chunks - 1) - block;
+  const int first_row = static_cast<int>(blockIdx.y), step = static_cast<int>(gridDim.y);
+  const int rows = (merger.run.rows - first_row + step - 1) / step;
+  int span = 1;
+  for (int level = 1;; ++level, span *= kFan) {
+    const int node_span = span * kFan;
+    for (int item = warp; item < borders * rows; item += kMergeWarps) {
+      const int at = block + 1 + item / rows, row = first_row + item % rows * step;
+      const int position = merger.border(at), node_begin = position / node_span * node_span;
+      // A node is folded for the first border within it.
+      if (position == node_begin || (at > block + 1 && merger.border(at - 1) > node_begin))
+        continue;
+      merger.fold_node(node_begin, level, span, row);
+    }
+    if (node_span >= chunks) return;
+    __syncthreads();
   }
 }
 
@@ -770,9 +893,9 @@ int num_processors() {
 }
 
 /// Levels of a tree over `num_keys` keys, at least 1.
-int tree_levels(int padded, int64_t num_keys) {
+int tree_levels(int64_t num_keys) {
   int levels = 1;
-  for (int64_t keys = int64_t{kFan} * chunk_keys(padded); keys < num_keys; keys *= kFan) ++levels;
+  for (int64_t keys = int64_t{kFan} * kKeys; keys < num_keys; keys *= kFan) ++levels;
   return levels;
 }
 
@@ -781,8 +904,14 @@ int64_t partial_bytes(int padded, int levels, int rows) {
          static_cast<int64_t>(sizeof(float));
 }
 
-template <int D>
-void launch_decode(Stream& stream, const AttnArgs& args, DecodeParams p) {
+/// Rows of q heads that a block takes at once, for segments of `rows` of them.
+int rows_at_once(int padded, int64_t rows) {
+  if (rows <= 8) return 8;
+  return rows <= 16 || padded == 256 ? 16 : kMaxRows;
+}
+
+template <int D, int N>
+void launch_decode(Stream& stream, const AttnArgs& args, const DecodeParams& p) {
   // A box is as many keys as lie together: up to a tile.
   MapShape shape;
   shape.rank = 3;
@@ -796,17 +925,17 @@ void launch_decode(Stream& stream, const AttnArgs& args, DecodeParams p) {
   shape.box[2] = 1;
   const CUtensorMap map = encode_map(args.kv.data, shape);
   const auto grid = static_cast<unsigned>(p.num_blocks);
-  const auto threads = static_cast<unsigned>(p.tile_rows / 16 * 128 + 32);
+  const auto plan = static_cast<size_t>(plan_bytes(p.num_segments));
   launch(stream,
          {.grid = dim3(grid),
-          .block = dim3(threads),
-          .shared_bytes = sizeof(Shared<D>),
+          .block = dim3(kWarps * 32 + 32),
+          .shared_bytes = sizeof(Shared<D>) + plan,
           .overlap = true},
-         decode_kernel<D>, map, p);
-  const int row_groups = (args.max_decode_len * p.group + p.tile_rows - 1) / p.tile_rows;
+         decode_kernel<D, N>, map, p);
   launch(stream,
-         {.grid = dim3(static_cast<unsigned>(p.num_segments * row_groups * p.kv_heads)),
-          .block = dim3(kMergeThreads),
+         {.grid = dim3(grid, static_cast<unsigned>(std::min(p.partial_rows, 4))),
+          .block = dim3(kMergeWarps * 32),
+          .shared_bytes = plan,
           .overlap = true},
          merge_kernel<D>, p);
 }
@@ -817,8 +946,8 @@ int64_t attention_decode_scratch(const AttnShape& shape, int64_t num_sequences, 
   if (num_sequences == 0) return 0;
   const int padded = padded_dim(shape.head_dim);
   // A block table may be a little wider than the longest context.
-  const int levels = tree_levels(padded, num_keys + kSlackKeys);
-  return partial_bytes(padded, levels, kMaxRowTiles * 16) + 64;
+  const int levels = tree_levels(num_keys + kSlackKeys);
+  return partial_bytes(padded, levels, rows_at_once(padded, INT_MAX)) + 64;
 }
 
 void attention_decode(Stream& stream, const AttnArgs& args) {
@@ -832,6 +961,7 @@ void attention_decode(Stream& stream, const AttnArgs& args) {
         "attention_decode: shape");
   CHECK(segments <= kMaxSegments, "attention_decode: segments");
   const int64_t max_keys = args.seqs.block_table.dim(1) * kv.block_size;
+  const int64_t rows = int64_t{args.max_decode_len} * group;
   DecodeParams p{
       .q = static_cast<const __nv_bfloat16*>(args.q.data),
       .out = static_cast<__nv_bfloat16*>(args.out.data),
@@ -851,24 +981,25 @@ void attention_decode(Stream& stream, const AttnArgs& args) {
       .head_dim = shape.head_dim,
       .block_size = kv.block_size,
       .box_rows = std::min(kTileKeys, kv.block_size & -kv.block_size),
-      .tile_rows = int64_t{args.max_decode_len} * group <= 16 ? 16 : kMaxRowTiles * 16,
+      .tile_rows = rows_at_once(padded, rows),
       .partial_rows = 0,
-      .levels = tree_levels(padded, max_keys),
+      .levels = tree_levels(max_keys),
       .num_blocks = num_processors(),
       .scale = shape.scale * 1.44269504088896341f,
   };
-  p.partial_rows =
-      static_cast<int>(std::min<int64_t>(int64_t{args.max_decode_len} * group, p.tile_rows) + 1) /
-      2 * 2;
+  p.partial_rows = static_cast<int>(std::min<int64_t>(rows, p.tile_rows));
   const ArenaScope scope(stream.scratch());
   p.partials =
       static_cast<float*>(stream.scratch().take(partial_bytes(padded, p.levels, p.partial_rows)));
+  const auto choose = [&](auto narrow, auto middle, auto wide) {
+    (p.tile_rows == 8 ? narrow : (p.tile_rows == 16 ? middle : wide))(stream, args, p);
+  };
   if (padded == 64) {
-    launch_decode<64>(stream, args, p);
+    choose(launch_decode<64, 1>, launch_decode<64, 2>, launch_decode<64, 4>);
   } else if (padded == 128) {
-    launch_decode<128>(stream, args, p);
+    choose(launch_decode<128, 1>, launch_decode<128, 2>, launch_decode<128, 4>);
   } else {
-    launch_decode<256>(stream, args, p);
+    choose(launch_decode<256, 1>, launch_decode<256, 2>, launch_decode<256, 2>);
   }
 }
 

@@ -354,6 +354,13 @@ __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address
                  : "memory");
   }
 }
+/// Two matrices, of lanes 0..15.
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[2], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(address)
+               : "memory");
+}
 template <bool Transposed = false>
 __device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t (&r)[4]) {
   if constexpr (Transposed) {
