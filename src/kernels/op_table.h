@@ -6,6 +6,7 @@
 #include "device/stream.h"
 #include "kernels/args.h"
 #include "kernels/sample_args.h"
+#include "kernels/vision_args.h"
 
 namespace weft {
 
@@ -31,12 +32,22 @@ struct SampleOps {
   Op<void(Stream&, const FeedTokensArgs&)> feed_tokens;
 };
 
+/// What vision towers need besides (vision_args.h).
+struct VisionOps {
+  Op<void(Stream&, const LayerNormArgs&)> layer_norm;
+  Op<void(Stream&, const GeluArgs&)> gelu;
+  Op<void(Stream&, const InterpolateArgs&)> interpolate;
+  Op<void(Stream&, const AxialRopeArgs&)> axial_rope;
+  Op<void(Stream&, const SegmentAttnArgs&)> segment_attention;
+};
+
 /// A backend: every op, typed. The whole contract is in args.h.
 struct OpTable {
   std::string_view name;
   DeviceKind device = DeviceKind::kCpu;  ///< whose memory the ops work on
   DType activation = DType::kF32;        ///< of activations (args.h)
   const SampleOps* sampling = nullptr;   ///< null: the host samples (runtime/sampler.h)
+  const VisionOps* vision = nullptr;     ///< null: no images
   bool fp8_blocks = false;               ///< has WeightFormat::kFp8Block
 
   // Layouts that belong to the backend.

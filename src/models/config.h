@@ -36,6 +36,19 @@ Result<int64_t> parse_num_layers(const ConfigJson& text);
 Result<AttentionSpec> parse_attention(const ConfigJson& text);
 Result<DenseMlpSpec> parse_dense_mlp(const ConfigJson& text);
 
+/// Dense decoder with grouped-query attention, as Qwen2, Qwen3 and Llama have it; `attention` holds
+/// the family's flags.
+Result<ModelSpec> parse_dense(const ConfigJson& config, const AttentionSpec& attention,
+                              const CommonDefaults& defaults);
+/// Qwen3's flags: q and k are normalised per head; biases only where attention_bias says so.
+Result<ModelSpec> parse_qwen3(const ConfigJson& config);
+
+/// vision_config of the Qwen image families, and the ids of image tokens at the top level; `spec`
+/// is that of the language model.
+Result<VisionSpec> parse_vision(const ConfigJson& config, const ModelSpec& spec);
+/// An image model's language model must have rope with sections for t, h and w.
+Result<> require_sections(const ConfigJson& config, const ModelSpec& spec);
+
 /// Kind of every layer (true: full attention, false: linear) from layer_types, or from
 /// full_attention_interval when that is absent. Sliding attention is refused.
 Result<std::vector<bool>> parse_full_attention_layers(const ConfigJson& text, int64_t num_layers,
@@ -56,6 +69,7 @@ Result<RopeSpec> parse_rope(const ConfigJson& text, int64_t head_dim,
 // The families, one file each.
 extern const ModelFamily kQwen2, kQwen3, kLlama, kPawQwen3, kQwen3Moe, kQwen3Next;
 extern const ModelFamily kQwen35, kQwen35Image, kQwen35Moe, kQwen35MoeImage;
+extern const ModelFamily kQwen25Image, kQwen3Image;
 extern const ModelFamily kErnie45, kErnie45Moe;
 
 }  // namespace weft

@@ -19,6 +19,7 @@ Decoder::Decoder(const ModelSpec& spec, const LoadOptions& options, const OpTabl
     cache_specs_.push_back(layers.back()->mixer->cache_spec());
   };
   for (const LayerSpec& layer : spec_.layers) append(layers_, layer);
+  if (spec_.vision) vision_.emplace(*spec_.vision);
   if (!spec_.mtp) return;
   mtp_.emplace();
   for (int i = 0; i < spec_.mtp->num_layers; ++i) append(mtp_->layers, spec_.mtp->layer);
@@ -34,7 +35,7 @@ void Decoder::declare(WeightPlan& plan) {
   if (!spec_.tied_head) head.name = names.head;
   head_.declare(plan, head_format(), {head});
   if (mtp_) declare_mtp(plan);
-  if (spec_.vision) declare_vision(plan);
+  if (vision_) declare_vision(plan);
   for (const std::string& prefix : names.ignored_prefixes) plan.ignore_prefix(prefix);
   for (const std::string& part : names.ignored_parts) plan.ignore_containing(part);
 }
@@ -74,35 +75,12 @@ void Decoder::declare_mtp(WeightPlan& plan) {
   mtp_->norm.declare(plan, p + "norm.weight", hidden, minus_one);
 }
 
-/// The tower's tensors must be there and fit; they are read when images are asked for.
-void Decoder::declare_vision(WeightPlan& plan) const {
-  const VisionSpec& v = *spec_.vision;
-  const std::string& p = spec_.names.vision;
-  const auto linear = [&](const std::string& name, int64_t n, int64_t k) {
-    plan.present({p + name + ".weight", {n, k}});
-    plan.present({p + name + ".bias", {n}});
-  };
-  const auto norm = [&](const std::string& name) {
-    plan.present({p + name + ".weight", {v.hidden}});
-    plan.present({p + name + ".bias", {v.hidden}});
-  };
-  plan.present({p + "patch_embed.proj.weight",
-                {v.hidden, v.channels, v.temporal_patch_size, v.patch_size, v.patch_size}});
-  plan.present({p + "patch_embed.proj.bias", {v.hidden}});
-  plan.present({p + "pos_embed.weight", {v.num_positions, v.hidden}});
-  for (int i = 0; i < v.depth; ++i) {
-    const std::string block = "blocks." + std::to_string(i) + ".";
-    norm(block + "norm1");
-    linear(block + "attn.qkv", 3 * v.hidden, v.hidden);
-    linear(block + "attn.proj", v.hidden, v.hidden);
-    norm(block + "norm2");
-    linear(block + "mlp.linear_fc1", v.inner, v.hidden);
-    linear(block + "mlp.linear_fc2", v.hidden, v.inner);
-  }
-  const int64_t merged = v.hidden * v.merge_size * v.merge_size;
-  norm("merger.norm");
-  linear("merger.linear_fc1", merged, merged);
-  linear("merger.linear_fc2", v.out_hidden, merged);
+/// Without images the tower's tensors must still be there and fit.
+void Decoder::declare_vision(WeightPlan& plan) {
+  plan.check_only(!takes_images());
+  const bool f32 = options_.format == WeightFormat::kF32;
+  vision_->declare(plan, f32 ? WeightFormat::kF32 : WeightFormat::kBf16, spec_.names.vision);
+  plan.check_only(false);
 }
 
 Result<> Decoder::load(const Checkpoint* checkpoint, Stream& stream) {
@@ -112,6 +90,7 @@ Result<> Decoder::load(const Checkpoint* checkpoint, Stream& stream) {
   declare(plan);
   weights_ = TRY(plan.load(stream, options_.dummy_weights, options_.progress));
   if (head_is_embedding()) embedding_ = ops_->weight_rows(head_.weight());
+  if (takes_images()) TRY(vision_->prepare(stream, *ops_, options_.max_image_patches));
   return {};
 }
 
@@ -129,6 +108,7 @@ int64_t Decoder::arena_bytes(int64_t rows) const {
   // residual, normed and out of the layers; with MTP also its own and the concatenation.
   int64_t arena =
       layer_bytes + query.f32_bytes(spec_.hidden) + 2 * query.activation_bytes(spec_.hidden);
+  if (takes_images()) arena += query.activation_bytes(spec_.hidden);  // of deepstack
   if (mtp_) {
     arena += query.f32_bytes(spec_.hidden) + 3 * query.activation_bytes(spec_.hidden) +
              query.activation_bytes(2 * spec_.hidden);
@@ -160,8 +140,31 @@ int64_t Decoder::scratch_bytes(const StepQuery& query) const {
   return bytes;
 }
 
+/// Tokens to vectors; those of images to what the vision tower made of them.
 void Decoder::embed(StepContext& context, TensorView out) const {
   context.ops.embed(context.stream, {.ids = context.batch.ids, .table = embedding_, .out = out});
+  const ImageRows& images = context.batch.images;
+  for (const ImageRun& run : images.runs) {
+    context.ops.embed(context.stream, {.ids = images.rows.rows(run.first, run.first + run.count),
+                                       .table = images.features.columns(0, spec_.hidden),
+                                       .out = out.rows(run.row, run.row + run.count)});
+  }
+}
+
+/// out += what the tower adds behind this layer, on rows of images.
+void Decoder::add_deepstack(StepContext& context, size_t layer, TensorView out) const {
+  const ImageRows& images = context.batch.images;
+  if (!vision_ || layer >= vision_->spec().deepstack.size()) return;
+  const int64_t first = static_cast<int64_t>(layer + 1) * spec_.hidden;
+  for (const ImageRun& run : images.runs) {
+    const ArenaScope scope(context.arena);
+    TensorView added = take_rows(context, run.count, spec_.hidden);
+    context.ops.embed(context.stream,
+                      {.ids = images.rows.rows(run.first, run.first + run.count),
+                       .table = images.features.columns(first, first + spec_.hidden),
+                       .out = added});
+    context.ops.add(context.stream, {.x = added, .out = out.rows(run.row, run.row + run.count)});
+  }
 }
 
 TensorView Decoder::run_layers(StepContext& context, const Layers& layers, int first_layer,
@@ -180,6 +183,7 @@ TensorView Decoder::run_layers(StepContext& context, const Layers& layers, int f
     layer.mixer->forward(context, LayerId{first_layer + static_cast<int>(i)}, normed, out);
     layer.post_norm.forward(context, out, residual, normed, eps);
     layer.mlp.forward(context, normed, out);
+    if (first_layer == 0) add_deepstack(context, i, out);
   }
   final_norm.forward(context, out, residual, normed, eps);
   return normed;
@@ -237,7 +241,8 @@ ModelFootprint measure_model(const ModelSpec& spec, const LoadOptions& options, 
           .weight_bytes = plan.bytes(),
           .cache_specs = {decoder->cache_specs().begin(), decoder->cache_specs().end()},
           .rope_bytes_per_position = Rope::bytes(spec.rope, 1),
-          .arena_bytes = [decoder](int64_t rows) { return decoder->arena_bytes(rows); }};
+          .arena_bytes = [decoder](int64_t rows) { return decoder->arena_bytes(rows); },
+          .vision = {decoder, decoder->vision()}};
 }
 
 int64_t count_parameters(const ModelSpec& spec) {

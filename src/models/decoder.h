@@ -28,6 +28,7 @@ class Decoder final : public Model {
   Result<> load(const Checkpoint* checkpoint, Stream& stream);
 
   const ModelSpec& spec() const override { return spec_; }
+  const VisionTower* vision() const override { return takes_images() ? &*vision_ : nullptr; }
   std::span<const CacheSpec> cache_specs() const override { return cache_specs_; }
   int64_t weight_bytes() const override { return weights_.bytes(); }
   int64_t arena_bytes(int64_t rows) const override;
@@ -47,7 +48,7 @@ class Decoder final : public Model {
 
   void declare_layers(WeightPlan& plan, const Layers& layers, const std::string& prefix);
   void declare_mtp(WeightPlan& plan);
-  void declare_vision(WeightPlan& plan) const;
+  void declare_vision(WeightPlan& plan);
   /// Runs `layers` on `residual` (updated) and returns the final norm of it.
   TensorView run_layers(StepContext& context, const Layers& layers, int first_layer,
                         TensorView residual, const RmsNorm& final_norm) const;
@@ -58,6 +59,8 @@ class Decoder final : public Model {
   }
   WeightFormat head_format() const;
   bool head_is_embedding() const;
+  bool takes_images() const { return vision_ && options_.images && ops_ && ops_->vision; }
+  void add_deepstack(StepContext& context, size_t layer, TensorView out) const;
   void embed(StepContext& context, TensorView out) const;
 
   ModelSpec spec_;
@@ -72,6 +75,7 @@ class Decoder final : public Model {
   RmsNorm norm_;
   Linear head_;
   std::optional<Mtp> mtp_;
+  std::optional<VisionTower> vision_;
   Buffer weights_;
 };
 

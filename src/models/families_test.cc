@@ -90,8 +90,9 @@ TEST(Families, ChecksEveryRange) {
 
 /// Weights and config of the checkpoints agree on the number of parameters.
 TEST(Families, CountsTheParametersOfEveryCheckpoint) {
-  for (const char* name : {"qwen3", "qwen2", "llama3", "qwen3_moe", "qwen3_next", "ernie4_5",
-                           "ernie4_5_moe", "qwen3_5", "qwen3_5_moe", "qwen3_5_mtp"}) {
+  for (const char* name :
+       {"qwen3", "qwen2", "llama3", "qwen3_moe", "qwen3_next", "ernie4_5", "ernie4_5_moe",
+        "qwen3_5", "qwen3_5_moe", "qwen3_5_mtp", "qwen2_5_vl", "qwen3_vl"}) {
     const std::string dir = oracle_dir() + "/models/" + name;
     const Checkpoint checkpoint = Checkpoint::open(dir).value();
     const ModelSpec spec = parse_model(load_config(dir).value().config).value();

@@ -8,6 +8,7 @@
 #include "checkpoint/checkpoint.h"
 #include "models/spec.h"
 #include "nn/step.h"
+#include "nn/vision_tower.h"
 #include "nn/weights.h"
 
 namespace weft {
@@ -16,11 +17,13 @@ struct LoadOptions {
   WeightFormat format = WeightFormat::kBf16;  ///< of the linear layers (head included)
   KvFormat kv_format = KvFormat::kBf16;
   int block_size = 64;
-  int64_t max_model_len = 0;   ///< rows of the rope table; 0: the model's own length
-  int64_t max_num_seqs = 64;   ///< sequences of a step
-  int num_threads = 0;         ///< of the pools that will run it; 0: usable_cpus()
-  bool dummy_weights = false;  ///< seeded random weights instead of the checkpoint's
-  LoadProgress progress;       ///< may be empty
+  int64_t max_model_len = 0;          ///< rows of the rope table; 0: the model's own length
+  int64_t max_num_seqs = 64;          ///< sequences of a step
+  int num_threads = 0;                ///< of the pools that will run it; 0: usable_cpus()
+  bool images = false;                ///< load the vision tower, where the model has one
+  int64_t max_image_patches = 16384;  ///< of one pass of the tower
+  bool dummy_weights = false;         ///< seeded random weights instead of the checkpoint's
+  LoadProgress progress;              ///< may be empty
 };
 
 /// What a model takes, before it is loaded.
@@ -30,6 +33,7 @@ struct ModelFootprint {
   std::vector<CacheSpec> cache_specs;  ///< as Model::cache_specs()
   int64_t rope_bytes_per_position = 0;
   std::function<int64_t(int64_t rows)> arena_bytes;  ///< as Model::arena_bytes()
+  std::shared_ptr<const VisionTower> vision;         ///< without weights; null: no images
 };
 /// `checkpoint` may be null: the weights are as the configuration says, in bf16.
 ModelFootprint measure_model(const ModelSpec& spec, const LoadOptions& options, const OpTable& ops,
@@ -52,6 +56,9 @@ class Model {
   virtual int64_t weight_bytes() const = 0;
   /// Upper bound of StepContext::arena for a step of `rows` rows and of Stream::scratch.
   virtual int64_t arena_bytes(int64_t rows) const = 0;
+
+  /// The vision tower; null: the model takes no images.
+  virtual const VisionTower* vision() const { return nullptr; }
 
   /// Runs the layers; returns [T, hidden] after the final norm, in the context's arena.
   virtual TensorView hidden(StepContext& context) const = 0;

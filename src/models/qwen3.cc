@@ -1,10 +1,7 @@
 #include "models/config.h"
 
 namespace weft {
-namespace {
 
-/// Dense decoder with grouped-query attention, as Qwen2, Qwen3 and Llama have it; `attention` holds
-/// the family's flags.
 Result<ModelSpec> parse_dense(const ConfigJson& config, const AttentionSpec& flags,
                               const CommonDefaults& defaults) {
   const ConfigJson text = TRY(config.text_config());
@@ -20,12 +17,13 @@ Result<ModelSpec> parse_dense(const ConfigJson& config, const AttentionSpec& fla
   return spec;
 }
 
-/// q and k are normalised per head; biases only where attention_bias says so.
 Result<ModelSpec> parse_qwen3(const ConfigJson& config) {
   const ConfigJson text = TRY(config.text_config());
   const bool bias = TRY(text.flag_or("attention_bias", false));
   return parse_dense(config, {.qk_norm = true, .qkv_bias = bias, .out_bias = bias}, {});
 }
+
+namespace {
 
 /// q, k and v have biases, the output projection has none.
 Result<ModelSpec> parse_qwen2(const ConfigJson& config) {

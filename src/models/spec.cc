@@ -19,6 +19,12 @@ void adapt_to_checkpoint(ModelSpec& spec, const Checkpoint& checkpoint) {
   } else if (spec.tied_head) {
     spec.names.ignored_prefixes.push_back(spec.names.head);  // a copy of the embedding
   }
+  // Qwen2.5-VL was saved under two sets of names.
+  if (spec.vision && spec.names.model == "model." &&
+      checkpoint.find("model.language_model.embed_tokens.weight")) {
+    spec.names.model = "model.language_model.";
+    spec.names.vision = "model.visual.";
+  }
   if (!spec.may_have_mtp) return;
   // transformers drops the module when it saves a checkpoint, and leaves the config as it was.
   int64_t layers = 0;

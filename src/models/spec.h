@@ -32,15 +32,6 @@ struct MtpSpec {
   LayerSpec layer;
 };
 
-/// Vision tower of Qwen3.5 (that of Qwen3-VL without deepstack).
-struct VisionSpec {
-  int depth = 0, heads = 0;
-  int64_t hidden = 0, inner = 0, out_hidden = 0;
-  int channels = 3, patch_size = 16, temporal_patch_size = 2, merge_size = 2;
-  int64_t num_positions = 0;  ///< learned positions, a square
-  int32_t image_token = -1, video_token = -1, start_token = -1, end_token = -1;
-};
-
 /// A model as data: everything that the decoder needs to know, from config.json alone.
 struct ModelSpec {
   std::string architecture;
@@ -55,7 +46,7 @@ struct ModelSpec {
   std::vector<LayerSpec> layers;
   bool may_have_mtp = false;  ///< the family knows an MTP module; the checkpoint decides
   std::optional<MtpSpec> mtp;
-  std::optional<VisionSpec> vision;
+  std::optional<VisionSpec> vision;  ///< see LoadOptions::images
   NameMap names;
 };
 

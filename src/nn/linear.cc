@@ -20,6 +20,16 @@ void Linear::forward(StepContext& context, TensorView x, TensorView out, int64_t
                                       .prompt_rows = prompt_rows});
 }
 
+void Linear::forward(Stream& stream, const OpTable& ops, TensorView x, TensorView out,
+                     Epilogue epilogue) const {
+  ops.linear(stream, {.x = x,
+                      .weight = &weight_,
+                      .bias = bias_,
+                      .out = out,
+                      .epilogue = epilogue,
+                      .prompt_rows = x.dim(0)});
+}
+
 void RmsNorm::declare(WeightPlan& plan, const std::string& name, int64_t width, bool minus_one) {
   plan.vector(weight_, minus_one ? VectorRole::kNormMinusOne : VectorRole::kNorm,
               {{.name = name, .shape = {width}}}, {width});

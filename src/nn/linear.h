@@ -45,6 +45,9 @@ class Linear {
   /// arithmetic.
   void forward(StepContext& context, TensorView x, TensorView out, int64_t prompt_rows,
                Epilogue epilogue = Epilogue::kStore) const;
+  /// The same outside a step: all rows in prompt arithmetic.
+  void forward(Stream& stream, const OpTable& ops, TensorView x, TensorView out,
+               Epilogue epilogue = Epilogue::kStore) const;
   /// As above for the rows of the step.
   void forward(StepContext& context, TensorView x, TensorView out,
                Epilogue epilogue = Epilogue::kStore) const {

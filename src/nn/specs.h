@@ -4,7 +4,9 @@
 // from them. Every extent has been validated (positive, divisibility) by the parser.
 
 #include <cstdint>
+#include <iterator>
 #include <variant>
+#include <vector>
 
 #include "kernels/args.h"
 
@@ -50,6 +52,29 @@ using MlpSpec = std::variant<DenseMlpSpec, MoeSpec>;
 struct LayerSpec {
   MixerSpec mixer;
   MlpSpec mlp;
+};
+
+/// Vision tower of the Qwen families. Qwen3-VL and Qwen3.5: layer norms, a GELU MLP and learned
+/// positions; Qwen2.5-VL (`gated`): RMS norms, a SiLU-gated MLP, and attention within windows.
+struct VisionSpec {
+  int depth = 0, heads = 0;
+  int64_t hidden = 0, inner = 0, out_hidden = 0;
+  int channels = 3, patch_size = 16, temporal_patch_size = 2, merge_size = 2;
+  double rope_theta = 10000;
+  bool gated = false;
+  int64_t num_positions = 0;     ///< learned positions, a square; 0: none
+  int window = 0;                ///< side of a window in merged patches; 0: none
+  std::vector<int> full_layers;  ///< with windows: layers that see the whole frame
+  std::vector<int> deepstack;    ///< layers whose output joins the first decoder layers
+  int32_t image_token = -1, video_token = -1, start_token = -1, end_token = -1;
+
+  int64_t patch_values() const {
+    return int64_t{channels} * temporal_patch_size * patch_size * patch_size;
+  }
+  int64_t merge_patches() const { return int64_t{merge_size} * merge_size; }
+  int64_t head_dim() const { return hidden / heads; }
+  /// Values of a token: what replaces its embedding, then what each deepstack layer adds.
+  int64_t feature_width() const { return out_hidden * (1 + std::ssize(deepstack)); }
 };
 
 }  // namespace weft

@@ -1,9 +1,23 @@
 #pragma once
 
+#include <span>
+
 #include "kernels/op_table.h"
 #include "kv/store.h"
 
 namespace weft {
+
+/// Rows of a step that are image tokens: row + i has the features of pool row rows[first + i].
+struct ImageRun {
+  int64_t row = 0, count = 0, first = 0;
+};
+
+/// The image tokens of a step.
+struct ImageRows {
+  TensorView features;  ///< [pool rows, feature_width] of the activation type (VisionTower)
+  TensorView rows;      ///< [image tokens of the step] i32
+  std::span<const ImageRun> runs;  ///< on the host
+};
 
 /// One step on the device. Rows of prompt slices come first, then rows of decode slices; one
 /// segment a slice, segments of one sequence in order.
@@ -16,6 +30,7 @@ struct StepBatch {
   TensorView write_slot;  ///< [S] i32
   TensorView chains;      ///< [chains + 1] i32, see GdnArgs
   int num_chains = 0, num_prompt_chains = 0;
+  ImageRows images;
   int64_t prompt_rows = 0;
   int num_prompt_segments = 0;
   int max_decode_len = 1;  ///< rows of the longest decode segment, at most

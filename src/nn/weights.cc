@@ -51,6 +51,14 @@ std::vector<int64_t> scale_shape(std::vector<int64_t> shape) {
 
 }  // namespace
 
+int64_t TensorPart::width() const {
+  int64_t width = 1;
+  for (size_t i = shape.size() - static_cast<size_t>(row_extents); i < shape.size(); ++i) {
+    width *= shape[i];
+  }
+  return width;
+}
+
 int64_t TensorPart::num_rows() const {
   return rows >= 0 ? rows : num_elements(shape) / width() - begin;
 }
@@ -127,10 +135,10 @@ void WeightPlan::experts(Weight& target, WeightFormat format, int64_t count,
       // A tensor of all experts is whole already; one of its own stands for `count` of them.
       expect(part, counting && part.shape.size() == 2 ? count : 1);
     }
-    if (!counting) jobs_.push_back(std::move(job));
+    if (!counting && !check_only_) jobs_.push_back(std::move(job));
   }
   target = Weight{.shape = shape};
-  if (counting) return;
+  if (counting || check_only_) return;
   target.expert_bytes = ops_->weight_bytes(shape);
   weights_.push_back({&target, reserve(target.expert_bytes * count)});
 }
@@ -144,6 +152,7 @@ void WeightPlan::vector(TensorView& target, VectorRole role, std::vector<TensorP
     n += part.num_rows() * part.width();
   }
   CHECK(n == view.size(), "the parts don't fill the tensor");
+  if (check_only_) return;
   const int64_t offset = reserve(n * 4);
   views_.push_back({&target, view, offset});
   jobs_.push_back(
@@ -152,6 +161,7 @@ void WeightPlan::vector(TensorView& target, VectorRole role, std::vector<TensorP
 
 void WeightPlan::table(TensorView& target, TensorPart part) {
   expect(part, 1);
+  if (check_only_) return;
   // A GPU keeps its activation type; the CPU what was stored.
   const bool narrow =
       stored_dtype(part.name) == DType::kBF16 || (ops_ && ops_->activation == DType::kBF16);
@@ -161,10 +171,6 @@ void WeightPlan::table(TensorView& target, TensorPart part) {
   views_.push_back({&target, view, offset});
   jobs_.push_back(
       {.kind = JobKind::kTable, .dtype = dtype, .offset = offset, .parts = {std::move(part)}});
-}
-
-void WeightPlan::present(TensorPart part) {
-  expect(part, 1);
 }
 
 bool WeightPlan::ignored(std::string_view name) const {

@@ -21,7 +21,9 @@ struct TensorPart {
   int64_t begin = 0;
   int64_t rows = -1;  ///< -1: all from `begin` on
 
-  int64_t width() const { return shape.back(); }
+  int row_extents = 1;  ///< how many of the last extents make a row (a convolution's: 4)
+
+  int64_t width() const;
   int64_t num_rows() const;
 };
 
@@ -62,8 +64,8 @@ class WeightPlan {
               std::initializer_list<int64_t> dims);
   /// A table of rows in the checkpoint's own precision (bf16 or f32; f16 becomes f32).
   void table(TensorView& target, TensorPart part);
-  /// Must be there and have this shape; not loaded.
-  void present(TensorPart part);
+  /// What is declared from now on must be there and have its shape, but is not loaded.
+  void check_only(bool value) { check_only_ = value; }
   /// Tensors that may be there and are not used: by the beginning of their names, or by a part.
   void ignore_prefix(std::string prefix) { ignored_prefixes_.push_back(std::move(prefix)); }
   void ignore_containing(std::string text) { ignored_parts_.push_back(std::move(text)); }
@@ -119,6 +121,7 @@ class WeightPlan {
   std::vector<WeightTarget> weights_;
   std::vector<ViewTarget> views_;
   int64_t parameters_ = 0, bytes_ = 0;
+  bool check_only_ = false;
 };
 
 }  // namespace weft

@@ -31,13 +31,16 @@ Result<std::unique_ptr<Driver>> Driver::load(const std::string& dir, const Optio
                          .kv_format = options.kv_format,
                          .block_size = kBlockSize,
                          .max_model_len = options.max_len,
-                         .num_threads = options.num_threads};
+                         .num_threads = options.num_threads,
+                         .images = options.images,
+                         .max_image_patches = 1024};
   out->model_ = TRY(Model::load(spec, &checkpoint, load, *out->stream_, *options.ops));
   const int64_t arena_bytes = out->model_->arena_bytes(options.max_len);
   const int64_t logit_bytes = options.max_len * spec.vocab * 4 + 64;
   out->arena_ = Arena(TRY(Buffer::allocate(device, arena_bytes + logit_bytes)));
   out->scratch_ = Arena(TRY(Buffer::allocate(device, arena_bytes)));
-  out->inputs_ = Arena(TRY(Buffer::allocate(device, options.max_len * (64 + 4 * spec.hidden))));
+  out->inputs_ = Arena(TRY(Buffer::allocate(
+      device, options.max_len * (64 + 4 * spec.hidden) + (options.images ? 16 << 20 : 0))));
   const int64_t num_blocks = options.max_len / kBlockSize;
   out->kv_ = std::make_unique<KvStore>(
       TRY(KvStore::create(out->model_->cache_specs(), *options.ops, num_blocks, kSlots)));
@@ -52,12 +55,58 @@ void Driver::reset() {
   slot_ = -1;
   rope_delta_ = 0;
   prompt_positions_.clear();
+  features_.clear();
+  image_token_ = -1;
+  next_image_row_ = 0;
   hidden_rows_.clear();
 }
 
 void Driver::set_positions(std::vector<std::array<int32_t, 3>> prompt, int32_t rope_delta) {
   prompt_positions_ = std::move(prompt);
   rope_delta_ = rope_delta;
+}
+
+std::vector<float> Driver::encode(std::span<const VisionGrid> grids,
+                                  std::span<const float> patches) {
+  const VisionTower& tower = *model_->vision();
+  const VisionSpec& spec = tower.spec();
+  VisionPlan plan;
+  plan_vision(spec, grids, plan);
+  const int64_t n = plan.num_patches(), width = spec.patch_values();
+  CHECK(static_cast<int64_t>(patches.size()) == n * width);
+  std::vector<float> rows;
+  for (const int32_t patch : plan.source) {
+    rows.insert(rows.end(), patches.begin() + patch * width, patches.begin() + (patch + 1) * width);
+  }
+  const ArenaScope inputs(inputs_), scope(arena_);
+  const auto ints = [&](const std::vector<int32_t>& values, std::initializer_list<int64_t> dims) {
+    return values.empty() ? TensorView() : upload<int32_t>(values, DType::kI32, dims);
+  };
+  VisionBatch batch;
+  batch.patches = upload_rows(rows, width);
+  batch.positions = ints(plan.positions, {n, 2});
+  batch.grid_ids = ints(plan.grid_ids, {n, 4});
+  if (!plan.grid_weights.empty()) {
+    batch.grid_weights = upload<float>(plan.grid_weights, DType::kF32, {n, 4});
+  }
+  batch.frames = ints(plan.frames, {std::ssize(plan.frames)});
+  batch.windows = ints(plan.windows, {std::ssize(plan.windows)});
+  batch.order = ints(plan.order, {std::ssize(plan.order)});
+  batch.host_frames = plan.frames.data();
+  batch.host_windows = plan.windows.data();
+  Arena work(Buffer::allocate(options_.ops->device, tower.arena_bytes(*options_.ops, n)).value());
+  VisionContext context{*stream_, *options_.ops, work};
+  const int64_t tokens = n / spec.merge_patches();
+  TensorView out(arena_.take(tokens * spec.feature_width() * dtype_size(options_.ops->activation)),
+                 options_.ops->activation, {tokens, spec.feature_width()});
+  tower.forward(context, batch, out);
+  return download(out);
+}
+
+void Driver::set_images(std::vector<float> features, int32_t image_token) {
+  features_ = std::move(features);
+  image_token_ = image_token;
+  next_image_row_ = 0;
 }
 
 std::vector<float> Driver::step(std::span<const int32_t> tokens, int64_t first, Kind kind,
@@ -100,6 +149,22 @@ std::vector<float> Driver::step(std::span<const int32_t> tokens, int64_t first, 
     batch.num_prompt_segments = batch.num_prompt_chains = 1;
     batch.seqs.host_cu_q = cu.data();
     batch.seqs.host_kv_start = start.data();
+  }
+
+  std::vector<int32_t> image_rows;
+  std::vector<ImageRun> runs;
+  for (int64_t i = 0; i < rows && kind == Kind::kPrompt; ++i) {
+    if (image_token_ < 0 || tokens[static_cast<size_t>(i)] != image_token_) continue;
+    if (runs.empty() || runs.back().row + runs.back().count != i) {
+      runs.push_back({.row = i, .first = std::ssize(image_rows)});
+    }
+    ++runs.back().count;
+    image_rows.push_back(next_image_row_++);
+  }
+  if (!runs.empty()) {
+    batch.images = {.features = upload_rows(features_, model_->vision()->spec().feature_width()),
+                    .rows = upload<int32_t>(image_rows, DType::kI32, {std::ssize(image_rows)}),
+                    .runs = runs};
   }
 
   const ArenaScope scope(arena_);

@@ -9,6 +9,7 @@
 
 #include "device/gpu.h"
 #include "models/model.h"
+#include "nn/vision_plan.h"
 
 namespace weft::testing {
 
@@ -23,6 +24,7 @@ class Driver {
     KvFormat kv_format = KvFormat::kF32;
     int64_t max_len = 2048;
     int num_threads = 1;  ///< tests run side by side
+    bool images = false;
   };
 
   /// Loads the model directory `dir`.
@@ -43,6 +45,11 @@ class Driver {
 
   /// Explicit (t, h, w) of the tokens of the next prefill(), and the delta of those after it.
   void set_positions(std::vector<std::array<int32_t, 3>> prompt, int32_t rope_delta);
+  /// Runs the vision tower over images whose patches are rescaled and normalised already, in the
+  /// order of merge blocks: features of all tokens, [tokens, feature_width].
+  std::vector<float> encode(std::span<const VisionGrid> grids, std::span<const float> patches);
+  /// What encode() gave is put where the next prompt's tokens are `image_token`, in order.
+  void set_images(std::vector<float> features, int32_t image_token);
   /// The MTP module: row i is token i + 1 with the hidden state of token i. `tokens` are shifted
   /// already. Logits of every row; the module's own cache holds positions from `first` on.
   std::vector<float> mtp(std::span<const int32_t> tokens, int64_t first,
@@ -72,6 +79,8 @@ class Driver {
   std::vector<int32_t> blocks_;
   std::vector<std::array<int32_t, 3>> prompt_positions_;
   int32_t rope_delta_ = 0;
+  std::vector<float> features_;
+  int32_t image_token_ = -1, next_image_row_ = 0;
   int64_t num_computed_ = 0;
   int32_t slot_ = -1;
   std::vector<float> hidden_rows_, mtp_hidden_;

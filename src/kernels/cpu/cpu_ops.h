@@ -27,6 +27,11 @@
   void attention(Stream& stream, const AttnArgs& args);                             \
   void gdn(Stream& stream, const GdnArgs& args);                                    \
   void gated_norm(Stream& stream, const GatedNormArgs& args);                       \
+  void layer_norm(Stream& stream, const LayerNormArgs& args);                       \
+  void gelu(Stream& stream, const GeluArgs& args);                                  \
+  void interpolate(Stream& stream, const InterpolateArgs& args);                    \
+  void axial_rope(Stream& stream, const AxialRopeArgs& args);                       \
+  void segment_attention(Stream& stream, const SegmentAttnArgs& args);              \
   const OpTable& ops();                                                             \
   }
 

@@ -9,8 +9,16 @@ namespace weft::WEFT_ISA_NS {
 #define WEFT_STRING(x) WEFT_STRING2(x)
 
 const OpTable& ops() {
+  static constexpr VisionOps kVision = {
+      .layer_norm = layer_norm,
+      .gelu = gelu,
+      .interpolate = interpolate,
+      .axial_rope = axial_rope,
+      .segment_attention = segment_attention,
+  };
   static constexpr OpTable kOps = {
       .name = "cpu-" WEFT_STRING(WEFT_ISA_NS),
+      .vision = &kVision,
       .weight_bytes = weight_bytes,
       .pack_weight = pack_weight,
       .unpack_weight = unpack_weight,

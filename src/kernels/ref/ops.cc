@@ -3,8 +3,16 @@
 namespace weft {
 
 const OpTable& ref_ops() {
+  static constexpr VisionOps kVision{
+      .layer_norm = ref::layer_norm,
+      .gelu = ref::gelu,
+      .interpolate = ref::interpolate,
+      .axial_rope = ref::axial_rope,
+      .segment_attention = ref::segment_attention,
+  };
   static constexpr OpTable kOps{
       .name = "ref",
+      .vision = &kVision,
       .fp8_blocks = true,
       .weight_bytes = ref::weight_bytes,
       .pack_weight = ref::pack_weight,

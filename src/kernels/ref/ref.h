@@ -53,5 +53,10 @@ void qkv_prepare(Stream&, const QkvPrepareArgs& args);
 void attention(Stream&, const AttnArgs& args);
 void gdn(Stream&, const GdnArgs& args);
 void gated_norm(Stream&, const GatedNormArgs& args);
+void layer_norm(Stream&, const LayerNormArgs& args);
+void gelu(Stream&, const GeluArgs& args);
+void interpolate(Stream&, const InterpolateArgs& args);
+void axial_rope(Stream&, const AxialRopeArgs& args);
+void segment_attention(Stream&, const SegmentAttnArgs& args);
 
 }  // namespace weft::ref
