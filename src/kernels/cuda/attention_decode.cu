@@ -3,203 +3,32 @@
 // nothing, and partials are folded in a fixed tree of 8 children a node over absolute chunk
 // numbers, so that a row's bits know neither who computed which chunk nor what lies beside it.
 // Persistent blocks take equal, contiguous shares of all chunks of all (kv head, segment) pairs,
-// found on the device; pairs that a border cuts leave partials, which a second kernel folds.
-// One producer warp (TMA into a ring of 192 KiB), 4 consumer warps (mma m16n8k16: keys or columns
+// found on the device; pairs that a border cuts leave partials, which a second kernel
+// (attention_merge.cu) folds.
+// One producer warp (TMA into a ring), 4 consumer warps (mma m16n8k16: keys or columns
 // are M, up to 32 q rows are N). Bytes: K and V once; bound by memory.
 // docs/kernels/attention_decode.md
 
-#include <cuda_bf16.h>
-
 #include <algorithm>
 #include <climits>
-#include <cstdint>
 
-#include "kernels/cuda/common/launch.h"
-#include "kernels/cuda/common/ptx.h"
+#include "kernels/cuda/attention_decode.h"
 #include "kernels/cuda/common/tensor_map.h"
 #include "kernels/cuda/cuda_ops.h"
 
 namespace weft::cuda {
 namespace {
 
-constexpr int kKeys = 128;  // of a chunk
-constexpr int kRingBytes = 192 * 1024;
+using namespace decode;  // NOLINT: the other half of this kernel
+
 constexpr int kWarps = 4;  // of consumers
 constexpr int kTileKeys =
     64;  // a [64 keys][64 columns] tile is 8 KiB in swizzled rows of 128 bytes
 constexpr int kTileBytes = kTileKeys * 128;
-constexpr int kFan = 8;        // children of a node
-constexpr int kMaxLevels = 8;  // 8^8 chunks
 constexpr int kMaxSegments = 1024;
-constexpr int kMaxRows = 32;  // of q heads that a block takes at once
-constexpr int kMergeWarps = 16;
+constexpr int kPrefetched = 2;  // chunks
+constexpr int kMaxRows = 32;    // of q heads that a block takes at once
 constexpr int64_t kSlackKeys = 1024;
-
-struct DecodeParams {
-  const __nv_bfloat16* q;
-  __nv_bfloat16* out;
-  const int32_t *cu_q, *kv_start, *table;  // of the first decode segment on
-  float* partials;                         // [blocks][levels][8][rows (D + 2)]
-  int64_t q_row, q_head, out_row, out_head, table_row;
-  int64_t total_rows;
-  int num_segments, kv_heads, group, head_dim, block_size, box_rows;
-  int tile_rows;     // rows of q heads that a block takes at once: 8, 16 or 32
-  int partial_rows;  // rows of a partial
-  int levels;        // 8^levels chunks are enough for the longest context
-  int num_blocks;    // of the main kernel
-  float scale;       // times log2(e)
-};
-
-__device__ __forceinline__ float minus_infinity() {
-  return __int_as_float(static_cast<int>(0xFF800000));
-}
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-// ---- Who computes what
-
-/// Chunks of all pairs in the order (segment, group of rows, kv head, chunk); the share of block c
-/// is [N c / blocks, N (c + 1) / blocks).
-struct Plan {
-  int* starts;  // [segments + 1] first chunk of the segment's pairs
-  int* chunks;  // [segments] of a pair of the segment
-
-  __device__ Plan(unsigned char* memory, int num_segments)
-      : starts(reinterpret_cast<int*>(memory)), chunks(starts + num_segments + 1) {}
-};
-constexpr int64_t plan_bytes(int64_t num_segments) {
-  return (2 * num_segments + 1) * static_cast<int64_t>(sizeof(int));
-}
-
-/// By all threads of the block; ends with a barrier.
-__device__ void make_plan(const DecodeParams& p, const Plan& plan) {
-  for (int s = static_cast<int>(threadIdx.x); s < p.num_segments;
-       s += static_cast<int>(blockDim.x)) {
-    const int rows = p.cu_q[s + 1] - p.cu_q[s];
-    const int keys = rows > 0 ? p.kv_start[s] + rows : 0;
-    const int pairs = (rows * p.group + p.tile_rows - 1) / p.tile_rows * p.kv_heads;
-    plan.chunks[s] = (keys + kKeys - 1) / kKeys;
-    plan.starts[s] = plan.chunks[s] * pairs;
-  }
-  __syncthreads();
-  if (threadIdx.x < 32) {
-    const int lane = static_cast<int>(threadIdx.x), each = (p.num_segments + 31) / 32;
-    const int begin = min(lane * each, p.num_segments), end = min(begin + each, p.num_segments);
-    int mine = 0;
-    for (int s = begin; s < end; ++s) mine += plan.starts[s];
-    int before = mine;
-    for (int step = 1; step < 32; step *= 2) {
-      const int other = __shfl_up_sync(0xffffffffu, before, step);
-      if (lane >= step) before += other;
-    }
-    if (lane == 31) plan.starts[p.num_segments] = before;
-    before -= mine;
-    for (int s = begin; s < end; ++s) {
-      const int count = plan.starts[s];
-      plan.starts[s] = before;
-      before += count;
-    }
-  }
-  __syncthreads();
-}
-
-__device__ __forceinline__ int share_begin(int total, int block, int num_blocks) {
-  return static_cast<int>(int64_t{total} * block / num_blocks);
-}
-/// The block whose share holds a chunk.
-__device__ __forceinline__ int owner(int total, int chunk, int num_blocks) {
-  return static_cast<int>(((int64_t{chunk} + 1) * num_blocks - 1) / total);
-}
-
-/// Chunks [begin, end) of one pair.
-struct Run {
-  int segment, kv_head, first_row;  // first_row: of the group of rows, counted in q heads
-  int begin, end, chunks;
-  int rows, keys;  // of the pair: q rows from first_row on (at most tile_rows); keys of the segment
-  int next;        // where the next run begins
-};
-
-/// The run of the share [at, end) that begins at `at`; `segment` is one at or before its own.
-__device__ __forceinline__ Run find_run(const DecodeParams& p, const Plan& plan, int segment,
-                                        int at, int end) {
-  Run run;
-  while (at >= plan.starts[segment + 1]) ++segment;
-  run.segment = segment;
-  run.chunks = plan.chunks[segment];
-  const int local = at - plan.starts[segment], pair = local / run.chunks;
-  run.begin = local - pair * run.chunks;
-  run.end = min(run.chunks, run.begin + end - at);
-  run.next = at + run.end - run.begin;
-  run.kv_head = pair % p.kv_heads;
-  run.first_row = pair / p.kv_heads * p.tile_rows;
-  const int tokens = p.cu_q[segment + 1] - p.cu_q[segment];
-  run.rows = min(tokens * p.group - run.first_row, p.tile_rows);
-  run.keys = p.kv_start[segment] + tokens;
-  return run;
-}
-
-/// The segment of a chunk, by bisection.
-__device__ __forceinline__ int find_segment(const DecodeParams& p, const Plan& plan, int at) {
-  int low = 0, high = p.num_segments - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (plan.starts[middle] <= at) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return low;
-}
-
-/// The q row (token, head) of row `row` of the pair.
-struct QRow {
-  int64_t token;
-  int head;
-};
-__device__ __forceinline__ QRow locate(const DecodeParams& p, const Run& run, int row) {
-  const int at = run.first_row + row;
-  return {p.cu_q[run.segment] + at / p.group, run.kv_head * p.group + at % p.group};
-}
-
-/// Floats before a partial. A run leaves, in its block's memory, at [level][child]: nodes of
-/// `level` whose parents began before the run, by their number among their siblings (never 0); at
-/// [level - 1][0]: the beginning of a node of `level` that goes on beyond the run. A block's share
-/// holds at most two runs that leave something, the end of one pair and the beginning of another:
-/// they don't meet.
-__device__ __forceinline__ int64_t partial_offset(const DecodeParams& p, int padded_dim, int block,
-                                                  int level, int child) {
-  return ((int64_t{block} * p.levels + level) * kFan + child) * p.partial_rows * (padded_dim + 2);
-}
-
-// ---- Partials
-
-/// How two partials of a row become one: the same instructions wherever they meet. An empty second
-/// partial (a chunk that the row doesn't see) changes no bit of the first.
-struct Factors {
-  float a, b;
-  bool keep;
-};
-__device__ __forceinline__ Factors fold_factors(float& top, float& sum, float other_top,
-                                                float other_sum) {
-  const float larger = fmaxf(top, other_top);
-  Factors f;
-  f.keep = other_top == minus_infinity();
-  f.a = exp2_approx(top - larger);
-  f.b = exp2_approx(other_top - larger);
-  sum = f.keep ? sum : fmaf(sum, f.a, __fmul_rn(other_sum, f.b));
-  top = f.keep ? top : larger;
-  return f;
-}
-__device__ __forceinline__ float fold_value(float a, float b, const Factors& f) {
-  return f.keep ? a : fmaf(a, f.a, __fmul_rn(b, f.b));
-}
-__device__ __forceinline__ float inverse(float sum) {
-  return sum > 0 ? __frcp_rn(sum) : 0.0f;
-}
 
 /// One thread's part: rows 8 n + 2 (lane % 4) + {0, 1}, columns 16 m + lane / 4 + {0, 8} of the
 /// warp's quarter of the head: o[m][n] is {column 0: rows 0, 1; column 8: rows 0, 1}.
@@ -229,15 +58,21 @@ struct State {
 
 // ---- The main kernel
 
-template <int D>
+/// Blocks of a processor: a second one computes while the first waits for barriers, where registers
+/// (narrow tiles of rows) and stages (96 KiB for each) suffice.
+constexpr int blocks_per_processor(int padded_dim, int tile_rows) {
+  return padded_dim <= 128 && tile_rows <= 16 ? 2 : 1;
+}
+
+template <int D, int N>
 struct Shared {
   static constexpr int kStageBytes = kKeys * D * 2;  // K or V of one chunk
-  static constexpr int kStages = kRingBytes / kStageBytes;
+  static constexpr int kStages = 192 * 1024 / blocks_per_processor(D, 8 * N) / kStageBytes;
   static constexpr int kWeightRow = kKeys + 8;  // padded: rows shift by 4 banks
   alignas(1024) unsigned char ring[kStages][kStageBytes];
-  alignas(16) __nv_bfloat16 weights[kMaxRows][kWeightRow];
-  alignas(8) float tops[kWarps][kMaxRows];
-  alignas(8) float sums[kWarps][kMaxRows];
+  alignas(16) __nv_bfloat16 weights[8 * N][kWeightRow];
+  alignas(8) float tops[kWarps][8 * N];
+  alignas(8) float sums[kWarps][8 * N];
   Barrier full[kStages], empty[kStages];
 };
 
@@ -256,11 +91,11 @@ struct Cursor {
 
 /// The warp that fills the ring: K, V, K, V ... of the share [at, end). Lane i copies box i of a
 /// chunk (box_rows keys each). Boxes beyond the context aren't copied.
-template <int D>
+template <int D, int N>
 __device__ void produce(const DecodeParams& p, const CUtensorMap* map, const Plan& plan,
-                        Shared<D>& shared, int at, int end) {
+                        Shared<D, N>& shared, int at, int end) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  Cursor<Shared<D>::kStages> ring{.parity = 1};
+  Cursor<Shared<D, N>::kStages> ring{.parity = 1};
   int segment = at < end ? find_segment(p, plan, at) : 0;
   while (at < end) {
     const Run run = find_run(p, plan, segment, at, end);
@@ -301,13 +136,30 @@ __device__ void produce(const DecodeParams& p, const CUtensorMap* map, const Pla
   }
 }
 
+/// Asks for the share's first chunks ahead of wait_for_predecessor(), which orders no reads of what
+/// only goes to L2.
+template <int D>
+__device__ void prefetch_chunks(const DecodeParams& p, const CUtensorMap* map, const Run& run) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, boxes = kKeys / p.box_rows;
+  for (int item = lane; item < kPrefetched * boxes; item += 32) {
+    const int key = run.begin * kKeys + item * p.box_rows;
+    if (key >= run.keys || key >= run.end * kKeys) return;
+    const int block = p.table[run.segment * p.table_row + key / p.block_size];
+    for (int plane = 0; plane < 2; ++plane) {
+      const int row = (plane * p.kv_heads + run.kv_head) * p.block_size + key % p.block_size;
+#pragma unroll
+      for (int c = 0; c < D / 64; ++c) tma_prefetch(map, Coords<3>{{c * 64, row, block}});
+    }
+  }
+}
+
 /// One of the 4 warps that compute. For the scores (keys x rows) a warp has 32 keys of the chunk,
 /// for the outputs (columns x rows) a quarter of the columns; the weights between are exchanged in
 /// shared memory. N: tiles of 8 rows.
 template <int D, int N>
 class Consumer {
  public:
-  __device__ Consumer(const DecodeParams& params, const Plan& the_plan, Shared<D>& memory,
+  __device__ Consumer(const DecodeParams& params, const Plan& the_plan, Shared<D, N>& memory,
                       int at_warp)
       : p(params),
         plan(the_plan),
@@ -335,13 +187,14 @@ class Consumer {
  private:
   static constexpr int kColumns = D / kWarps;  // of a warp
   static constexpr int kM = kColumns / 16;
+  static constexpr int kBatch = D * N <= 256 ? 4 : (D * N <= 512 ? 2 : 1);  // as registers allow
   using Partial = State<kM, N>;
 
   const DecodeParams& p;
   const Plan& plan;
-  Shared<D>& shared;
+  Shared<D, N>& shared;
   const int lane, warp, block;
-  Cursor<Shared<D>::kStages> ring{.parity = 0};
+  Cursor<Shared<D, N>::kStages> ring{.parity = 0};
   uint32_t q[D / 16][N][2];
   int visible[N][2];          // keys that the thread's rows see
   Partial chunk_state, node;  // of the chunk; of the chunks since the last multiple of 8
@@ -417,15 +270,28 @@ class Consumer {
         shared_address(shared.ring[ring.stage]) +
         static_cast<uint32_t>(warp / 2 * (D / 64) * kTileBytes + (warp % 2 * 32 + lane % 16) * 128);
     const auto unit = static_cast<uint32_t>(lane / 16 ^ lane % 8);
+    // Loads go ahead in batches: neither they nor the products may be reordered by the compiler.
 #pragma unroll
-    for (int k = 0; k < D / 16; ++k) {
+    for (int first = 0; first < D / 16; first += kBatch) {
+      uint32_t a[kBatch][2][4];
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        uint32_t a[4];
-        load_matrices(a, base + static_cast<uint32_t>(k / 4 * kTileBytes + m * 16 * 128) +
-                             ((unit ^ static_cast<uint32_t>(k % 4 * 2)) << 4));
+      for (int i = 0; i < kBatch; ++i) {
+        const int k = first + i;
 #pragma unroll
-        for (int n = 0; n < N; ++n) mma_bf16(s[m][n], a, q[k][n][0], q[k][n][1]);
+        for (int m = 0; m < 2; ++m) {
+          load_matrices(a[i][m], base + static_cast<uint32_t>(k / 4 * kTileBytes + m * 16 * 128) +
+                                     ((unit ^ static_cast<uint32_t>(k % 4 * 2)) << 4));
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+#pragma unroll
+          for (int n = 0; n < N; ++n) {
+            mma_bf16(s[m][n], a[i][m], q[first + i][n][0], q[first + i][n][1]);
+          }
+        }
       }
     }
     release();
@@ -516,11 +382,12 @@ class Consumer {
     }
     wait(&shared.full[ring.stage], ring.parity);
     if (first_limit >= kKeys) {
-      multiply_steps(0, kKeys / 16);
+#pragma unroll
+      for (int k = 0; k < kKeys / 16; k += kBatch) multiply_steps<kBatch>(k);
     } else {
       // Keys that all rows see, up to a multiple of 16; then masked steps.
       const int clean = max(first_limit, 0) / 16;
-      for (int k = 0; k < clean; ++k) multiply_steps(k, k + 1);
+      for (int k = 0; k < clean; ++k) multiply_steps<1>(k);
       const int steps = min((last_limit + 15) / 16, kKeys / 16);
       for (int limit = first_limit; limit <= last_limit; ++limit) {
         for (int k = clean; k < steps; ++k) multiply_token(k, limit, limit + first_key);
@@ -541,19 +408,23 @@ class Consumer {
   __device__ __forceinline__ uint32_t weights_at(int k, int n) const {
     return shared_address(&shared.weights[n * 8 + lane % 8][k * 16 + lane / 8 % 2 * 8]);
   }
-  /// Keys of steps [begin, end).
-  __device__ __forceinline__ void multiply_steps(int begin, int end) {
+  /// Keys of steps [first, first + Steps).
+  template <int Steps>
+  __device__ __forceinline__ void multiply_steps(int first) {
+    uint32_t a[Steps][kM][4], b[Steps][N][2];
 #pragma unroll
-    for (int k = begin; k < end; ++k) {
-      uint32_t b[N][2];
+    for (int i = 0; i < Steps; ++i) {
 #pragma unroll
-      for (int n = 0; n < N; ++n) load_matrices(b[n], weights_at(k, n));
+      for (int n = 0; n < N; ++n) load_matrices(b[i][n], weights_at(first + i, n));
+#pragma unroll
+      for (int m = 0; m < kM; ++m) load_values(a[i][m], first + i, m);
+    }
+#pragma unroll
+    for (int i = 0; i < Steps; ++i) {
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
-        uint32_t a[4];
-        load_values(a, k, m);
 #pragma unroll
-        for (int n = 0; n < N; ++n) mma_bf16(chunk_state.o[m][n], a, b[n][0], b[n][1]);
+        for (int n = 0; n < N; ++n) mma_bf16(chunk_state.o[m][n], a[i][m], b[i][n][0], b[i][n][1]);
       }
     }
   }
@@ -699,181 +570,33 @@ __global__ __launch_bounds__(kWarps * 32 + 32,
                              1) void decode_kernel(const __grid_constant__ CUtensorMap map,
                                                    const __grid_constant__ DecodeParams p) {
   extern __shared__ __align__(1024) unsigned char memory[];
-  Shared<D>& shared = *reinterpret_cast<Shared<D>*>(memory);
+  Shared<D, N>& shared = *reinterpret_cast<Shared<D, N>*>(memory);
   const int warp = warp_index();
   let_successor_begin();
   if (threadIdx.x == 0) {
     prefetch_map(&map);
-    for (int i = 0; i < Shared<D>::kStages; ++i) {
+    for (int i = 0; i < Shared<D, N>::kStages; ++i) {
       barrier_init(&shared.full[i], 1);
       barrier_init(&shared.empty[i], kWarps);
     }
     fence_barrier_init();
   }
   // The SeqMap comes from copies, which a programmatic launch never overtakes.
-  const Plan plan(memory + sizeof(Shared<D>), p.num_segments);
+  const Plan plan(memory + sizeof(Shared<D, N>), p.num_segments);
   make_plan(p, plan);
+  const Shares shares(plan.starts[p.num_segments], p.num_blocks);
+  const int block = static_cast<int>(blockIdx.x);
+  const int begin = shares.begin(block), end = shares.begin(block + 1);
+  if (warp == kWarps && begin < end) {
+    prefetch_chunks<D>(p, &map, find_run(p, plan, find_segment(p, plan, begin), begin, end));
+  }
   wait_for_predecessor();
-  const int total = plan.starts[p.num_segments], block = static_cast<int>(blockIdx.x);
-  const int begin = share_begin(total, block, p.num_blocks);
-  const int end = share_begin(total, block + 1, p.num_blocks);
   if (warp == kWarps) {
-    produce<D>(p, &map, plan, shared, begin, end);
+    produce<D, N>(p, &map, plan, shared, begin, end);
   } else {
     Consumer<D, N>(p, plan, shared, warp).consume(begin, end);
   }
   clear_rest(p);
-}
-
-// ---- The second kernel: folds what pairs cut by a border have left
-
-/// One row of a partial: lane l has columns l * D / 32 ....
-template <int D>
-struct RowState {
-  static constexpr int kEach = D / 32;
-  float o[kEach];
-  float top, sum;
-  __device__ __forceinline__ void fold(const RowState& other) {
-    const Factors f = fold_factors(top, sum, other.top, other.sum);
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) o[i] = fold_value(o[i], other.o[i], f);
-  }
-  __device__ __forceinline__ void load(const float* from, const float* scalars) {
-#pragma unroll
-    for (int i = 0; i < kEach; i += 2) {
-      const float2 pair = __ldcg(reinterpret_cast<const float2*>(from + i));
-      o[i] = pair.x;
-      o[i + 1] = pair.y;
-    }
-    const float2 pair = __ldcg(reinterpret_cast<const float2*>(scalars));
-    top = pair.x;
-    sum = pair.y;
-  }
-};
-
-/// One warp of a block that folds the nodes of one pair.
-template <int D>
-struct Merger {
-  const DecodeParams& p;
-  Run run;           // all chunks of the pair
-  int total, start;  // chunks of all pairs; of those before this one
-  int lane;
-
-  __device__ __forceinline__ int border(int block) const {
-    return share_begin(total, block, p.num_blocks) - start;
-  }
-  __device__ __forceinline__ int owner_of(int chunk) const {
-    return owner(total, start + chunk, p.num_blocks);
-  }
-
-  /// Where lane c finds child c of a node of `level` that a border cuts, or -1: it isn't there, or
-  /// is within the partial of child 0.
-  __device__ __forceinline__ int64_t find_child(int node_begin, int node_end, int level,
-                                                int span) const {
-    const int begin = node_begin + lane * span;
-    if (lane >= kFan || begin >= node_end) return -1;
-    const int first = owner_of(begin);
-    if (lane == 0) {
-      // The beginning of this node, or (no child is complete) the whole of its cut first child.
-      const bool opened = border(first + 1) - node_begin >= span;
-      return partial_offset(p, D, first, opened ? level - 1 : level - 2, 0);
-    }
-    const int end = min(begin + span, node_end);
-    if (end <= border(owner_of(node_begin) + 1)) return -1;
-    return end > border(first + 1) ? partial_offset(p, D, first, level - 2, 0)
-                                   : partial_offset(p, D, first, level - 1, lane);
-  }
-
-  /// Folds the node of `level` (whose children are `span` chunks) that begins at `begin`, of row
-  /// `row`. The root is the output; others go where their beginnings were.
-  __device__ __forceinline__ void fold_node(int begin, int level, int span, int row) const {
-    const int end = min(begin + span * kFan, run.chunks);
-    const int64_t mine = find_child(begin, end, level, span);
-    RowState<D> child[kFan];
-    bool there[kFan];
-#pragma unroll
-    for (int c = 0; c < kFan; ++c) {
-      const int64_t at = __shfl_sync(0xffffffffu, mine, c);
-      there[c] = at >= 0;
-      if (!there[c]) continue;
-      const float* from = p.partials + at;
-      child[c].load(from + row * D + lane * RowState<D>::kEach,
-                    from + p.partial_rows * D + 2 * row);
-    }
-#pragma unroll
-    for (int c = 1; c < kFan; ++c) {
-      if (there[c]) child[0].fold(child[c]);
-    }
-    if (begin == 0 && end == run.chunks) {
-      write(child[0], row);
-    } else {
-      float* to = p.partials + partial_offset(p, D, owner_of(begin), level - 1, 0);
-#pragma unroll
-      for (int i = 0; i < RowState<D>::kEach; i += 2) {
-        __stcg(reinterpret_cast<float2*>(to + row * D + lane * RowState<D>::kEach + i),
-               float2{child[0].o[i], child[0].o[i + 1]});
-      }
-      if (lane == 0) {
-        __stcg(reinterpret_cast<float2*>(to + p.partial_rows * D + 2 * row),
-               float2{child[0].top, child[0].sum});
-      }
-    }
-  }
-
-  __device__ __forceinline__ void write(const RowState<D>& x, int row) const {
-    const QRow at = locate(p, run, row);
-    __nv_bfloat16* to = p.out + at.token * p.out_row + at.head * p.out_head;
-    const float scale = inverse(x.sum);
-#pragma unroll
-    for (int i = 0; i < RowState<D>::kEach; i += 2) {
-      const int column = lane * RowState<D>::kEach + i;
-      if (column < p.head_dim) {
-        *reinterpret_cast<uint32_t*>(to + column) = pack_bf16(x.o[i] * scale, x.o[i + 1] * scale);
-      }
-    }
-  }
-};
-
-/// Block (x, y) folds the pair that begins in the share of main block x and goes on beyond it; rows
-/// y, y + gridDim.y, ...
-template <int D>
-__global__ __launch_bounds__(kMergeWarps *
-                             32) void merge_kernel(const __grid_constant__ DecodeParams p) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  let_successor_begin();
-  const Plan plan(memory, p.num_segments);
-  make_plan(p, plan);
-  const int total = plan.starts[p.num_segments], block = static_cast<int>(blockIdx.x);
-  const int begin = share_begin(total, block, p.num_blocks);
-  const int end = share_begin(total, block + 1, p.num_blocks);
-  // Every block waits, so that this kernel never ends before the first.
-  wait_for_predecessor();
-  if (begin == end) return;
-  const int segment = find_segment(p, plan, end - 1);
-  const int chunks = plan.chunks[segment];
-  const int start = plan.starts[segment] + (end - 1 - plan.starts[segment]) / chunks * chunks;
-  if (start < begin || start + chunks <= end) return;
-
-  const int warp = warp_index();
-  const Merger<D> merger{p, find_run(p, plan, segment, start, start + chunks), total, start,
-                         static_cast<int>(threadIdx.x) % 32};
-  const int borders = merger.owner_of(chunks - 1) - block;
-  const int first_row = static_cast<int>(blockIdx.y), step = static_cast<int>(gridDim.y);
-  const int rows = (merger.run.rows - first_row + step - 1) / step;
-  int span = 1;
-  for (int level = 1;; ++level, span *= kFan) {
-    const int node_span = span * kFan;
-    for (int item = warp; item < borders * rows; item += kMergeWarps) {
-      const int at = block + 1 + item / rows, row = first_row + item % rows * step;
-      const int position = merger.border(at), node_begin = position / node_span * node_span;
-      // A node is folded for the first border within it.
-      if (position == node_begin || (at > block + 1 && merger.border(at - 1) > node_begin))
-        continue;
-      merger.fold_node(node_begin, level, span, row);
-    }
-    if (node_span >= chunks) return;
-    __syncthreads();
-  }
 }
 
 // ---- Host
@@ -899,8 +622,9 @@ int tree_levels(int64_t num_keys) {
   return levels;
 }
 
-int64_t partial_bytes(int padded, int levels, int rows) {
-  return int64_t{num_processors()} * levels * kFan * rows * (padded + 2) *
+/// Of `blocks` blocks of the main kernel.
+int64_t partial_bytes(int padded, int blocks, int levels, int rows) {
+  return int64_t{blocks} * levels * kFan * rows * (padded + 2) *
          static_cast<int64_t>(sizeof(float));
 }
 
@@ -929,15 +653,10 @@ void launch_decode(Stream& stream, const AttnArgs& args, const DecodeParams& p) 
   launch(stream,
          {.grid = dim3(grid),
           .block = dim3(kWarps * 32 + 32),
-          .shared_bytes = sizeof(Shared<D>) + plan,
+          .shared_bytes = sizeof(Shared<D, N>) + plan,
           .overlap = true},
          decode_kernel<D, N>, map, p);
-  launch(stream,
-         {.grid = dim3(grid, static_cast<unsigned>(std::min(p.partial_rows, 4))),
-          .block = dim3(kMergeWarps * 32),
-          .shared_bytes = plan,
-          .overlap = true},
-         merge_kernel<D>, p);
+  merge(stream, p, D);
 }
 
 }  // namespace
@@ -947,7 +666,12 @@ int64_t attention_decode_scratch(const AttnShape& shape, int64_t num_sequences, 
   const int padded = padded_dim(shape.head_dim);
   // A block table may be a little wider than the longest context.
   const int levels = tree_levels(num_keys + kSlackKeys);
-  return partial_bytes(padded, levels, rows_at_once(padded, INT_MAX)) + 64;
+  int64_t bytes = 0;
+  for (int rows = 8; rows <= rows_at_once(padded, INT_MAX); rows *= 2) {
+    const int blocks = num_processors() * blocks_per_processor(padded, rows);
+    bytes = std::max(bytes, partial_bytes(padded, blocks, levels, rows));
+  }
+  return bytes + 64;
 }
 
 void attention_decode(Stream& stream, const AttnArgs& args) {
@@ -982,15 +706,17 @@ void attention_decode(Stream& stream, const AttnArgs& args) {
       .block_size = kv.block_size,
       .box_rows = std::min(kTileKeys, kv.block_size & -kv.block_size),
       .tile_rows = rows_at_once(padded, rows),
+      .max_pairs = 0,
       .partial_rows = 0,
       .levels = tree_levels(max_keys),
-      .num_blocks = num_processors(),
+      .num_blocks = num_processors() * blocks_per_processor(padded, rows_at_once(padded, rows)),
       .scale = shape.scale * 1.44269504088896341f,
   };
-  p.partial_rows = static_cast<int>(std::min<int64_t>(rows, p.tile_rows));
+  p.max_pairs = static_cast<int>((rows + p.tile_rows - 1) / p.tile_rows) * p.kv_heads;
+  p.partial_rows = static_cast<int>(std::min<int64_t>(rows + rows % 2, p.tile_rows));
   const ArenaScope scope(stream.scratch());
-  p.partials =
-      static_cast<float*>(stream.scratch().take(partial_bytes(padded, p.levels, p.partial_rows)));
+  p.partials = static_cast<float*>(
+      stream.scratch().take(partial_bytes(padded, p.num_blocks, p.levels, p.partial_rows)));
   const auto choose = [&](auto narrow, auto middle, auto wide) {
     (p.tile_rows == 8 ? narrow : (p.tile_rows == 16 ? middle : wide))(stream, args, p);
   };

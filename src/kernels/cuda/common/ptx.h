@@ -236,6 +236,13 @@ __device__ __forceinline__ void tma_load(void* shared, const CUtensorMap* map, B
   }
 }
 
+/// Into L2 alone. What a kernel writes later is seen by those who load it later.
+__device__ __forceinline__ void tma_prefetch(const CUtensorMap* map, const Coords<3>& c) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map),
+               "r"(c.at[0]), "r"(c.at[1]), "r"(c.at[2])
+               : "memory");
+}
+
 /// Into the same place of every block of the cluster in `blocks` (bit = rank), each of which counts
 /// the bytes at its own barrier.
 template <int R>

@@ -1,0 +1,193 @@
+#pragma once
+
+// What the two kernels of attention_decode share: who computes which chunk, where partials lie, and
+// how two become one. Included by attention_decode.cu and attention_merge.cu.
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/common/ptx.h"
+
+namespace weft::cuda::decode {
+
+constexpr int kKeys = 128;     // of a chunk
+constexpr int kFan = 8;        // children of a node
+constexpr int kMaxLevels = 8;  // 8^8 chunks
+
+struct DecodeParams {
+  const __nv_bfloat16* q;
+  __nv_bfloat16* out;
+  const int32_t *cu_q, *kv_start, *table;  // of the first decode segment on
+  float* partials;                         // [blocks][levels][8][rows (D + 2)]
+  int64_t q_row, q_head, out_row, out_head, table_row;
+  int64_t total_rows;
+  int num_segments, kv_heads, group, head_dim, block_size, box_rows;
+  int tile_rows;     // rows of q heads that a block takes at once: 8, 16 or 32
+  int max_pairs;     // of a segment, at most
+  int partial_rows;  // rows of a partial; even, so that all are aligned to 16 bytes
+  int levels;        // 8^levels chunks are enough for the longest context
+  int num_blocks;    // of the main kernel
+  float scale;       // times log2(e)
+};
+
+__device__ __forceinline__ float minus_infinity() {
+  return __int_as_float(static_cast<int>(0xFF800000));
+}
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// ---- Who computes what
+
+/// Chunks of all pairs in the order (segment, group of rows, kv head, chunk).
+struct Plan {
+  int* starts;  // [segments + 1] first chunk of the segment's pairs
+  int* chunks;  // [segments] of a pair of the segment
+
+  __device__ Plan(unsigned char* memory, int num_segments)
+      : starts(reinterpret_cast<int*>(memory)), chunks(starts + num_segments + 1) {}
+};
+constexpr int64_t plan_bytes(int64_t num_segments) {
+  return (2 * num_segments + 1) * static_cast<int64_t>(sizeof(int));
+}
+
+/// By all threads of the block; ends with a barrier.
+__device__ inline void make_plan(const DecodeParams& p, const Plan& plan) {
+  for (int s = static_cast<int>(threadIdx.x); s < p.num_segments;
+       s += static_cast<int>(blockDim.x)) {
+    const int rows = p.cu_q[s + 1] - p.cu_q[s];
+    const int keys = rows > 0 ? p.kv_start[s] + rows : 0;
+    const int pairs = (rows * p.group + p.tile_rows - 1) / p.tile_rows * p.kv_heads;
+    plan.chunks[s] = (keys + kKeys - 1) / kKeys;
+    plan.starts[s] = plan.chunks[s] * pairs;
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    const int lane = static_cast<int>(threadIdx.x), each = (p.num_segments + 31) / 32;
+    const int begin = min(lane * each, p.num_segments), end = min(begin + each, p.num_segments);
+    int mine = 0;
+    for (int s = begin; s < end; ++s) mine += plan.starts[s];
+    int before = mine;
+    for (int step = 1; step < 32; step *= 2) {
+      const int other = __shfl_up_sync(0xffffffffu, before, step);
+      if (lane >= step) before += other;
+    }
+    if (lane == 31) plan.starts[p.num_segments] = before;
+    before -= mine;
+    for (int s = begin; s < end; ++s) {
+      const int count = plan.starts[s];
+      plan.starts[s] = before;
+      before += count;
+    }
+  }
+  __syncthreads();
+}
+
+/// Equal shares of all chunks; the first blocks have one more.
+struct Shares {
+  int each, more;
+  __device__ Shares(int total, int num_blocks)
+      : each(total / num_blocks), more(total - each * num_blocks) {}
+  __device__ __forceinline__ int begin(int block) const { return each * block + min(block, more); }
+  /// The block whose share holds a chunk.
+  __device__ __forceinline__ int owner(int chunk) const {
+    const int longer = more * (each + 1);
+    return chunk < longer ? chunk / (each + 1) : more + (chunk - longer) / each;
+  }
+};
+
+/// Chunks [begin, end) of one pair.
+struct Run {
+  int segment, kv_head, first_row;  // first_row: of the group of rows, counted in q heads
+  int begin, end, chunks;
+  int rows, keys;  // of the pair: q rows from first_row on (at most tile_rows); keys of the segment
+  int next;        // where the next run begins
+};
+
+/// The run of the share [at, end) that begins at `at`; `segment` is one at or before its own.
+__device__ __forceinline__ Run find_run(const DecodeParams& p, const Plan& plan, int segment,
+                                        int at, int end) {
+  Run run;
+  while (at >= plan.starts[segment + 1]) ++segment;
+  run.segment = segment;
+  run.chunks = plan.chunks[segment];
+  const int local = at - plan.starts[segment], pair = local / run.chunks;
+  run.begin = local - pair * run.chunks;
+  run.end = min(run.chunks, run.begin + end - at);
+  run.next = at + run.end - run.begin;
+  run.kv_head = pair % p.kv_heads;
+  run.first_row = pair / p.kv_heads * p.tile_rows;
+  const int tokens = p.cu_q[segment + 1] - p.cu_q[segment];
+  run.rows = min(tokens * p.group - run.first_row, p.tile_rows);
+  run.keys = p.kv_start[segment] + tokens;
+  return run;
+}
+
+/// The segment of a chunk, by bisection.
+__device__ __forceinline__ int find_segment(const DecodeParams& p, const Plan& plan, int at) {
+  int low = 0, high = p.num_segments - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (plan.starts[middle] <= at) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+/// The q row (token, head) of row `row` of the pair.
+struct QRow {
+  int64_t token;
+  int head;
+};
+__device__ __forceinline__ QRow locate(const DecodeParams& p, const Run& run, int row) {
+  const int at = run.first_row + row;
+  return {p.cu_q[run.segment] + at / p.group, run.kv_head * p.group + at % p.group};
+}
+
+/// Floats before a partial. A run leaves, in its block's memory, at [level][child]: nodes of
+/// `level` whose parents began before the run, by their number among their siblings (never 0); at
+/// [level - 1][0]: the beginning of a node of `level` that goes on beyond the run. A block's share
+/// holds at most two runs that leave something, the end of one pair and the beginning of another:
+/// they don't meet.
+__device__ __forceinline__ int64_t partial_offset(const DecodeParams& p, int padded_dim, int block,
+                                                  int level, int child) {
+  return ((int64_t{block} * p.levels + level) * kFan + child) * p.partial_rows * (padded_dim + 2);
+}
+
+// ---- Partials
+
+/// How two partials of a row become one: the same instructions wherever they meet. An empty second
+/// partial (a chunk that the row doesn't see) changes no bit of the first.
+struct Factors {
+  float a, b;
+  bool keep;
+};
+__device__ __forceinline__ Factors fold_factors(float& top, float& sum, float other_top,
+                                                float other_sum) {
+  const float larger = fmaxf(top, other_top);
+  Factors f;
+  f.keep = other_top == minus_infinity();
+  f.a = exp2_approx(top - larger);
+  f.b = exp2_approx(other_top - larger);
+  sum = f.keep ? sum : fmaf(sum, f.a, __fmul_rn(other_sum, f.b));
+  top = f.keep ? top : larger;
+  return f;
+}
+__device__ __forceinline__ float fold_value(float a, float b, const Factors& f) {
+  return f.keep ? a : fmaf(a, f.a, __fmul_rn(b, f.b));
+}
+__device__ __forceinline__ float inverse(float sum) {
+  return sum > 0 ? __frcp_rn(sum) : 0.0f;
+}
+
+/// Launches the second kernel: the nodes of pairs that more than one block computed.
+void merge(Stream& stream, const DecodeParams& params, int padded_dim);
+
+}  // namespace weft::cuda::decode
