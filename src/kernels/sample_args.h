@@ -79,7 +79,17 @@ struct SampleArgs {
   /// [R, max_top] i32 and f32, by rank: the first SampleResult::num_top are written. Undefined if
   /// no row asks for alternatives; at most kMaxTopLogprobs.
   TensorView top_ids, top_logprobs;
+  /// is_plainly_greedy() of all specs: a faster kernel with the same results.
+  bool only_greedy = false;
 };
+
+/// A row that becomes the first of its greatest logits, with nothing else asked; or a padding row.
+inline bool is_plainly_greedy(const SampleSpec& spec) {
+  return spec.slot < 0 ||
+         (spec.temperature == 0 && spec.target < 0 && spec.num_top < 0 && spec.counts_slot < 0 &&
+          spec.mask_row < 0 && spec.stop_rule != StopRule::kMasked && spec.biases.count == 0 &&
+          spec.banned_ids.count == 0 && spec.allowed_ids.count == 0);
+}
 
 inline constexpr int kMaxTopLogprobs = 20;
 

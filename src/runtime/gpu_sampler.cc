@@ -257,6 +257,7 @@ void GpuSampler::sample(Stream& stream, Flight& flight, std::span<const LogitRow
                                 {limits_.max_rows, kMaxTopLogprobs});
   args.top_ids = top_ids.rows(base, base + count);
   args.top_logprobs = top_logprobs.rows(base, base + count);
+  args.only_greedy = std::all_of(lists.specs.begin(), lists.specs.end(), is_plainly_greedy);
   copy_bytes(stream, piece.device, piece.host, specs + biases + ids + masks);
   ops_->sampling->sample(stream, args);
 }

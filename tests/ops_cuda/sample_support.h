@@ -97,7 +97,7 @@ class Batch {
   /// The specs of rows may still be changed before run().
   std::vector<SampleSpec>& specs() { return specs_; }
 
-  void run(CudaTestStream& stream) {
+  void run(CudaTestStream& stream, bool only_greedy = false) {
     specs_d_ = upload_structs(specs_);
     for (size_t i = 0; i < cases_.size(); ++i) {
       if (specs_[i].counts_slot < 0) continue;
@@ -117,7 +117,8 @@ class Batch {
                           .last_token = last_token_.view,
                           .results = static_cast<SampleResult*>(results_.view.data),
                           .top_ids = top_ids_.view,
-                          .top_logprobs = top_logprobs_.view});
+                          .top_logprobs = top_logprobs_.view,
+                          .only_greedy = only_greedy});
     stream.sync();
   }
 
@@ -141,8 +142,8 @@ class Batch {
   std::vector<SampleResult> results() const { return download<SampleResult>(results_); }
 
   /// Runs, and every row must be what the CPU's sampler makes of it.
-  void expect_cpu(CudaTestStream& stream) {
-    run(stream);
+  void expect_cpu(CudaTestStream& stream, bool only_greedy = false) {
+    run(stream, only_greedy);
     const std::vector<Answer> got = answers();
     const std::vector<int32_t> last = last_tokens();
     for (size_t i = 0; i < cases_.size(); ++i) {

@@ -176,6 +176,63 @@ TEST_F(SampleTest, SmallPaddingRowsAreLeftAlone) {
   }
 }
 
+/// The kernel of batches that are greedy alone, and its padding rows.
+TEST_F(SampleTest, SmallOnlyGreedy) {
+  for (const int64_t vocab : {1, 33, 4099, 20001, 151936}) {
+    Cases random(vocab, 4);
+    std::vector<Case> cases;
+    for (int i = 0; i < 8; ++i) {
+      Case c;
+      c.logits = random.logits(2, i % 2 == 0 ? 0.0f : 1.0f);
+      c.params.temperature = 0;
+      if (i == 3) c.logits.back() = kNan;
+      if (i == 4) c.logits.front() = kInf;
+      if (i == 5) std::fill(c.logits.begin(), c.logits.end(), -kInf);
+      cases.push_back(std::move(c));
+    }
+    for (const int64_t padding : {0, 1}) {
+      Batch batch(cases, padding);
+      for (const SampleSpec& spec : batch.specs()) ASSERT_TRUE(is_plainly_greedy(spec));
+      batch.expect_cpu(stream_, true);
+      Batch mixed(cases, padding);
+      mixed.run(stream_);
+      const auto one = batch.results(), other = mixed.results();
+      EXPECT_EQ(std::memcmp(one.data(), other.data(), one.size() * sizeof(SampleResult)), 0);
+    }
+    Batch padded(cases);
+    padded.specs()[1].slot = -1;
+    padded.run(stream_, true);
+    EXPECT_EQ(padded.results()[1].token, -1);
+    EXPECT_EQ(padded.results()[1].num_top, -1);  // poison
+    EXPECT_EQ(padded.results()[0].token, cpu_answer(cases[0]).result.token);
+  }
+}
+
+/// Long nuclei of flat and of peaked rows: cuts among thousands of ids.
+TEST_F(SampleTest, LongNuclei) {
+  const int64_t vocab = 151936;
+  Cases random(vocab, 12);
+  std::vector<Case> cases;
+  for (int i = 0; i < 96; ++i) {
+    Case c;
+    const float scales[] = {0.02f, 0.5f, 1, 2, 3};
+    c.logits = random.logits(scales[i % 5], i % 3 == 0 ? 0.25f : 0.0f);
+    if (i % 2 == 0) {  // a few ids have most of the weight
+      for (int j = 0; j < 6; ++j) {
+        const float peaks[] = {9, 12, 15};
+        c.logits[static_cast<size_t>(random.below(vocab))] = peaks[i % 3] + 0.1f * j;
+      }
+    }
+    const float top_ps[] = {0.5f, 0.9f, 0.99f, 0.9999f};
+    c.params.top_p = top_ps[i / 5 % 4];
+    if (i % 7 == 0) c.params.min_p = 1e-5f;
+    if (i % 11 == 0) c.params.top_k = 5000;
+    c.position = i;
+    cases.push_back(std::move(c));
+  }
+  Batch(std::move(cases)).expect_cpu(stream_);
+}
+
 TEST_F(SampleTest, SmallNoRows) {
   DeviceTensor last(DType::kI32, {1}), logits(DType::kF32, {0, 50});
   cuda::sample(stream_, {.logits = logits.view, .last_token = last.view});

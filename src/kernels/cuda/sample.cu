@@ -2,222 +2,14 @@
 // cluster of eight blocks has one row, read once from memory and kept in their shared memory; what
 // the filters need are passes over that. Weights are integers, w = rint(2^44 exp((x - max) / T)):
 // their sums are exact, so nothing depends on an order. Bytes: 4 V a row; bound by memory for
-// greedy rows, by the exponentials for others. docs/kernels/sample_cuda.md
+// greedy rows, by the exponentials for others. docs/kernels/sampler_cuda.md
 
 #include "kernels/cuda/common/launch.h"
-#include "kernels/cuda/common/ptx.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/sample_device.h"
 
 namespace weft::cuda {
 namespace {
-
-constexpr int kBlocks = 8;  // of a row
-constexpr int kThreads = 512;
-constexpr int kWarps = kThreads / 32;
-constexpr int kBuckets = 2048;
-constexpr int kBucketsOfBlock = kBuckets / kBlocks;
-constexpr int kMaxRows32 = static_cast<int>(kMaxSampledVocabulary) / kBlocks / kThreads;
-constexpr uint32_t kAll = 0xffffffffu;
-constexpr float kMinusInfinity = -__builtin_huge_valf();
-constexpr float kLowest = -3.402823466e38f;
-constexpr uint64_t kInvalid = ~uint64_t{0};
-// 2^44: weights below 2^-45 of the greatest are 0, and 2^18 weights of 1 fit into 63 bits.
-constexpr float kOne = 0x1p44f;
-constexpr double kInverseOne = 0x1p-44;
-constexpr float kNoWeight = 32.0f;  // exp(-32) < 2^-45
-
-struct SampleParams {
-  const float* logits;
-  const SampleSpec* specs;
-  const TokenBias* biases;
-  const int32_t* ids;
-  const uint32_t* masks;
-  uint32_t* counts;
-  int32_t* last_token;
-  SampleResult* results;
-  int32_t* top_ids;
-  float* top_logprobs;
-  int64_t logits_stride, masks_stride, counts_stride, top_stride;
-  int vocabulary;
-  int mask_words;
-  int block_ids;  // of a block: the first block has ids [0, block_ids); a multiple of kThreads
-  int aligned;    // rows can be read 16 bytes at a time
-};
-
-struct alignas(16) Shared {
-  uint32_t digits[3][kBuckets];  // a histogram, by 16 bits of the sums; before that: masks
-  uint64_t exchanged[2][kBlocks];
-  uint64_t warp_sums[kWarps];
-  uint64_t row_sums[kMaxRows32];
-  uint64_t found[3];
-  uint64_t top[kMaxTopLogprobs];
-  SampleSpec spec;
-  uint32_t num_top;
-};
-
-// ---- Order of logits: greater keys are greater logits; -0 is +0.
-
-__device__ __forceinline__ uint32_t key_of(float x) {
-  const uint32_t bits = __float_as_uint(__fadd_rn(x, 0.0f));
-  return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
-}
-__device__ __forceinline__ float logit_of(uint32_t key) {
-  return __uint_as_float(key ^ ((key >> 31) != 0 ? 0x80000000u : 0xffffffffu));
-}
-
-/// The first of the ranking so far: descending logit, then ascending id. 0 is none.
-struct Best {
-  float logit = kMinusInfinity;
-  int id = 0;
-  bool invalid = false;
-
-  /// In the order of ascending ids.
-  __device__ __forceinline__ void take(float x, int at) {
-    invalid |= !(x < __builtin_huge_valf());
-    if (x > logit) {
-      logit = x;
-      id = at;
-    }
-  }
-  __device__ __forceinline__ uint64_t key() const {
-    if (invalid) return kInvalid;
-    if (logit == kMinusInfinity) return 0;
-    return uint64_t{key_of(logit)} << 32 | ~static_cast<uint32_t>(id);
-  }
-};
-__device__ __forceinline__ int id_of(uint64_t key) {
-  return static_cast<int>(~static_cast<uint32_t>(key));
-}
-__device__ __forceinline__ float logit_of_best(uint64_t key) {
-  return logit_of(static_cast<uint32_t>(key >> 32));
-}
-
-// ---- Warps and clusters
-
-__device__ __forceinline__ uint64_t warp_max(uint64_t x) {
-  const auto high = static_cast<uint32_t>(x >> 32), low = static_cast<uint32_t>(x);
-  const uint32_t best = __reduce_max_sync(kAll, high);
-  return uint64_t{best} << 32 | __reduce_max_sync(kAll, high == best ? low : 0);
-}
-__device__ __forceinline__ uint64_t warp_sum(uint64_t x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAll, x, step);
-  return x;
-}
-/// Inclusive, in the order of the lanes.
-__device__ __forceinline__ uint64_t warp_scan(uint64_t x, int lane) {
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const uint64_t other = __shfl_up_sync(kAll, x, step);
-    if (lane >= step) x += other;
-  }
-  return x;
-}
-template <class T>
-__device__ __forceinline__ uint32_t in_block(T* shared, int block) {
-  return map_to_block(shared_address(shared), static_cast<uint32_t>(block));
-}
-__device__ __forceinline__ void store_remote(uint32_t address, uint64_t value) {
-  asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(address), "l"(value) : "memory");
-}
-__device__ __forceinline__ uint32_t load_remote(uint32_t address) {
-  uint32_t value;
-  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
-  return value;
-}
-__device__ __forceinline__ uint32_t count_remote(uint32_t address) {
-  uint32_t before;
-  asm volatile("atom.shared::cluster.add.u32 %0, [%1], 1;"
-               : "=r"(before)
-               : "r"(address)
-               : "memory");
-  return before;
-}
-
-// ---- Measures: what the passes add up, of a logit and its id
-
-/// The kept ids: logits above `logit`, and those equal to it up to `last_id`.
-struct Cut {
-  float logit = kMinusInfinity;
-  int last_id = -1;
-  __device__ __forceinline__ bool keeps(float x, int id) const {
-    return x > logit || (x == logit && id <= last_id);
-  }
-};
-
-struct Unit {
-  static constexpr bool kIsUnit = true;
-  __device__ __forceinline__ uint64_t operator()(float, int) const { return 1; }
-};
-
-struct Ties {
-  float logit;
-  __device__ __forceinline__ uint64_t operator()(float x, int) const { return x == logit ? 1 : 0; }
-};
-
-struct Weights {
-  static constexpr bool kIsUnit = false;
-  float max, temperature, inverse;
-  float min_p = 0;
-  Cut cut;
-
-  __device__ Weights(float greatest, float t) {
-    max = greatest;
-    temperature = fminf(fmaxf(t, 1e-30f), 1e30f);
-    inverse = __frcp_rn(temperature);
-  }
-
-  /// exp((x - max) / T) to the bits of logits_math.cc (where a weight is not 0 here): n ln 2 + r.
-  __device__ __forceinline__ float weight(float x) const {
-    const float d = fmaxf(__fsub_rn(x, max), __fmul_rn(-64.0f, temperature));
-    const float guess = __fmul_rn(d, inverse);
-    const float q = fmaf(fmaf(-guess, temperature, d), inverse, guess);  // d / T, rounded correctly
-    const float n = rintf(__fmul_rn(q, 1.44269504088896341f));
-    float r = fmaf(-n, 0.693359375f, q);
-    r = fmaf(-n, -2.12194440e-4f, r);
-    float p = 1.0f / 720;
-    p = fmaf(p, r, 1.0f / 120);
-    p = fmaf(p, r, 1.0f / 24);
-    p = fmaf(p, r, 1.0f / 6);
-    p = fmaf(p, r, 0.5f);
-    p = fmaf(p, r, 1.0f);
-    p = fmaf(p, r, 1.0f);
-    return __fmul_rn(p, __int_as_float((__float2int_rn(n) + 127) << 23));
-  }
-  __device__ __forceinline__ uint64_t operator()(float x, int id) const {
-    const float w = weight(x);
-    const bool kept = cut.keeps(x, id) && w >= min_p;
-    return kept ? __float2ull_rn(__fmul_rn(w, kOne)) : 0;
-  }
-  /// Below this all weights are 0.
-  __device__ __forceinline__ float floor() const {
-    return fmaxf(max - kNoWeight * temperature, kLowest);
-  }
-};
-
-/// 53 random bits of Philox4x32-10 (base/philox.h), stream 0.
-__device__ uint64_t random53(uint64_t seed, int64_t position) {
-  auto k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  auto c0 = static_cast<uint32_t>(position);
-  auto c1 = static_cast<uint32_t>(static_cast<uint64_t>(position) >> 32);
-  uint32_t c2 = 0, c3 = 0;
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t{0xD2511F53} * c0, p1 = uint64_t{0xCD9E8D57} * c2;
-    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
-    c1 = static_cast<uint32_t>(p1);
-    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-    c3 = static_cast<uint32_t>(p0);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  return (uint64_t{c0} << 32 | c1) >> 11;
-}
-
-struct Sum {
-  uint64_t before;  // in the blocks before this one
-  uint64_t here;
-  uint64_t total;
-};
 
 /// One row, as one of its eight blocks sees it. All functions are called by all threads of all
 /// eight, unless they say otherwise.
@@ -250,6 +42,8 @@ class Row {
       const float max = logit_of_best(best);
       const Sum sum = add_up(Weights(max, 1.0f));
       log_z = max + log(static_cast<double>(sum.total) * kInverseOne);
+    }
+    if (spec_.num_top > 0) {
       list_top(best, log_z);
     } else if (rank_ == 0 && thread_ == 0) {
       p_.results[row_].num_top = 0;
@@ -351,8 +145,7 @@ class Row {
     }
   }
 
-  __device__ float penalised(float x, int id) const {
-    const uint32_t count = p_.counts[spec_.counts_slot * p_.counts_stride + id];
+  __device__ float penalised(float x, uint32_t count) const {
     if (count == 0) return x;
     if (spec_.repetition_penalty != 1.0f) {
       x = x > 0 ? __fdiv_rn(x, spec_.repetition_penalty) : __fmul_rn(x, spec_.repetition_penalty);
@@ -395,16 +188,28 @@ class Row {
       for_listed(spec_.banned_ids, [&](int at) { clear(may, at); });
       __syncthreads();
     }
+    const uint32_t* counts = p_.counts + spec_.counts_slot * p_.counts_stride;
+    const bool counted = spec_.counts_slot >= 0;
     Best best;
-    for (int r = 0; r < rows_; ++r) {
-      const int word = warp_ * rows_ + r, at = word * 32 + lane_, id = begin_ + at;
-      float x = x_[at];
-      if (spec_.counts_slot >= 0 && id < p_.vocabulary) x = penalised(x, id);
-      if ((may[word] >> lane_ & 1) == 0) x = kMinusInfinity;
-      best.invalid |= !(x < __builtin_huge_valf());
-      if ((allowed[word] >> lane_ & 1) == 0) x = kMinusInfinity;
-      best.take(x, id);
-      x_[at] = x;
+    constexpr int kTurns = 8;  // loads in flight
+    for (int base = 0; base < rows_; base += kTurns) {
+      uint32_t count[kTurns];
+#pragma unroll
+      for (int i = 0; i < kTurns; ++i) {
+        const int id = begin_ + (warp_ * rows_ + base + i) * 32 + lane_;
+        count[i] = counted && base + i < rows_ && id < p_.vocabulary ? counts[id] : 0;
+      }
+#pragma unroll
+      for (int i = 0; i < kTurns; ++i) {
+        if (base + i >= rows_) break;
+        const int word = warp_ * rows_ + base + i, at = word * 32 + lane_;
+        float x = penalised(x_[at], count[i]);
+        if ((may[word] >> lane_ & 1) == 0) x = kMinusInfinity;
+        best.invalid |= !(x < __builtin_huge_valf());
+        if ((allowed[word] >> lane_ & 1) == 0) x = kMinusInfinity;
+        best.take(x, begin_ + at);
+        x_[at] = x;
+      }
     }
     return best_of_all(best);
   }
@@ -420,9 +225,17 @@ class Row {
     cluster_sync();
     return slots;
   }
+  /// The others are the second eight.
+  __device__ const uint64_t* exchange(uint64_t value, uint64_t other) {
+    uint64_t* slots = s_.exchanged[parity_];
+    if (thread_ < kBlocks) store_remote(in_block(slots + kBlocks + rank_, thread_), other);
+    return exchange(value);
+  }
 
   __device__ Sum exchange_sum(uint64_t here) {
-    const uint64_t* blocks = exchange(here);
+    return sum_of(exchange(here), here);
+  }
+  __device__ Sum sum_of(const uint64_t* blocks, uint64_t here) const {
     Sum sum{0, here, 0};
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i) {
@@ -432,9 +245,10 @@ class Row {
     return sum;
   }
 
-  /// The sum of a measure; leaves those of the warps, each of which has consecutive ids.
+  /// The sum of a measure (and `of_warps`); leaves those of the warps, each of which has
+  /// consecutive ids.
   template <class Measure>
-  __device__ Sum add_up(const Measure& measure) {
+  __device__ Sum add_up(const Measure& measure, const uint64_t* of_warps = nullptr) {
     uint64_t sum = 0;
 #pragma unroll 4
     for (int r = 0; r < rows_; ++r) {
@@ -442,6 +256,7 @@ class Row {
       sum += measure(x_[at], begin_ + at);
     }
     sum = warp_sum(sum);
+    if (of_warps != nullptr) sum += of_warps[warp_];
     if (lane_ == 0) s_.warp_sums[warp_] = sum;
     __syncthreads();
     uint64_t here = 0;
@@ -481,6 +296,269 @@ class Row {
       return begin_ + at + __ffs(static_cast<int>(__ballot_sync(kAll, within > rest))) - 1;
     }
     return -1;
+  }
+
+  // ---- Few ids: the beginning of the ranking, in one block
+
+  /// Counts the logits of every bucket. The least beginning that has `count` ids, or a little more
+  /// than about `share` of the weight, or reaches to `last`; else all buckets but the one of what
+  /// is far below.
+  __device__ Beginning find_beginning(const Buckets& buckets, uint32_t count, float share,
+                                      int last) {
+    uint32_t* histogram = s_.digits[0];
+    for (int i = thread_; i < kBuckets; i += kThreads) histogram[i] = 0;
+    __syncthreads();
+    if (thread_ < 4) s_.found[thread_] = kNone;
+    if (thread_ == 0) s_.num_few = 0;
+#pragma unroll 4
+    for (int r = 0; r < rows_; ++r) {
+      const int bucket = buckets.of(x_[(warp_ * rows_ + r) * 32 + lane_]);
+      if (buckets.counts(bucket)) atomicAdd(histogram + bucket, 1);
+    }
+    cluster_sync();
+    // Block i adds up the i-th eighth of the buckets: the first threads counts, the others weights.
+    constexpr int kHalfWarps = kBucketsOfBlock / 32;
+    static_assert(2 * kBucketsOfBlock <= kThreads);
+    const int kind = thread_ / kBucketsOfBlock, of_kind = thread_ % kBucketsOfBlock;
+    const int bucket = rank_ * kBucketsOfBlock + of_kind;
+    uint64_t value = 0;
+    if (kind < 2) {
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i) value += load_remote(in_block(histogram + bucket, i));
+      if (kind == 1) value *= bucket_weight(bucket);
+    }
+    uint64_t upto = warp_scan(value, lane_);
+    if (lane_ == 31) s_.warp_sums[warp_] = upto;
+    __syncthreads();
+    uint64_t here[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < 2 * kHalfWarps; ++i) {
+      const uint64_t sum = s_.warp_sums[i];
+      here[i / kHalfWarps] += sum;
+      if (i / kHalfWarps == kind && i < warp_) upto += sum;
+    }
+    const uint64_t* blocks = exchange(here[0], here[1]);
+    const Sum counts = sum_of(blocks, here[0]), weights = sum_of(blocks + kBlocks, here[1]);
+    if (kind == 0) {
+      upto += counts.before;
+      s_.counts_before[of_kind + 1] = static_cast<uint32_t>(upto);
+      if (of_kind == 0) s_.counts_before[0] = static_cast<uint32_t>(counts.before);
+    } else {
+      upto += weights.before;
+    }
+    __syncthreads();
+    const auto tell = [&](int index) {
+      const uint64_t found = static_cast<uint64_t>(bucket) << 32 | s_.counts_before[of_kind + 1];
+      for (int i = 0; i < kBlocks; ++i) store_remote(in_block(&s_.found[index], i), found);
+    };
+    const auto reaches = [&](uint64_t limit) { return upto - value < limit && limit <= upto; };
+    if (kind == 0) {
+      if (reaches(count)) tell(0);
+      if (bucket == last) tell(2);
+    } else if (kind == 1 && share < 1) {
+      const auto of_total = [&](float part) {
+        return static_cast<uint64_t>(fmax(1.0, part * static_cast<double>(weights.total)));
+      };
+      if (reaches(of_total(fminf(share * 1.016f, 0.5f + 0.5f * share)))) tell(1);
+      if (reaches(of_total(share))) tell(3);
+    }
+    cluster_sync();
+    const uint64_t first = min(s_.found[0], min(s_.found[1], s_.found[2]));
+    const auto all = static_cast<uint32_t>(counts.total);
+    const uint32_t center = s_.found[3] == kNone ? all : static_cast<uint32_t>(s_.found[3]);
+    if (first == kNone) return {kBuckets - 2, all, center};
+    return {static_cast<int>(first >> 32), static_cast<uint32_t>(first), center};
+  }
+
+  /// After find_beginning(): the first buckets that hold more than `from` and `to` ids.
+  __device__ void find_counts(uint32_t from, uint32_t to, int* first, int* last) {
+    __syncthreads();
+    if (thread_ < 2) s_.found[thread_] = kNone;
+    cluster_sync();
+    if (thread_ < kBucketsOfBlock) {
+      const uint32_t before = s_.counts_before[thread_], upto = s_.counts_before[thread_ + 1];
+      const auto bucket = static_cast<uint64_t>(rank_ * kBucketsOfBlock + thread_);
+      for (int i = 0; i < kBlocks; ++i) {
+        if (before <= from && from < upto) store_remote(in_block(&s_.found[0], i), bucket);
+        if (before <= to && to < upto) store_remote(in_block(&s_.found[1], i), bucket);
+      }
+    }
+    cluster_sync();
+    *first = s_.found[0] == kNone ? kBuckets - 2 : static_cast<int>(s_.found[0]);
+    *last = s_.found[1] == kNone ? kBuckets - 2 : static_cast<int>(s_.found[1]);
+  }
+
+  /// Brings a beginning (of at most kFew ids) to block 0. With kSums: what it weighs, and the row.
+  template <bool kSums>
+  __device__ void gather(const Buckets& buckets, const Beginning& beginning, const Weights& weights,
+                         uint64_t* inside, uint64_t* total) {
+    uint64_t sum = 0, sum_inside = 0;
+#pragma unroll 4
+    for (int r = 0; r < rows_; ++r) {
+      const int at = (warp_ * rows_ + r) * 32 + lane_;
+      const float x = x_[at];
+      const uint64_t w = kSums ? weights.whole(weights.weight(x)) : 0;
+      sum += w;
+      if (buckets.of(x) > beginning.last) continue;
+      sum_inside += w;
+      const uint32_t index = count_remote(in_block(&s_.num_few, 0));
+      store_remote(in_block(&s_.few[index], 0),
+                   uint64_t{key_of(x)} << 32 | ~static_cast<uint32_t>(begin_ + at));
+    }
+    if constexpr (!kSums) {
+      cluster_sync();
+    } else {
+      exchange_sums(sum, sum_inside, total, inside);
+    }
+  }
+
+  /// What the buckets before `first` weigh (for each warp in other_warp_sums), and the row.
+  __device__ void weigh(const Buckets& buckets, int first, const Weights& weights, uint64_t* before,
+                        uint64_t* total) {
+    uint64_t sum = 0, sum_before = 0;
+#pragma unroll 4
+    for (int r = 0; r < rows_; ++r) {
+      const float x = x_[(warp_ * rows_ + r) * 32 + lane_];
+      const uint64_t w = weights.whole(weights.weight(x));
+      sum += w;
+      sum_before += buckets.of(x) < first ? w : 0;
+    }
+    exchange_sums(sum, sum_before, total, before);
+  }
+
+  __device__ void exchange_sums(uint64_t sum, uint64_t other, uint64_t* total,
+                                uint64_t* other_total) {
+    sum = warp_sum(sum);
+    other = warp_sum(other);
+    if (lane_ == 0) {
+      s_.warp_sums[warp_] = sum;
+      s_.other_warp_sums[warp_] = other;
+    }
+    __syncthreads();
+    uint64_t here = 0, other_here = 0;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) {
+      here += s_.warp_sums[i];
+      other_here += s_.other_warp_sums[i];
+    }
+    const uint64_t* blocks = exchange(here, other_here);
+    *total = sum_of(blocks, here).total;
+    *other_total = sum_of(blocks + kBlocks, other_here).total;
+  }
+
+  /// In block 0 after gather(): the sum over its threads.
+  __device__ uint64_t block_sum(uint64_t value) {
+    value = warp_sum(value);
+    __syncthreads();
+    if (lane_ == 0) s_.warp_sums[warp_] = value;
+    __syncthreads();
+    uint64_t sum = 0;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) sum += s_.warp_sums[i];
+    return sum;
+  }
+
+  /// The draw where top-k, top-p and min-p leave few ids. False (and nothing done) where they may
+  /// leave more.
+  __device__ bool draw_of_few(const Weights& weights, const Buckets& buckets, double log_z,
+                              Beginning* beginning) {
+    const bool cuts_k = cuts_top_k(), cuts_p = spec_.top_p < 1;
+    // Of top-k's ids top-p needs all, to know what they weigh; else of the row.
+    int last = kBuckets;
+    if (spec_.min_p > 0 && !(cuts_k && cuts_p)) {
+      last = static_cast<int>(-logf(spec_.min_p) * kBucketsPerUnit + 1.5f);
+    }
+    const bool by_weight = cuts_p && !cuts_k;
+    const float share = by_weight ? spec_.top_p : 1.0f;
+    const uint32_t count = cuts_k ? static_cast<uint32_t>(spec_.top_k) : kAll;
+    *beginning = find_beginning(buckets, count, share, last);
+    if (beginning->count > kFew) return false;
+    uint64_t inside = 0, total = 0;
+    if (by_weight) {
+      gather<true>(buckets, *beginning, weights, &inside, &total);
+      if (inside < limit_of(total) && beginning->last < last) return false;
+    } else {
+      gather<false>(buckets, *beginning, weights, &inside, &total);
+    }
+    if (rank_ == 0) draw_in_block(weights, total, log_z);
+    return true;
+  }
+
+  __device__ bool cuts_top_k() const {
+    return spec_.top_k > 0 && spec_.top_k < p_.vocabulary;
+  }
+  /// What top-p keeps weighs less without its last id.
+  __device__ uint64_t limit_of(uint64_t total) const {
+    const double enough = static_cast<double>(spec_.top_p) * static_cast<double>(total);
+    return static_cast<uint64_t>(fmax(1.0, ceil(enough)));
+  }
+
+  /// `total` is known where there is no top-k.
+  __device__ void draw_in_block(const Weights& weights, uint64_t total, double log_z) {
+    const int count = static_cast<int>(s_.num_few);
+    const bool has_id = thread_ < count;
+    const uint64_t mine = has_id ? s_.few[thread_] : 0;
+    const float weight = has_id ? weights.weight(logit_of_best(mine)) : 0;
+    uint64_t whole = has_id ? weights.whole(weight) : 0;
+    if (has_id) s_.few_weights[thread_] = whole;
+    __syncthreads();
+    int before = 0;
+    uint64_t weight_before = 0;
+    if (warp_ * 32 < count) {
+#pragma unroll 4
+      for (int i = 0; i < count; ++i) {
+        const bool is_before = s_.few[i] > mine;
+        before += is_before ? 1 : 0;
+        weight_before += is_before ? s_.few_weights[i] : 0;
+      }
+    }
+    bool kept = has_id;
+    if (cuts_top_k()) {
+      kept = has_id && before < spec_.top_k;
+      if (spec_.top_p < 1) total = block_sum(kept ? whole : 0);
+    }
+    if (spec_.top_p < 1) kept &= weight_before < limit_of(total);
+    kept &= weight >= spec_.min_p;
+    if (!kept) whole = 0;
+    total = block_sum(whole);
+    if (has_id) s_.few_weights[thread_] = whole;
+    __syncthreads();
+    const uint64_t target = target_of(total);
+    if (warp_ * 32 >= count) return;
+    const int id = id_of(mine);
+    uint64_t upto = 0;
+#pragma unroll 4
+    for (int i = 0; i < count; ++i) upto += id_of(s_.few[i]) <= id ? s_.few_weights[i] : 0;
+    if (whole > 0 && upto > target && upto - whole <= target) finish(id, id, log_z);
+  }
+
+  __device__ uint64_t target_of(uint64_t total) const {
+    return __umul64hi(random53(spec_.seed, spec_.position) << 11, total);
+  }
+
+  /// The alternatives: the num_top first of the ranking of the logits as they came.
+  __device__ void list_top(uint64_t best, double log_z) {
+    constexpr float kPerUnit = 8;  // far down, for flat rows
+    const float max = logit_of_best(best);
+    const Buckets buckets{max, kPerUnit};
+    const auto num_top = static_cast<uint32_t>(min(spec_.num_top, kMaxTopLogprobs));
+    const Beginning beginning = find_beginning(buckets, num_top, 1.0f, kBuckets);
+    if (beginning.count > kFew || beginning.count < num_top) return list_top_anywhere(best, log_z);
+    gather<false>(buckets, beginning, Weights(max, 1.0f), nullptr, nullptr);
+    if (rank_ != 0) return;
+    const int count = static_cast<int>(s_.num_few);
+    if (warp_ * 32 >= count) return;
+    const uint64_t mine = thread_ < count ? s_.few[thread_] : 0;
+    uint32_t place = 0;
+#pragma unroll 4
+    for (int i = 0; i < count; ++i) place += s_.few[i] > mine ? 1 : 0;
+    if (thread_ < count && place < num_top) put_top(static_cast<int>(place), mine, log_z);
+    if (thread_ == 0) p_.results[row_].num_top = static_cast<int32_t>(num_top);
+  }
+
+  __device__ void put_top(int place, uint64_t key, double log_z) {
+    p_.top_ids[row_ * p_.top_stride + place] = id_of(key);
+    p_.top_logprobs[row_ * p_.top_stride + place] = static_cast<float>(logit_of_best(key) - log_z);
   }
 
   // ---- The ranking
@@ -535,7 +613,7 @@ class Row {
       here += s_.warp_sums[i];
     }
     const Sum sum = exchange_sum(here);
-    if (base + sum.total <= limit) return false;
+    if (base + sum.total < limit) return false;
     upto += base + sum.before;
     if (thread_ < kBucketsOfBlock && upto - value < limit && limit <= upto) {
       for (int i = 0; i < kBlocks; ++i) {
@@ -549,25 +627,34 @@ class Row {
   }
 
   /// What a beginning of the ranking keeps: the ids before which a measure adds up to less than
-  /// `limit`. Ids below `floor` measure nothing or don't matter; `best` is the greatest logit.
+  /// `limit`. False where it lies behind the range.
   template <class Measure>
-  __device__ Cut find_cut(const Measure& measure, float best, float floor, uint64_t limit) {
-    uint32_t low = key_of(floor), high = key_of(best);
-    uint64_t base = 0, inside = ~uint64_t{0};
+  __device__ bool find_cut(const Measure& measure, const KeyRange& range, uint64_t limit,
+                           Cut* cut) {
+    uint32_t low = range.low, high = range.high;
+    uint64_t base = range.base, inside = ~uint64_t{0};
     while (low < high) {
       const int shift = max(0, 32 - __clz(static_cast<int>(high - low)) - 11);
-      if (!find_bucket(measure, low, high, shift, base, limit)) return {floor, p_.vocabulary};
+      if (!find_bucket(measure, low, high, shift, base, limit)) return false;
       high -= static_cast<uint32_t>(s_.found[0]) << shift;
       const uint32_t width = (1u << shift) - 1;
       if (high - low > width) low = high - width;
       base = s_.found[1];
       inside = s_.found[2];
-      if (base + inside == limit) return {logit_of(low), p_.vocabulary};
+      if (base + inside == limit) {
+        *cut = {logit_of(low), p_.vocabulary};
+        return true;
+      }
     }
-    // Equal logits: the lower ids.
-    const float logit = logit_of(low);
+    *cut = cut_ties(measure, logit_of(low), limit - base, inside);
+    return true;
+  }
+
+  /// Of equal logits the lower ids, as many as come to `rest`.
+  template <class Measure>
+  __device__ Cut cut_ties(const Measure& measure, float logit, uint64_t rest, uint64_t inside) {
     const uint64_t each = measure(logit, 0);
-    const uint64_t kept = (limit - base + each - 1) / each;
+    const uint64_t kept = (rest + each - 1) / each;
     if (kept * each >= inside) return {logit, p_.vocabulary};
     const Ties ties{logit};
     const Sum sum = add_up(ties);
@@ -577,33 +664,37 @@ class Row {
     return {logit, static_cast<int>(exchange_sum(static_cast<uint64_t>(id + 1)).total) - 1};
   }
 
-  /// The alternatives: the num_top first of the ranking of the logits as they came.
-  __device__ void list_top(uint64_t best, double log_z) {
+  /// As find_cut() over the ids down to `floor`, behind which nothing is measured or matters.
+  template <class Measure>
+  __device__ Cut cut_all(const Measure& measure, float best, float floor, uint64_t limit) {
+    Cut cut;
+    if (find_cut(measure, {key_of(floor), key_of(best)}, limit, &cut)) return cut;
+    return {floor, p_.vocabulary};
+  }
+
+  /// As list_top(), for any row.
+  __device__ void list_top_anywhere(uint64_t best, double log_z) {
     if (thread_ == 0) s_.num_top = 0;
-    if (spec_.num_top > 0) {
-      const Cut cut = find_cut(Unit(), logit_of_best(best), kLowest,
-                               static_cast<uint64_t>(min(spec_.num_top, kMaxTopLogprobs)));
-      cluster_sync();  // num_top of block 0 is 0
-      for (int r = 0; r < rows_; ++r) {
-        const int at = (warp_ * rows_ + r) * 32 + lane_;
-        const float x = x_[at];
-        if (!cut.keeps(x, begin_ + at)) continue;
-        const uint32_t index = count_remote(in_block(&s_.num_top, 0));
-        store_remote(in_block(&s_.top[index], 0),
-                     uint64_t{key_of(x)} << 32 | ~static_cast<uint32_t>(begin_ + at));
-      }
-      cluster_sync();
+    const Cut cut = cut_all(Unit(), logit_of_best(best), kLowest,
+                            static_cast<uint64_t>(min(spec_.num_top, kMaxTopLogprobs)));
+    cluster_sync();  // num_top of block 0 is 0
+    for (int r = 0; r < rows_; ++r) {
+      const int at = (warp_ * rows_ + r) * 32 + lane_;
+      const float x = x_[at];
+      if (!cut.keeps(x, begin_ + at)) continue;
+      const uint32_t index = count_remote(in_block(&s_.num_top, 0));
+      store_remote(in_block(&s_.top[index], 0),
+                   uint64_t{key_of(x)} << 32 | ~static_cast<uint32_t>(begin_ + at));
     }
+    cluster_sync();
     if (rank_ != 0 || warp_ != 0) return;
-    __syncwarp();
     const int count = static_cast<int>(s_.num_top);
     if (lane_ == 0) p_.results[row_].num_top = count;
     if (lane_ >= count) return;
     const uint64_t mine = s_.top[lane_];
     int place = 0;
     for (int i = 0; i < count; ++i) place += s_.top[i] > mine ? 1 : 0;
-    p_.top_ids[row_ * p_.top_stride + place] = id_of(mine);
-    p_.top_logprobs[row_ * p_.top_stride + place] = static_cast<float>(logit_of_best(mine) - log_z);
+    put_top(place, mine, log_z);
   }
 
   // ---- The token
@@ -611,21 +702,49 @@ class Row {
   __device__ void draw(uint64_t best, double log_z) {
     const float max = logit_of_best(best);
     Weights weights(max, spec_.temperature);
-    if (spec_.top_k > 0 && spec_.top_k < p_.vocabulary) {
-      weights.cut = find_cut(Unit(), max, weights.floor(), static_cast<uint64_t>(spec_.top_k));
+    const Buckets buckets{max, kBucketsPerUnit / weights.temperature};
+    Beginning beginning{};
+    const bool filters = cuts_top_k() || spec_.top_p < 1 || spec_.min_p > 0;
+    if (filters && draw_of_few(weights, buckets, log_z, &beginning)) return;
+    if (cuts_top_k()) {
+      weights.cut = cut_all(Unit(), max, weights.floor(), static_cast<uint64_t>(spec_.top_k));
     }
-    if (spec_.top_p < 1) {
+    int first = 0;
+    const bool is_bracketed = spec_.top_p < 1 && !cuts_top_k() &&
+                              cut_bracketed(buckets, beginning.count_center, &weights, &first);
+    if (spec_.top_p < 1 && !is_bracketed) {
       const uint64_t total = add_up(weights).total;
-      const double enough = static_cast<double>(spec_.top_p) * static_cast<double>(total);
       const float floor = fmaxf(weights.floor(), weights.cut.logit);
-      weights.cut = find_cut(Weights(max, spec_.temperature), max, floor,
-                             static_cast<uint64_t>(fmax(1.0, ceil(enough))));
+      weights.cut = cut_all(Weights(max, spec_.temperature), max, floor, limit_of(total));
     }
     weights.min_p = spec_.min_p;
-    const Sum sum = add_up(weights);
-    const uint64_t target = __umul64hi(random53(spec_.seed, spec_.position) << 11, sum.total);
-    const int id = locate(weights, sum, target);
+    const bool is_weighed = is_bracketed && spec_.min_p == 0;
+    const Sum sum =
+        is_weighed ? add_up(From{weights, buckets, first}, s_.other_warp_sums) : add_up(weights);
+    const int id = locate(weights, sum, target_of(sum.total));
     if (id >= 0 && lane_ == 0) finish(id, id, log_z);
+  }
+
+  /// Top-p where it leaves many: its cut lies most likely among the ids around the center_count-th.
+  /// False where it does not; else the buckets before *first are kept, and weighed for each warp in
+  /// other_warp_sums.
+  __device__ bool cut_bracketed(const Buckets& buckets, uint32_t center_count, Weights* weights,
+                                int* first) {
+    constexpr uint32_t kMargin = 2048;
+    int last = 0;
+    find_counts(center_count - min(center_count, kMargin), center_count + kMargin, first, &last);
+    uint64_t before = 0, total = 0;
+    weigh(buckets, *first, *weights, &before, &total);
+    const uint64_t limit = limit_of(total);
+    if (before >= limit) return false;
+    // Nothing of the buckets from *first to `last` lies outside of the range.
+    const float low = buckets.max - (static_cast<float>(last) + 1.1f) / buckets.per_unit;
+    const float high = buckets.max - (static_cast<float>(*first) - 0.1f) / buckets.per_unit;
+    if (!(buckets.of(low) > last && (*first == 0 || buckets.of(high) < *first))) return false;
+    const KeyRange range{key_of(fmaxf(low, weights->floor())),
+                         key_of(*first == 0 ? buckets.max : high), before};
+    return find_cut(From{Weights(weights->max, weights->temperature), buckets, *first}, range,
+                    limit, &weights->cut);
   }
 
   /// One thread: the result, with the log-probability of `scored`.
@@ -675,25 +794,6 @@ __global__ __launch_bounds__(kThreads,
   row.run();
 }
 
-__global__ void count_kernel(uint32_t* counts, const int32_t* prompt, int64_t num_prompt,
-                             const int32_t* generated, int64_t num_generated) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i < num_prompt) {
-    atomicOr(counts + prompt[i], kCountedInPrompt);
-  } else if (i < num_prompt + num_generated) {
-    atomicAdd(counts + generated[i - num_prompt], 1);
-  }
-}
-
-__global__ void feed_kernel(const int32_t* feed, const int32_t* last_token, int32_t* ids,
-                            int rows) {
-  let_successor_begin();
-  wait_for_predecessor();
-  const int t = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (t >= rows || feed[t] < 0) return;
-  ids[t] = last_token[feed[t]];
-}
-
 }  // namespace
 
 void sample(Stream& stream, const SampleArgs& args) {
@@ -724,6 +824,7 @@ void sample(Stream& stream, const SampleArgs& args) {
       .mask_words = static_cast<int>(args.masks.defined() ? args.masks.dim(1) : 0),
       .block_ids = static_cast<int>(block_ids),
       .aligned = address % 16 == 0 && args.logits.stride[0] % 4 == 0};
+  if (args.only_greedy) return sample_greedy(stream, params, rows);
   launch(stream,
          {.grid = dim3(static_cast<unsigned>(rows * kBlocks)),
           .block = dim3(kThreads),
@@ -731,29 +832,6 @@ void sample(Stream& stream, const SampleArgs& args) {
           .cluster = kBlocks,
           .overlap = true},
          sample_kernel, params);
-}
-
-void reset_counts(Stream& stream, const ResetCountsArgs& args) {
-  uint32_t* counts = static_cast<uint32_t*>(args.counts.data) + args.slot * args.counts.stride[0];
-  const auto bytes = static_cast<size_t>(args.counts.dim(1)) * sizeof(uint32_t);
-  check(cudaMemsetAsync(counts, 0, bytes, native(stream)), "counts");
-  const int64_t prompt = args.prompt.defined() ? args.prompt.dim(0) : 0;
-  const int64_t generated = args.generated.defined() ? args.generated.dim(0) : 0;
-  if (prompt + generated == 0) return;
-  launch(stream,
-         {.grid = dim3(static_cast<unsigned>((prompt + generated + 255) / 256)), .block = 256},
-         count_kernel, counts, static_cast<const int32_t*>(args.prompt.data), prompt,
-         static_cast<const int32_t*>(args.generated.data), generated);
-}
-
-void feed_tokens(Stream& stream, const FeedTokensArgs& args) {
-  const int64_t rows = args.ids.dim(0);
-  if (rows == 0) return;
-  const LaunchShape shape{
-      .grid = dim3(static_cast<unsigned>((rows + 255) / 256)), .block = 256, .overlap = true};
-  launch(stream, shape, feed_kernel, static_cast<const int32_t*>(args.feed.data),
-         static_cast<const int32_t*>(args.last_token.data), args.ids.ptr<int32_t>(),
-         static_cast<int>(rows));
 }
 
 }  // namespace weft::cuda

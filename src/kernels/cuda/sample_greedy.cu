@@ -1,0 +1,87 @@
+// sample, where all rows are plainly greedy: token = the first greatest logit. A cluster of eight
+// blocks of 512 threads has one row; nothing is kept, so four blocks share an SM and 64 rows are
+// one wave. Bytes: 4 V a row; bound by memory. docs/kernels/sampler_cuda.md
+
+#include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/sample_device.h"
+
+namespace weft::cuda {
+namespace {
+
+/// The first of the ranking among this thread's ids of [begin, begin + count).
+__device__ Best best_of_thread(const float* row, int begin, int count, bool aligned) {
+  constexpr int kTurns = 3;  // loads in flight
+  constexpr int kStep = kThreads * 4;
+  Best best;
+  for (int base = static_cast<int>(threadIdx.x) * 4; base < count; base += kStep * kTurns) {
+    float4 v[kTurns];
+#pragma unroll
+    for (int i = 0; i < kTurns; ++i) {
+      const int at = base + i * kStep;
+      if (aligned && at + 4 <= count) {
+        v[i] = __ldcg(reinterpret_cast<const float4*>(row + at));
+      } else {
+        v[i].x = at < count ? row[at] : kMinusInfinity;
+        v[i].y = at + 1 < count ? row[at + 1] : kMinusInfinity;
+        v[i].z = at + 2 < count ? row[at + 2] : kMinusInfinity;
+        v[i].w = at + 3 < count ? row[at + 3] : kMinusInfinity;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kTurns; ++i) {
+      const int id = begin + base + i * kStep;
+      best.take(v[i].x, id);
+      best.take(v[i].y, id + 1);
+      best.take(v[i].z, id + 2);
+      best.take(v[i].w, id + 3);
+    }
+  }
+  return best;
+}
+
+__global__ __launch_bounds__(kThreads,
+                             4) void greedy_kernel(const __grid_constant__ SampleParams params) {
+  __shared__ uint64_t of_warps[kWarps];
+  __shared__ uint64_t of_blocks[kBlocks];  // in the first block
+  let_successor_begin();
+  cluster_arrive();
+  wait_for_predecessor();
+  const int64_t row = blockIdx.x / kBlocks;
+  const int rank = static_cast<int>(cluster_rank()), begin = rank * params.block_ids;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int slot = params.specs[row].slot;
+  uint64_t best = 0;
+  if (slot >= 0) {
+    best = warp_max(best_of_thread(params.logits + row * params.logits_stride + begin, begin,
+                                   min(params.block_ids, params.vocabulary - begin),
+                                   params.aligned != 0)
+                        .key());
+  }
+  if (thread % 32 == 0) of_warps[thread / 32] = best;
+  __syncthreads();
+  cluster_wait();  // all eight have begun
+  if (thread < 32) {
+    best = warp_max(of_warps[thread % kWarps]);
+    if (thread == 0) store_remote(in_block(of_blocks + rank, 0), best);
+  }
+  cluster_sync();
+  if (rank != 0 || thread >= 32 || slot < 0) return;
+  best = warp_max(of_blocks[thread % kBlocks]);
+  if (thread != 0) return;
+  const bool error = best == 0 || best == kInvalid;
+  params.results[row] = {.token = error ? -1 : id_of(best), .numeric_error = error ? 1 : 0};
+  params.last_token[slot] = error ? 0 : id_of(best);
+}
+
+}  // namespace
+
+void sample_greedy(Stream& stream, const SampleParams& params, int64_t rows) {
+  launch(stream,
+         {.grid = dim3(static_cast<unsigned>(rows * kBlocks)),
+          .block = dim3(kThreads),
+          .cluster = kBlocks,
+          .overlap = true},
+         greedy_kernel, params);
+}
+
+}  // namespace weft::cuda
