@@ -1,6 +1,8 @@
 // Prompt GEMMs on a GPU beside cuBLASLt: squares, and the shapes of Qwen3-8B.
 // usage: gemm_gpu_bench [substring of a shape [bf16 | fp8]]
 
+#include <cuda_fp8.h>
+
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -102,19 +104,85 @@ void run(Gpu& gpu, CublasLt& cublas, const Shape& s) {
   print(gpu, row);
 }
 
-/// The fp8 product, its quantisation of x included, beside the bf16 product.
+/// Relative error of elements of three rows against sums of the quantised values.
+double fp8_error(const cuda::QuantizedRows& x, const cuda::QuantizedRows& w, const float* scales,
+                 const void* out, const Shape& s) {
+  const int64_t blocks = (s.k + 127) / 128, columns = s.silu_mul ? s.n / 2 : s.n;
+  const auto bytes_of = [&](const void* device, int64_t bytes) {
+    std::vector<uint8_t> host(static_cast<size_t>(bytes));
+    cuda::check(cudaMemcpy(host.data(), device, host.size(), cudaMemcpyDeviceToHost), "download");
+    return host;
+  };
+  const auto float_of = [&](const float* device) {
+    float value = 0;
+    cuda::check(cudaMemcpy(&value, device, 4, cudaMemcpyDeviceToHost), "download");
+    return value;
+  };
+  const auto value_of = [](uint8_t code) {
+    __nv_fp8_e4m3 v;
+    v.__x = code;
+    return static_cast<double>(static_cast<float>(v));
+  };
+  double error = 0, norm = 0;
+  for (const int64_t row : {int64_t{0}, s.m / 2 + 1, s.m - 1}) {
+    if (row >= s.m) continue;
+    const std::vector<uint8_t> xr = bytes_of(x.codes + row * x.stride, s.k);
+    const std::vector<float> got = rows_of(out, row, columns);
+    std::vector<float> x_scales;
+    for (int64_t b = 0; b < blocks; ++b) {
+      x_scales.push_back(float_of(x.scales + b * x.scale_stride + row));
+    }
+    const auto dot = [&](int64_t n) {
+      const std::vector<uint8_t> wr = bytes_of(w.codes + n * w.stride, s.k);
+      double sum = 0;
+      for (int64_t b = 0; b < blocks; ++b) {
+        double part = 0;
+        for (int64_t k = b * 128; k < std::min(s.k, b * 128 + 128); ++k) {
+          part += value_of(xr[static_cast<size_t>(k)]) * value_of(wr[static_cast<size_t>(k)]);
+        }
+        sum += part * double{x_scales[static_cast<size_t>(b)]} *
+               double{float_of(scales + n / 16 * blocks + b)};
+      }
+      return sum;
+    };
+    for (int64_t n = row % 5; n < columns; n += columns / 17 + 1) {
+      double expected = dot(n);
+      if (s.silu_mul) expected = expected / (1 + std::exp(-expected)) * dot(n + columns);
+      const double difference = double{got[static_cast<size_t>(n)]} - expected;
+      error += difference * difference;
+      norm += expected * expected;
+    }
+  }
+  return std::sqrt(error / norm);
+}
+
+/// The fp8 product, with its quantisation of x and without, beside the bf16 product.
 void run_fp8(Gpu& gpu, const Shape& s) {
   const int sets = static_cast<int>(
       std::min<int64_t>(8, 1 + (int64_t{120} << 20) / (s.m * s.k * 2 + s.n * s.k + s.m * s.n * 2)));
   const int64_t columns = s.silu_mul ? s.n / 2 : s.n;
+  const int64_t blocks = (s.k + 127) / 128, groups = (s.n + 15) / 16;
   ArenaScope scope(gpu.stream().scratch());
   std::vector<Buffer> x, wide, out;
-  std::vector<cuda::QuantizedRows> w;
+  std::vector<cuda::QuantizedRows> w, quantized;
+  std::vector<float> scales(static_cast<size_t>(groups * blocks));
+  for (size_t i = 0; i < scales.size(); ++i) {  // one for each 128 rows and columns
+    const size_t b = static_cast<size_t>(blocks);
+    scales[i] = 1e-3f * static_cast<float>(1 + (i / b / 8 * 31 + i % b * 17) % 29);
+  }
+  const Buffer device_scales =
+      Buffer::allocate(DeviceKind::kCuda, static_cast<int64_t>(scales.size()) * 4).value();
+  cuda::check(
+      cudaMemcpy(device_scales.data(), scales.data(), scales.size() * 4, cudaMemcpyHostToDevice),
+      "upload");
+  const auto* b_scales = reinterpret_cast<const float*>(device_scales.data());
   for (int i = 0; i < sets; ++i) {
     x.push_back(random_device_bf16(gpu, s.m * s.k, 3 * static_cast<uint64_t>(i) + 1));
     wide.push_back(random_device_bf16(gpu, s.n * s.k, 3 * static_cast<uint64_t>(i) + 2));
     out.push_back(random_device_bf16(gpu, s.m * s.n, 3 * static_cast<uint64_t>(i) + 3));
     w.push_back(cuda::quantize_rows(gpu.stream(), {wide.back().data(), DType::kBF16, {s.n, s.k}}));
+    quantized.push_back(
+        cuda::quantize_rows(gpu.stream(), {x.back().data(), DType::kBF16, {s.m, s.k}}));
   }
   const auto gemm_of = [&](size_t i) {
     cuda::Gemm gemm;
@@ -124,14 +192,20 @@ void run_fp8(Gpu& gpu, const Shape& s) {
     gemm.epilogue = s.silu_mul ? Epilogue::kSiluMul : Epilogue::kStore;
     return gemm;
   };
-  const auto fp8 = [&](int call) {
-    const auto i = static_cast<size_t>(call % sets);
-    ArenaScope inner(gpu.stream().scratch());
+  const auto product = [&](size_t i, const cuda::QuantizedRows& rows) {
     cuda::Gemm gemm = gemm_of(i);
     gemm.b = reinterpret_cast<const std::byte*>(w[i].codes);
     gemm.b_row_bytes = w[i].stride;
-    cuda::gemm_fp8(gpu.stream(), gemm, cuda::quantize_rows(gpu.stream(), gemm.a),
-                   {w[i].scales, (s.k + 127) / 128, 0});
+    cuda::gemm_fp8(gpu.stream(), gemm, rows, {b_scales, static_cast<int>(groups), blocks, 0});
+  };
+  const auto fp8 = [&](int call) {
+    const auto i = static_cast<size_t>(call % sets);
+    ArenaScope inner(gpu.stream().scratch());
+    product(i, cuda::quantize_rows(gpu.stream(), gemm_of(i).a));
+  };
+  const auto alone = [&](int call) {
+    const auto i = static_cast<size_t>(call % sets);
+    product(i, quantized[i]);
   };
   const auto bf16 = [&](int call) {
     const auto i = static_cast<size_t>(call % sets);
@@ -140,19 +214,31 @@ void run_fp8(Gpu& gpu, const Shape& s) {
     gemm.b_row_bytes = s.k * 2;
     cuda::gemm_bf16(gpu.stream(), gemm);
   };
+  fp8(0);
+  cuda::check(cudaStreamSynchronize(cuda::native(gpu.stream())), "gemm");
+  const double error = fp8_error(quantized[0], w[0], b_scales, out[0].data(), s);
+  if (!(error < 3e-3)) {
+    std::printf("WRONG: fp8 %ld x %ld x %ld: relative error %g\n", s.m, s.n, s.k, error);
+    return;
+  }
   const double flops = 2.0 * static_cast<double>(s.m * s.n) * static_cast<double>(s.k);
   const int calls = static_cast<int>(std::max(4.0, std::min(40.0, 4e12 / flops)));
   Row row;
-  row.kernel = s.silu_mul ? "gemm_fp8_silu_mul" : "gemm_fp8";
   row.shape = std::to_string(s.m) + "x" + std::to_string(s.n) + "x" + std::to_string(s.k);
   row.dtype = "fp8";
-  row.us = gpu.time_us(fp8, calls);
   row.peer = "weft bf16";
+  double whole = gpu.time_us(fp8, calls), without = gpu.time_us(alone, calls);
   row.peer_us = gpu.time_us(bf16, calls);
-  row.us = std::min(row.us, gpu.time_us(fp8, calls));
-  row.tflops = flops / row.us * 1e-6;
-  row.share = row.tflops / (2 * kPeak);
-  print(gpu, row);
+  whole = std::min(whole, gpu.time_us(fp8, calls));
+  without = std::min(without, gpu.time_us(alone, calls));
+  for (const bool with_quantisation : {true, false}) {
+    row.kernel = std::string(with_quantisation ? "gemm_fp8" : "gemm_fp8_product") +
+                 (s.silu_mul ? "_silu_mul" : "");
+    row.us = with_quantisation ? whole : without;
+    row.tflops = flops / row.us * 1e-6;
+    row.share = row.tflops / (2 * kPeak);
+    print(gpu, row);
+  }
 }
 
 }  // namespace
@@ -165,13 +251,12 @@ int main(int argc, char** argv) {
   const bool bf16 = argc < 3 || std::strcmp(argv[2], "bf16") == 0;
   const bool fp8 = argc < 3 || std::strcmp(argv[2], "fp8") == 0;
   std::vector<Shape> shapes = {{4096, 4096, 4096}, {8192, 8192, 8192}};
-  for (const int64_t m : {512, 2048, 8192}) {
+  for (const int64_t m : {16, 64, 128, 256, 512, 2048, 8192}) {
     shapes.push_back({m, 6144, 4096});
     shapes.push_back({m, 4096, 4096});
     shapes.push_back({m, 24576, 4096, true});
     shapes.push_back({m, 4096, 12288});
   }
-  for (const int64_t m : {16, 64, 128}) shapes.push_back({m, 4096, 4096});
   for (const Shape& s : shapes) {
     const std::string name =
         std::to_string(s.m) + "x" + std::to_string(s.n) + "x" + std::to_string(s.k);

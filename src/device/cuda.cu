@@ -66,8 +66,11 @@ Result<void*> cuda_allocate(int64_t bytes) {
                      " MiB");
   }
   if (status != cudaSuccess) return cuda_error("cudaMalloc", status);
-  if (const cudaError_t zeroed = cudaMemset(data, 0, static_cast<size_t>(bytes));
-      zeroed != cudaSuccess) {
+  // The memset is asynchronous, and streams of ours don't wait for the default one: they would
+  // write first and be zeroed then.
+  cudaError_t zeroed = cudaMemset(data, 0, static_cast<size_t>(bytes));
+  if (zeroed == cudaSuccess) zeroed = cudaStreamSynchronize(nullptr);
+  if (zeroed != cudaSuccess) {
     cudaFree(data);
     return cuda_error("cudaMemset", zeroed);
   }

@@ -33,16 +33,22 @@ struct Case {
   int64_t m, n, k;
   Epilogue epilogue = Epilogue::kStore;
   DType out = DType::kF32;
+  int64_t scale_rows = 128;  ///< rows of the weight that share their scales, a multiple of 16
 };
 
 struct Problem {
   explicit Problem(const Case& c)
-      : blocks_n((c.n + 127) / 128), blocks_k((c.k + 127) / 128), stride((c.k + 15) / 16 * 16) {
+      : groups((c.n + 15) / 16), blocks_k((c.k + 127) / 128), stride((c.k + 15) / 16 * 16) {
     std::vector<int32_t> raw(static_cast<size_t>(c.n * stride / 4));
     for (size_t i = 0; i < raw.size(); ++i) {
       raw[i] = static_cast<int32_t>(philox4x32(21, i, 0)[0] & 0xBFBFBFBFu);  // no NaN, moderate
     }
-    scales = random_bf16(blocks_n * blocks_k, 22, 0.01f);
+    const std::vector<float> drawn = random_bf16(groups * blocks_k, 22, 0.01f);
+    std::vector<float> scales(drawn.size());
+    for (int64_t i = 0; i < groups * blocks_k; ++i) {
+      const int64_t first = i / blocks_k * 16 / c.scale_rows * c.scale_rows / 16;
+      scales[static_cast<size_t>(i)] = drawn[static_cast<size_t>(first * blocks_k + i % blocks_k)];
+    }
     values.resize(static_cast<size_t>(c.n * c.k));
     for (int64_t n = 0; n < c.n; ++n) {
       for (int64_t k = 0; k < c.k; ++k) {
@@ -50,11 +56,11 @@ struct Problem {
         const auto code = static_cast<uint8_t>(
             static_cast<uint32_t>(raw[static_cast<size_t>(at / 4)]) >> (at % 4 * 8));
         values[static_cast<size_t>(n * c.k + k)] =
-            e4m3_value(code) * scales[static_cast<size_t>(n / 128 * blocks_k + k / 128)];
+            e4m3_value(code) * scales[static_cast<size_t>(n / 16 * blocks_k + k / 128)];
       }
     }
     codes = DeviceTensor(raw);
-    device_scales = DeviceTensor(DType::kF32, {blocks_n, blocks_k}, scales);
+    device_scales = DeviceTensor(DType::kF32, {groups, blocks_k}, scales);
   }
   void run(Stream& stream, const TensorView& x, const TensorView& out, const Case& c) const {
     ArenaScope scope(stream.scratch());
@@ -66,10 +72,10 @@ struct Problem {
     gemm.out = out;
     gemm.epilogue = c.epilogue;
     cuda::gemm_fp8(stream, gemm, cuda::quantize_rows(stream, x),
-                   {device_scales.view.ptr<float>(), blocks_k, blocks_n * blocks_k});
+                   {device_scales.view.ptr<float>(), static_cast<int>(groups), blocks_k, 0});
   }
-  int64_t blocks_n, blocks_k, stride;
-  std::vector<float> scales, values;
+  int64_t groups, blocks_k, stride;
+  std::vector<float> values;
   DeviceTensor codes, device_scales;
 };
 
@@ -124,6 +130,8 @@ TEST(GemmFp8, Small) {
   check({65, 130, 136});
   check({70, 128, 264, Epilogue::kSiluMul});
   check({129, 72, 256, Epilogue::kAdd});
+  check({70, 160, 640, Epilogue::kSiluMul, DType::kF32, 16});
+  check({70, 200, 648, Epilogue::kStore, DType::kF32, 48});
 }
 
 TEST(GemmFp8, Shapes) {
@@ -133,6 +141,8 @@ TEST(GemmFp8, Shapes) {
   check({2049, 4104, 136});
   check({1000, 8192, 256, Epilogue::kSiluMul, DType::kBF16});
   check({1920, 4352, 392, Epilogue::kAdd});
+  check({1920, 4352, 392, Epilogue::kStore, DType::kBF16, 16});
+  check({1920, 4448, 392, Epilogue::kSiluMul, DType::kBF16, 48});
 }
 
 TEST(GemmFp8, BitsDoNotDependOnRows) {

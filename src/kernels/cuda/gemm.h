@@ -17,7 +17,9 @@ struct Gemm {
   int64_t n = 0, experts = 1;    ///< N: rows of b, 2I for kSiluMul
   int64_t b_row_bytes = 0, b_expert_bytes = 0;
   TensorView bias;  ///< [N] f32 or undefined; dense alone
-  TensorView out;   ///< [rows, N] (I for kSiluMul), bf16 or f32
+  /// kSiluMul: where in `bias` that of the second half begins, N / 2 if 0.
+  int64_t bias_up = 0;
+  TensorView out;  ///< [rows, N] (I for kSiluMul), bf16 or f32
   Epilogue epilogue = Epilogue::kStore;
   /// Null: all rows belong to expert 0. Else [experts + 1] on the device: expert e owns rows
   /// offsets[e] .. offsets[e + 1]; then out is bf16, N and K are multiples of 8.
@@ -39,15 +41,19 @@ int64_t quantized_rows_bytes(int64_t rows, int64_t k);
 /// Scale = largest magnitude of the 128 / 448; codes to nearest. Memory from the stream's scratch.
 QuantizedRows quantize_rows(Stream& stream, const TensorView& x);
 
-/// Scales of b: one for each 128 x 128 block.
+/// Scales of b: one for each 16 rows x 128 columns (weight_layout.h).
 struct BlockScales {
-  const float* scales = nullptr;  ///< [experts][ceil(N / 128)][row_stride]
-  int64_t row_stride = 0;         ///< floats between blocks of rows: ceil(K / 128) or more
+  const float* scales = nullptr;  ///< [experts][groups][row_stride]
+  int groups = 0;                 ///< ceil(N / 16)
+  int64_t row_stride = 0;         ///< floats between groups of rows: ceil(K / 128) or more
   int64_t expert_stride = 0;      ///< floats
 };
+/// Those of a packed weight.
+BlockScales block_scales(const Weight& weight);
+
 /// As gemm_bf16 with e4m3 codes in b (row stride a multiple of 16 bytes); `gemm.a` gives the rows
 /// and K alone. The products of 128 K are summed by the tensor cores, multiplied by both scales and
-/// added in f32. For kSiluMul N / 2 is a multiple of 64.
+/// added in f32. For kSiluMul N / 2 is a multiple of 16.
 void gemm_fp8(Stream& stream, const Gemm& gemm, const QuantizedRows& a, const BlockScales& b);
 
 }  // namespace weft::cuda

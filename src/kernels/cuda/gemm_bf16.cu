@@ -167,6 +167,8 @@ template <int BN, int Cluster>
 void launch_gemm(Stream& stream, const Gemm& g, Params p) {
   const int tile_columns = p.out.silu_mul ? BN / 2 : BN;
   p.out.second_half = p.out.silu_mul ? p.out.columns : BN / 2;
+  p.out.bias_half =
+      p.out.silu_mul && g.bias_up > 0 ? static_cast<int>(g.bias_up) : p.out.second_half;
   p.space.column_tiles = (p.out.columns + tile_columns - 1) / tile_columns;
   p.space.row_group = 16 / Cluster;
   const int64_t k = g.a.dim(1);

@@ -23,6 +23,7 @@ struct GemmOutput {
   bool direct = false;   ///< not fit for TMA, or needs reading
   bool grouped = false;  ///< rows after a tile's last one belong to others
   const float* bias = nullptr;
+  int bias_half = 0;  ///< as second_half, in `bias`
   void* out = nullptr;
   int64_t out_stride = 0;
 };
@@ -53,7 +54,7 @@ __device__ __forceinline__ void finish_values(float (&d)[BN / 2], const GemmOutp
     for (int j = 0; j < BN / 8; ++j) {
       const int in_half = j < BN / 16 ? 8 * j : 8 * j - BN / 2;
       const int in_out = column + (p.silu_mul ? in_half : 8 * j) + c;
-      const int n = column + in_half + (j < BN / 16 ? 0 : p.second_half) + c;
+      const int n = column + in_half + (j < BN / 16 ? 0 : p.bias_half) + c;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float bias = in_out + i < p.columns ? p.bias[n + i] : 0.0f;

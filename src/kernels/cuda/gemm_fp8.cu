@@ -1,10 +1,11 @@
-// out = a b^T of e4m3 codes with f32 scales: a's of 1 x 128, b's of 128 x 128. Tile
+// out = a b^T of e4m3 codes with f32 scales: a's of 1 x 128, b's of 16 x 128. Tile
 // (128 Sub) x 128 x 128, persistent, one producer thread and two consumer warpgroups of 64 Sub
 // rows. Each 128 of K is a chain of 4 wgmma, whose sum (64 x 128) is scaled and added to the f32
-// total in registers while the other warpgroup multiplies. Clusters of two blocks beside each other
-// share the rows of a. Bound: the tensor cores' fp8 rate. docs/kernels/gemm.md.
+// total in registers while the other warpgroup multiplies. Bound: the tensor cores' fp8 rate.
+// docs/kernels/gemm.md.
 
 #include "kernels/cuda/gemm_device.h"
+#include "kernels/cuda/weight_layout.h"
 
 namespace weft::cuda {
 namespace {
@@ -19,6 +20,7 @@ struct Params {
   TileSpace space;
   GemmOutput out;
   int k_steps = 0;
+  int a_bytes = 0;  // of a's box, as in gemm_bf16.cu
   const float* a_scales = nullptr;
   int64_t a_scale_stride = 0;
   BlockScales b;
@@ -35,33 +37,27 @@ struct Layout {
   static int bytes(int experts) { return kUnits + (experts + 1) * 4; }
 };
 
-template <int Sub, int Cluster>
+template <int Sub>
 __device__ __forceinline__ void produce(const CUtensorMap* a_map, const CUtensorMap* b_map,
                                         const Params& p, uint8_t* shared) {
   using L = Layout<Sub>;
   Barrier* full = reinterpret_cast<Barrier*>(shared + L::kBarriers);
   Barrier* empty = full + L::kStages;
   const int* first_unit = reinterpret_cast<const int*>(shared + L::kUnits);
-  const int rank = Cluster > 1 ? static_cast<int>(cluster_rank()) : 0;
   const int units = num_units<kTileRows * Sub>(p.space, first_unit);
   const int tile_columns = p.out.silu_mul ? kTileN / 2 : kTileN;
   Pipe pipe;
-  for (int unit = blockIdx.x / Cluster; unit < units; unit += gridDim.x / Cluster) {
+  for (int unit = static_cast<int>(blockIdx.x); unit < units; unit += static_cast<int>(gridDim.x)) {
     const Tile tile = tile_of<kTileRows * Sub>(p.space, first_unit, unit, 0);
-    const int n = (tile.column_tile * Cluster + rank) * tile_columns;
+    const int n = tile.column_tile * tile_columns;
     for (int step = 0; step < p.k_steps; ++step) {
       wait(empty + pipe.stage, pipe.parity ^ 1);
       Barrier* bar = full + pipe.stage;
       uint8_t* a = shared + pipe.stage * L::kStageBytes;
       uint8_t* b = a + L::kABytes;
-      arrive_expect(bar, L::kStageBytes);
+      arrive_expect(bar, kBBytes + p.a_bytes);
       const int k = step * kStep;
-      if constexpr (Cluster == 2) {  // this block's half of the rows, for both
-        tma_load_multicast(a + rank * (L::kABytes / 2), a_map, bar,
-                           Coords{k, tile.row + rank * (Sub * 64)}, 3);
-      } else {
-        tma_load(a, a_map, bar, Coords{k, tile.row});
-      }
+      tma_load(a, a_map, bar, Coords{k, tile.row});
       tma_load(b, b_map, bar, Coords{k, n, tile.expert});
       tma_load(b + kBBytes / 2, b_map, bar, Coords{k, n + p.out.second_half, tile.expert});
       pipe.next<L::kStages>();
@@ -69,31 +65,131 @@ __device__ __forceinline__ void produce(const CUtensorMap* a_map, const CUtensor
   }
 }
 
-template <int Sub, int Cluster>
+/// The scales of a warp's rows and of the tile's columns, read ahead of the steps that use them.
+template <int Sub>
+class Scales {
+ public:
+  /// `row` is the warp's first; its rows are row + 64 sub + 0 .. 15, one a lane.
+  __device__ __forceinline__ Scales(const Params& p, const Tile& tile, int row, int column)
+      : steps_(p.k_steps), a_stride_(p.a_scale_stride) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    // A row outside reads the last one's.
+    a_ = p.a_scales + min(row + lane / 16 % Sub * 64 + lane % 16, tile.row_end - 1);
+    // Lane l reads group l % 8 of 16 columns (the second half's are the upper 4), step l / 8 of 4.
+    const int group = lane % 8;
+    const int n = column + (group < 4 ? 16 * group : p.out.second_half + 16 * (group - 4));
+    b_ = p.b.scales + tile.expert * p.b.expert_stride +
+         min(n / kFp8ScaleRows, p.b.groups - 1) * p.b.row_stride;
+    a_next_[0] = load_a(0);
+    a_next_[1] = load_a(1);
+    b_next_ = load_b(0);
+  }
+  /// To step `step` (called for 0, 1, ...).
+  __device__ __forceinline__ void next(int step) {
+    a_now_ = a_next_[0];
+    a_next_[0] = a_next_[1];
+    a_next_[1] = load_a(step + 2);
+    if (step % 4 == 0) {
+      const int lane = static_cast<int>(threadIdx.x) % 32;
+      b_now_ = b_next_;
+      b_next_ = load_b(step + 4);
+      // The usual case: one block of the checkpoint in each half of the tile.
+      uniform_ = __all_sync(0xffffffffu, b_now_ == __shfl_sync(0xffffffffu, b_now_, lane & 28));
+    }
+    first_ = step % 4 * 8;
+  }
+  /// Of 64 rows: a's for the thread's two, and their products with b's if those are uniform.
+  struct Factors {
+    float a[2], low[2], high[2];
+  };
+  /// Ahead of add(), so that it costs nothing while the product runs.
+  __device__ __forceinline__ Factors factors(int sub) const {
+    const int from = 16 * sub + static_cast<int>(threadIdx.x) % 32 / 4;
+    Factors f;
+    const float low = __shfl_sync(0xffffffffu, b_now_, first_),
+                high = __shfl_sync(0xffffffffu, b_now_, first_ + 4);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      f.a[i] = __shfl_sync(0xffffffffu, a_now_, from + 8 * i);
+      f.low[i] = f.a[i] * low;
+      f.high[i] = f.a[i] * high;
+    }
+    return f;
+  }
+  /// total += part * scales for 64 rows.
+  __device__ __forceinline__ void add(float (&total)[kTileN / 2], const float (&part)[kTileN / 2],
+                                      const Factors& f) const {
+    if (uniform_) [[likely]] {
+#pragma unroll
+      for (int i = 0; i < kTileN / 2; ++i) {
+        const float scale = i < kTileN / 4 ? f.low[i % 4 / 2] : f.high[i % 4 / 2];
+        total[i] = __fmaf_rn(part[i], scale, total[i]);
+      }
+      return;
+    }
+#pragma unroll
+    for (int group = 0; group < 8; ++group) {
+      const float b = __shfl_sync(0xffffffffu, b_now_, first_ + group);
+      const float scale[2] = {f.a[0] * b, f.a[1] * b};
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        total[8 * group + i] =
+            __fmaf_rn(part[8 * group + i], scale[i % 4 / 2], total[8 * group + i]);
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ float load_a(int step) const {
+    return step < steps_ ? __ldg(a_ + step * a_stride_) : 0.0f;
+  }
+  __device__ __forceinline__ float load_b(int step) const {
+    const int own = step + static_cast<int>(threadIdx.x) % 32 / 8;
+    return own < steps_ ? __ldg(b_ + own) : 0.0f;
+  }
+  int steps_;
+  int64_t a_stride_;
+  const float* a_;
+  const float* b_;
+  float a_now_ = 0, a_next_[2], b_now_ = 0, b_next_;
+  int first_ = 0;
+  bool uniform_ = true;
+};
+
+/// Starts the product of 64 rows of a stage.
+__device__ __forceinline__ void multiply(float (&part)[kTileN / 2], uint64_t a, uint64_t b) {
+  hold(part);
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < kStep / 32; ++k) {
+    Wgmma<kTileN>::e4m3(part, advance(a, 32 * k), advance(b, 32 * k), k != 0);
+  }
+  wgmma_commit();
+}
+
+template <int Sub>
 __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params& p,
                                         uint8_t* shared) {
   using L = Layout<Sub>;
   Barrier* full = reinterpret_cast<Barrier*>(shared + L::kBarriers);
   Barrier* empty = full + L::kStages;
   const int* first_unit = reinterpret_cast<const int*>(shared + L::kUnits);
-  const int rank = Cluster > 1 ? static_cast<int>(cluster_rank()) : 0;
   const int units = num_units<kTileRows * Sub>(p.space, first_unit);
   const int tile_columns = p.out.silu_mul ? kTileN / 2 : kTileN;
   const int warp = warp_index() - 4;  // of the consumers
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int first_row = warp / 4 * (64 * Sub);  // of the warpgroup
+  const int group = warp / 4;                // warpgroup
+  const int first_row = group * (64 * Sub);  // of the warpgroup
   uint8_t* staging = shared + L::kStaging + warp * kStagingBytes;
+  const uint64_t a_rows = k_major_128(shared + first_row * 128);
+  const uint64_t b_rows = k_major_128(shared + L::kABytes);
   const auto release = [&](int stage) {
-    if constexpr (Cluster == 2) {
-      if (lane < 2) arrive_remote(empty + stage, static_cast<uint32_t>(lane));
-    } else {
-      if (lane == 0) arrive(empty + stage);
-    }
+    if (lane == 0) arrive(empty + stage);
   };
   Pipe pipe;
-  for (int unit = blockIdx.x / Cluster; unit < units; unit += gridDim.x / Cluster) {
+  for (int unit = static_cast<int>(blockIdx.x); unit < units; unit += static_cast<int>(gridDim.x)) {
     Tile tile = tile_of<kTileRows * Sub>(p.space, first_unit, unit, 0);
-    const int column = (tile.column_tile * Cluster + rank) * tile_columns;
+    const int column = tile.column_tile * tile_columns;
     if (tile.row + first_row >= tile.row_end || column >= p.out.columns) {  // keep step alone
       for (int step = 0; step < p.k_steps; ++step) {
         wait(full + pipe.stage, pipe.parity);
@@ -108,64 +204,64 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
 #pragma unroll
       for (int i = 0; i < kTileN / 2; ++i) total[sub][i] = 0.0f;
     }
-    // Scales of this thread's rows (two of each 64) and of both halves of the columns; those of the
-    // next step are under way while one multiplies. Rows outside read the last one's.
-    const int own_row = tile.row + first_row + warp % 4 * 16 + lane / 4;
-    const float* a_scale[2 * Sub];
+    const int warp_row = tile.row + first_row + warp % 4 * 16;
+    Scales<Sub> scales(p, tile, warp_row, column);
+    if constexpr (Sub == 2) {
+      for (int step = 0; step < p.k_steps; ++step) {
+        scales.next(step);
+        wait(full + pipe.stage, pipe.parity);
+        const uint64_t stage = static_cast<uint64_t>(pipe.stage * L::kStageBytes);
 #pragma unroll
-    for (int i = 0; i < 2 * Sub; ++i) {
-      a_scale[i] = p.a_scales + min(own_row + i / 2 * 64 + i % 2 * 8, tile.row_end - 1);
-    }
-    const float* b_scale = p.b.scales + tile.expert * p.b.expert_stride;
-    const float* b_low = b_scale + column / 128 * p.b.row_stride;
-    const float* b_high =
-        b_scale +
-        (p.out.silu_mul ? (column + p.out.second_half) / 128 : column / 128) * p.b.row_stride;
-    float next_a[2 * Sub], next_low = __ldg(b_low), next_high = __ldg(b_high);
-#pragma unroll
-    for (int i = 0; i < 2 * Sub; ++i) next_a[i] = __ldg(a_scale[i]);
-    for (int step = 0; step < p.k_steps; ++step) {
-      float scale_low[2 * Sub], scale_high[2 * Sub];
-#pragma unroll
-      for (int i = 0; i < 2 * Sub; ++i) {
-        scale_low[i] = next_a[i] * next_low;
-        scale_high[i] = next_a[i] * next_high;
-      }
-      if (step + 1 < p.k_steps) {
-        next_low = __ldg(b_low + step + 1);
-        next_high = __ldg(b_high + step + 1);
-#pragma unroll
-        for (int i = 0; i < 2 * Sub; ++i) {
-          next_a[i] = __ldg(a_scale[i] + (step + 1) * p.a_scale_stride);
+        for (int sub = 0; sub < Sub; ++sub) {
+          float part[kTileN / 2];
+          multiply(part, advance(a_rows, stage + 64 * 128 * sub), advance(b_rows, stage));
+          const auto factors = scales.factors(sub);
+          wgmma_wait<0>();
+          hold(part);
+          if (sub == Sub - 1) release(pipe.stage);
+          scales.add(total[sub], part, factors);
         }
+        pipe.next<L::kStages>();
       }
-      wait(full + pipe.stage, pipe.parity);
-      const uint8_t* stage = shared + pipe.stage * L::kStageBytes;
-      const uint64_t b = k_major_128(stage + L::kABytes);
-#pragma unroll
-      for (int sub = 0; sub < Sub; ++sub) {
-        const uint64_t a = k_major_128(stage + (first_row + 64 * sub) * 128);
-        float part[kTileN / 2];
+    } else {
+      const auto start = [&](float(&part)[kTileN / 2]) {
+        wait(full + pipe.stage, pipe.parity);
+        const uint64_t stage = static_cast<uint64_t>(pipe.stage * L::kStageBytes);
+        multiply(part, advance(a_rows, stage), advance(b_rows, stage));
+      };
+      const auto add = [&](float(&part)[kTileN / 2], int stage, int step) {
+        scales.next(step);
+        const auto factors = scales.factors(0);
         hold(part);
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < kStep / 32; ++k) {
-          Wgmma<kTileN>::e4m3(part, advance(a, 32 * k), advance(b, 32 * k), k != 0);
-        }
-        wgmma_commit();
+        release(stage);
+        scales.add(total[0], part, factors);
+      };
+      const auto start_next_and_add = [&](float(&part)[kTileN / 2], float(&next)[kTileN / 2],
+                                          int step) {
+        const int stage = pipe.stage;
+        pipe.next<L::kStages>();
+        start(next);
+        wgmma_wait<1>();
+        add(part, stage, step);
+      };
+      float even[kTileN / 2], odd[kTileN / 2];
+      start(even);
+      int step = 0;
+      for (; step + 2 < p.k_steps; step += 2) {
+        start_next_and_add(even, odd, step);
+        start_next_and_add(odd, even, step + 1);
+      }
+      if (step + 2 == p.k_steps) {
+        start_next_and_add(even, odd, step);
         wgmma_wait<0>();
-        hold(part);
-        if (sub == Sub - 1) release(pipe.stage);
-#pragma unroll
-        for (int i = 0; i < kTileN / 2; ++i) {
-          const int row = 2 * sub + i % 4 / 2;
-          total[sub][i] =
-              __fmaf_rn(part[i], i < kTileN / 4 ? scale_low[row] : scale_high[row], total[sub][i]);
-        }
+        add(odd, pipe.stage, step + 1);
+      } else {
+        wgmma_wait<0>();
+        add(even, pipe.stage, step);
       }
       pipe.next<L::kStages>();
     }
-    tile.row += first_row + warp % 4 * 16;
+    tile.row = warp_row;
 #pragma unroll
     for (int sub = 0; sub < Sub; ++sub) {
       finish_values<kTileN>(total[sub], p.out, column);
@@ -176,7 +272,7 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
   if (lane == 0) bulk_wait<0>();
 }
 
-template <int Sub, int Cluster>
+template <int Sub>
 __global__ void __launch_bounds__(kThreads, 1)
     gemm_kernel(const __grid_constant__ CUtensorMap a_map,
                 const __grid_constant__ CUtensorMap b_map,
@@ -187,7 +283,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < L::kStages; ++i) {
       barrier_init(full + i, 1);
-      barrier_init(full + L::kStages + i, Cluster * kConsumers / 32);
+      barrier_init(full + L::kStages + i, kConsumers / 32);
     }
     fence_barrier_init();
     prefetch_map(&a_map);
@@ -197,36 +293,32 @@ __global__ void __launch_bounds__(kThreads, 1)
   wait_for_predecessor();
   let_successor_begin();
   count_units<kTileRows * Sub>(p.space, reinterpret_cast<int*>(shared + L::kUnits));
-  if constexpr (Cluster > 1) {
-    cluster_sync();
-  } else {
-    __syncthreads();
-  }
+  __syncthreads();
   if (threadIdx.x < 128) {
     drop_registers_to<40>();
-    if (threadIdx.x == 0) produce<Sub, Cluster>(&a_map, &b_map, p, shared);
+    if (threadIdx.x == 0) produce<Sub>(&a_map, &b_map, p, shared);
   } else {
     raise_registers_to<232>();
-    consume<Sub, Cluster>(&out_map, p, shared);
-  }
-  if constexpr (Cluster > 1) {  // as in gemm_bf16.cu
-    __syncwarp();
-    cluster_sync();
+    consume<Sub>(&out_map, p, shared);
   }
 }
 
-template <int Sub, int Cluster>
+template <int Sub>
 void launch_gemm(Stream& stream, const Gemm& g, const QuantizedRows& a, Params p) {
-  const int tile_columns = (p.out.silu_mul ? kTileN / 2 : kTileN) * Cluster;
+  const int tile_columns = p.out.silu_mul ? kTileN / 2 : kTileN;
   p.out.second_half = p.out.silu_mul ? p.out.columns : kTileN / 2;
+  p.out.bias_half =
+      p.out.silu_mul && g.bias_up > 0 ? static_cast<int>(g.bias_up) : p.out.second_half;
   p.space.column_tiles = (p.out.columns + tile_columns - 1) / tile_columns;
   const int64_t k = g.a.dim(1), rows = g.a.dim(0);
+  const int64_t box_rows = std::min<int64_t>(kTileRows * Sub, (rows + 7) / 8 * 8);
+  p.a_bytes = static_cast<int>(box_rows * 128);
   const CUtensorMap a_map =
       encode_map(a.codes, MatrixMap{.type = MapType::kE4M3,
                                     .rows = rows,
                                     .columns = k,
                                     .row_bytes = a.stride,
-                                    .box_rows = static_cast<uint32_t>(kTileRows * Sub / Cluster),
+                                    .box_rows = static_cast<uint32_t>(box_rows),
                                     .box_columns = kStep});
   MapShape b;
   b.type = MapType::kE4M3;
@@ -240,19 +332,18 @@ void launch_gemm(Stream& stream, const Gemm& g, const QuantizedRows& a, Params p
   b.box[1] = kTileN / 2;
   b.box[2] = 1;
   const CUtensorMap b_map = encode_map(g.b, b);
-  unsigned blocks = static_cast<unsigned>(num_processors() / Cluster * Cluster);
+  unsigned blocks = static_cast<unsigned>(num_processors());
   if (g.offsets == nullptr) {
     const int64_t units = (rows + kTileRows * Sub - 1) / (kTileRows * Sub) * p.space.column_tiles;
-    blocks = static_cast<unsigned>(std::min<int64_t>(units * Cluster, blocks));
+    blocks = static_cast<unsigned>(std::min<int64_t>(units, blocks));
   }
   const int experts = g.offsets != nullptr ? p.space.experts : 0;
   launch(stream,
          {.grid = blocks,
           .block = kThreads,
           .shared_bytes = static_cast<size_t>(Layout<Sub>::bytes(experts)),
-          .cluster = Cluster,
           .overlap = true},
-         gemm_kernel<Sub, Cluster>, a_map, b_map, map_of(p.out, rows), p);
+         gemm_kernel<Sub>, a_map, b_map, map_of(p.out, rows), p);
 }
 
 /// Half a warp takes 128 columns of a row: lane l elements 8l .. 8l + 7.
@@ -331,11 +422,22 @@ QuantizedRows quantize_rows(Stream& stream, const TensorView& x) {
   return q;
 }
 
+BlockScales block_scales(const Weight& weight) {
+  const WeightShape& shape = weight.shape;
+  BlockScales b;
+  b.scales = reinterpret_cast<const float*>(weight.data + fp8_scales_offset(shape));
+  b.groups = static_cast<int>(ceil_div(shape.n, kFp8ScaleRows));
+  b.row_stride = fp8_scales_stride(shape);
+  b.expert_stride = weight.expert_bytes / 4;
+  return b;
+}
+
 void gemm_fp8(Stream& stream, const Gemm& g, const QuantizedRows& a, const BlockScales& b) {
   const int64_t rows = g.a.dim(0);
   if (rows == 0) return;
-  CHECK(g.b_row_bytes % 16 == 0 && (g.epilogue != Epilogue::kSiluMul || g.n / 2 % 64 == 0),
-        "gemm_fp8: shape");
+  CHECK(
+      g.b_row_bytes % 16 == 0 && (g.epilogue != Epilogue::kSiluMul || g.n / 2 % kFp8ScaleRows == 0),
+      "gemm_fp8: shape");
   Params p;
   p.space.rows = static_cast<int>(rows);
   p.space.experts = static_cast<int>(g.experts);
@@ -345,12 +447,17 @@ void gemm_fp8(Stream& stream, const Gemm& g, const QuantizedRows& a, const Block
   p.a_scales = a.scales;
   p.a_scale_stride = a.scale_stride;
   p.b = b;
-  const int64_t tiles = (rows + 255) / 256 * ((g.n + 255) / 256);
-  const bool small = g.offsets != nullptr ? rows / g.experts < 192 : tiles < num_processors() / 2;
+  const auto waves = [&](int64_t tile_rows) {
+    const int64_t tiles = ceil_div(rows, tile_rows) * ceil_div(g.n, kTileN);
+    return static_cast<double>(ceil_div(tiles, num_processors()));
+  };
+  // A wave of the small tile takes 0.56 of one of the large tile (measured).
+  const bool small =
+      g.offsets != nullptr ? rows / g.experts < 192 : 0.56 * waves(128) <= waves(256);
   if (small) {
-    launch_gemm<1, 1>(stream, g, a, p);
+    launch_gemm<1>(stream, g, a, p);
   } else {
-    launch_gemm<2, 2>(stream, g, a, p);
+    launch_gemm<2>(stream, g, a, p);
   }
 }
 

@@ -1,29 +1,107 @@
-// out (+)= x W^T + bias with prompt arithmetic: picks the product for the weight's format.
+// out (+)= x W^T + bias with prompt arithmetic: the product of the weight's format. int8 and int4
+// become bf16 in chunks of rows that the L2 cache holds, each multiplied at once.
 // docs/kernels/gemm.md.
 
+#include <algorithm>
+
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/dequantize.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/weight_layout.h"
 
 namespace weft::cuda {
+namespace {
 
-int64_t linear_prompt_scratch(const WeightShape&, Epilogue, int64_t) {
-  return 0;
+constexpr int64_t kChunkBytes = int64_t{32} << 20;  // of bf16 rows
+
+int64_t bf16_row_bytes(const WeightShape& shape) {
+  return ceil_div(shape.k, 8) * 16;
+}
+
+/// Columns of out that a chunk yields, a multiple of 256 unless it is all.
+int64_t chunk_columns(const WeightShape& shape, Epilogue epilogue) {
+  const int64_t halves = epilogue == Epilogue::kSiluMul ? 2 : 1;
+  const int64_t fit = kChunkBytes / (bf16_row_bytes(shape) * halves) / 256 * 256;
+  return std::min(shape.n / halves, std::max<int64_t>(fit, 256));
+}
+
+/// Whether the rows of W that a column tile takes begin with a group of scales.
+bool fp8_product(const WeightShape& shape, Epilogue epilogue) {
+  return shape.format == WeightFormat::kFp8Block &&
+         (epilogue != Epilogue::kSiluMul || shape.n / 2 % kFp8ScaleRows == 0);
+}
+
+Gemm gemm_of(const LinearArgs& args) {
+  const WeightShape& shape = args.weight->shape;
+  Gemm gemm;
+  gemm.a = args.x;
+  gemm.b = args.weight->data;
+  gemm.n = shape.n;
+  gemm.b_row_bytes = weight_row_bytes(shape);
+  gemm.bias = args.bias;
+  gemm.out = args.out;
+  gemm.epilogue = args.epilogue;
+  return gemm;
+}
+
+void by_chunks(Stream& stream, const LinearArgs& args) {
+  const WeightShape& shape = args.weight->shape;
+  const bool silu_mul = args.epilogue == Epilogue::kSiluMul;
+  const int64_t halves = silu_mul ? 2 : 1, columns = shape.n / halves;
+  const int64_t chunk = chunk_columns(shape, args.epilogue);
+  ArenaScope scope(stream.scratch());
+  auto* rows =
+      static_cast<std::byte*>(stream.scratch().take(chunk * halves * bf16_row_bytes(shape)));
+  for (int64_t begin = 0; begin < columns; begin += chunk) {
+    const int64_t count = std::min(chunk, columns - begin);
+    for (int64_t half = 0; half < halves; ++half) {
+      dequantize(stream, *args.weight,
+                 {.first = half * columns + begin,
+                  .rows = count,
+                  .out = rows,
+                  .out_row = half * count,
+                  .out_rows = halves * count});
+    }
+    Gemm gemm = gemm_of(args);
+    gemm.b = rows;
+    gemm.n = halves * count;
+    gemm.b_row_bytes = bf16_row_bytes(shape);
+    gemm.out = args.out.columns(begin, begin + count);
+    if (args.bias.defined()) {
+      gemm.bias.data = args.bias.ptr<float>() + begin;
+      gemm.bias_up = columns;
+    }
+    gemm_bf16(stream, gemm);
+  }
+}
+
+}  // namespace
+
+int64_t linear_prompt_scratch(const WeightShape& shape, Epilogue epilogue, int64_t rows) {
+  switch (shape.format) {
+    case WeightFormat::kBf16:
+    case WeightFormat::kF32: return 0;
+    case WeightFormat::kFp8Block:
+      if (fp8_product(shape, epilogue)) return quantized_rows_bytes(rows, shape.k);
+      break;
+    case WeightFormat::kInt8:
+    case WeightFormat::kInt4: break;
+  }
+  return chunk_columns(shape, epilogue) * (epilogue == Epilogue::kSiluMul ? 2 : 1) *
+             bf16_row_bytes(shape) +
+         256;
 }
 
 void linear_prompt(Stream& stream, const LinearArgs& args) {
   const Weight& weight = *args.weight;
   const WeightShape& shape = weight.shape;
   CHECK(args.x.dim(1) == shape.k, "linear: x is [T, K]");
-  CHECK(shape.format == WeightFormat::kBf16, "linear: weight format");
-  Gemm gemm;
-  gemm.a = args.x;
-  gemm.b = weight.data;
-  gemm.n = shape.n;
-  gemm.b_row_bytes = (shape.k + 7) / 8 * 16;
-  gemm.bias = args.bias;
-  gemm.out = args.out;
-  gemm.epilogue = args.epilogue;
-  gemm_bf16(stream, gemm);
+  CHECK(shape.format != WeightFormat::kF32, "linear: prompts have no f32 arithmetic of their own");
+  if (args.x.dim(0) == 0) return;
+  if (shape.format == WeightFormat::kBf16) return gemm_bf16(stream, gemm_of(args));
+  if (!fp8_product(shape, args.epilogue)) return by_chunks(stream, args);
+  ArenaScope scope(stream.scratch());
+  gemm_fp8(stream, gemm_of(args), quantize_rows(stream, args.x), block_scales(weight));
 }
 
 }  // namespace weft::cuda

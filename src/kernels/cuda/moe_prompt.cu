@@ -1,14 +1,18 @@
 // out[t] (+)= sum_j w[t,j] down_e(silu(gate_e x_t) * up_e x_t), e = ids[t,j], with prompt
 // arithmetic: the (token, expert) pairs are sorted by expert on the device (stable, by compaction),
-// their rows of x copied into that order, two grouped products run over it (gemm_bf16), and each
+// their rows of x copied into that order, two grouped products run over it (gemm.h), and each
 // token sums its rows in ascending expert id. Bytes besides the products': 2 copies of
 // pairs x hidden bf16 and one read of them. docs/kernels/moe.md.
+
+#include <algorithm>
 
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/common/ptx.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/dequantize.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/gemm_tiles.h"
+#include "kernels/cuda/weight_layout.h"
 
 namespace weft::cuda {
 namespace {
@@ -16,6 +20,7 @@ namespace {
 constexpr int kSortThreads = 512;
 constexpr int kIdsAThread = 8;
 constexpr int kMaxTopK = 32;
+constexpr int64_t kChunkBytes = int64_t{32} << 20;  // of experts made bf16
 
 /// Sum over the block's threads before this one; `total` is that of all.
 __device__ __forceinline__ int sum_before(int value, int* warp_sums, int& total) {
@@ -165,22 +170,64 @@ __global__ void combine(const Combine c) {
   }
 }
 
+int64_t bf16_expert_bytes(const WeightShape& shape) {
+  return shape.n * ceil_div(shape.k, 8) * 16;
+}
+
+/// Experts that are made bf16 at a time.
+int64_t chunk_experts(const WeightShape& shape) {
+  return std::clamp<int64_t>(kChunkBytes / bf16_expert_bytes(shape), 1, shape.experts);
+}
+
+bool fp8_product(const WeightShape& shape, Epilogue epilogue) {
+  return shape.format == WeightFormat::kFp8Block &&
+         (epilogue != Epilogue::kSiluMul || shape.n / 2 % kFp8ScaleRows == 0);
+}
+
+/// Scratch memory of grouped().
+int64_t grouped_scratch(const WeightShape& shape, Epilogue epilogue, int64_t pairs) {
+  if (shape.format == WeightFormat::kBf16 || shape.format == WeightFormat::kF32) return 0;
+  if (fp8_product(shape, epilogue)) return quantized_rows_bytes(pairs, shape.k);
+  return chunk_experts(shape) * bf16_expert_bytes(shape) + 256;
+}
+
 /// An expert product over rows in sorted order.
 void grouped(Stream& stream, const Weight& weight, TensorView a, TensorView out, Epilogue epilogue,
              const int* offsets) {
   const WeightShape& shape = weight.shape;
-  CHECK(shape.format == WeightFormat::kBf16, "moe: weight format");
   Gemm gemm;
   gemm.a = a;
   gemm.b = weight.data;
   gemm.n = shape.n;
   gemm.experts = shape.experts;
-  gemm.b_row_bytes = (shape.k + 7) / 8 * 16;
+  gemm.b_row_bytes = weight_row_bytes(shape);
   gemm.b_expert_bytes = weight.expert_bytes;
   gemm.out = out;
   gemm.epilogue = epilogue;
   gemm.offsets = offsets;
-  gemm_bf16(stream, gemm);
+  CHECK(shape.format != WeightFormat::kF32, "moe: experts in f32");
+  if (shape.format == WeightFormat::kBf16) return gemm_bf16(stream, gemm);
+  ArenaScope scope(stream.scratch());
+  if (fp8_product(shape, epilogue)) {
+    return gemm_fp8(stream, gemm, quantize_rows(stream, a), block_scales(weight));
+  }
+  const int64_t chunk = chunk_experts(shape);
+  gemm.b_expert_bytes = bf16_expert_bytes(shape);
+  gemm.b_row_bytes = gemm.b_expert_bytes / shape.n;
+  auto* rows = static_cast<std::byte*>(stream.scratch().take(chunk * gemm.b_expert_bytes));
+  gemm.b = rows;
+  for (int64_t expert = 0; expert < shape.experts; expert += chunk) {
+    gemm.experts = std::min(chunk, shape.experts - expert);
+    dequantize(stream, weight,
+               {.rows = shape.n,
+                .expert = expert,
+                .experts = gemm.experts,
+                .out = rows,
+                .out_rows = shape.n,
+                .offsets = offsets});
+    gemm.offsets = offsets + expert;
+    gemm_bf16(stream, gemm);
+  }
 }
 
 int64_t aligned(int64_t bytes) {
@@ -191,8 +238,11 @@ int64_t aligned(int64_t bytes) {
 
 int64_t moe_prompt_scratch(const WeightShape& gate_up, int64_t rows, int top_k) {
   const int64_t pairs = rows * top_k;
+  const WeightShape down{gate_up.format, gate_up.k, gate_up.n / 2, gate_up.experts};
   return aligned((gate_up.experts + 1) * 4) + 2 * aligned(pairs * 4) +
-         aligned(pairs * gate_up.k * 2) + aligned(pairs * gate_up.n);
+         aligned(pairs * gate_up.k * 2) + aligned(pairs * gate_up.n) +
+         std::max(grouped_scratch(gate_up, Epilogue::kSiluMul, pairs),
+                  grouped_scratch(down, Epilogue::kStore, pairs));
 }
 
 void moe_prompt(Stream& stream, const MoeArgs& args) {
