@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <filesystem>
+#include <mutex>
 #include <random>
 
 #include "api/answer.h"
@@ -68,11 +69,38 @@ Result<double> generation_speed(LocalEngine& local, std::mt19937_64& rng, int64_
   return static_cast<double>(num_gen) / seconds_between(answer.first_token, answer.finished);
 }
 
+/// What the steps that only decode took on a GPU, between reset() and put().
+class StepMeter {
+ public:
+  void step(const StepRecord& record) {
+    if (record.device_us <= 0 || record.prompt_rows > 0 || record.decode_rows == 0) return;
+    const std::lock_guard lock(mutex_);
+    device_us_.push_back(record.device_us);
+    idle_us_.push_back(record.device_idle_us);
+  }
+  void reset() {
+    const std::lock_guard lock(mutex_);
+    device_us_.clear();
+    idle_us_.clear();
+  }
+  void put(BenchRow& row) {
+    const std::lock_guard lock(mutex_);
+    if (device_us_.empty()) return;
+    row.device_step_us = sample_stats(device_us_).median;
+    row.device_idle_us = sample_stats(idle_us_).median;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<double> device_us_, idle_us_;
+};
+
 void print_row(const BenchOptions& options, const BenchSubject& subject, const BenchRow& row) {
   const std::string line =
       options.json ? bench_json_row(subject, row) : bench_table_row(subject, row);
   std::fputs(line.c_str(), stdout);
   std::fflush(stdout);
+  if (!options.json) std::fputs(bench_device_note(row).c_str(), stderr);
 }
 
 std::string test_name(const char* kind, int64_t len, int64_t depth) {
@@ -82,7 +110,7 @@ std::string test_name(const char* kind, int64_t len, int64_t depth) {
 }
 
 Result<void> run_latency(const BenchOptions& options, LocalEngine& local,
-                         const BenchSubject& subject) {
+                         const BenchSubject& subject, StepMeter& meter) {
   std::mt19937_64 rng(options.engine.seed);
   TRY(run_one(local, greedy_request(random_prompt(rng, 64, local.spec().vocab), 4)));  // warm up
   for (int64_t depth : options.depths) {
@@ -97,9 +125,11 @@ Result<void> run_latency(const BenchOptions& options, LocalEngine& local,
     for (int64_t len : options.gen_lens) {
       if (len == 0) continue;
       BenchRow row{.test = test_name("tg", len, depth), .num_gen = len, .depth = depth};
+      meter.reset();
       for (int64_t i = 0; i < options.repetitions; ++i) {
         row.samples.push_back(TRY(generation_speed(local, rng, len, depth)));
       }
+      meter.put(row);
       print_row(options, subject, row);
     }
   }
@@ -150,7 +180,7 @@ Result<ThroughputSample> run_throughput_once(const BenchOptions& options, LocalE
 }
 
 Result<void> run_throughput(const BenchOptions& options, LocalEngine& local,
-                            const BenchSubject& subject) {
+                            const BenchSubject& subject, StepMeter& meter) {
   std::mt19937_64 rng(options.engine.seed);
   TRY(run_one(local, greedy_request(random_prompt(rng, 64, local.spec().vocab), 4)));  // warm up
   const std::string name = std::to_string(options.num_prompts) + "x" +
@@ -160,11 +190,13 @@ Result<void> run_throughput(const BenchOptions& options, LocalEngine& local,
                  .num_prompt = options.num_prompts * options.input_len,
                  .num_gen = options.num_prompts * options.output_len};
   BenchRow together{.test = "tg " + name, .num_gen = total.num_gen};
+  meter.reset();
   for (int64_t i = 0; i < options.repetitions; ++i) {
     const ThroughputSample sample = TRY(run_throughput_once(options, local, rng));
     total.samples.push_back(sample.total);
     if (sample.generation > 0) together.samples.push_back(sample.generation);
   }
+  meter.put(together);
   print_row(options, subject, total);
   if (!together.samples.empty()) print_row(options, subject, together);
   return {};
@@ -196,7 +228,9 @@ int bench_command(const BenchOptions& options) {
     engine_options.max_num_seqs = static_cast<int>(std::max<int64_t>(
         engine_options.max_num_seqs, std::min<int64_t>(options.num_prompts, 256)));
   }
-  Result<std::unique_ptr<LocalEngine>> local = LocalEngine::start(engine_options);
+  StepMeter meter;  // outlives the engine
+  Result<std::unique_ptr<LocalEngine>> local = LocalEngine::start(
+      engine_options, {.on_step = [&meter](const StepRecord& record) { meter.step(record); }});
   if (!local) return report_error(local.error());
   LocalEngine& engine = **local;
   if (const auto ok = check_lengths(options, engine); !ok) return report_error(ok.error());
@@ -207,8 +241,8 @@ int bench_command(const BenchOptions& options) {
                              .format = std::string(weight_format_name(engine.plan().load.format)),
                              .threads = engine.plan().threads};
   if (!options.json) std::fputs(bench_table_header(subject).c_str(), stdout);
-  const Result<void> done = options.throughput ? run_throughput(options, engine, subject)
-                                               : run_latency(options, engine, subject);
+  const Result<void> done = options.throughput ? run_throughput(options, engine, subject, meter)
+                                               : run_latency(options, engine, subject, meter);
   return done ? kExitOk : report_error(done.error());
 }
 

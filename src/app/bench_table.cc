@@ -1,5 +1,7 @@
 #include "app/bench_table.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -60,22 +62,32 @@ std::string bench_table_row(const BenchSubject& subject, const BenchRow& row) {
 
 std::string bench_json_row(const BenchSubject& subject, const BenchRow& row) {
   const SampleStats stats = sample_stats(row.samples);
-  const nlohmann::ordered_json json = {{"model", subject.model},
-                                       {"format", subject.format},
-                                       {"model_size", static_cast<int64_t>(subject.bytes)},
-                                       {"model_n_params", static_cast<int64_t>(subject.params)},
-                                       {"backend", subject.backend},
-                                       {"n_threads", subject.threads},
-                                       {"test", row.test},
-                                       {"n_prompt", row.num_prompt},
-                                       {"n_gen", row.num_gen},
-                                       {"n_depth", row.depth},
-                                       {"avg_ts", stats.mean},
-                                       {"stddev_ts", stats.stddev},
-                                       {"best_ts", stats.best},
-                                       {"median_ts", stats.median},
-                                       {"samples_ts", row.samples}};
+  nlohmann::ordered_json json = {{"model", subject.model},
+                                 {"format", subject.format},
+                                 {"model_size", static_cast<int64_t>(subject.bytes)},
+                                 {"model_n_params", static_cast<int64_t>(subject.params)},
+                                 {"backend", subject.backend},
+                                 {"n_threads", subject.threads},
+                                 {"test", row.test},
+                                 {"n_prompt", row.num_prompt},
+                                 {"n_gen", row.num_gen},
+                                 {"n_depth", row.depth},
+                                 {"avg_ts", stats.mean},
+                                 {"stddev_ts", stats.stddev},
+                                 {"best_ts", stats.best},
+                                 {"median_ts", stats.median},
+                                 {"samples_ts", row.samples}};
+  if (row.device_step_us > 0) {
+    json["device_step_us"] = row.device_step_us;
+    json["device_idle_us"] = row.device_idle_us;
+  }
   return json.dump() + "\n";
+}
+
+std::string bench_device_note(const BenchRow& row) {
+  if (row.device_step_us <= 0) return "";
+  return fmt::format("{}: a step takes {:.3f} ms on the GPU, which idles {:.1f} us before it\n",
+                     row.test, row.device_step_us / 1e3, row.device_idle_us);
 }
 
 }  // namespace weft

@@ -20,6 +20,8 @@ struct BenchRow {
   std::string test;  ///< pp512, tg128, tg32 @ d4096
   int64_t num_prompt = 0, num_gen = 0, depth = 0;
   std::vector<double> samples;
+  /// Of its steps that only decode, as the GPU tells (0: it does not): medians in microseconds.
+  double device_step_us = 0, device_idle_us = 0;
 };
 
 struct SampleStats {
@@ -32,6 +34,8 @@ SampleStats sample_stats(std::vector<double> samples);
 /// test, t/s (mean ± deviation).
 std::string bench_table_header(const BenchSubject& subject);
 std::string bench_table_row(const BenchSubject& subject, const BenchRow& row);
+/// A line for below the table on what the GPU told of the row; empty if nothing.
+std::string bench_device_note(const BenchRow& row);
 /// One JSON object on one line, with every sample.
 std::string bench_json_row(const BenchSubject& subject, const BenchRow& row);
 
