@@ -1,5 +1,5 @@
 // noninterference [--seconds N] [--schedules N] [--seed S] [--family X] [--device cpu|cuda]
-//                 [--plant NAME [--expect-caught]]
+//                 [--weights FORMAT] [--plant NAME [--expect-caught]]
 //
 // The promise of design.md section 4: the tokens and logprob bits of a request are those it has
 // alone. Random requests run together under random schedules of batch, chunk budget, prefix hits,
@@ -27,7 +27,8 @@ struct Options {
   int64_t schedules = 0;  // at least
   bool cuda = false;
   uint64_t seed = 1;
-  std::string family;  // empty: all
+  std::string family;                  // empty: all
+  std::optional<WeightFormat> format;  // none: all
   const Plant* plant = nullptr;
   bool expect_caught = false;
 };
@@ -43,7 +44,8 @@ bool recurrent_family(const std::string& family) {
 
 constexpr int kSchedulesPerModel = 3;
 
-Variant random_variant(const std::string& family, uint64_t seed, bool cuda) {
+Variant random_variant(const std::string& family, uint64_t seed, bool cuda,
+                       std::optional<WeightFormat> format) {
   std::mt19937_64 rng(seed);
   const auto tables = all_op_tables(cuda);
   Variant out;
@@ -55,16 +57,17 @@ Variant random_variant(const std::string& family, uint64_t seed, bool cuda) {
   out.kv_format = rng() % 2 == 0 ? KvFormat::kBf16 : KvFormat::kF32;
   out.block_size = rng() % 2 == 0 ? 64 : 16;
   if (cuda) {  // bf16 activations and caches alone
-    if (out.format == WeightFormat::kF32) out.format = WeightFormat::kBf16;
+    if (out.format == WeightFormat::kF32) out.format = WeightFormat::kFp8Block;
     out.kv_format = KvFormat::kBf16;
   }
+  if (format) out.format = *format;
   return out;
 }
 
 /// One model under a few schedules. The text of the first difference, or "".
 std::string run_round(const Options& options, const std::string& family, uint64_t seed,
                       Counters& counters) {
-  const Variant variant = random_variant(family, seed, options.cuda);
+  const Variant variant = random_variant(family, seed, options.cuda, options.format);
   const std::unique_ptr<Model> model = load_tiny(variant).value();
   OpTable ops = *variant.ops;
   ExecutorWrapper wrap;
@@ -239,6 +242,12 @@ int main_with(int argc, char** argv) {
       if (!options.cuda && std::string_view(value) != "cpu") return usage("--device: cpu or cuda");
     } else if (flag == "--family") {
       options.family = value;
+    } else if (flag == "--weights") {
+      for (const auto format : {WeightFormat::kBf16, WeightFormat::kF32, WeightFormat::kInt8,
+                                WeightFormat::kInt4, WeightFormat::kFp8Block}) {
+        if (weight_format_name(format) == value) options.format = format;
+      }
+      if (!options.format) return usage("--weights: bf16, f32, int8, int4 or fp8");
     } else if (flag == "--plant") {
       for (const Plant& plant : plants()) {
         if (plant.name == value) options.plant = &plant;
