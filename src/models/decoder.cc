@@ -151,8 +151,8 @@ void Decoder::embed(StepContext& context, TensorView out) const {
   }
 }
 
-/// out += what the tower adds behind this layer, on rows of images.
-void Decoder::add_deepstack(StepContext& context, size_t layer, TensorView out) const {
+/// residual += what the tower adds behind this layer, on rows of images.
+void Decoder::add_deepstack(StepContext& context, size_t layer, TensorView residual) const {
   const ImageRows& images = context.batch.images;
   if (!vision_ || layer >= vision_->spec().deepstack.size()) return;
   const int64_t first = static_cast<int64_t>(layer + 1) * spec_.hidden;
@@ -163,7 +163,8 @@ void Decoder::add_deepstack(StepContext& context, size_t layer, TensorView out) 
                       {.ids = images.rows.rows(run.first, run.first + run.count),
                        .table = images.features.columns(first, first + spec_.hidden),
                        .out = added});
-    context.ops.add(context.stream, {.x = added, .out = out.rows(run.row, run.row + run.count)});
+    context.ops.add(context.stream,
+                    {.x = added, .out = residual.rows(run.row, run.row + run.count)});
   }
 }
 
@@ -173,19 +174,23 @@ TensorView Decoder::run_layers(StepContext& context, const Layers& layers, int f
   const float eps = spec_.norm_eps;
   TensorView normed = take_rows(context, rows, spec_.hidden);
   TensorView out = take_rows(context, rows, spec_.hidden);
+  bool pending = false;  // `out` has to be added to the residual
+  const auto norm_with = [&](const RmsNorm& norm) {
+    if (pending) {
+      norm.forward(context, out, residual, normed, eps);
+    } else {
+      norm.forward(context, residual, {}, normed, eps);
+    }
+  };
   for (size_t i = 0; i < layers.size(); ++i) {
     const DecoderLayer& layer = *layers[i];
-    if (i == 0) {
-      layer.input_norm.forward(context, residual, {}, normed, eps);
-    } else {
-      layer.input_norm.forward(context, out, residual, normed, eps);
-    }
-    layer.mixer->forward(context, LayerId{first_layer + static_cast<int>(i)}, normed, out);
-    layer.post_norm.forward(context, out, residual, normed, eps);
-    layer.mlp.forward(context, normed, out);
-    if (first_layer == 0) add_deepstack(context, i, out);
+    norm_with(layer.input_norm);
+    layer.mixer->forward(context, LayerId{first_layer + static_cast<int>(i)}, normed, residual);
+    layer.post_norm.forward(context, residual, {}, normed, eps);
+    pending = layer.mlp.forward(context, normed, out, residual);
+    if (first_layer == 0) add_deepstack(context, i, residual);
   }
-  final_norm.forward(context, out, residual, normed, eps);
+  norm_with(final_norm);
   return normed;
 }
 

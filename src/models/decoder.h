@@ -60,7 +60,7 @@ class Decoder final : public Model {
   WeightFormat head_format() const;
   bool head_is_embedding() const;
   bool takes_images() const { return vision_ && options_.images && ops_ && ops_->vision; }
-  void add_deepstack(StepContext& context, size_t layer, TensorView out) const;
+  void add_deepstack(StepContext& context, size_t layer, TensorView residual) const;
   void embed(StepContext& context, TensorView out) const;
 
   ModelSpec spec_;

@@ -47,12 +47,12 @@ int64_t AttentionMixer::arena_bytes(const StepQuery& query) const {
 
 int64_t AttentionMixer::scratch_bytes(const StepQuery& query) const {
   const AttnShape shape{spec_.q_heads, spec_.kv_heads, spec_.head_dim, 1.0f};
-  return std::max({qkv_.scratch_bytes(query), out_.scratch_bytes(query),
+  return std::max({qkv_.scratch_bytes(query), out_.scratch_bytes(query, Epilogue::kAdd),
                    query.ops.attention_scratch(shape, query.max_seqs, query.max_len)});
 }
 
 void AttentionMixer::forward(StepContext& context, LayerId layer, TensorView x,
-                             TensorView out) const {
+                             TensorView residual) const {
   const ArenaScope scope(context.arena);
   const int64_t rows = x.dim(0), q_heads = spec_.q_heads, head_dim = spec_.head_dim;
   const PagedKv& kv = std::get<PagedKv>(context.kv.layer(layer));
@@ -90,7 +90,7 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, TensorView x,
     context.ops.mul_sigmoid(context.stream,
                             {.x = heads, .gate = q_part.columns(head_dim, 2 * head_dim)});
   }
-  out_.forward(context, attended, out);
+  out_.forward(context, attended, residual, Epilogue::kAdd);
 }
 
 }  // namespace weft

@@ -14,7 +14,8 @@ class AttentionMixer final : public Mixer {
   void declare(WeightPlan& plan, const std::string& prefix) override;
   int64_t arena_bytes(const StepQuery& query) const override;
   int64_t scratch_bytes(const StepQuery& query) const override;
-  void forward(StepContext& context, LayerId layer, TensorView x, TensorView out) const override;
+  void forward(StepContext& context, LayerId layer, TensorView x,
+               TensorView residual) const override;
 
  private:
   int64_t q_width() const;  ///< columns of the projection before k

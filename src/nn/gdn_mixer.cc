@@ -63,11 +63,13 @@ int64_t GdnMixer::arena_bytes(const StepQuery& query) const {
 
 int64_t GdnMixer::scratch_bytes(const StepQuery& query) const {
   return std::max(
-      {qkvz_.scratch_bytes(query), ba_.scratch_bytes(query), out_.scratch_bytes(query),
+      {qkvz_.scratch_bytes(query), ba_.scratch_bytes(query),
+       out_.scratch_bytes(query, Epilogue::kAdd),
        query.ops.gdn_scratch(spec_.shape, query.rows, query.max_seqs, query.num_threads)});
 }
 
-void GdnMixer::forward(StepContext& context, LayerId layer, TensorView x, TensorView out) const {
+void GdnMixer::forward(StepContext& context, LayerId layer, TensorView x,
+                       TensorView residual) const {
   const ArenaScope scope(context.arena);
   const int64_t rows = x.dim(0), heads = spec_.shape.value_heads, width = spec_.shape.value_dim;
   TensorView qkvz = take_rows(context, rows, channels() + value_width());
@@ -103,7 +105,7 @@ void GdnMixer::forward(StepContext& context, LayerId layer, TensorView x, Tensor
        .out = per_head,
        .eps = options_.eps,
        .activation = spec_.gate});
-  out_.forward(context, mixed, out);
+  out_.forward(context, mixed, residual, Epilogue::kAdd);
 }
 
 }  // namespace weft

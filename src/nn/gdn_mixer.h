@@ -13,7 +13,8 @@ class GdnMixer final : public Mixer {
   void declare(WeightPlan& plan, const std::string& prefix) override;
   int64_t arena_bytes(const StepQuery& query) const override;
   int64_t scratch_bytes(const StepQuery& query) const override;
-  void forward(StepContext& context, LayerId layer, TensorView x, TensorView out) const override;
+  void forward(StepContext& context, LayerId layer, TensorView x,
+               TensorView residual) const override;
 
  private:
   int64_t key_width() const { return int64_t{spec_.shape.key_heads} * spec_.shape.key_dim; }

@@ -33,8 +33,9 @@ class Mixer {
   virtual int64_t arena_bytes(const StepQuery& query) const = 0;
   /// What its ops take of the stream's scratch memory, at most.
   virtual int64_t scratch_bytes(const StepQuery& query) const = 0;
-  /// x, out [T, hidden]; out may not be x. Reads and writes the cache of `layer`.
-  virtual void forward(StepContext& context, LayerId layer, TensorView x, TensorView out) const = 0;
+  /// residual += mixer(x); both [T, hidden], residual f32. Reads and writes the cache of `layer`.
+  virtual void forward(StepContext& context, LayerId layer, TensorView x,
+                       TensorView residual) const = 0;
 };
 
 std::unique_ptr<Mixer> make_mixer(const MixerSpec& spec, const MixerOptions& options);

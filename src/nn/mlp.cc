@@ -13,7 +13,8 @@ void DenseMlp::declare(WeightPlan& plan, WeightFormat format, const std::string&
 }
 
 int64_t DenseMlp::scratch_bytes(const StepQuery& query) const {
-  return std::max(gate_up_.scratch_bytes(query, Epilogue::kSiluMul), down_.scratch_bytes(query));
+  return std::max({gate_up_.scratch_bytes(query, Epilogue::kSiluMul), down_.scratch_bytes(query),
+                   down_.scratch_bytes(query, Epilogue::kAdd)});
 }
 
 void DenseMlp::forward(StepContext& context, TensorView x, TensorView out,
@@ -80,7 +81,8 @@ int64_t MoeMlp::scratch_bytes(const StepQuery& query) const {
   return std::max({routed, shared, router_.scratch_bytes(query)});
 }
 
-void MoeMlp::forward(StepContext& context, TensorView x, TensorView out) const {
+void MoeMlp::forward(StepContext& context, TensorView x, TensorView out,
+                     TensorView residual) const {
   const ArenaScope scope(context.arena);
   const int64_t rows = x.dim(0), num_experts = spec_.num_experts;
   TensorView logits = take_rows_f32(context.arena, rows, router_.out_features());
@@ -102,14 +104,14 @@ void MoeMlp::forward(StepContext& context, TensorView x, TensorView out) const {
                                    .prompt_rows = context.batch.prompt_rows});
   if (spec_.shared_inner == 0) return;
   if (!spec_.shared_gate) {
-    shared_.forward(context, x, out, Epilogue::kAdd);
+    shared_.forward(context, x, residual, Epilogue::kAdd);
     return;
   }
   TensorView shared = take_rows(context, rows, hidden_);
   shared_.forward(context, x, shared);
   context.ops.add_gated(
       context.stream,
-      {.x = shared, .gate = logits.columns(num_experts, num_experts + 1), .out = out});
+      {.x = shared, .gate = logits.columns(num_experts, num_experts + 1), .out = residual});
 }
 
 Mlp::Mlp(const MlpSpec& spec) {
@@ -137,8 +139,13 @@ int64_t Mlp::scratch_bytes(const StepQuery& query) const {
   return std::visit([&](const auto& mlp) { return mlp.scratch_bytes(query); }, mlp_);
 }
 
-void Mlp::forward(StepContext& context, TensorView x, TensorView out) const {
-  std::visit([&](const auto& mlp) { mlp.forward(context, x, out); }, mlp_);
+bool Mlp::forward(StepContext& context, TensorView x, TensorView out, TensorView residual) const {
+  if (const auto* moe = std::get_if<MoeMlp>(&mlp_)) {
+    moe->forward(context, x, out, residual);
+    return true;
+  }
+  std::get<DenseMlp>(mlp_).forward(context, x, residual, Epilogue::kAdd);
+  return false;
 }
 
 }  // namespace weft

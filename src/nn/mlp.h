@@ -33,7 +33,8 @@ class MoeMlp {
   void declare(WeightPlan& plan, WeightFormat format, const std::string& prefix, int64_t hidden);
   int64_t arena_bytes(const StepQuery& query) const;
   int64_t scratch_bytes(const StepQuery& query) const;
-  void forward(StepContext& context, TensorView x, TensorView out) const;
+  /// out = the routed experts of x, residual += the shared one of x; [T, hidden], residual f32.
+  void forward(StepContext& context, TensorView x, TensorView out, TensorView residual) const;
 
  private:
   void declare_experts(WeightPlan& plan, WeightFormat format, const std::string& prefix,
@@ -55,8 +56,9 @@ class Mlp {
   void declare(WeightPlan& plan, WeightFormat format, const std::string& prefix, int64_t hidden);
   int64_t arena_bytes(const StepQuery& query) const;
   int64_t scratch_bytes(const StepQuery& query) const;
-  /// x, out [T, hidden]; out may not be x.
-  void forward(StepContext& context, TensorView x, TensorView out) const;
+  /// residual += mlp(x), or part of it: true if `out` has to be added too. All [T, hidden],
+  /// residual f32, out in the backend's activation type.
+  bool forward(StepContext& context, TensorView x, TensorView out, TensorView residual) const;
 
  private:
   int64_t dense_inner_ = 0;

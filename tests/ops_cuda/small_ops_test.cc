@@ -97,11 +97,13 @@ TEST_F(SmallOps, SumsAndGatesSmall) {
   const auto gate = random_bf16(rows, 7, 4);
   Host x_h({rows, width}, x), gate_h({rows, 1}, gate), out_h({rows, width}, out);
   const DeviceTensor x_d(DType::kBF16, {rows, width}, x), gate_d(DType::kF32, {rows, 1}, gate);
-  const DeviceTensor out_d(DType::kBF16, {rows, width}, out);
   ref_ops().add_gated(host_stream(), {.x = x_h.view, .gate = gate_h.view, .out = out_h.view});
-  cuda::add_gated(stream_, {.x = x_d.view, .gate = gate_d.view, .out = out_d.view});
-  stream_.sync();
-  EXPECT_LE(relative_l2(out_d.floats(), out_h.values()), kBf16);
+  for (const DType dtype : {DType::kBF16, DType::kF32}) {
+    const DeviceTensor out_d(dtype, {rows, width}, out);
+    cuda::add_gated(stream_, {.x = x_d.view, .gate = gate_d.view, .out = out_d.view});
+    stream_.sync();
+    EXPECT_LE(relative_l2(out_d.floats(), out_h.values()), dtype == DType::kF32 ? 1e-6 : kBf16);
+  }
 
   Host sum_h({rows, width}, out);
   const DeviceTensor sum_d(DType::kBF16, {rows, width}, out);

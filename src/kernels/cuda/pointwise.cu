@@ -48,11 +48,12 @@ __global__ __launch_bounds__(kThreads) void embed_kernel(EmbedParams p) {
 struct AddParams {
   const __nv_bfloat16* x;
   const float* gate;  // null: 1
-  __nv_bfloat16* out;
+  void* out;
   int64_t x_stride, gate_stride, out_stride;
   int width;
 };
 
+template <class Out>
 __global__ __launch_bounds__(kThreads) void add_kernel(AddParams p) {
   let_successor_begin();
   wait_for_predecessor();
@@ -61,7 +62,7 @@ __global__ __launch_bounds__(kThreads) void add_kernel(AddParams p) {
   if (at >= p.width) return;
   const float gate = p.gate ? sigmoid(p.gate[row * p.gate_stride]) : 1.0f;
   const Floats8 x = load8(p.x + row * p.x_stride + at);
-  __nv_bfloat16* out = p.out + row * p.out_stride + at;
+  Out* out = static_cast<Out*>(p.out) + row * p.out_stride + at;
   Floats8 sum = load8(out);
 #pragma unroll
   for (int i = 0; i < 8; ++i) sum.v[i] = fmaf(gate, x.v[i], sum.v[i]);
@@ -94,12 +95,14 @@ void add_rows(Stream& stream, const TensorView& x, const TensorView& gate, const
   if (x.dim(0) == 0) return;
   const AddParams p{.x = static_cast<const __nv_bfloat16*>(x.data),
                     .gate = static_cast<const float*>(gate.data),
-                    .out = static_cast<__nv_bfloat16*>(out.data),
+                    .out = out.data,
                     .x_stride = x.stride[0],
                     .gate_stride = gate.stride[0],
                     .out_stride = out.stride[0],
                     .width = static_cast<int>(x.dim(1))};
-  launch(stream, by_row(x.dim(0), x.dim(1)), add_kernel, p);
+  const bool f32 = out.dtype == DType::kF32;
+  launch(stream, by_row(x.dim(0), x.dim(1)), f32 ? add_kernel<float> : add_kernel<__nv_bfloat16>,
+         p);
 }
 
 }  // namespace
