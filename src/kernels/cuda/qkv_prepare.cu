@@ -1,7 +1,8 @@
 // qkv_prepare: q, k <- rope(norm(q, k)); the cache gets k and v. One warp a (token, head): q heads
 // in place, k heads into the cache with the v head beside them. Everything in fp32 between one read
 // and one rounding to bf16. Bytes: q twice, k and v twice; bound by memory for prompts and by
-// latency for a few rows. docs/kernels/small_ops_cuda.md
+// latency for a few rows: all that does not come from the predecessor is loaded before the wait for
+// it. docs/kernels/small_ops_cuda.md
 
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/common/ptx.h"
@@ -49,40 +50,51 @@ __device__ Position position_of(const PrepareParams& p, int64_t token) {
   return {at, at, at, false};
 }
 
-/// The head `x` (head_dim values of shared memory, one warp's) rotated at `position`, into `out`.
-__device__ void rotate_and_store(const PrepareParams& p, const float* x, const Position& position,
-                                 __nv_bfloat16* out) {
+/// What one lane needs for its pairs of neighbouring elements, at 2 lane + 64 turn; known before
+/// the head is.
+template <int Turns>
+struct LanePlan {
+  float2 turn[Turns][2];  // cos and sin; (1, 0) behind the rotary part
+  float weight[Turns][2];
+  int other[Turns][2];  // the element that is rotated with it
+  bool first[Turns][2];
+};
+
+template <int Turns>
+__device__ __forceinline__ LanePlan<Turns> plan_lane(const PrepareParams& p, int64_t token,
+                                                     const float* norm) {
   const int lane = static_cast<int>(threadIdx.x) % 32, half = p.rotary_dim / 2;
-  for (int at = lane * 2; at < p.head_dim; at += 64) {
-    float value[2];
+  const Position position = position_of(p, token);
+  LanePlan<Turns> plan;
+#pragma unroll
+  for (int turn = 0; turn < Turns; ++turn) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const int i = at + j;
-      if (i >= p.rotary_dim) {
-        value[j] = x[i];
-        continue;
-      }
+      const int i = lane * 2 + turn * 64 + j;
+      plan.weight[turn][j] = norm && i < p.head_dim ? norm[i] : 1.0f;
       const bool first = p.interleaved ? i % 2 == 0 : i < half;
+      plan.first[turn][j] = first;
+      plan.other[turn][j] = i;
+      plan.turn[turn][j] = make_float2(1.0f, 0.0f);
+      if (i >= p.rotary_dim) continue;
       const int frequency = p.interleaved ? i / 2 : (first ? i : i - half);
-      const int other = p.interleaved ? i ^ 1 : (first ? i + half : i - half);
+      plan.other[turn][j] = p.interleaved ? i ^ 1 : (first ? i + half : i - half);
       int64_t row = position.t;
       if (position.apart) {
         const int axis = p.axis[frequency];
         row = axis == 0 ? position.t : (axis == 1 ? position.h : position.w);
       }
-      const float2 turn = reinterpret_cast<const float2*>(p.cos_sin)[row * half + frequency];
-      // a cos - b sin of the first of a pair, b cos + a sin of the second.
-      const float cross = __fmul_rn(x[other], turn.y);
-      value[j] = fmaf(x[i], turn.x, first ? -cross : cross);
+      plan.turn[turn][j] = reinterpret_cast<const float2*>(p.cos_sin)[row * half + frequency];
     }
-    *reinterpret_cast<uint32_t*>(out + at) = pack_bf16(value[0], value[1]);
   }
+  return plan;
 }
 
+/// `Turns` pairs a lane: head_dim <= 64 Turns.
+template <int Turns>
 __global__ __launch_bounds__(kWarps * 32) void prepare_kernel(PrepareParams p) {
-  __shared__ float heads[kWarps][kMaxHeadDim];
+  __shared__ float heads[kWarps][64 * Turns];
   let_successor_begin();
-  wait_for_predecessor();
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t item = int64_t{blockIdx.x} * kWarps + warp;
   if (item >= p.num_items) return;
@@ -90,43 +102,65 @@ __global__ __launch_bounds__(kWarps * 32) void prepare_kernel(PrepareParams p) {
   const int head = static_cast<int>(item % (p.q_heads + p.kv_heads));
   const bool is_q = head < p.q_heads;
   const int g = head - p.q_heads;
+  // Positions, slots, tables and weights were there before the step's first kernel.
   const int64_t slot = is_q ? 0 : p.kv_slot[token];
   if (slot < 0) return;
+  const float* norm = is_q ? p.q_norm : p.k_norm;
+  const LanePlan<Turns> plan = plan_lane<Turns>(p, token, norm);
+  wait_for_predecessor();
+
   __nv_bfloat16* q = p.q + token * p.q_row + head * p.q_head;
   const __nv_bfloat16* in = is_q ? q : p.k + token * p.k_row + g * p.k_head;
-  const float* norm = is_q ? p.q_norm : p.k_norm;
-
+  const __nv_bfloat16* v = p.v + token * p.v_row + g * p.v_head;
+  uint32_t x_pair[Turns], v_pair[Turns];
+#pragma unroll
+  for (int turn = 0; turn < Turns; ++turn) {
+    const int at = lane * 2 + turn * 64;
+    if (at >= p.head_dim) continue;
+    x_pair[turn] = *reinterpret_cast<const uint32_t*>(in + at);
+    if (!is_q) v_pair[turn] = *reinterpret_cast<const uint32_t*>(v + at);
+  }
   float* x = heads[warp];
   float sum = 0;
-  for (int at = lane * 2; at < p.head_dim; at += 64) {
-    const uint32_t pair = *reinterpret_cast<const uint32_t*>(in + at);
-    x[at] = low_bf16(pair);
-    x[at + 1] = high_bf16(pair);
-    sum = fmaf(x[at], x[at], sum);
-    sum = fmaf(x[at + 1], x[at + 1], sum);
+#pragma unroll
+  for (int turn = 0; turn < Turns; ++turn) {
+    if (lane * 2 + turn * 64 >= p.head_dim) continue;
+    sum = fmaf(low_bf16(x_pair[turn]), low_bf16(x_pair[turn]), sum);
+    sum = fmaf(high_bf16(x_pair[turn]), high_bf16(x_pair[turn]), sum);
   }
-  if (norm) {
-    const float scale = rsqrtf(warp_sum(sum) / static_cast<float>(p.head_dim) + p.eps);
-    for (int at = lane * 2; at < p.head_dim; at += 64) {
-      x[at] *= scale * norm[at];
-      x[at + 1] *= scale * norm[at + 1];
-    }
+  const float scale = norm ? rsqrtf(warp_sum(sum) / static_cast<float>(p.head_dim) + p.eps) : 1.0f;
+  float value[Turns][2];
+#pragma unroll
+  for (int turn = 0; turn < Turns; ++turn) {
+    const int at = lane * 2 + turn * 64;
+    if (at >= p.head_dim) continue;
+    value[turn][0] = low_bf16(x_pair[turn]) * (scale * plan.weight[turn][0]);
+    value[turn][1] = high_bf16(x_pair[turn]) * (scale * plan.weight[turn][1]);
+    x[at] = value[turn][0];
+    x[at + 1] = value[turn][1];
   }
   __syncwarp();
 
-  const Position position = position_of(p, token);
-  if (is_q) {
-    rotate_and_store(p, x, position, q);
-    return;
+  __nv_bfloat16* out = q;
+  if (!is_q) {
+    const int64_t block = slot / p.block_size, offset = slot % p.block_size;
+    out = p.cache + block * p.block_elements + (int64_t{g} * p.block_size + offset) * p.head_dim;
   }
-  const int64_t block = slot / p.block_size, offset = slot % p.block_size;
-  __nv_bfloat16* k_out =
-      p.cache + block * p.block_elements + (int64_t{g} * p.block_size + offset) * p.head_dim;
-  rotate_and_store(p, x, position, k_out);
-  const __nv_bfloat16* v = p.v + token * p.v_row + g * p.v_head;
-  __nv_bfloat16* v_out = k_out + int64_t{p.kv_heads} * p.block_size * p.head_dim;
-  for (int at = lane * 2; at < p.head_dim; at += 64) {
-    *reinterpret_cast<uint32_t*>(v_out + at) = *reinterpret_cast<const uint32_t*>(v + at);
+  __nv_bfloat16* v_out = out + int64_t{p.kv_heads} * p.block_size * p.head_dim;
+#pragma unroll
+  for (int turn = 0; turn < Turns; ++turn) {
+    const int at = lane * 2 + turn * 64;
+    if (at >= p.head_dim) continue;
+    float rotated[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      // a cos - b sin of the first of a pair, b cos + a sin of the second.
+      const float2 angle = plan.turn[turn][j];
+      const float cross = __fmul_rn(x[plan.other[turn][j]], angle.y);
+      rotated[j] = fmaf(value[turn][j], angle.x, plan.first[turn][j] ? -cross : cross);
+    }
+    *reinterpret_cast<uint32_t*>(out + at) = pack_bf16(rotated[0], rotated[1]);
+    if (!is_q) *reinterpret_cast<uint32_t*>(v_out + at) = v_pair[turn];
   }
 }
 
@@ -170,7 +204,9 @@ void qkv_prepare(Stream& stream, const QkvPrepareArgs& args) {
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>((rows * heads + kWarps - 1) / kWarps)),
                           .block = dim3(kWarps * 32),
                           .overlap = true};
-  launch(stream, shape, prepare_kernel, p);
+  if (p.head_dim <= 64) return launch(stream, shape, prepare_kernel<1>, p);
+  if (p.head_dim <= 128) return launch(stream, shape, prepare_kernel<2>, p);
+  launch(stream, shape, prepare_kernel<4>, p);
 }
 
 }  // namespace weft::cuda
