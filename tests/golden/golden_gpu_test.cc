@@ -13,6 +13,7 @@ namespace {
 
 constexpr double kTolerance = 2e-2;   // relative L2
 constexpr double kCloseCall = 0.005;  // of the largest |logit|: top-2 margins below are not judged
+constexpr double kCloseRouting = 0.01;  // of an expert's probability: likewise
 
 class GoldenGpu : public ::testing::TestWithParam<const char*> {
  protected:
@@ -27,6 +28,28 @@ class GoldenGpu : public ::testing::TestWithParam<const char*> {
   }
   std::unique_ptr<Driver> gpu(WeightFormat format = WeightFormat::kBf16) const {
     return load(cuda_ops(), format, KvFormat::kBf16);
+  }
+
+  /// For each position the closest choice of an expert in any layer, in float32: the last chosen
+  /// probability less the first one left out, as a part of the former. 1 without routers.
+  std::vector<double> routing_margins(std::span<const int32_t> prompt) {
+    static std::vector<double> margins;
+    margins.assign(prompt.size(), 1.0);
+    OpTable ops = ref_ops();
+    ops.moe_route = [](Stream& stream, const MoeRouteArgs& args) {
+      ref_ops().moe_route(stream, args);
+      const int64_t experts = args.logits.dim(1), rows = args.logits.dim(0);
+      for (int64_t t = 0; t < rows; ++t) {
+        std::vector<float> sorted(args.logits.row<float>(t), args.logits.row<float>(t) + experts);
+        std::sort(sorted.rbegin(), sorted.rend());
+        const auto k = static_cast<size_t>(args.rule.top_k);
+        // exp(b) / exp(a) of the two logits: softmax has one denominator.
+        const double margin = 1.0 - std::exp(double{sorted[k]} - sorted[k - 1]);
+        margins[static_cast<size_t>(t)] = std::min(margins[static_cast<size_t>(t)], margin);
+      }
+    };
+    load(&ops, WeightFormat::kF32, KvFormat::kF32)->prefill(prompt, 0);
+    return margins;
   }
 
   /// Compares a greedy continuation of `prompt` with the golden one up to the first close call of
@@ -57,14 +80,24 @@ TEST_P(GoldenGpu, LogitsOfEveryPosition) {
   const auto expected = golden<float>(file(), "logits");
   const auto logits = driver->prefill(std::span(ids).first(33), 0);
   const double l2 = difference(logits, std::span(expected).first(logits.size())).relative_l2();
-  std::printf("%s: relative L2 %.4f", GetParam(), l2);
+  std::printf("%s: relative L2 %.4f\n", GetParam(), l2);
+  if (l2 <= kTolerance) return;
+  // Where float32's choice of experts is too close to call, another expert is no error.
+  const std::vector<double> margins = routing_margins(std::span(ids).first(33));
   const size_t vocab = logits.size() / 33;
-  for (size_t i = 0; i < 33 && l2 > kTolerance; ++i) {
-    const auto row = [&](std::span<const float> of) { return of.subspan(i * vocab, vocab); };
-    std::printf(" %.4f", difference(row(logits), row(expected)).relative_l2());
+  std::vector<float> judged, judged_expected;
+  for (size_t i = 0; i < 33; ++i) {
+    const auto ours = std::span(logits).subspan(i * vocab, vocab);
+    const auto theirs = std::span(expected).subspan(i * vocab, vocab);
+    if (margins[i] < kCloseRouting) {
+      std::printf("  position %zu: expert chosen by %.2f %%, relative L2 %.4f\n", i,
+                  100 * margins[i], difference(ours, theirs).relative_l2());
+      continue;
+    }
+    judged.insert(judged.end(), ours.begin(), ours.end());
+    judged_expected.insert(judged_expected.end(), theirs.begin(), theirs.end());
   }
-  std::printf("\n");
-  EXPECT_LE(l2, kTolerance);
+  EXPECT_LE(difference(judged, judged_expected).relative_l2(), kTolerance);
 }
 
 TEST_P(GoldenGpu, LongPromptInOnePieceAndInChunks) {
