@@ -11,6 +11,7 @@ namespace {
 constexpr auto kRedraw = std::chrono::milliseconds(100);
 constexpr auto kPlainInterval = std::chrono::seconds(5);
 constexpr auto kWorthALine = std::chrono::seconds(1);
+constexpr uint64_t kWorthALineBytes = uint64_t{1} << 30;
 
 }  // namespace
 
@@ -48,13 +49,21 @@ void ProgressLines::update(std::string_view job, uint64_t done, uint64_t total, 
     if (ends || now - redrawn_ > kRedraw) redraw();
     return;
   }
-  if (ends ? now - l.started < kWorthALine : now - l.printed < kPlainInterval) return;
+  if (ends ? now - l.started < kWorthALine && total < kWorthALineBytes
+           : now - l.printed < kPlainInterval)
+    return;
   l.printed = now;
   const double seconds = std::max(1e-3, std::chrono::duration<double>(now - l.started).count());
-  std::fprintf(
-      stderr, "%s: %s of %s%s\n", l.job.c_str(), bytes_text(static_cast<double>(done)).c_str(),
-      bytes_text(static_cast<double>(total)).c_str(),
-      ends ? (", done in " + std::to_string(static_cast<int>(seconds + 0.5)) + " s").c_str() : "");
+  std::string end;
+  if (ends) {
+    char text[64];
+    std::snprintf(text, sizeof(text), ", done in %.1f s, %s/s", seconds,
+                  bytes_text(static_cast<double>(total) / seconds).c_str());
+    end = text;
+  }
+  std::fprintf(stderr, "%s: %s of %s%s\n", l.job.c_str(),
+               bytes_text(static_cast<double>(done)).c_str(),
+               bytes_text(static_cast<double>(total)).c_str(), end.c_str());
 }
 
 void ProgressLines::redraw() {
