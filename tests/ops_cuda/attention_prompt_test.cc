@@ -257,7 +257,9 @@ class AttentionPrompt : public testing::TestWithParam<Heads> {};
 INSTANTIATE_TEST_SUITE_P(Heads, AttentionPrompt,
                          testing::Values(Heads{4, 2, 64}, Heads{3, 3, 64}, Heads{8, 2, 128},
                                          Heads{7, 1, 128}, Heads{4, 2, 128}, Heads{2, 2, 128},
-                                         Heads{8, 1, 256}, Heads{6, 2, 256}, Heads{2, 2, 256}),
+                                         Heads{8, 1, 256}, Heads{6, 2, 256}, Heads{2, 2, 256},
+                                         Heads{4, 2, 32}, Heads{2, 1, 8}, Heads{3, 1, 72},
+                                         Heads{4, 4, 96}, Heads{2, 1, 136}),
                          [](const auto& info) {
                            return "H" + std::to_string(info.param.q) + "G" +
                                   std::to_string(info.param.kv) + "D" +

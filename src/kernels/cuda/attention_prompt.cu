@@ -35,9 +35,9 @@ struct PrefillTile {
   int32_t row = 0;
   int32_t position = 0;
   int32_t kv_end = 0;  ///< keys of the segment
-  uint16_t segment = 0;
-  uint8_t tokens = 0;
-  uint8_t pack_shift = 0;  ///< 2^pack_shift heads a tile
+  int32_t segment = 0;
+  uint16_t tokens = 0;
+  uint16_t pack_shift = 0;  ///< 2^pack_shift heads a tile
 };
 
 /// The work of a launch: a parameter of the kernel. Items are (tile, heads), tile by tile; the
@@ -56,6 +56,7 @@ struct PrefillParams {
   int64_t out_row = 0, out_head = 0;  ///< strides in elements
   const int32_t* block_table = nullptr;
   int64_t table_row = 0;
+  int32_t head_dim = 0;
   int32_t group = 1;  ///< H / G
   int32_t kv_heads = 1;
   int32_t block_size = 64;
@@ -64,17 +65,19 @@ struct PrefillParams {
   float scale_log2 = 0;  ///< scale * log2(e)
 };
 
-template <int HeadDim, int Keys, int Warpgroups, bool Overlap, int Cluster>
+template <int HeadDim, int Keys, int Warpgroups, bool Turns>
 struct PrefillShape {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kKeys = Keys;
   static constexpr int kWarpgroups = Warpgroups;
-  static constexpr bool kOverlap = Overlap;
-  static constexpr int kCluster = Cluster;
+  static constexpr bool kTurns = Turns;
   static constexpr int kRows = 64 * Warpgroups;
   static constexpr int kThreads = 128 * (Warpgroups + 1);
-  static constexpr int kConsumerRegisters = Warpgroups == 2 ? 240 : 160;
-  static constexpr int kProducerRegisters = Warpgroups == 2 ? 24 : 32;
+  static constexpr int kConsumerRegisters = Warpgroups == 2 ? 240 : Warpgroups == 3 ? 160 : 112;
+  static constexpr int kProducerRegisters = Warpgroups == 3 ? 32 : 24;
+  // A block that asks for more than it started with waits forever.
+  static_assert(kProducerRegisters + Warpgroups * kConsumerRegisters <=
+                (Warpgroups + 1) * (65536 / kThreads / 8 * 8));
   // The ring holds units of `Keys` rows x kUnitDims dims of K or V, as panels of 64 dims.
   static constexpr int kUnitDims = HeadDim < 128 ? HeadDim : 128;
   static constexpr int kUnits = HeadDim / kUnitDims;
@@ -84,12 +87,11 @@ struct PrefillShape {
   static constexpr int kQPanelBytes = 64 * 128;
   static constexpr int kQBytes = HeadDim / 64 * kQPanelBytes;  // of a warpgroup
   static constexpr int kMaxBoxKeys = Keys % 64 == 0 ? 64 : 32;
-  static constexpr int kShared = 227 * 1024 - 1024 - 512;  // alignment and barriers aside
+  static constexpr int kShared = 227 * 1024 - 2048;  // alignment, barriers and notes aside
   static constexpr int kFit = (kShared - Warpgroups * kQBytes) / kUnitBytes;
   static constexpr int kStages = kFit < 12 ? kFit : 12;
-  static constexpr int kSharedBytes =
-      1024 + Warpgroups * kQBytes + kStages * kUnitBytes + static_cast<int>(sizeof(Barrier)) * 64;
-  static_assert(kStages >= 2 * kUnits && 2 * kStages + 2 * Warpgroups + 1 <= 64);
+  static constexpr int kSharedBytes = 2048 + Warpgroups * kQBytes + kStages * kUnitBytes;
+  static_assert(kStages >= 2 * kUnits && Warpgroups <= 4);
 };
 
 /// What both sides walk: the slots of the ring.
@@ -103,12 +105,25 @@ struct RingAt {
       phase ^= 1;
     }
   }
-  __device__ __forceinline__ RingAt take() {
-    const RingAt at = *this;
+  __device__ __forceinline__ void step_tile() {
 #pragma unroll
     for (int u = 0; u < C::kUnits; ++u) step();
-    return at;
   }
+};
+
+/// An item of the plan: rows of one head, or of 2^pack_shift heads.
+struct PrefillItem {
+  PrefillTile tile;
+  int head = 0;  // the first
+};
+
+/// What the K and V of a tile of keys are for: the tile's index << kTileBits, and these bits.
+enum : int {
+  kNeededBy = 1,      ///< << warpgroup
+  kLastOfGroup = 16,  ///< << warpgroup: the last that it needs
+  kMaskedFor = 256,   ///< << warpgroup: its rows don't all see all of the tile
+  kLast = 4096,       ///< of the item
+  kTileBits = 13,
 };
 
 template <class C>
@@ -120,6 +135,8 @@ struct PrefillShared {
   Barrier* q_full;      // [Warpgroups]
   Barrier* q_empty;     // [Warpgroups]
   Barrier* tail;
+  int* tiles;          // [kStages] of a slot with K: which tile
+  PrefillItem* items;  // [Warpgroups][2] of even and odd rounds; of 0 tokens at the end
 
   __device__ __forceinline__ explicit PrefillShared(unsigned char* raw) {
     q = raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
@@ -129,24 +146,21 @@ struct PrefillShared {
     q_full = empty + C::kStages;
     q_empty = q_full + C::kWarpgroups;
     tail = q_empty + C::kWarpgroups;
+    items = reinterpret_cast<PrefillItem*>(tail + 1);
+    tiles = reinterpret_cast<int*>(items + 2 * C::kWarpgroups);
   }
-};
-
-/// An item of the plan, as this block has it.
-struct PrefillItem {
-  PrefillTile tile;
-  int head = 0;       // the first
-  int key_tiles = 0;  // of the whole block
+  static_assert((2 * C::kStages + 2 * C::kWarpgroups + 1) * sizeof(Barrier) +
+                    2 * C::kWarpgroups * sizeof(PrefillItem) + C::kStages * sizeof(int) <=
+                1024);
 };
 
 /// Blocks walk the items in a zigzag: the longest come first, and a block with a longer item in one
-/// round has a shorter one in the next. False at the end.
-template <class C>
-__device__ __forceinline__ bool get_item(const PrefillPlan& plan, int round, PrefillItem& item) {
-  const int walkers = static_cast<int>(gridDim.x) / C::kCluster;
-  const int me = static_cast<int>(blockIdx.x) / C::kCluster;
+/// round has a shorter one in the next. Of 0 tokens at the end.
+__device__ __forceinline__ PrefillItem get_item(const PrefillPlan& plan, int round) {
+  const int walkers = static_cast<int>(gridDim.x), me = static_cast<int>(blockIdx.x);
   const int index = round * walkers + ((round & 1) ? walkers - 1 - me : me);
-  if (index >= plan.num_items) return false;
+  PrefillItem item;
+  if (index >= plan.num_items) return item;
   const int in_first = plan.num_first * plan.first_items;
   int tile, part;
   if (index < in_first) {
@@ -158,40 +172,51 @@ __device__ __forceinline__ bool get_item(const PrefillPlan& plan, int round, Pre
     tile += plan.num_first;
   }
   item.tile = plan.tiles[tile];
-  const int rank = C::kCluster > 1 ? static_cast<int>(blockIdx.x) % C::kCluster : 0;
-  item.head = (part * C::kCluster + rank) << item.tile.pack_shift;
-  item.key_tiles = (item.tile.position + item.tile.tokens - 1) / C::kKeys + 1;
-  return true;
+  item.head = part << item.tile.pack_shift;
+  return item;
 }
 
-// ---- Producer
+/// The keys of one warpgroup's rows of an item.
+template <class C>
+struct PrefillSpan {
+  int first;  ///< position of row 0
+  int tiles;  ///< that any row sees a part of; 0 without rows
+
+  __device__ __forceinline__ PrefillSpan(const PrefillTile& tile, int warpgroup) {
+    first = tile.position + (warpgroup * 64 >> tile.pack_shift);
+    const int end = min(first + (64 >> tile.pack_shift), tile.position + tile.tokens);
+    tiles = first < end ? (end - 1) / C::kKeys + 1 : 0;
+  }
+};
+
+// ---- Producers: one warp for K and V, one for Q
 
 template <class C>
-struct PrefillProducer {
+struct KvProducer {
   const PrefillShared<C>& shared;
   const PrefillParams& params;
-  const CUtensorMap* kv_map;
+  const CUtensorMap* map;
+  int lane;
   RingAt<C> ring;
   uint32_t tail_phase = 0;
-  int lane;
-  uint32_t rank;
 
   // Of the current item.
   const int32_t* table = nullptr;
   int kv_end = 0;
   int kv_head = 0;
 
+  __device__ __forceinline__ const int32_t* table_of(const PrefillItem& item) const {
+    return params.block_table + item.tile.segment * params.table_row;
+  }
   /// The block that holds box `lane` of key tile `j`: one beyond the last (zeros) after the keys.
-  __device__ __forceinline__ int block_of(int j) const {
+  __device__ __forceinline__ int block_of(const int32_t* blocks, int end, int j) const {
     const int key = j * C::kKeys + lane * params.box_keys;
-    const bool mine = lane * params.box_keys < C::kKeys && key < kv_end;
-    return mine ? table[key / params.block_size] : params.num_blocks;
+    const bool mine = lane * params.box_keys < C::kKeys && key < end;
+    return mine ? blocks[key / params.block_size] : params.num_blocks;
   }
 
-  /// All boxes of unit `u` of tile `j` into the ring. The blocks of a cluster do it together, each
-  /// into all, but with `tail` each alone, and counted at the barrier `tail`.
-  __device__ __forceinline__ void copy(int plane, int j, int u, int block, bool tail) {
-    Barrier* barrier = tail ? shared.tail : shared.full + ring.slot;
+  /// All boxes of unit `u` of tile `j` into the ring, counted at `barrier`.
+  __device__ __forceinline__ void copy(int plane, int j, int u, int block, Barrier* barrier) {
     if (lane == 0) arrive_expect(barrier, C::kUnitBytes);
     __syncwarp();
     const int boxes = C::kKeys / params.box_keys;
@@ -203,20 +228,15 @@ struct PrefillProducer {
       if (lane == 0) {
 #pragma unroll
         for (int panel = 0; panel < C::kPanels; ++panel) {
-          const Coords at{u * C::kUnitDims + panel * 64, row, id};
-          unsigned char* box = to + panel * C::kPanelBytes + i * params.box_keys * 128;
-          if (C::kCluster == 1 || tail) {
-            tma_load(box, kv_map, barrier, at);
-          } else if ((panel * boxes + i) % C::kCluster == static_cast<int>(rank)) {
-            tma_load_multicast(box, kv_map, barrier, at, (1 << C::kCluster) - 1);
-          }
+          tma_load(to + panel * C::kPanelBytes + i * params.box_keys * 128, map, barrier,
+                   Coords{u * C::kUnitDims + panel * 64, row, id});
         }
       }
     }
   }
 
-  /// Tile `j` of K (plane 0) or V (plane 1).
-  __device__ __forceinline__ void load(int plane, int j, int block) {
+  /// Tile `j` of K (plane 0) or V (plane 1); `note` goes with K.
+  __device__ __forceinline__ void load(int plane, int j, int block, int note) {
     const int keys = kv_end - j * C::kKeys;  // of the tile
     // The last block of a segment holds rows of an older owner, maybe NaN: of V they must be zeros.
     const bool tail = plane == 1 && keys < C::kKeys && kv_end % params.block_size != 0;
@@ -224,7 +244,8 @@ struct PrefillProducer {
     for (int u = 0; u < C::kUnits; ++u) {
       const int slot = ring.slot;
       wait(shared.empty + slot, ring.phase ^ 1);
-      copy(plane, j, u, block, tail);
+      if (plane == 0 && u == 0 && lane == 0) shared.tiles[slot] = note;
+      copy(plane, j, u, block, tail ? shared.tail : shared.full + slot);
       if (tail) {
         wait(shared.tail, tail_phase);
         tail_phase ^= 1;
@@ -241,56 +262,66 @@ struct PrefillProducer {
       ring.step();
     }
   }
+
+  __device__ __forceinline__ void run(const PrefillPlan& plan) {
+    PrefillItem item = get_item(plan, 0);
+    int block = block_of(table_of(item), item.tile.kv_end, 0);
+    for (int round = 0; item.tile.tokens > 0; ++round) {
+      table = table_of(item);
+      kv_end = item.tile.kv_end;
+      kv_head = item.head / params.group;
+      int whole[C::kWarpgroups], ends[C::kWarpgroups], tiles = 0;
+#pragma unroll
+      for (int w = 0; w < C::kWarpgroups; ++w) {
+        const PrefillSpan<C> span(item.tile, w);
+        whole[w] = (span.first + 1) / C::kKeys;
+        ends[w] = span.tiles;
+        tiles = max(tiles, ends[w]);
+      }
+      // The table of the next item is on its way while this one's tiles are copied.
+      item = get_item(plan, round + 1);
+      const int next_item_block = block_of(table_of(item), item.tile.kv_end, 0);
+      for (int j = 0; j < tiles; ++j) {
+        const int next = block_of(table, kv_end, j + 1);
+        int note = j << kTileBits | (j == tiles - 1 ? kLast : 0);
+#pragma unroll
+        for (int w = 0; w < C::kWarpgroups; ++w) {
+          if (j < ends[w]) note |= kNeededBy << w;
+          if (j == ends[w] - 1) note |= kLastOfGroup << w;
+          if (j >= whole[w]) note |= kMaskedFor << w;
+        }
+        load(0, j, block, note);
+        load(1, j, block, note);
+        block = next;
+      }
+      block = next_item_block;
+    }
+  }
 };
 
 template <class C>
-__device__ __forceinline__ void produce(const PrefillShared<C>& shared, const CUtensorMap* q_maps,
-                                        const CUtensorMap* kv_map, const PrefillParams& params,
-                                        const PrefillPlan& plan) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  PrefillProducer<C> self{
-      shared, params, kv_map, {}, 0, lane, C::kCluster > 1 ? cluster_rank() : 0};
-  PrefillItem item;
-  for (int round = 0; get_item<C>(plan, round, item); ++round) {
-    self.table = params.block_table + item.tile.segment * params.table_row;
-    self.kv_end = item.tile.kv_end;
-    self.kv_head = item.head / params.group;
-    int block = self.block_of(0);
-    int next = self.block_of(1);
-    self.load(0, 0, block);
-    const CUtensorMap* q_map = q_maps + (item.tile.pack_shift != 0);
+__device__ __forceinline__ void produce_q(const PrefillShared<C>& shared, const CUtensorMap* maps,
+                                          const PrefillPlan& plan) {
+  for (int round = 0;; ++round) {
+    const PrefillItem item = get_item(plan, round);
+    const CUtensorMap* map = maps + (item.tile.pack_shift != 0);
 #pragma unroll
     for (int w = 0; w < C::kWarpgroups; ++w) {
       wait(shared.q_empty + w, (round & 1) ^ 1);
-      if (lane == 0) {
-        arrive_expect(shared.q_full + w, C::kQBytes);
+      shared.items[2 * w + (round & 1)] = item;
+      if (item.tile.tokens == 0) {
+        arrive(shared.q_full + w);
+        continue;
+      }
+      arrive_expect(shared.q_full + w, C::kQBytes);
 #pragma unroll
-        for (int panel = 0; panel < C::kHeadDim / 64; ++panel) {
-          tma_load(shared.q + w * C::kQBytes + panel * C::kQPanelBytes, q_map, shared.q_full + w,
-                   Coords{panel * 64, item.head, item.tile.row + w * (64 >> item.tile.pack_shift)},
-                   L2Hint::kEvictFirst);
-        }
-      }
-      __syncwarp();
-    }
-    if constexpr (C::kOverlap) {
-      for (int j = 1; j < item.key_tiles; ++j) {
-        const int after = self.block_of(j + 1);
-        self.load(0, j, next);
-        self.load(1, j - 1, block);
-        block = next;
-        next = after;
-      }
-      self.load(1, item.key_tiles - 1, block);
-    } else {
-      self.load(1, 0, block);
-      for (int j = 1; j < item.key_tiles; ++j) {
-        const int after = self.block_of(j + 1);
-        self.load(0, j, next);
-        self.load(1, j, next);
-        next = after;
+      for (int panel = 0; panel < C::kHeadDim / 64; ++panel) {
+        tma_load(shared.q + w * C::kQBytes + panel * C::kQPanelBytes, map, shared.q_full + w,
+                 Coords{panel * 64, item.head, item.tile.row + w * (64 >> item.tile.pack_shift)},
+                 L2Hint::kEvictFirst);
       }
     }
+    if (item.tile.tokens == 0) return;
   }
 }
 
@@ -342,18 +373,12 @@ struct RunningSoftmax {
     sum[0] = sum[1] = 0;
   }
 
-  /// S becomes P. `limit`: with Masked, columns (8 j + {0, 1}) above it are beyond the row.
-  template <bool Masked, int Count>
-  __device__ __forceinline__ void tile(float (&s)[Count], const int (&limit)[2]) {
+  /// S becomes P.
+  template <int Count>
+  __device__ __forceinline__ void tile(float (&s)[Count]) {
     float top[2] = {high[0], high[1]};
 #pragma unroll
-    for (int i = 0; i < Count; ++i) {
-      const int row = (i / 2) % 2;
-      if constexpr (Masked) {
-        if (i / 4 * 8 + i % 2 > limit[row]) s[i] = -INFINITY;
-      }
-      top[row] = fmaxf(top[row], s[i]);
-    }
+    for (int i = 0; i < Count; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], s[i]);
     float shift[2];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
@@ -389,7 +414,6 @@ struct RunningSoftmax {
 template <class C>
 struct PrefillConsumer {
   const PrefillShared<C>& shared;
-  const PrefillParams& params;
   RingAt<C> ring;
   int warpgroup;
   uint64_t q;  // descriptor
@@ -399,9 +423,11 @@ struct PrefillConsumer {
   float o[C::kUnits][C::kUnitDims / 2];
   RunningSoftmax softmax;
 
-  __device__ __forceinline__ void turn_begin() const { barrier_sync(1 + warpgroup, 256); }
+  __device__ __forceinline__ void turn_begin() const {
+    if (C::kTurns) barrier_sync(1 + warpgroup, 256);
+  }
   __device__ __forceinline__ void turn_end() const {
-    barrier_arrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
+    if (C::kTurns) barrier_arrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
   }
   __device__ __forceinline__ void await(RingAt<C> at) const {
 #pragma unroll
@@ -410,18 +436,16 @@ struct PrefillConsumer {
       at.step();
     }
   }
-  /// Each warp says that it has done with the units; in a cluster to both blocks.
+  /// Each warp says that it has done with the units.
   __device__ __forceinline__ void release(RingAt<C> at) const {
-    const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
     for (int u = 0; u < C::kUnits; ++u) {
-      if (C::kCluster == 1) {
-        if (lane == 0) arrive(shared.empty + at.slot);
-      } else {
-        if (lane < C::kCluster) arrive_remote(shared.empty + at.slot, lane);
-      }
+      if (threadIdx.x % 32 == 0) arrive(shared.empty + at.slot);
       at.step();
     }
+  }
+  __device__ __forceinline__ void release_q() const {
+    if (threadIdx.x % 32 == 0) arrive(shared.q_empty + warpgroup);
   }
 
   __device__ __forceinline__ void issue_scores(RingAt<C> at) {
@@ -453,127 +477,107 @@ struct PrefillConsumer {
     }
     wgmma_commit();
   }
-  __device__ __forceinline__ void hold_values() {
-#pragma unroll
-    for (int u = 0; u < C::kUnits; ++u) hold(o[u]);
+
+  __device__ __forceinline__ int row() const {
+    const int thread = static_cast<int>(threadIdx.x) % 128;
+    return 16 * (thread / 32) + thread % 32 / 4;
   }
-  __device__ __forceinline__ void round_p() {
+  /// S of tile `j` without what the rows don't see.
+  __device__ __forceinline__ void mask(const PrefillTile& tile, int j) {
+    const int column = j * C::kKeys + 2 * (static_cast<int>(threadIdx.x) % 4);
+    const int first = PrefillSpan<C>(tile, warpgroup).first - column;
+    const int limit[2] = {first + (row() >> tile.pack_shift),
+                          first + ((row() + 8) >> tile.pack_shift)};
 #pragma unroll
-    for (int k = 0; k < C::kKeys / 16; ++k) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) p[k][i] = pack_bf16(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
+    for (int i = 0; i < C::kKeys / 2; ++i) {
+      if (i / 4 * 8 + i % 2 > limit[i / 2 % 2]) s[i] = -INFINITY;
     }
   }
 
-  /// Scores of the next tile and values of the one before, in one turn.
-  template <bool Masked>
-  __device__ __forceinline__ void overlapped(const int (&limit)[2]) {
-    const RingAt<C> k = ring.take();
-    const RingAt<C> v = ring.take();
-    await(k);
-    turn_begin();
-    wgmma_fence();
-    issue_scores(k);
-    await(v);
-    issue_values(v);
-    turn_end();
-    wgmma_wait<1>();
-    hold(s);
-    release(k);
-    softmax.tile<Masked>(s, limit);
-    wgmma_wait<0>();
-    hold_values();
-    release(v);
-    softmax.rescale(o);
-    round_p();
+  /// Waits for the K of the next tile.
+  __device__ __forceinline__ int next_tile() const {
+    await(ring);
+    return __shfl_sync(0xffffffffu, shared.tiles[ring.slot], 0);
   }
-
-  /// Scores, softmax, values of one tile; two turns.
-  template <bool Masked>
-  __device__ __forceinline__ void plain(const int (&limit)[2]) {
-    const RingAt<C> k = ring.take();
-    await(k);
+  /// One tile of keys, whose K is there.
+  __device__ __forceinline__ void tile(const PrefillTile& rows, int note) {
     turn_begin();
     wgmma_fence();
-    issue_scores(k);
+    issue_scores(ring);
     turn_end();
     wgmma_wait<0>();
     hold(s);
-    release(k);
-    softmax.tile<Masked>(s, limit);
+    release(ring);
+    ring.step_tile();
+    if (note & (kLastOfGroup << warpgroup)) release_q();
+    if (note & (kMaskedFor << warpgroup)) mask(rows, note >> kTileBits);
+    softmax.tile(s);
     softmax.rescale(o);
-    round_p();
-    const RingAt<C> v = ring.take();
-    await(v);
+#pragma unroll
+    for (int i = 0; i < C::kKeys / 16; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) p[i][j] = pack_bf16(s[8 * i + 2 * j], s[8 * i + 2 * j + 1]);
+    }
+    await(ring);
     turn_begin();
     wgmma_fence();
-    issue_values(v);
+    issue_values(ring);
     turn_end();
     wgmma_wait<0>();
-    hold_values();
-    release(v);
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) hold(o[u]);
+    release(ring);
+    ring.step_tile();
+  }
+  /// Lets a tile of keys go by, whose K is there.
+  __device__ __forceinline__ void pass() {
+    turn_begin();
+    turn_end();
+    release(ring);
+    ring.step_tile();
+    await(ring);
+    turn_begin();
+    turn_end();
+    release(ring);
+    ring.step_tile();
   }
 
-  __device__ __forceinline__ void run(const PrefillItem& item, uint32_t q_phase) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int row = 16 * (static_cast<int>(threadIdx.x) % 128 / 32) + lane / 4;
-    const int shift = item.tile.pack_shift;
-    const int first = item.tile.position + (warpgroup * 64 >> shift);  // position of row 0
-    const int position[2] = {first + (row >> shift), first + ((row + 8) >> shift)};
-    int limit[2] = {position[0] - 2 * (lane % 4), position[1] - 2 * (lane % 4)};
-    const auto next_tile = [&] {
-      limit[0] -= C::kKeys;
-      limit[1] -= C::kKeys;
-    };
-    const int whole = (first + 1) / C::kKeys;  // tiles that all rows see all of
-    const int tiles = item.key_tiles;
+  /// This warpgroup's part of an item.
+  __device__ __forceinline__ void run(const PrefillItem& item, const PrefillParams& params) {
     softmax.reset();
 #pragma unroll
     for (int u = 0; u < C::kUnits; ++u) {
 #pragma unroll
       for (int i = 0; i < C::kUnitDims / 2; ++i) o[u][i] = 0;
     }
-    wait(shared.q_full + warpgroup, q_phase);
-    if constexpr (C::kOverlap) {
-      const RingAt<C> k = ring.take();
-      await(k);
-      turn_begin();
-      wgmma_fence();
-      issue_scores(k);
-      turn_end();
-      wgmma_wait<0>();
-      hold(s);
-      release(k);
-      softmax.tile<true>(s, limit);
-      round_p();
-      next_tile();
-      int j = 1;
-      for (; j < min(whole, tiles); ++j, next_tile()) overlapped<false>(limit);
-      for (; j < tiles; ++j, next_tile()) overlapped<true>(limit);
-      if (lane == 0) arrive(shared.q_empty + warpgroup);
-      const RingAt<C> v = ring.take();
-      await(v);
-      wgmma_fence();
-      issue_values(v);
-      wgmma_wait<0>();
-      hold_values();
-      release(v);
-    } else {
-      int j = 0;
-      for (; j < min(whole, tiles); ++j, next_tile()) plain<false>(limit);
-      for (; j < tiles; ++j, next_tile()) plain<true>(limit);
-      if (lane == 0) arrive(shared.q_empty + warpgroup);
-    }
-    store(item, warpgroup * 64 + row);
+    const bool idle = PrefillSpan<C>(item.tile, warpgroup).tiles == 0;
+    if (idle) release_q();
+    // The loops are nested because ptxas serialises products in the branch of an if.
+    const int needed = kNeededBy << warpgroup;
+    int note;
+    do {
+      note = next_tile();
+      while ((note & (needed | kLast)) == 0) {
+        pass();
+        note = next_tile();
+      }
+      if ((note & needed) == 0) {
+        pass();
+        break;
+      }
+      tile(item.tile, note);
+    } while ((note & kLast) == 0);
+    if (PrefillSpan<C>(item.tile, warpgroup).tiles > 0) store(item, params);
   }
 
-  __device__ __forceinline__ void store(const PrefillItem& item, int row) {
+  __device__ __forceinline__ void store(const PrefillItem& item, const PrefillParams& params) {
+    const int first = warpgroup * 64 + row();
     const int c = static_cast<int>(threadIdx.x) % 4;
     const int shift = item.tile.pack_shift;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float inverse = 1.0f / sum_of_quad(softmax.sum[half]);
-      const int at = row + 8 * half;
+      const int at = first + 8 * half;
       const int token = at >> shift;
       const int head = item.head + (at & ((1 << shift) - 1));
       __nv_bfloat16* to =
@@ -589,7 +593,7 @@ struct PrefillConsumer {
             w[i] = pack_bf16(pair[0] * inverse, pair[1] * inverse);
           }
           transpose_in_quad(w, c);
-          if (token < item.tile.tokens) {
+          if (token < item.tile.tokens && u * C::kUnitDims + 8 * (j + c) < params.head_dim) {
             *reinterpret_cast<uint4*>(to + u * C::kUnitDims + 8 * j) =
                 make_uint4(w[0], w[1], w[2], w[3]);
           }
@@ -599,8 +603,8 @@ struct PrefillConsumer {
   }
 };
 
-/// q_map, packed_map: (D, H, T) in boxes of (64, 1, 64), and of (64, 2^k, 64 / 2^k); kv_map:
-/// (D, 2 G B, blocks) in boxes of (64, box_keys, 1).
+/// q[0], q[1]: (D, H, T) in boxes of (64, 1, 64), and of (64, 2^k, 64 / 2^k); kv: (D, 2 G B,
+/// blocks) in boxes of (64, box_keys, 1).
 struct PrefillMaps {
   CUtensorMap q[2];
   CUtensorMap kv;
@@ -619,7 +623,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     prefetch_map(&maps.kv);
     for (int i = 0; i < C::kStages; ++i) {
       barrier_init(shared.full + i, 1);
-      barrier_init(shared.empty + i, 4 * C::kWarpgroups * C::kCluster);
+      barrier_init(shared.empty + i, 4 * C::kWarpgroups);
     }
     for (int w = 0; w < C::kWarpgroups; ++w) {
       barrier_init(shared.q_full + w, 1);
@@ -628,32 +632,32 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     barrier_init(shared.tail, 1);
     fence_barrier_init();
   }
-  if constexpr (C::kCluster > 1) {
-    cluster_sync();
-  } else {
-    __syncthreads();
-  }
+  __syncthreads();
   wait_for_predecessor();
 
   if (warp < 4) {
     drop_registers_to<C::kProducerRegisters>();
-    if (warp == 0) produce<C>(shared, maps.q, &maps.kv, params, plan);
+    if (warp == 0) {
+      KvProducer<C>{shared, params, &maps.kv, static_cast<int>(threadIdx.x)}.run(plan);
+    } else if (threadIdx.x == 32) {
+      produce_q<C>(shared, maps.q, plan);
+    }
   } else {
     raise_registers_to<C::kConsumerRegisters>();
-    PrefillConsumer<C> self{shared, params};
+    PrefillConsumer<C> self{shared};
     self.warpgroup = warp / 4 - 1;
     self.q = k_major_128(shared.q + self.warpgroup * C::kQBytes);
     self.softmax.scale_log2 = params.scale_log2;
     // The first turn is warpgroup 0's.
     if (self.warpgroup == C::kWarpgroups - 1) self.turn_end();
-    PrefillItem item;
-    for (int round = 0; get_item<C>(plan, round, item); ++round) {
-      self.run(item, round & 1);
+    for (int round = 0;; ++round) {
+      wait(shared.q_full + self.warpgroup, round & 1);
+      const PrefillItem& item = shared.items[2 * self.warpgroup + (round & 1)];
+      if (item.tile.tokens == 0) break;
+      self.run(item, params);
     }
     if (self.warpgroup == 0) self.turn_begin();
   }
-  // Nobody leaves while the other block may still copy or arrive here.
-  if constexpr (C::kCluster > 1) cluster_sync();
 }
 
 // ---- Host
@@ -676,13 +680,14 @@ class PrefillLauncher {
     const KvShape& kv = args.kv.shape;
     const AttnShape& shape = args.shape;
     const int group = shape.q_heads / shape.kv_heads;
-    // Heads of one tile are a power of two of one kv head; a cluster shares that kv head too.
-    while (pack_shift_ < 4 && group / C::kCluster % (2 << pack_shift_) == 0) ++pack_shift_;
+    // Heads of one tile are a power of two of one kv head.
+    while (pack_shift_ < 4 && group % (2 << pack_shift_) == 0) ++pack_shift_;
     params_.out = static_cast<__nv_bfloat16*>(args.out.data);
     params_.out_row = args.out.stride[0];
     params_.out_head = args.out.stride[1];
     params_.block_table = args.seqs.block_table.template ptr<int32_t>();
     params_.table_row = args.seqs.block_table.stride[0];
+    params_.head_dim = shape.head_dim;
     params_.group = group;
     params_.kv_heads = shape.kv_heads;
     params_.block_size = kv.block_size;
@@ -692,7 +697,7 @@ class PrefillLauncher {
 
     MapShape m;
     m.rank = 3;
-    m.dims[0] = C::kHeadDim;
+    m.dims[0] = static_cast<uint64_t>(shape.head_dim);  // zeros beyond
     m.dims[1] = static_cast<uint64_t>(shape.q_heads);
     m.dims[2] = static_cast<uint64_t>(args.prompt_rows);
     m.stride_bytes[0] = static_cast<uint64_t>(args.q.stride[1]) * 2;
@@ -705,7 +710,7 @@ class PrefillLauncher {
     }
     m.dims[1] = static_cast<uint64_t>(2) * kv.heads * kv.block_size;
     m.dims[2] = static_cast<uint64_t>(args.kv.num_blocks);
-    m.stride_bytes[0] = C::kHeadDim * 2;
+    m.stride_bytes[0] = m.dims[0] * 2;
     m.stride_bytes[1] = static_cast<uint64_t>(args.kv.block_bytes);
     m.box[1] = static_cast<uint32_t>(params_.box_keys);
     m.box[2] = 1;
@@ -714,10 +719,12 @@ class PrefillLauncher {
 
   /// Rows [row, row + tokens) of q are those of `segment` from `position` on.
   void add(int segment, int row, int tokens, int position) {
-    const int packed_tiles = (tokens << pack_shift_) / C::kRows + 1;
-    const int wide_tiles = (tokens + C::kRows - 1) / C::kRows;
-    const int shift =
-        packed_tiles < wide_tiles << pack_shift_ && tokens < C::kRows ? pack_shift_ : 0;
+#ifdef WEFT_TUNE
+    static const int kPackedTokens = getenv("PACK") ? atoi(getenv("PACK")) : 64;
+#else
+    constexpr int kPackedTokens = 64;
+#endif
+    const int shift = tokens <= kPackedTokens ? pack_shift_ : 0;
     const int step = C::kRows >> shift;
     for (int at = 0; at < tokens; at += step) {
       if (plan_.num_tiles == PrefillPlan::kMaxTiles) flush();
@@ -725,9 +732,9 @@ class PrefillLauncher {
       tile.row = row + at;
       tile.position = position + at;
       tile.kv_end = position + tokens;
-      tile.segment = static_cast<uint16_t>(segment);
-      tile.tokens = static_cast<uint8_t>(std::min(step, tokens - at));
-      tile.pack_shift = static_cast<uint8_t>(shift);
+      tile.segment = segment;
+      tile.tokens = static_cast<uint16_t>(std::min(step, tokens - at));
+      tile.pack_shift = static_cast<uint16_t>(shift);
     }
   }
 
@@ -742,18 +749,17 @@ class PrefillLauncher {
     const int shift = plan_.tiles[0].pack_shift;
     const PrefillTile* others = std::stable_partition(
         plan_.tiles, end, [&](const PrefillTile& tile) { return tile.pack_shift == shift; });
-    const auto items = [&](int s) { return args_.shape.q_heads / C::kCluster >> s; };
+    const auto items = [&](int s) { return args_.shape.q_heads >> s; };
     plan_.num_first = static_cast<int32_t>(others - plan_.tiles);
     plan_.first_items = items(shift);
     plan_.other_items = others == end ? 1 : items(others->pack_shift);
     plan_.num_items = plan_.num_first * plan_.first_items +
                       (plan_.num_tiles - plan_.num_first) * plan_.other_items;
-    const int walkers = std::min(plan_.num_items, num_multiprocessors() / C::kCluster);
+    const int walkers = std::min(plan_.num_items, num_multiprocessors());
     launch(stream_,
-           {.grid = static_cast<unsigned>(walkers * C::kCluster),
+           {.grid = static_cast<unsigned>(walkers),
             .block = C::kThreads,
             .shared_bytes = C::kSharedBytes,
-            .cluster = C::kCluster,
             .overlap = true},
            attention_prefill<C>, maps_, params_, plan_);
     plan_.num_tiles = 0;
@@ -791,13 +797,11 @@ void attention_prompt(Stream& stream, const AttnArgs& args) {
   CHECK(args.seqs.host_cu_q && args.seqs.host_kv_start);
   CHECK(args.q.dtype == DType::kBF16 && args.out.dtype == DType::kBF16);
   CHECK(kv.format == KvFormat::kBf16 && kv.block_size % 16 == 0 && args.shape.scale > 0);
-  CHECK(args.num_prompt_segments <= 65535);
-  switch (args.shape.head_dim) {
-    case 64: return launch_prefill<PrefillShape<64, 128, 3, true, 1>>(stream, args);
-    case 128: return launch_prefill<PrefillShape<128, 128, 3, false, 1>>(stream, args);
-    case 256: return launch_prefill<PrefillShape<256, 128, 2, false, 1>>(stream, args);
-    default: CHECK(false, "attention of a prompt: head_dim is 64, 128 or 256");
-  }
+  const int dim = args.shape.head_dim;
+  CHECK(dim > 0 && dim <= 256 && dim % 8 == 0, "attention of a prompt: head_dim is 8, 16, .. 256");
+  if (dim <= 64) return launch_prefill<PrefillShape<64, 128, 3, false>>(stream, args);
+  if (dim <= 128) return launch_prefill<PrefillShape<128, 128, 3, false>>(stream, args);
+  launch_prefill<PrefillShape<256, 128, 2, true>>(stream, args);
 }
 
 }  // namespace weft::cuda
