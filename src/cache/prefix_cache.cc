@@ -21,7 +21,8 @@ BlockKey PrefixCache::key(const PrefixView& prefix, int block_index) const {
   const auto size = static_cast<size_t>(config_.block_size);
   return {.hash = prefix.hashes[i + 1],
           .parent = prefix.hashes[i],
-          .tokens = prefix.tokens.subspan(i * size, size)};
+          .tokens = prefix.tokens.subspan(i * size, size),
+          .extra = prefix.images.empty() ? Hash128{} : prefix.images[i]};
 }
 
 /// The block of this content, if it was registered behind `before`: by induction behind exactly

@@ -27,6 +27,7 @@ struct PrefixView {
   std::span<const int32_t> tokens;
   std::span<const Hash128> hashes;
   std::span<const BlockId> blocks = {};
+  std::span<const Hash128> images = {};  ///< one a full block: hash of the images in it; or empty
 };
 
 /// What the cache holds of a prefix. Nothing is referenced yet.

@@ -13,6 +13,7 @@ Result<std::unique_ptr<LocalExecutor>> LocalExecutor::create(const Model& model,
   Runner runner = TRY(Runner::create(model, kv, stream, ops, limits));
   std::array<PackedStep, kStepsInFlight> steps = {TRY(PackedStep::create(limits)),
                                                   TRY(PackedStep::create(limits))};
+  for (PackedStep& step : steps) step.set_image_features(runner.image_features());
   std::unique_ptr<LocalExecutor> executor(new LocalExecutor(std::move(runner), std::move(steps)));
   const auto num_layers = static_cast<int>(model.cache_specs().size());
   executor->prefault_ = std::jthread(

@@ -98,6 +98,8 @@ class Planner {
     out.paged = model_.paged();
     out.recurrent = model_.recurrent();
     out.multimodal = model_.multimodal;
+    out.image_tokens = model_.image_tokens;
+    out.image_pages = model_.image_pages;
     return out;
   }
 
@@ -106,6 +108,7 @@ class Planner {
     out.weight_bytes = model_.weight_bytes;
     // The arena of the step and the scratch memory of one op: each of this size at most.
     out.arena_bytes = 2 * model_.arena_bytes(options_.max_num_batched_tokens);
+    out.image_bytes = model_.image_bytes;
     out.logit_bytes =
         on_gpu() ? GpuExecutor::device_bytes(limits(length), model_.hidden_size)
                  : LocalExecutor::bytes(limits(length), model_.hidden_size, options_.num_threads);
@@ -220,6 +223,9 @@ std::string MemoryPlan::table() const {
   }
   if (num_slots > 0) line("state slots", slot_bytes, fmt::format("{} slots", num_slots));
   line("activations", arena_bytes, fmt::format("steps of {} tokens", limits.max_rows));
+  if (image_bytes > 0) {
+    line("images", image_bytes, fmt::format("{} image tokens a step", limits.image_tokens));
+  }
   line("logits", logit_bytes, fmt::format("{} sequences at once", limits.max_seqs));
   line("rest", rest_bytes, "program, tables");
   line("total", total_bytes(), fmt::format("of {} that can be used", mib(limit_bytes)));

@@ -31,6 +31,8 @@ struct ModelMemory {
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   std::function<int64_t(int64_t rows)> arena_bytes;  ///< Model::arena_bytes: arena, scratch
+  int64_t image_bytes = 0;                           ///< VisionEncoder::bytes
+  int64_t image_tokens = 0, image_pages = 0;         ///< see StepLimits
   bool multimodal = false;                           ///< rope with (t, h, w) positions
 
   bool paged() const { return cache.per_block > 0; }
@@ -48,12 +50,14 @@ struct MemoryPlan {
   int64_t block_bytes = 0;  ///< all blocks
   int64_t slot_bytes = 0;   ///< all state slots
   int64_t arena_bytes = 0;  ///< temporaries of a step and of one op
+  int64_t image_bytes = 0;  ///< the vision tower at work, features of images
   int64_t logit_bytes = 0;  ///< logits, sampling, step buffers
   int64_t rest_bytes = 0;   ///< program, tokenizer, tables
   StepLimits limits;
 
   int64_t total_bytes() const {
-    return weight_bytes + block_bytes + slot_bytes + arena_bytes + logit_bytes + rest_bytes;
+    return weight_bytes + block_bytes + slot_bytes + arena_bytes + image_bytes + logit_bytes +
+           rest_bytes;
   }
   /// The budget as lines of "  name   1,234.5 MiB   what it buys".
   std::string table() const;

@@ -35,6 +35,9 @@ Result<Runner> Runner::create(const Model& model, KvStore& kv, Stream& stream, c
   float* at = reinterpret_cast<float*>(runner.logit_buffer_.data());
   runner.logits_ = TensorView(at, DType::kF32, {rows, limits.vocab_size});
   runner.gathered_ = TensorView(at + rows * limits.vocab_size, DType::kF32, {rows, hidden});
+  if (model.vision() && limits.image_tokens > 0) {
+    runner.vision_.emplace(TRY(VisionEncoder::create(*model.vision(), stream, ops, limits)));
+  }
   ThreadPool& pool = stream.pool();
   prefault(pool, runner.arena_);
   prefault(pool, stream.scratch());
@@ -46,6 +49,7 @@ void Runner::run(PackedStep& step, StepResult& result) {
   RowSampler::begin(step, result);
   for (const BlockCopy& copy : step.copies())
     parts_.kv.copy_block(parts_.stream, copy.from, copy.to);
+  if (vision_) vision_->encode(step.encodings());
   if (step.batch().num_rows() == 0) return;
   RowSampler::feed(step);
 

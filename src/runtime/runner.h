@@ -1,10 +1,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "device/buffer.h"
 #include "models/model.h"
 #include "runtime/row_sampler.h"
+#include "runtime/vision_encoder.h"
 
 namespace weft {
 
@@ -27,6 +29,8 @@ class Runner {
   void run(PackedStep& step, StepResult& result);
 
   const Arena& arena() const { return arena_; }
+  /// Where PackedStep finds the features of images; undefined without a vision tower.
+  TensorView image_features() const { return vision_ ? vision_->features() : TensorView(); }
 
  private:
   struct Parts {
@@ -43,6 +47,7 @@ class Runner {
   TensorView gathered_;  // [kLogitRows, hidden]
   TensorView logits_;    // [kLogitRows, V]
   RowSampler sampler_;
+  std::optional<VisionEncoder> vision_;
 };
 
 }  // namespace weft

@@ -70,6 +70,7 @@ void PackedStep::carve(const Extents& extents) {
   chains_ = carver.take<int32_t>(extents.segments + 1);
   block_table_ = carver.take<int32_t>(extents.segments * extents.table_width);
   triples_ = extents.triples ? carver.take<int32_t>(extents.rows * 3) : nullptr;
+  image_rows_ = extents.triples ? carver.take<int32_t>(extents.rows) : nullptr;
   used_bytes_ = carver.used;
 }
 
@@ -119,6 +120,7 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
   results_.clear();
   num_prompt_logit_rows_ = 0;
   copies_.assign(plan.copies.begin(), plan.copies.end());
+  add_encodings(plan);
   for (const BlockCopy& copy : copies_) {
     CHECK(copy.from.valid() && copy.from.value < limits_.num_blocks);
     CHECK(copy.to.valid() && copy.to.value < limits_.num_blocks);
@@ -181,6 +183,7 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
 
   pad(padded_rows);
   make_views();
+  image_uses_ = {};
   for (const SeqId id : plan.retired) {
     const auto it = sequences.find(id);
     CHECK(it != sequences.end(), "an unknown sequence was retired");
@@ -228,6 +231,11 @@ void PackedStep::make_views() {
   batch_.positions = {.index = view(index_, DType::kI32, {num_rows_}),
                       .delta = view(delta_, DType::kI32, {num_rows_})};
   if (triples_) batch_.positions.triples = view(triples_, DType::kI32, {num_rows_, 3});
+  if (num_image_rows_ > 0) {
+    batch_.images = {.features = image_features_,
+                     .rows = view(image_rows_, DType::kI32, {num_image_rows_}),
+                     .runs = image_runs_};
+  }
   batch_.seqs.cu_q = view(cu_q_, DType::kI32, {segments + 1});
   batch_.seqs.kv_start = view(kv_start_, DType::kI32, {segments});
   if (batch_.num_prompt_segments > 0) {
@@ -298,8 +306,48 @@ void PackedStep::add_tokens(const Slice& slice, ExecutorSequence& sequence, int6
     feed_[row + i] = -1;
     add_position(request, at, row + i);
   }
+  if (slice.arithmetic == Arithmetic::kPrompt) add_images(slice, sequence, row);
   if (slice.first >= prompt_len) {
     fed_.push_back({&sequence, row, count, slice.first - prompt_len, from_device});
+  }
+}
+
+void PackedStep::add_encodings(const StepPlan& plan) {
+  image_uses_ = plan.image_uses;
+  image_runs_.clear();
+  num_image_rows_ = 0;
+  encodings_.clear();
+  int64_t tokens = 0;
+  for (const ImageEncoding& encoding : plan.encodings) {
+    const int64_t capacity = std::ssize(encoding.pages) * kImagePage;
+    CHECK(capacity >= encoding.image->num_tokens, "an image without room for its features");
+    for (const int32_t page : encoding.pages) CHECK(page >= 0 && page < limits_.image_pages);
+    tokens += encoding.image->num_tokens;
+    encodings_.push_back({encoding.image, {encoding.pages.begin(), encoding.pages.end()}});
+  }
+  CHECK(tokens <= limits_.image_tokens, "more images in a step than were planned for");
+}
+
+/// Where the rows of image tokens find their features.
+void PackedStep::add_images(const Slice& slice, const ExecutorSequence& sequence, int64_t row) {
+  const auto& images = sequence.request->images;
+  const int64_t last = slice.first + static_cast<int64_t>(slice.tokens.size());
+  for (size_t i = 0; i < images.size(); ++i) {
+    const int64_t begin = std::max(images[i].first, slice.first);
+    const int64_t end = std::min(images[i].end(), last);
+    if (begin >= end) continue;
+    const auto use =
+        std::find_if(image_uses_.begin(), image_uses_.end(), [&](const ImageUse& candidate) {
+          return candidate.seq == slice.seq && candidate.image == static_cast<int>(i);
+        });
+    CHECK(use != image_uses_.end() && triples_, "features of an image are missing: " + name(slice));
+    image_runs_.push_back(
+        {.row = row + begin - slice.first, .count = end - begin, .first = num_image_rows_});
+    for (int64_t at = begin - images[i].first; at < end - images[i].first; ++at) {
+      const int64_t page = use->pages[static_cast<size_t>(at / kImagePage)];
+      CHECK(page >= 0 && page < limits_.image_pages);
+      image_rows_[num_image_rows_++] = static_cast<int32_t>(page * kImagePage + at % kImagePage);
+    }
   }
 }
 

@@ -23,9 +23,11 @@ struct StepLimits {
   int block_size = 64;
   int64_t num_blocks = 0;
   int64_t num_slots = 0;
-  bool paged = true;        ///< the model has paged layers
-  bool recurrent = false;   ///< the model has recurrent layers
-  bool multimodal = false;  ///< its rope takes (t, h, w) positions
+  bool paged = true;         ///< the model has paged layers
+  bool recurrent = false;    ///< the model has recurrent layers
+  int64_t image_tokens = 0;  ///< through the vision tower in one step; 0: no images
+  int64_t image_pages = 0;   ///< of kImagePage tokens: rows of image features on the device
+  bool multimodal = false;   ///< its rope takes (t, h, w) positions
 
   /// Slices of one step: a sequence's slices are cut at multiples of kChunk and where its prompt
   /// ends.
@@ -88,6 +90,8 @@ class PackedStep {
   /// batch has that many rows and segments, and its arrays lie where they lie for every such plan:
   /// the rest are rows of token 0 that are written nowhere and empty segments.
   void pack(const StepPlan& plan, Sequences& sequences, int64_t padded_rows = 0);
+  /// The features that the image tokens of later steps are looked up in (VisionEncoder).
+  void set_image_features(const TensorView& features) { image_features_ = features; }
   /// One copy of everything that was packed, in the order of the stream. Nothing on the CPU.
   void upload(Stream& stream);
 
@@ -99,6 +103,12 @@ class PackedStep {
   int64_t num_prompt_logit_rows() const { return num_prompt_logit_rows_; }
   std::span<const ResultRow> results() const { return results_; }
   std::span<const BlockCopy> copies() const { return copies_; }
+  /// Images that go through the vision tower before the step.
+  struct Encoding {
+    std::shared_ptr<const ImagePatches> image;
+    std::vector<int32_t> pages;
+  };
+  std::span<const Encoding> encodings() const { return encodings_; }
   /// Host memory [T]; written before upload().
   int32_t* ids() { return ids_; }
   /// [T], host memory: the device slot whose last token a row takes; -1: the row has its id.
@@ -122,6 +132,8 @@ class PackedStep {
   void add_slice(const Slice& slice, ExecutorSequence& sequence, int result);
   void add_tokens(const Slice& slice, ExecutorSequence& sequence, int64_t row);
   void add_position(const Request& request, int64_t index, int64_t row);
+  void add_images(const Slice& slice, const ExecutorSequence& sequence, int64_t row);
+  void add_encodings(const StepPlan& plan);
   void add_logit_rows(const Slice& slice, ExecutorSequence& sequence, int64_t row, int result);
 
   StepLimits limits_;
@@ -133,7 +145,8 @@ class PackedStep {
   int32_t* chains_ = nullptr;
   int32_t* index_ = nullptr;
   int32_t* delta_ = nullptr;
-  int32_t* triples_ = nullptr;  // null: no row of the step has axes apart
+  int32_t* triples_ = nullptr;     // null: no row of the step has axes apart
+  int32_t* image_rows_ = nullptr;  // likewise
   int64_t* kv_slot_ = nullptr;
   int32_t* cu_q_ = nullptr;
   int32_t* kv_start_ = nullptr;
@@ -152,6 +165,11 @@ class PackedStep {
   int64_t num_prompt_logit_rows_ = 0;
   std::vector<ResultRow> results_;
   std::vector<BlockCopy> copies_;
+  std::vector<Encoding> encodings_;
+  std::span<const ImageUse> image_uses_;  // of the plan being packed
+  std::vector<ImageRun> image_runs_;
+  int64_t num_image_rows_ = 0;
+  TensorView image_features_;
   std::vector<std::unique_ptr<ExecutorSequence>> retired_;
 };
 

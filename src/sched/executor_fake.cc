@@ -19,9 +19,29 @@ uint64_t mix(uint64_t x) {  // the finaliser of splitmix64
   return x ^ (x >> 31);
 }
 
-uint64_t extend(uint64_t prefix, int32_t token, Arithmetic arithmetic, bool mixed) {
+uint64_t extend(uint64_t prefix, uint64_t symbol, Arithmetic arithmetic, bool mixed) {
   const uint64_t kind = mixed ? 0 : static_cast<uint64_t>(arithmetic) + 1;
-  return mix(prefix ^ (static_cast<uint64_t>(static_cast<uint32_t>(token)) << 8) ^ kind);
+  return mix(prefix ^ (symbol << 8) ^ kind);
+}
+
+uint64_t symbol_of(int32_t token) {
+  return static_cast<uint32_t>(token);
+}
+
+uint64_t content_of(const ImagePatches& image) {
+  uint64_t out = 0;
+  for (const uint8_t byte : image.digest) out = mix(out + byte);
+  return out;
+}
+
+/// A prompt token, or the piece of the image that it stands for.
+uint64_t symbol_of(const Request& request, size_t index) {
+  const auto at = static_cast<int64_t>(index);
+  for (const PromptImage& image : request.images) {
+    if (at < image.first || at >= image.end()) continue;
+    return mix(content_of(*image.content) + static_cast<uint64_t>(at - image.first)) >> 8;
+  }
+  return symbol_of(request.prompt[index]);
 }
 
 struct Draw {
@@ -99,7 +119,13 @@ void FakeExecutor::launch(const StepPlan& plan) {
   }
   StepResult result;
   result.step = plan.step;
-  for (const Slice& slice : plan.slices) run(slice, plan.step, result);
+  for (const ImageEncoding& encoding : plan.encodings) {
+    for (const int32_t page : encoding.pages) image_pages_[page] = content_of(*encoding.image);
+  }
+  for (const Slice& slice : plan.slices) {
+    check_images(slice, plan);
+    run(slice, plan.step, result);
+  }
   for (const SeqId id : plan.retired) CHECK(sequences_.erase(id) == 1, "retired a stranger");
   results_.push_back(std::move(result));
 }
@@ -134,6 +160,26 @@ void FakeExecutor::check_fence(const Slice& slice, uint64_t step) {
   }
 }
 
+/// The features of every image that a prompt slice has tokens of are where the plan says.
+void FakeExecutor::check_images(const Slice& slice, const StepPlan& plan) {
+  const auto it = sequences_.find(slice.seq);
+  if (slice.arithmetic != Arithmetic::kPrompt || it == sequences_.end()) return;
+  const auto& images = it->second.request->images;
+  const int64_t end = slice.first + static_cast<int64_t>(slice.tokens.size());
+  for (size_t i = 0; i < images.size(); ++i) {
+    if (images[i].first >= end || images[i].end() <= slice.first) continue;
+    const auto use = std::find_if(
+        plan.image_uses.begin(), plan.image_uses.end(),
+        [&](const auto& u) { return u.seq == slice.seq && u.image == static_cast<int>(i); });
+    CHECK(use != plan.image_uses.end(), where(slice) + ": the plan forgot an image");
+    CHECK(static_cast<int64_t>(use->pages.size()) * kImagePage >= images[i].content->num_tokens);
+    for (const int32_t page : use->pages) {
+      CHECK(image_pages_[page] == content_of(*images[i].content),
+            where(slice) + " reads the features of another image");
+    }
+  }
+}
+
 void FakeExecutor::run(const Slice& slice, uint64_t step, StepResult& result) {
   const auto it = sequences_.find(slice.seq);
   CHECK(it != sequences_.end(), where(slice) + ": a retired or unknown sequence");
@@ -156,7 +202,7 @@ void FakeExecutor::run(const Slice& slice, uint64_t step, StepResult& result) {
     const size_t i = seq.prefix.size() - 1;
     CHECK(i < seq.request->prompt.size(), where(slice) + ": unknown context");
     seq.last =
-        extend(seq.last, seq.request->prompt[i], Arithmetic::kPrompt, config_.reuse_generated);
+        extend(seq.last, symbol_of(*seq.request, i), Arithmetic::kPrompt, config_.reuse_generated);
     seq.prefix.push_back(static_cast<uint32_t>(seq.last));
   }
   const auto entry = [&](int64_t position) -> uint64_t& {
@@ -190,7 +236,9 @@ void FakeExecutor::run(const Slice& slice, uint64_t step, StepResult& result) {
     int32_t token = slice.tokens[static_cast<size_t>(i)];
     if (token == kDeviceToken) token = seq.last_token;
     CHECK(token >= 0, where(slice) + ": no sampled token to continue from");
-    hash = extend(hash, token, slice.arithmetic, config_.reuse_generated);
+    const uint64_t symbol =
+        prompt ? symbol_of(*seq.request, static_cast<size_t>(slice.first + i)) : symbol_of(token);
+    hash = extend(hash, symbol, slice.arithmetic, config_.reuse_generated);
     entry(slice.first + i) = hash;
     const auto next = static_cast<size_t>(slice.first + i) + 1;
     if (seq.prefix.size() == next) seq.prefix.emplace_back();
@@ -235,8 +283,8 @@ void FakeExecutor::sample(const Slice& slice, Sequence& seq, SampledRow& row) {
 FakeExecutor::Answer FakeExecutor::answer(const Request& request, const FakeExecutorConfig& config,
                                           int64_t max_model_len) {
   uint64_t prefix = kEmptyPrefix;
-  for (const int32_t token : request.prompt) {
-    prefix = extend(prefix, token, Arithmetic::kPrompt, config.reuse_generated);
+  for (size_t i = 0; i < request.prompt.size(); ++i) {
+    prefix = extend(prefix, symbol_of(request, i), Arithmetic::kPrompt, config.reuse_generated);
   }
   const SamplingParams& sampling = request.sampling;
   Answer answer;
@@ -264,7 +312,7 @@ FakeExecutor::Answer FakeExecutor::answer(const Request& request, const FakeExec
       answer.finish = FinishReason::kLength;
       return answer;
     }
-    prefix = extend(prefix, d.token, Arithmetic::kDecode, config.reuse_generated);
+    prefix = extend(prefix, symbol_of(d.token), Arithmetic::kDecode, config.reuse_generated);
   }
 }
 

@@ -70,6 +70,7 @@ class FakeExecutor : public Executor {
   };
   void run(const Slice& slice, uint64_t step, StepResult& result);
   void check_fence(const Slice& slice, uint64_t step);
+  void check_images(const Slice& slice, const StepPlan& plan);
   void sample(const Slice& slice, Sequence& seq, SampledRow& row);
 
   const FakeExecutorConfig config_;
@@ -78,6 +79,7 @@ class FakeExecutor : public Executor {
   std::vector<uint64_t> kv_;  // [num_blocks * block_size]
   std::vector<StateSlot> states_;
   std::vector<User> block_user_, slot_user_;
+  std::unordered_map<int32_t, uint64_t> image_pages_;  // what they hold
   std::deque<StepResult> results_;
 };
 

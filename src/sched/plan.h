@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/ids.h"
+#include "cache/image_cache.h"
 #include "sched/request.h"
 
 namespace weft {
@@ -41,6 +42,20 @@ struct BlockCopy {
   BlockId from, to;
 };
 
+/// An image that goes through the vision tower before the step's slices; its features then lie in
+/// these pages of kImagePage tokens each.
+struct ImageEncoding {
+  std::shared_ptr<const ImagePatches> image;
+  std::span<const int32_t> pages;  ///< lives until launch() returns
+};
+
+/// Where the features of an image lie that a prompt slice of this step has tokens of.
+struct ImageUse {
+  SeqId seq;
+  int image = 0;                   ///< index into Request::images
+  std::span<const int32_t> pages;  ///< lives until launch() returns
+};
+
 /// What the executor does in one step: plain data, the same for every rank.
 struct StepPlan {
   uint64_t step = 0;
@@ -49,7 +64,11 @@ struct StepPlan {
   std::vector<SeqId> preempted;  ///< lost their blocks and state (they come back from position 0)
   std::vector<SeqId> retired;    ///< ended or aborted: forget them; no later step names them
   std::vector<BlockCopy> copies;
-  bool empty() const { return slices.empty() && preempted.empty() && retired.empty(); }
+  std::vector<ImageEncoding> encodings;  ///< in order; of images, any one once
+  std::vector<ImageUse> image_uses;
+  bool empty() const {
+    return slices.empty() && preempted.empty() && retired.empty() && encodings.empty();
+  }
 };
 
 /// Results of one slice with `sample`, in slice order, and of prompt slices with prompt_logprobs.

@@ -34,14 +34,31 @@ struct SamplingParams {
 
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kAbort, kError };
 
+/// The pixels of an image as the vision tower takes them. Equal digests: equal features.
+struct ImagePatches {
+  std::array<uint8_t, 32> digest{};  ///< SHA-256 of the file and of how it was processed
+  int t = 1, h = 0, w = 0;           ///< extents in patches
+  int64_t num_tokens = 0;            ///< after merging
+  std::vector<uint8_t> samples;      ///< [t h w, values of a patch], in the order of merge blocks
+  std::array<float, 3 * 256> values{};  ///< what a sample becomes, by channel
+};
+
+/// An image in a prompt: tokens [first, end()) stand for it.
+struct PromptImage {
+  int64_t first = 0;
+  std::shared_ptr<const ImagePatches> content;
+  int64_t end() const { return first + content->num_tokens; }
+};
+
 /// One sequence to generate, immutable once submitted; prompts are non-empty.
 struct Request {
   SeqId id;
   std::vector<int32_t> prompt;
   SamplingParams sampling;
   std::vector<std::array<int32_t, 3>> positions;  ///< (t,h,w) of the prompt tokens; empty: text
-  int32_t rope_delta = 0;  ///< max(prompt positions) + 1 - prompt length; 0 for text
-  std::string cache_salt;  ///< prefix blocks are shared only among requests of one salt
+  int32_t rope_delta = 0;           ///< max(prompt positions) + 1 - prompt length; 0 for text
+  std::vector<PromptImage> images;  ///< in order, apart
+  std::string cache_salt;           ///< prefix blocks are shared only among requests of one salt
   std::shared_ptr<const OutputConstraint> constraint;  ///< grammar of the output; null: none
   int priority = 0;  ///< lower runs earlier (vLLM's rule), then first come
 };

@@ -52,6 +52,11 @@ Result<std::unique_ptr<Scheduler>> Scheduler::create(const SchedulerConfig& c) {
   if (c.checkpoint_every < 0 || c.checkpoint_every % kChunk != 0) {
     return bad_field("checkpoint_every", c.checkpoint_every, "multiples of " + number(kChunk));
   }
+  if (c.image_tokens > 0 && c.image_pages < least_image_pages(c.image_tokens)) {
+    return bad_field("image_pages", c.image_pages,
+                     "at least " + number(least_image_pages(c.image_tokens)) +
+                         ", so that a chunk with two images can be computed");
+  }
   if (c.dense_checkpoints < 0) {
     return bad_field("dense_checkpoints", c.dense_checkpoints, "0 or more");
   }
@@ -59,7 +64,10 @@ Result<std::unique_ptr<Scheduler>> Scheduler::create(const SchedulerConfig& c) {
 }
 
 Scheduler::Scheduler(const SchedulerConfig& config)
-    : config_(config), stride_(std::max(config.block_size, kChunk)), cache_(cache_config(config)) {
+    : config_(config),
+      stride_(std::max(config.block_size, kChunk)),
+      cache_(cache_config(config)),
+      images_(config.image_pages) {
   running_.reserve(static_cast<size_t>(config.max_seqs));
 }
 
@@ -83,7 +91,10 @@ Result<void> Scheduler::add(std::shared_ptr<const Request> request) {
                             number(config_.max_model_len - 1) +
                             " (max_model_len less one generated token)");
   }
-  const int64_t max_len = std::min<int64_t>(prompt_len + max_tokens, config_.max_model_len);
+  TRY(check_images(*request));
+  // Rope's table has max_model_len rows, and a video may stand behind its index.
+  const int64_t longest = config_.max_model_len - std::max(request->rope_delta, 0);
+  const int64_t max_len = std::min<int64_t>(prompt_len + max_tokens, longest);
   // The last token is never computed, only given out.
   const int64_t blocks = divide_up(max_len - 1, config_.block_size);
   if (blocks > config_.num_blocks) {
@@ -150,7 +161,9 @@ void Scheduler::extend_hashes(Sequence& seq) {
   if (seq.hashes.empty()) seq.hashes.push_back(cache_.index().root(seq.request->cache_salt));
   for (size_t i = seq.hashes.size() - 1; (i + 1) * size <= limit; ++i) {
     const std::span<const int32_t> tokens(seq.tokens.data() + i * size, size);
-    seq.hashes.push_back(cache_.index().block_hash(seq.hashes[i], tokens));
+    const Hash128 images = block_images(seq, static_cast<int64_t>(i));
+    if (!seq.request->images.empty()) seq.images.push_back(images);
+    seq.hashes.push_back(cache_.index().block_hash(seq.hashes[i], tokens, images));
   }
 }
 
@@ -234,6 +247,7 @@ std::string Scheduler::audit() const {
   }
   if (num_paused != num_paused_) return "paused sequences are counted wrongly";
   if (!std::is_sorted(running_.begin(), running_.end(), Earlier())) return "running out of order";
+  if (!images_.sound()) return "a page of image features is lost or owned twice";
   return weft::audit(cache_, blocks, slots);
 }
 

@@ -28,9 +28,17 @@ struct SchedulerConfig {
   int checkpoint_every = 2048;   ///< state checkpoints inside long prompts; 0: none
   int dense_checkpoints = 64;    ///< extra ones a prompt may take from idle slots; 0: none
   bool overlap = true;           ///< a step is planned while the one before is in flight
+  int image_tokens = 0;          ///< through the vision tower in one step; 0: no images
+  int image_pages = 0;           ///< of the cache of image features, see least_image_pages()
   uint64_t hash_key = 0;         ///< random per process: keys the prefix index
   int hash_bits = 128;           ///< fewer: blocks of the prefix index collide, for tests
 };
+
+/// Pages that any kChunk tokens of a prompt may need at once: two images of the largest size that
+/// are cut, and small ones between them.
+constexpr int least_image_pages(int64_t image_tokens) {
+  return static_cast<int>(2 * ((image_tokens + kImagePage - 1) / kImagePage)) + kChunk;
+}
 
 struct SchedulerStats {
   int64_t steps = 0;              ///< plans that were launched
@@ -46,6 +54,8 @@ struct SchedulerStats {
   int64_t preemptions = 0;
   int64_t stalls = 0;  ///< running sequences that waited a step for blocks
   int64_t block_evictions = 0, state_evictions = 0;
+  int64_t images_encoded = 0, image_tokens_encoded = 0;
+  int64_t image_hits = 0;  ///< images of a slice whose features were there already
   int64_t finished_stop = 0, finished_length = 0, aborted = 0, numeric_errors = 0;
   int64_t finished_waiting = 0;  ///< of them, ended by a token sampled before a preemption
   int64_t discarded_rows = 0;    ///< rows of a step whose sequence had ended or lost its blocks
@@ -160,6 +170,14 @@ class Scheduler {
   void preempt(Sequence& victim);
   bool decodes_next(const Sequence& seq) const;
 
+  // scheduler_images.cc
+  Result<void> check_images(const Request& request) const;
+  Hash128 block_images(const Sequence& seq, int64_t block) const;
+  ImageKey image_key(const Sequence& seq, const PromptImage& image) const;
+  int64_t take_images(const Sequence& seq, int64_t end);
+  void use_images(const Sequence& seq, int64_t first, int64_t end);
+  void forget_images(const Sequence& seq);
+
   // scheduler_apply.cc
   void register_slice(const Planned& slice);
   void register_checkpoint(const Checkpointing& point);
@@ -185,6 +203,7 @@ class Scheduler {
   const SchedulerConfig config_;
   const int stride_;  // tokens between two possible cache boundaries
   PrefixCache cache_;
+  ImageCache images_;
   std::unordered_map<SeqId, std::unique_ptr<Sequence>> sequences_;
   std::vector<Sequence*> running_;  // sorted by Earlier
   std::set<Sequence*, Earlier> waiting_;
@@ -199,6 +218,7 @@ class Scheduler {
   uint64_t next_step_ = 1;
   uint64_t next_arrival_ = 0;
   int64_t budget_ = 0;         // tokens left in the plan under construction
+  int64_t image_budget_ = 0;   // image tokens left in it
   int64_t reserved_ = 0;       // of them, kept for running sequences that decode and come later
   size_t cursor_ = 0;          // running sequences before it have had their turn
   bool stalled_ = false;       // somebody waits for blocks: nobody less urgent is admitted

@@ -85,6 +85,7 @@ void Scheduler::accept(const Planned& slice, SampledRow& row) {
     ++stats_.numeric_errors;
     // Whoever wrote the NaN, nobody shall continue from this prefix.
     if (config_.prefix_caching) cache_.forget_prefix(seq.prefix());
+    forget_images(seq);
     end(seq, FinishReason::kError);
     out.finish = FinishReason::kError;
     return;

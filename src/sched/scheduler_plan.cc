@@ -28,7 +28,11 @@ const StepPlan& Scheduler::schedule() {
   plan_.preempted.clear();
   plan_.copies.clear();
   plan_.retired.clear();
+  plan_.encodings.clear();
+  plan_.image_uses.clear();
   std::swap(plan_.retired, retired_);
+  images_.release_all();
+  image_budget_ = config_.image_tokens;
   budget_ = config_.max_batched_tokens;
   reserved_ = std::count_if(running_.begin(), running_.end(),
                             [this](const Sequence* seq) { return decodes_next(*seq); });
@@ -75,7 +79,7 @@ int64_t Scheduler::affordable_end(const Sequence& seq) const {
 
 void Scheduler::plan_running(Sequence& seq) {
   if (decodes_next(seq)) --reserved_;
-  const int64_t end = affordable_end(seq);
+  const int64_t end = take_images(seq, affordable_end(seq));
   if (end <= seq.num_computed) return;
   const int64_t blocks =
       divide_up(end, config_.block_size) - static_cast<int64_t>(seq.blocks.size());
@@ -150,7 +154,7 @@ bool Scheduler::admit(Sequence& seq) {
   if (config_.prefix_caching) extend_hashes(seq);
   const PrefixHit hit = look_up(seq);
   seq.num_computed = int64_t{hit.blocks} * config_.block_size;
-  const int64_t end = affordable_end(seq);
+  const int64_t end = take_images(seq, affordable_end(seq));
   if (end <= seq.num_computed || !make_seat()) {
     seq.num_computed = 0;
     return false;
@@ -337,6 +341,7 @@ void Scheduler::emit_slice(Sequence& seq, int64_t end) {
        .end = end,
        .sample = slice.sample,
        .prompt_logprobs = prompt && seq.request->sampling.prompt_logprobs >= 0});
+  if (prompt) use_images(seq, first, end);
   seq.num_computed = end;
   seq.pending += slice.sample;
   seq.last_step = plan_.step;

@@ -33,6 +33,7 @@ struct Sequence {
   std::vector<BlockId> blocks;
   int num_registered = 0;       ///< leading blocks offered to the prefix index
   uint64_t twin = 0;            ///< see PrefixCache::register_block()
+  std::vector<Hash128> images;  ///< one a full block, see PrefixView; empty for text
   std::vector<Hash128> hashes;  ///< root, then one a full block (prompt; all with reuse_generated)
   SlotId live;                  ///< the state slot that the next slice writes
   SlotId source;                ///< a checkpoint that the next slice reads; invalid: it reads live
@@ -50,7 +51,7 @@ struct Sequence {
   bool in_prompt() const { return num_computed < prompt_len; }
   /// The last token that will ever be sampled is sampled already: it needs no computing.
   bool complete() const { return known() >= max_len; }
-  PrefixView prefix() const { return {tokens, hashes, blocks}; }
+  PrefixView prefix() const { return {tokens, hashes, blocks, images}; }
 };
 
 }  // namespace weft

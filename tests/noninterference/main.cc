@@ -77,7 +77,8 @@ std::string run_round(const Options& options, const std::string& family, uint64_
   }
   for (int i = 0; i < kSchedulesPerModel; ++i) {
     const uint64_t schedule_seed = seed * 1000 + static_cast<uint64_t>(i);
-    RequestMaker maker(schedule_seed, static_cast<int32_t>(model->spec().vocab), kTinyModelLen);
+    RequestMaker maker(schedule_seed, static_cast<int32_t>(model->spec().vocab), kTinyModelLen,
+                       model->vision() ? &model->vision()->spec() : nullptr);
     std::vector<std::shared_ptr<Request>> requests;
     const int count = 4 + static_cast<int>(schedule_seed % 11);
     for (int r = 0; r < count; ++r) requests.push_back(maker.make(SeqId{r}));
@@ -118,10 +119,10 @@ void print(const std::string& name, const Counters& c) {
   fmt::print(
       "{:<14}{:>6} schedules {:>7} requests {:>9} tokens {:>9} steps | {} hits, {} state hits, {} "
       "preemptions, {} replays, {} cut prompts, {} mixed steps, {} aborts, {} evictions, {} prompt "
-      "logprobs, {} tokens by grammar, batch up to {}\n",
+      "logprobs, {} tokens by grammar, {} images encoded, {} found, {} cut, batch up to {}\n",
       name, c.schedules, c.requests, c.tokens, c.steps, c.hits, c.state_hits, c.preemptions,
       c.replays, c.chunked, c.mixed, c.aborts, c.evictions, c.prompt_logprobs, c.constrained,
-      c.largest_batch);
+      c.encoded, c.image_hits, c.cut_images, c.largest_batch);
 }
 
 /// What has to have happened for the run to mean something.
@@ -144,12 +145,19 @@ std::string vacuous(const Totals& totals, const Options& options) {
   if (options.family.empty() || recurrent_family(options.family)) {
     if (c.state_hits == 0) return "nothing tested: no state hits";
   }
+  if (!options.cuda && options.family.empty()) {
+    if (c.encoded == 0 || c.image_hits == 0) return "nothing tested: no images";
+    if (c.cut_images == 0) return "nothing tested: no image was cut";
+  }
   return "";
 }
 
 int run(const Options& options) {
   std::vector<std::string> families = tiny_families();
   if (!options.family.empty()) families = {options.family};
+  if (options.plant != nullptr && options.plant->images_only && options.family.empty()) {
+    families = {"qwen3_5", "qwen3_vl", "qwen2_5_vl"};
+  }
   if (options.plant != nullptr && options.plant->recurrent_only && options.family.empty()) {
     std::erase_if(families, [](const std::string& f) { return !recurrent_family(f); });
   }
@@ -176,6 +184,9 @@ int run(const Options& options) {
       sum->evictions += counters.evictions;
       sum->prompt_logprobs += counters.prompt_logprobs;
       sum->constrained += counters.constrained;
+      sum->encoded += counters.encoded;
+      sum->image_hits += counters.image_hits;
+      sum->cut_images += counters.cut_images;
       sum->largest_batch = std::max(sum->largest_batch, counters.largest_batch);
     }
     ++round;

@@ -114,6 +114,22 @@ class StaleState : public Tamperer {
   }
 };
 
+/// The pages of an image are those of the image before it in the step.
+class ForeignPages : public Tamperer {
+ public:
+  using Tamperer::Tamperer;
+
+ protected:
+  void tamper(StepPlan& plan) override {
+    for (size_t i = 1; i < plan.image_uses.size(); ++i) {
+      const ImageUse& before = plan.image_uses[i - 1];
+      if (before.pages.size() >= plan.image_uses[i].pages.size()) {
+        plan.image_uses[i].pages = before.pages;
+      }
+    }
+  }
+};
+
 /// Requests are changed by what runs when they come.
 class ChangedRequest : public Tamperer {
  public:
@@ -192,6 +208,8 @@ constexpr Plant kPlants[] = {
      wrapped<ForeignBlock>},
     {"stale-state", "a prefix hit goes on from the wrong recurrent state", true, nullptr,
      wrapped<StaleState>},
+    {"foreign-pages", "an image token reads the features of another image", false, nullptr,
+     wrapped<ForeignPages>, true},
     {"seed-of-row", "a draw depends on the place in the batch", false, nullptr, wrapped<SeedOfRow>},
     {"stale-rope-delta", "a position offset survives from another request", false, nullptr,
      wrapped<StaleRopeDelta>},

@@ -16,6 +16,7 @@ struct Plant {
   bool recurrent_only = false;                    ///< needs a family with recurrent layers
   OpTable (*ops)(const OpTable& base) = nullptr;  ///< null: unchanged. One base at a time.
   std::unique_ptr<Executor> (*executor)(std::unique_ptr<Executor> inner) = nullptr;
+  bool images_only = false;  ///< needs a family with a vision tower
 };
 
 std::span<const Plant> plants();

@@ -3,7 +3,10 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <bit>
+
+#include "media/positions.h"
 
 namespace weft {
 namespace {
@@ -59,20 +62,71 @@ std::vector<std::shared_ptr<const TokenGrammar>> make_grammars(int32_t vocab_siz
   return out;
 }
 
+/// Positions of a prompt with images.
+void place(Request& request) {
+  if (request.images.empty()) return;
+  std::vector<TokenGrid> grids;
+  for (const PromptImage& image : request.images) {
+    grids.push_back({.first = image.first, .h = image.content->h / 2, .w = image.content->w / 2});
+  }
+  PromptPositions positions = prompt_positions(grids, std::ssize(request.prompt));
+  request.positions = std::move(positions.triples);
+  request.rope_delta = positions.rope_delta;
+}
+
 }  // namespace
 
-RequestMaker::RequestMaker(uint64_t seed, int32_t vocab_size, int64_t max_model_len)
+RequestMaker::RequestMaker(uint64_t seed, int32_t vocab_size, int64_t max_model_len,
+                           const VisionSpec* vision)
     : rng_(seed),
       vocab_size_(vocab_size),
       max_model_len_(max_model_len),
       grammars_(make_grammars(vocab_size)) {
+  // Half of the rounds of an image family: enough pictures for few to be seen twice, or not.
+  for (int i = vision ? static_cast<int>(2 + below(4)) : 0; i > 0; --i) {
+    auto picture = std::make_shared<ImagePatches>();
+    picture->h = static_cast<int>(2 * (1 + below(6)));
+    picture->w = static_cast<int>(2 * (1 + below(8)));
+    picture->num_tokens = int64_t{picture->h} * picture->w / 4;
+    for (uint8_t& byte : picture->digest) byte = static_cast<uint8_t>(rng_());
+    for (float& value : picture->values) value = static_cast<float>(below(2001)) / 1000.0f - 1.0f;
+    const int64_t samples = int64_t{picture->h} * picture->w * vision->patch_values();
+    for (int64_t j = 0; j < samples; ++j) {
+      picture->samples.push_back(static_cast<uint8_t>(rng_()));
+    }
+    pictures_.push_back(std::move(picture));
+  }
   for (size_t i = 0; i < kNumBases; ++i) {
-    std::vector<int32_t> base;
+    Text base;
     // The third begins as the first does: a branch inside a prompt.
-    if (i == 2) base.assign(bases_[0].begin(), bases_[0].begin() + 100);
-    while (base.size() < 420) base.push_back(token());
+    if (i == 2) base.tokens.assign(bases_[0].tokens.begin(), bases_[0].tokens.begin() + 20);
+    while (base.tokens.size() < 420) {
+      if (one_in(60)) {
+        add_image(base);
+      } else {
+        base.tokens.push_back(token());
+      }
+    }
     bases_.push_back(std::move(base));
   }
+}
+
+void RequestMaker::add_image(Text& text) {
+  if (pictures_.empty()) return;
+  const auto& picture = pictures_[below(static_cast<uint32_t>(pictures_.size()))];
+  text.images.push_back({std::ssize(text.tokens), picture});
+  text.tokens.insert(text.tokens.end(), static_cast<size_t>(picture->num_tokens), 7);
+}
+
+void RequestMaker::append_beginning(const Text& from, size_t length, Request& to) {
+  auto end = static_cast<int64_t>(length);
+  const int64_t first = std::ssize(to.prompt);
+  for (const PromptImage& image : from.images) {
+    if (image.first >= end) break;
+    end = std::max(end, image.end());
+    to.images.push_back({first + image.first, image.content});
+  }
+  to.prompt.insert(to.prompt.end(), from.tokens.begin(), from.tokens.begin() + end);
 }
 
 void RequestMaker::choose_sampling(SamplingParams& p) {
@@ -101,12 +155,17 @@ std::shared_ptr<Request> RequestMaker::make(SeqId id) {
   request->id = id;
   choose_sampling(request->sampling);
   if (!one_in(5)) {
-    const auto& base = bases_[below(kNumBases)];
-    const size_t shared = one_in(3) ? 64 * (1 + below(5)) : 1 + below(420);
-    request->prompt.assign(base.begin(), base.begin() + static_cast<ptrdiff_t>(shared));
+    const Text& base = bases_[below(kNumBases)];
+    append_beginning(base, one_in(3) ? 64 * (1 + below(5)) : 1 + below(420), *request);
+  }
+  if (one_in(4)) {
+    Text own;
+    for (uint32_t i = below(3); i > 0; --i) add_image(own);
+    append_beginning(own, own.tokens.size(), *request);
   }
   const uint32_t own = one_in(3) ? below(6) : below(150);
   for (uint32_t i = 0; i < own || request->prompt.empty(); ++i) request->prompt.push_back(token());
+  place(*request);
   const auto room = max_model_len_ - static_cast<int64_t>(request->prompt.size());
   if (request->sampling.max_tokens > room) request->sampling.max_tokens = static_cast<int>(room);
   if (one_in(8)) request->cache_salt = "other";
@@ -154,11 +213,12 @@ std::string describe(const Request& r) {
       "request {}: prompt [{}], temperature {} top_k {} top_p {} min_p {} repetition {} presence "
       "{} frequency {} bias {} banned [{}] allowed [{}] stop [{}] min {} max {} seed {} logprobs "
       "{} "
-      "prompt_logprobs {} salt '{}' priority {}",
+      "prompt_logprobs {} salt '{}' priority {} images {}",
       r.id.value, fmt::join(r.prompt, " "), p.temperature, p.top_k, p.top_p, p.min_p,
       p.repetition_penalty, p.presence_penalty, p.frequency_penalty, p.logit_bias.size(),
       fmt::join(p.banned_ids, " "), fmt::join(p.allowed_ids, " "), fmt::join(p.stop_ids, " "),
-      p.min_tokens, p.max_tokens, p.seed, p.logprobs, p.prompt_logprobs, r.cache_salt, r.priority);
+      p.min_tokens, p.max_tokens, p.seed, p.logprobs, p.prompt_logprobs, r.cache_salt, r.priority,
+      r.images.size());
 }
 
 }  // namespace weft

@@ -115,6 +115,9 @@ class Driver {
       }
       ++prompt;
       const Sequence* seq = scheduler_->find(slice.seq);
+      for (const PromptImage& image : seq->request->images) {
+        counters_.cut_images += image.first < slice.first && slice.first < image.end();
+      }
       counters_.chunked +=
           slice.first + static_cast<int64_t>(slice.tokens.size()) < seq->prompt_len;
     }
@@ -138,6 +141,8 @@ class Driver {
 }  // namespace
 
 void Counters::add(const SchedulerStats& stats) {
+  encoded += stats.images_encoded;
+  image_hits += stats.image_hits;
   steps += stats.steps;
   hits += stats.hits;
   state_hits += stats.state_hits;
@@ -163,6 +168,10 @@ ScheduleOptions random_schedule(uint64_t seed, const Model& model, int block_siz
   c.max_batched_tokens = kChunk * between(1, rng() % 3 == 0 ? 8 : 2) + c.max_seqs;
   if (recurrent(model)) c.num_state_slots = between(3, 3 * c.max_seqs);
   c.prefix_caching = rng() % 8 != 0;
+  if (model.vision()) {
+    c.image_tokens = kTinyImageTokens;
+    c.image_pages = least_image_pages(kTinyImageTokens) + between(0, 8);
+  }
   c.checkpoint_every = kChunk * between(0, 4);
   c.dense_checkpoints = between(0, 2) * 3;
   c.overlap = rng() % 4 != 0;
@@ -184,6 +193,10 @@ ScheduleOptions alone(const Model& model, int block_size) {
   c.max_seqs = 1;
   c.max_batched_tokens = static_cast<int>(kTinyModelLen);
   if (recurrent(model)) c.num_state_slots = 1;
+  if (model.vision()) {
+    c.image_tokens = kTinyImageTokens;
+    c.image_pages = least_image_pages(kTinyImageTokens);
+  }
   c.prefix_caching = false;
   c.overlap = false;
   return out;
@@ -214,7 +227,14 @@ Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptio
   limits.num_slots = c.num_state_slots;
   limits.recurrent = recurrent(model);
   limits.multimodal = true;  // so that a stale delta can be planted
-  TinyStream stream(ops.device, model.arena_bytes(limits.max_rows), options.num_threads);
+  limits.image_tokens = c.image_tokens;
+  limits.image_pages = c.image_pages;
+  int64_t scratch = model.arena_bytes(limits.max_rows);
+  if (model.vision()) {
+    const int64_t patches = limits.image_tokens * model.vision()->spec().merge_patches();
+    scratch = std::max(scratch, model.vision()->scratch_bytes(ops, patches, kTinyThreads));
+  }
+  TinyStream stream(ops.device, scratch, options.num_threads);
   poison(stream.get(), kv, model);
   std::unique_ptr<Executor> executor;
   if (ops.device == DeviceKind::kCuda) {

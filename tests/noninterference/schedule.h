@@ -28,6 +28,9 @@ struct Counters {
   int64_t evictions = 0;        ///< cached blocks given to somebody else
   int64_t prompt_logprobs = 0;  ///< prompt logprobs compared
   int64_t constrained = 0;      ///< tokens of requests with a grammar
+  int64_t encoded = 0;          ///< images that went through the tower
+  int64_t image_hits = 0;       ///< that were there already
+  int64_t cut_images = 0;       ///< prompt slices that begin inside an image
   void add(const SchedulerStats& stats);
 };
 

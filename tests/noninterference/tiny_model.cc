@@ -14,7 +14,8 @@ std::string describe(const Variant& v) {
 }
 
 std::vector<std::string> tiny_families() {
-  return {"qwen3_next", "qwen3", "ernie4_5_moe", "qwen3_5", "qwen2", "qwen3_moe", "llama3"};
+  return {"qwen3_next", "qwen3",  "ernie4_5_moe", "qwen3_5",   "qwen2",
+          "qwen3_moe",  "llama3", "qwen3_vl",     "qwen2_5_vl"};
 }
 
 std::vector<const OpTable*> all_op_tables(bool cuda) {
@@ -51,6 +52,8 @@ Result<std::unique_ptr<Model>> load_tiny(const Variant& variant) {
   options.block_size = variant.block_size;
   options.max_model_len = kTinyModelLen;
   options.num_threads = kTinyThreads;
+  options.images = true;
+  options.max_image_patches = 4 * kTinyImageTokens;
   TinyStream stream(variant.ops->device, int64_t{64} << 20, kTinyThreads);
   if (variant.family == kWideFamily) return load_wide(options, stream.get(), *variant.ops);
   const std::string path = oracle_dir() + "/models/" + variant.family;

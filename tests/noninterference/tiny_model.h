@@ -34,6 +34,9 @@ std::vector<const OpTable*> all_op_tables(bool cuda);
 /// Threads that a tiny model plans memory for.
 inline constexpr int kTinyThreads = 2;
 
+/// Image tokens of one step: no image of the test is larger.
+inline constexpr int kTinyImageTokens = 48;
+
 /// Positions that a tiny model's rope table covers; no request of the test is longer.
 inline constexpr int64_t kTinyModelLen = 768;
 
