@@ -26,6 +26,18 @@ CLI::Validator human_size(const std::string& flag) {
       "");
 }
 
+/// The same, and 0 for `word`.
+CLI::Validator size_or(const std::string& word, const std::string& flag) {
+  const CLI::Validator size = human_size(flag);
+  return CLI::Validator(
+      [word, size](std::string& text) {
+        if (text != word) return size(text);
+        text = "0";
+        return std::string();
+      },
+      "");
+}
+
 }  // namespace
 
 void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, bool fake) {
@@ -57,10 +69,15 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
   app.add_option("--max-num-batched-tokens", o.max_num_batched_tokens,
-                 "Token budget of a step (8k)")
-      ->transform(human_size("--max-num-batched-tokens"))
-      ->check(CLI::Range(64, 1 << 20))
-      ->capture_default_str();
+                 "Token budget of a step (8k); auto: 2048 on a CPU, 8192 on a GPU")
+      ->transform(size_or("auto", "--max-num-batched-tokens"))
+      ->check(CLI::Validator(
+          [](std::string& text) {
+            if (text == "0" || CLI::Range(64, 1 << 20)(text).empty()) return std::string();
+            return text + " is not auto or a number from 64 to 1048576";
+          },
+          "auto or 64 to 1048576"))
+      ->default_str("auto");
   app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", o.prefix_caching,
                "Reuse the cache of equal prompt prefixes (on by default)");
   app.add_option_function<std::string>(

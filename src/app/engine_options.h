@@ -17,7 +17,7 @@ struct EngineOptions {
   std::string max_model_len = "auto";    ///< tokens, "32k", or auto: the largest that fits
   std::string kv_cache_memory = "auto";  ///< bytes, "2G", or auto
   int max_num_seqs = 64;
-  int max_num_batched_tokens = 2048;
+  int max_num_batched_tokens = 0;  ///< 0: batched_tokens() chooses
   bool prefix_caching = true;
   bool reuse_generated = false;         ///< --prefix-cache=reuse-generated
   int threads = 0;                      ///< 0: all usable CPUs
@@ -27,6 +27,10 @@ struct EngineOptions {
   bool enforce_eager = false;           ///< no CUDA graphs
   uint64_t seed = 0;                    ///< of dummy weights and of requests without a seed
 };
+
+/// The token budget of a step: what was asked, or 2048 on a CPU and 8192 on a GPU, which has the
+/// memory and needs many rows for its full speed.
+int batched_tokens(const EngineOptions& options, bool gpu);
 
 /// "4096", "32k" (1024), "1M"; or with `bytes` also "2G". Error names `flag`.
 Result<int64_t> parse_size(const std::string& flag, const std::string& text);

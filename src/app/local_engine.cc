@@ -108,7 +108,7 @@ Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options
   MemoryOptions memory{
       .max_model_len = TRY(size_or_auto("--max-model-len", options.max_model_len)),
       .max_num_seqs = options.max_num_seqs,
-      .max_num_batched_tokens = options.max_num_batched_tokens,
+      .max_num_batched_tokens = batched_tokens(options, gpu.has_value()),
       .kv_cache_bytes = TRY(size_or_auto("--kv-cache-memory", options.kv_cache_memory)),
       .num_threads = plan.threads};
   if (!gpu) return plan_memory(model, memory, cpu.available_bytes);
