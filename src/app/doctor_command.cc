@@ -8,7 +8,7 @@
 #include "app/cli.h"
 #include "app/version.h"
 #include "device/cpu_info.h"
-#include "device/cuda.h"
+#include "device/gpu_health.h"
 
 namespace weft {
 namespace {
@@ -29,22 +29,24 @@ double gib(int64_t bytes) {
   return static_cast<double>(bytes) / (1 << 30);
 }
 
-void print_gpu() {
-  const Result<std::vector<CudaDeviceInfo>> devices = cuda_devices();
-  if (access("/dev/nvidiactl", F_OK) != 0) {
-    std::printf("gpu        none: /dev/nvidiactl is absent (no NVIDIA driver on this machine)\n");
+void print_gpus() {
+  const GpuFacts facts = gpu_facts();
+  if (facts.cuda_build) {
+    std::printf("cuda       runtime %s, driver %s\n", facts.runtime.c_str(),
+                facts.driver.empty() ? "none" : facts.driver.c_str());
   }
-  if (!devices) {
-    std::printf("cuda       %s\n", devices.error().message.c_str());
-    return;
+  for (size_t i = 0; i < facts.devices.size(); ++i) {
+    const CudaDeviceInfo& d = facts.devices[i];
+    std::printf("gpu %zu      %s, sm_%d%d, %d SMs, %.1f of %.1f GiB free\n", i, d.name.c_str(),
+                d.sm_major, d.sm_minor, d.num_sms, gib(d.free_bytes), gib(d.total_bytes));
   }
-  const Result<std::string> runtime = cuda_runtime_version(), driver = cuda_driver_version();
-  std::printf("cuda       runtime %s, driver %s\n", runtime ? runtime->c_str() : "?",
-              driver ? driver->c_str() : driver.error().message.c_str());
-  for (const CudaDeviceInfo& d : *devices) {
-    std::printf("gpu        %s, sm_%d%d, %d SMs, %.1f of %.1f GiB free%s\n", d.name.c_str(),
-                d.sm_major, d.sm_minor, d.num_sms, gib(d.free_bytes), gib(d.total_bytes),
-                d.sm_major == 9 ? "" : " (unfit: weft's kernels are built for sm_90a)");
+  for (const GpuFinding& finding : diagnose_gpus(facts)) {
+    const std::string where = finding.device < 0 ? "gpu" : "gpu " + std::to_string(finding.device);
+    const char* weight = finding.weight == GpuFinding::Weight::kUnfit     ? "UNFIT: "
+                         : finding.weight == GpuFinding::Weight::kWarning ? "warning: "
+                                                                          : "";
+    std::printf("%-10s %s%s\n           help: %s\n", where.c_str(), weight, finding.what.c_str(),
+                finding.remedy.c_str());
   }
 }
 
@@ -62,7 +64,7 @@ int doctor_command() {
   std::printf("memory     %.1f of %.1f GiB available\n", gib(cpu.available_bytes),
               gib(cpu.memory_bytes));
   std::printf("hugepages  %s\n", first_line("/sys/kernel/mm/transparent_hugepage/enabled").c_str());
-  print_gpu();
+  print_gpus();
   std::printf("limits     open files %s, locked memory %s, address space %s\n",
               limit_text(RLIMIT_NOFILE).c_str(), limit_text(RLIMIT_MEMLOCK).c_str(),
               limit_text(RLIMIT_AS).c_str());

@@ -7,7 +7,7 @@
 #include "app/progress.h"
 #include "app/refusals.h"
 #include "checkpoint/checkpoint.h"
-#include "device/cuda.h"
+#include "device/gpu_health.h"
 #include "runtime/executor_gpu.h"
 #include "runtime/executor_local.h"
 
@@ -58,17 +58,6 @@ bool on_gpu(const EnginePlan& plan) {
   return plan.ops->device == DeviceKind::kCuda;
 }
 
-/// The first Hopper GPU; an Error says why there is none.
-Result<CudaDeviceInfo> find_gpu() {
-  const std::vector<CudaDeviceInfo> devices = TRY(cuda_devices());
-  if (!cuda_ops() || devices.empty()) return unsupported("no NVIDIA GPU can be used");
-  const CudaDeviceInfo& gpu = devices.front();
-  if (gpu.sm_major == 9 && gpu.sm_minor == 0) return gpu;
-  return unsupported("the GPU is a " + gpu.name + " (sm_" + std::to_string(gpu.sm_major) +
-                     std::to_string(gpu.sm_minor) +
-                     "); weft's kernels are for Hopper (sm_90: H100, H200, GH200)");
-}
-
 /// Chooses the device of --device: with `auto` a GPU where one can run the model.
 Result<void> choose_device(const EngineOptions& options, const CpuInfo& cpu, EnginePlan& plan,
                            std::optional<CudaDeviceInfo>& gpu) {
@@ -77,7 +66,7 @@ Result<void> choose_device(const EngineOptions& options, const CpuInfo& cpu, Eng
   plan.device_name = "cpu " + std::string(cpu_isa_name(plan.isa));
   if (options.device == "cpu") return {};
   if (options.device == "auto" && options.dtype == "float32") return {};  // the GPU has bf16 alone
-  Result<CudaDeviceInfo> found = find_gpu();
+  Result<CudaDeviceInfo> found = usable_gpu(gpu_facts());
   if (!found.ok()) {
     if (options.device == "auto") return {};
     return with_context(std::move(found).error(), "--device cuda");

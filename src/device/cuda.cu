@@ -5,6 +5,9 @@
 namespace weft {
 namespace {
 
+/// Compiled for what all kernels are compiled for: a device that can load it can run them.
+__global__ void probe_kernel() {}
+
 Error cuda_error(const char* what, cudaError_t status) {
   return unavailable(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
 }
@@ -15,11 +18,16 @@ std::string version_text(int version) {
 
 }  // namespace
 
+bool cuda_is_built() {
+  return true;
+}
+
 Result<std::vector<CudaDeviceInfo>> cuda_devices() {
-  int count = 0;
+  int count = 0, current = 0;
   if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess) {
     return cuda_error("no usable device", status);
   }
+  cudaGetDevice(&current);
   std::vector<CudaDeviceInfo> devices;
   for (int i = 0; i < count; ++i) {
     cudaDeviceProp properties;
@@ -32,12 +40,20 @@ Result<std::vector<CudaDeviceInfo>> cuda_devices() {
                         .total_bytes = static_cast<int64_t>(properties.totalGlobalMem),
                         .num_sms = properties.multiProcessorCount};
     size_t free_bytes = 0, total_bytes = 0;
+    cudaFuncAttributes attributes;
+    char address[32];
     if (cudaSetDevice(i) == cudaSuccess &&
         cudaMemGetInfo(&free_bytes, &total_bytes) == cudaSuccess) {
       info.free_bytes = static_cast<int64_t>(free_bytes);
+      info.has_code = cudaFuncGetAttributes(&attributes, probe_kernel) == cudaSuccess;
     }
+    if (cudaDeviceGetPCIBusId(address, sizeof address, i) == cudaSuccess) {
+      info.pci_address = address;
+    }
+    cudaGetLastError();  // of these questions, so that none is taken for a kernel's
     devices.push_back(std::move(info));
   }
+  cudaSetDevice(current);
   return devices;
 }
 

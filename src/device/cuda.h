@@ -13,7 +13,12 @@ struct CudaDeviceInfo {
   int sm_major = 0, sm_minor = 0;
   int64_t total_bytes = 0, free_bytes = 0;
   int num_sms = 0;
+  std::string pci_address;  ///< "0000:1B:00.0"
+  bool has_code = false;    ///< this binary has machine code that it can run
 };
+
+/// Whether this binary has CUDA code at all.
+bool cuda_is_built();
 
 /// The NVIDIA devices that this process can use. An Error says why there are none: built without
 /// CUDA, no driver, a driver older than the toolkit, no device.

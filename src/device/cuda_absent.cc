@@ -9,6 +9,9 @@ Error absent() {
 
 }  // namespace
 
+bool cuda_is_built() {
+  return false;
+}
 Result<std::vector<CudaDeviceInfo>> cuda_devices() {
   return absent();
 }

@@ -309,7 +309,7 @@ class Row {
     for (int i = thread_; i < kBuckets; i += kThreads) histogram[i] = 0;
     __syncthreads();
     if (thread_ < 4) s_.found[thread_] = kNone;
-    if (thread_ == 0) s_.num_few = 0;
+    if (thread_ == 0) s_.num_listed = 0;
 #pragma unroll 4
     for (int r = 0; r < rows_; ++r) {
       const int bucket = buckets.of(x_[(warp_ * rows_ + r) * 32 + lane_]);
@@ -374,6 +374,7 @@ class Row {
   __device__ void find_counts(uint32_t from, uint32_t to, int* first, int* last) {
     __syncthreads();
     if (thread_ < 2) s_.found[thread_] = kNone;
+    if (thread_ == 0) s_.num_listed = 0;
     cluster_sync();
     if (thread_ < kBucketsOfBlock) {
       const uint32_t before = s_.counts_before[thread_], upto = s_.counts_before[thread_ + 1];
@@ -401,8 +402,8 @@ class Row {
       sum += w;
       if (buckets.of(x) > beginning.last) continue;
       sum_inside += w;
-      const uint32_t index = count_remote(in_block(&s_.num_few, 0));
-      store_remote(in_block(&s_.few[index], 0),
+      const uint32_t index = count_remote(in_block(&s_.num_listed, 0));
+      store_remote(in_block(&s_.listed[index], 0),
                    uint64_t{key_of(x)} << 32 | ~static_cast<uint32_t>(begin_ + at));
     }
     if constexpr (!kSums) {
@@ -412,18 +413,26 @@ class Row {
     }
   }
 
-  /// What the buckets before `first` weigh (for each warp in other_warp_sums), and the row.
-  __device__ void weigh(const Buckets& buckets, int first, const Weights& weights, uint64_t* before,
-                        uint64_t* total) {
+  /// What the buckets before within.first weigh (for each warp in other_warp_sums), and the row.
+  /// The ids of the buckets within are listed, each block's in its own memory.
+  __device__ void weigh(const Within& within, uint64_t* before, uint64_t* total) {
+    const Weights& weights = within.weights;
     uint64_t sum = 0, sum_before = 0;
 #pragma unroll 4
     for (int r = 0; r < rows_; ++r) {
-      const float x = x_[(warp_ * rows_ + r) * 32 + lane_];
+      const int at = (warp_ * rows_ + r) * 32 + lane_;
+      const float x = x_[at];
       const uint64_t w = weights.whole(weights.weight(x));
       sum += w;
-      sum_before += buckets.of(x) < first ? w : 0;
+      const int bucket = within.buckets.of(x);
+      sum_before += bucket < within.first ? w : 0;
+      if (bucket < within.first || bucket > within.last) continue;
+      const uint32_t index = atomicAdd(&s_.num_listed, 1);
+      if (index >= kListed) continue;
+      s_.listed[index] = uint64_t{key_of(x)} << 32 | ~static_cast<uint32_t>(begin_ + at);
     }
     exchange_sums(sum, sum_before, total, before);
+    listed_ = s_.num_listed <= kListed ? static_cast<int>(s_.num_listed) : -1;
   }
 
   __device__ void exchange_sums(uint64_t sum, uint64_t other, uint64_t* total,
@@ -495,21 +504,21 @@ class Row {
 
   /// `total` is known where there is no top-k.
   __device__ void draw_in_block(const Weights& weights, uint64_t total, double log_z) {
-    const int count = static_cast<int>(s_.num_few);
+    const int count = static_cast<int>(s_.num_listed);
     const bool has_id = thread_ < count;
-    const uint64_t mine = has_id ? s_.few[thread_] : 0;
+    const uint64_t mine = has_id ? s_.listed[thread_] : 0;
     const float weight = has_id ? weights.weight(logit_of_best(mine)) : 0;
     uint64_t whole = has_id ? weights.whole(weight) : 0;
-    if (has_id) s_.few_weights[thread_] = whole;
+    if (has_id) s_.listed[kFew + thread_] = whole;
     __syncthreads();
     int before = 0;
     uint64_t weight_before = 0;
     if (warp_ * 32 < count) {
 #pragma unroll 4
       for (int i = 0; i < count; ++i) {
-        const bool is_before = s_.few[i] > mine;
+        const bool is_before = s_.listed[i] > mine;
         before += is_before ? 1 : 0;
-        weight_before += is_before ? s_.few_weights[i] : 0;
+        weight_before += is_before ? s_.listed[kFew + i] : 0;
       }
     }
     bool kept = has_id;
@@ -521,14 +530,14 @@ class Row {
     kept &= weight >= spec_.min_p;
     if (!kept) whole = 0;
     total = block_sum(whole);
-    if (has_id) s_.few_weights[thread_] = whole;
+    if (has_id) s_.listed[kFew + thread_] = whole;
     __syncthreads();
     const uint64_t target = target_of(total);
     if (warp_ * 32 >= count) return;
     const int id = id_of(mine);
     uint64_t upto = 0;
 #pragma unroll 4
-    for (int i = 0; i < count; ++i) upto += id_of(s_.few[i]) <= id ? s_.few_weights[i] : 0;
+    for (int i = 0; i < count; ++i) upto += id_of(s_.listed[i]) <= id ? s_.listed[kFew + i] : 0;
     if (whole > 0 && upto > target && upto - whole <= target) finish(id, id, log_z);
   }
 
@@ -546,12 +555,12 @@ class Row {
     if (beginning.count > kFew || beginning.count < num_top) return list_top_anywhere(best, log_z);
     gather<false>(buckets, beginning, Weights(max, 1.0f), nullptr, nullptr);
     if (rank_ != 0) return;
-    const int count = static_cast<int>(s_.num_few);
+    const int count = static_cast<int>(s_.num_listed);
     if (warp_ * 32 >= count) return;
-    const uint64_t mine = thread_ < count ? s_.few[thread_] : 0;
+    const uint64_t mine = thread_ < count ? s_.listed[thread_] : 0;
     uint32_t place = 0;
 #pragma unroll 4
-    for (int i = 0; i < count; ++i) place += s_.few[i] > mine ? 1 : 0;
+    for (int i = 0; i < count; ++i) place += s_.listed[i] > mine ? 1 : 0;
     if (thread_ < count && place < num_top) put_top(static_cast<int>(place), mine, log_z);
     if (thread_ == 0) p_.results[row_].num_top = static_cast<int32_t>(num_top);
   }
@@ -572,14 +581,11 @@ class Row {
     constexpr int kDigits = Measure::kIsUnit ? 1 : 3;
     for (int i = thread_; i < kDigits * kBuckets; i += kThreads) s_.digits[0][i] = 0;
     __syncthreads();
-#pragma unroll 4
-    for (int r = 0; r < rows_; ++r) {
-      const int at = (warp_ * rows_ + r) * 32 + lane_;
-      const float x = x_[at];
+    const auto tally = [&](float x, int id) {
       const uint32_t key = key_of(x);
-      if (key < low || key > high) continue;
+      if (key < low || key > high) return;
       const uint32_t bucket = (high - key) >> shift;
-      const uint64_t value = measure(x, begin_ + at);
+      const uint64_t value = measure(x, id);
       if constexpr (Measure::kIsUnit) {
         atomicAdd(&s_.digits[0][bucket], 1);
       } else {
@@ -587,6 +593,14 @@ class Row {
         atomicAdd(&s_.digits[1][bucket], static_cast<uint32_t>(value >> 16) & 0xffff);
         atomicAdd(&s_.digits[2][bucket], static_cast<uint32_t>(value >> 32));
       }
+    };
+    for (int i = thread_; i < listed_; i += kThreads) {
+      tally(logit_of_best(s_.listed[i]), id_of(s_.listed[i]));
+    }
+#pragma unroll 4
+    for (int r = listed_ < 0 ? 0 : rows_; r < rows_; ++r) {
+      const int at = (warp_ * rows_ + r) * 32 + lane_;
+      tally(x_[at], begin_ + at);
     }
     cluster_sync();
     // Block i adds up the i-th eighth of the buckets.
@@ -719,8 +733,9 @@ class Row {
     }
     weights.min_p = spec_.min_p;
     const bool is_weighed = is_bracketed && spec_.min_p == 0;
-    const Sum sum =
-        is_weighed ? add_up(From{weights, buckets, first}, s_.other_warp_sums) : add_up(weights);
+    const Sum sum = is_weighed
+                        ? add_up(Within{weights, buckets, first, kBuckets}, s_.other_warp_sums)
+                        : add_up(weights);
     const int id = locate(weights, sum, target_of(sum.total));
     if (id >= 0 && lane_ == 0) finish(id, id, log_z);
   }
@@ -730,21 +745,23 @@ class Row {
   /// other_warp_sums.
   __device__ bool cut_bracketed(const Buckets& buckets, uint32_t center_count, Weights* weights,
                                 int* first) {
-    constexpr uint32_t kMargin = 2048;
+    constexpr uint32_t kMargin = 256;
     int last = 0;
     find_counts(center_count - min(center_count, kMargin), center_count + kMargin, first, &last);
     uint64_t before = 0, total = 0;
-    weigh(buckets, *first, *weights, &before, &total);
+    const Within within{*weights, buckets, *first, last};
+    weigh(within, &before, &total);
     const uint64_t limit = limit_of(total);
-    if (before >= limit) return false;
     // Nothing of the buckets from *first to `last` lies outside of the range.
     const float low = buckets.max - (static_cast<float>(last) + 1.1f) / buckets.per_unit;
     const float high = buckets.max - (static_cast<float>(*first) - 0.1f) / buckets.per_unit;
-    if (!(buckets.of(low) > last && (*first == 0 || buckets.of(high) < *first))) return false;
+    const bool is_sure = buckets.of(low) > last && (*first == 0 || buckets.of(high) < *first);
     const KeyRange range{key_of(fmaxf(low, weights->floor())),
                          key_of(*first == 0 ? buckets.max : high), before};
-    return find_cut(From{Weights(weights->max, weights->temperature), buckets, *first}, range,
-                    limit, &weights->cut);
+    const bool is_found =
+        before < limit && is_sure && find_cut(within, range, limit, &weights->cut);
+    listed_ = -1;
+    return is_found;
   }
 
   /// One thread: the result, with the log-probability of `scored`.
@@ -774,6 +791,7 @@ class Row {
   int rank_, begin_, thread_, warp_, lane_;
   int rows_;  // of 32 ids, a warp
   int parity_ = 0;
+  int listed_ = -1;  // so many ids find_bucket() looks at, instead of all
 };
 
 __global__ __launch_bounds__(kThreads,

@@ -16,6 +16,7 @@ inline constexpr int kBucketsOfBlock = kBuckets / kBlocks;
 inline constexpr int kMaxRows32 = static_cast<int>(kMaxSampledVocabulary) / kBlocks / kThreads;
 // Up to so many ids, what the filters leave is handled by one block, each id by one thread.
 inline constexpr int kFew = 256;
+inline constexpr int kListed = 1024;
 inline constexpr uint64_t kNone = ~uint64_t{0};
 
 inline constexpr uint32_t kAll = 0xffffffffu;
@@ -192,14 +193,15 @@ __device__ __forceinline__ uint64_t bucket_weight(int bucket) {
   return __float2ull_rn(expf(-middle / kBucketsPerUnit) * 0x1p40f);
 }
 
-/// Weights of the buckets from `first` on.
-struct From {
+/// Weights of the buckets from `first` to `last`.
+struct Within {
   static constexpr bool kIsUnit = false;
   Weights weights;
   Buckets buckets;
-  int first;
+  int first, last;
   __device__ __forceinline__ uint64_t operator()(float x, int id) const {
-    return buckets.of(x) < first ? 0 : weights(x, id);
+    const int bucket = buckets.of(x);
+    return bucket < first || bucket > last ? 0 : weights(x, id);
   }
 };
 
@@ -255,12 +257,11 @@ struct alignas(16) Shared {
   uint64_t row_sums[kMaxRows32];
   uint64_t found[4];
   uint64_t top[kMaxTopLogprobs];
-  uint64_t few[kFew];  // of block 0: the first of the ranking, in any order
-  uint64_t few_weights[kFew];
+  uint64_t listed[kListed];                     // keys of ids, in any order
   uint32_t counts_before[kBucketsOfBlock + 1];  // of this block's buckets
   SampleSpec spec;
   uint32_t num_top;
-  uint32_t num_few;
+  uint32_t num_listed;
 };
 
 /// The buckets up to `last` hold `count` ids.
