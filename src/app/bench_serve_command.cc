@@ -339,7 +339,7 @@ Result<Texts> load_texts(const BenchServeOptions& o, const std::string& model) {
   Texts out;
   if (o.skip_tokenizer_init) return out;
   const std::string id = o.tokenizer.empty() ? model : o.tokenizer;
-  Result<std::string> directory = locate_tokenizer(id);
+  Result<std::string> directory = locate_model(id, ModelParts::kTokenizer);
   Result<Tokenizer> loaded = directory ? Tokenizer::load(*directory) : directory.error();
   if (!loaded && !o.tokenizer.empty()) return with_context(loaded.error(), "--tokenizer");
   if (!loaded) {

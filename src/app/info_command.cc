@@ -83,7 +83,7 @@ void print_info(const EnginePlan& plan) {
 }  // namespace
 
 int info_command(const InfoOptions& options) {
-  const Result<EnginePlan> plan = plan_engine(options.engine);
+  const Result<EnginePlan> plan = plan_engine(options.engine, ModelParts::kConfig);
   if (!plan) return report_error(plan.error());
   if (options.json) {
     std::printf("%s\n", info_json(*plan).dump(2).c_str());

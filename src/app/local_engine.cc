@@ -119,14 +119,15 @@ uint64_t random_key() {
 
 }  // namespace
 
-Result<EnginePlan> plan_engine(const EngineOptions& options) {
+Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   TRY(check_refusals(options));
   const CpuInfo cpu = cpu_info();
   EnginePlan plan;
   std::optional<CudaDeviceInfo> gpu;
   TRY(choose_device(options, cpu, plan, gpu));
   plan.threads = options.threads > 0 ? options.threads : cpu.num_cpus;
-  plan.directory = TRY(locate_model(options.model));
+  if (parts == ModelParts::kAll && options.load_format == "dummy") parts = ModelParts::kTokenizer;
+  plan.directory = TRY(locate_model(options.model, parts));
   plan.name = shown_name(options.model, plan.directory);
   const ModelConfig config = TRY(load_config(plan.directory));
   plan.generation = config.generation;

@@ -7,6 +7,7 @@
 #include "api/validate.h"
 #include "app/engine_options.h"
 #include "checkpoint/config_json.h"
+#include "checkpoint/hub.h"
 #include "device/gpu.h"
 #include "engine/engine.h"
 #include "models/model.h"
@@ -31,7 +32,8 @@ struct EnginePlan {
 };
 
 /// Finds the model, reads its configuration, checks the options against it and plans the memory.
-Result<EnginePlan> plan_engine(const EngineOptions& options);
+/// Where the model has to be downloaded, only these parts are; the configuration alone will do.
+Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts = ModelParts::kAll);
 
 /// What a request may ask of the planned model, and what it gets where it asks nothing.
 ModelLimits limits_of(const EnginePlan& plan);

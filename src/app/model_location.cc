@@ -4,7 +4,6 @@
 #include <filesystem>
 
 #include "app/progress.h"
-#include "checkpoint/hub.h"
 
 namespace weft {
 namespace {
@@ -37,16 +36,11 @@ Result<std::string> demo_model_directory() {
       "the bundled demo model (models/demo) was not found beside this binary; name a MODEL");
 }
 
-Result<std::string> locate_model(const std::string& name_or_directory) {
+Result<std::string> locate_model(const std::string& name_or_directory, ModelParts parts) {
   if (name_or_directory.empty()) return demo_model_directory();
   ProgressLines lines;
-  return resolve_model(name_or_directory, TRY(hub_options()), progress_to(lines));
-}
-
-Result<std::string> locate_tokenizer(const std::string& name_or_directory) {
-  ProgressLines lines;
   HubOptions options = TRY(hub_options());
-  options.weights = false;
+  options.parts = parts;
   return resolve_model(name_or_directory, options, progress_to(lines));
 }
 

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "base/result.h"
+#include "checkpoint/hub.h"
 
 namespace weft {
 
@@ -11,12 +12,9 @@ namespace weft {
 Result<std::string> demo_model_directory();
 
 /// A directory for what the user named: empty is the demo model, an existing directory wins, then
-/// the Hugging Face cache, then a download with progress on standard error.
-Result<std::string> locate_model(const std::string& name_or_directory);
-
-/// A directory with the tokenizer of what the user named: as locate_model, but of a model that is
-/// not cached only the small files are downloaded.
-Result<std::string> locate_tokenizer(const std::string& name_or_directory);
+/// the Hugging Face cache, then a download of these parts with progress on standard error.
+Result<std::string> locate_model(const std::string& name_or_directory,
+                                 ModelParts parts = ModelParts::kAll);
 
 /// Downloads into the Hugging Face cache and returns the snapshot directory.
 Result<std::string> pull_model(const std::string& name);

@@ -23,6 +23,13 @@ struct ModelName {
   std::string text() const;
 };
 
+/// Which files of a model are wanted.
+enum class ModelParts : uint8_t {
+  kAll,
+  kTokenizer,  ///< the small ones: configuration, tokenizer, template
+  kConfig,     ///< config.json and generation_config.json
+};
+
 /// How to reach the hub and where to keep what it sends. The meaning of the variables is
 /// huggingface_hub's, so that caches and tokens are shared with it.
 struct HubOptions {
@@ -30,7 +37,7 @@ struct HubOptions {
   std::string endpoint = "https://huggingface.co";
   std::string token;  ///< empty: anonymous
   bool offline = false;
-  bool weights = true;    ///< false: only the small files (configuration, tokenizer, template)
+  ModelParts parts = ModelParts::kAll;
   double timeout_s = 10;  ///< for connecting and for a transfer that stands still
   int num_connections = 8;
   uint64_t range_bytes = uint64_t{8} << 20;  ///< larger files are fetched by ranges of this size

@@ -40,11 +40,20 @@ bool is_weight_file(std::string_view file) {
   return file.ends_with(".safetensors") || file.ends_with(".index.json");
 }
 
-std::vector<std::string> needed_files(const std::vector<std::string>& all, bool weights) {
+bool is_part(std::string_view file, ModelParts parts) {
+  switch (parts) {
+    case ModelParts::kAll: return is_needed_model_file(file);
+    case ModelParts::kTokenizer: return is_needed_model_file(file) && !is_weight_file(file);
+    case ModelParts::kConfig: return file == "config.json" || file == "generation_config.json";
+  }
+  return false;
+}
+
+std::vector<std::string> needed_files(const std::vector<std::string>& all, ModelParts parts) {
   std::vector<std::string> out;
   const bool single = std::find(all.begin(), all.end(), "model.safetensors") != all.end();
   for (const std::string& file : all) {
-    if (!is_needed_model_file(file) || (!weights && is_weight_file(file))) continue;
+    if (!is_part(file, parts)) continue;
     const bool other_weights = single && file != "model.safetensors" && is_weight_file(file);
     if (!other_weights) out.push_back(file);
   }
@@ -77,8 +86,8 @@ Result<RepoInfo> read_repo_info(HubSession& session, FetchClient& client) {
   for (const ConfigJson& sibling : TRY(json.objects("siblings"))) {
     all.push_back(TRY(sibling.string("rfilename")));
   }
-  out.files = needed_files(all, session.options().weights);
-  if (!session.options().weights) return out;
+  out.files = needed_files(all, session.options().parts);
+  if (session.options().parts != ModelParts::kAll) return out;
   const auto has_weights = [](const std::string& file) { return file.ends_with(".safetensors"); };
   if (std::find(out.files.begin(), out.files.end(), "config.json") == out.files.end() ||
       std::none_of(out.files.begin(), out.files.end(), has_weights)) {
@@ -225,9 +234,11 @@ Result<> fetch_missing(HubSession& session, const HubCache& cache, const std::st
   return download_blobs(requests, session);
 }
 
-/// What a snapshot without weights lacks.
-std::string missing_small_file(const std::string& snapshot) {
-  return is_regular_file(snapshot + "/tokenizer.json") ? "" : "tokenizer.json";
+/// What a snapshot lacks of these parts; empty: nothing.
+std::string missing_part(const std::string& snapshot, ModelParts parts) {
+  if (parts == ModelParts::kAll) return missing_from_snapshot(snapshot);
+  const std::string file = parts == ModelParts::kConfig ? "config.json" : "tokenizer.json";
+  return is_regular_file(snapshot + "/" + file) ? "" : file;
 }
 
 }  // namespace
@@ -238,8 +249,7 @@ Result<std::string> cached_model(const ModelName& model, const HubOptions& optio
   if (commit.empty()) {
     return not_found(model.text() + " is not in the cache " + options.cache_dir);
   }
-  const std::string missing = options.weights ? missing_from_snapshot(cache.snapshot(commit))
-                                              : missing_small_file(cache.snapshot(commit));
+  const std::string missing = missing_part(cache.snapshot(commit), options.parts);
   if (!missing.empty()) {
     return not_found(model.text() + " is only partly in the cache: " + missing + " is missing in " +
                      cache.snapshot(commit));
@@ -269,8 +279,7 @@ Result<std::string> download_model(const ModelName& model, const HubOptions& opt
     for (const FileInfo& info : infos) TRY(cache.link(repo.commit, info.file, info.etag));
   }
   TRY(cache.write_ref(model.revision, repo.commit));
-  const std::string missing = options.weights ? missing_from_snapshot(cache.snapshot(repo.commit))
-                                              : missing_small_file(cache.snapshot(repo.commit));
+  const std::string missing = missing_part(cache.snapshot(repo.commit), options.parts);
   if (!missing.empty()) {
     return data_loss(model.text() + ": the repository itself lacks " + missing);
   }

@@ -129,6 +129,25 @@ TEST_F(Hub, WholeModelInTheSharedLayout) {
   EXPECT_EQ(hub_->requests().size(), before + 1);
 }
 
+TEST_F(Hub, OnlyTheWantedPartsAreDownloaded) {
+  start();
+  options_.parts = ModelParts::kConfig;
+  const auto config = download();
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  EXPECT_TRUE(load_config(*config).ok());
+  EXPECT_EQ(finished_, std::vector<std::string>{"config.json"});
+  options_.parts = ModelParts::kTokenizer;
+  EXPECT_FALSE(cached_model(kModel, options_).ok());
+  ASSERT_TRUE(download().ok());
+  EXPECT_EQ(finished_.size(), 3u);
+  EXPECT_TRUE(hub_->requests("", "/org/tiny/model.safetensors").empty());
+  options_.parts = ModelParts::kAll;
+  EXPECT_FALSE(cached_model(kModel, options_).ok());
+  ASSERT_TRUE(download().ok());
+  expect_whole_model();
+  EXPECT_EQ(finished_.size(), 4u);
+}
+
 TEST_F(Hub, LargeFilesComeInParallelRanges) {
   start();
   ASSERT_TRUE(download().ok());
