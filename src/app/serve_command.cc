@@ -151,7 +151,8 @@ Result<Served> Server::plan_model() {
 }
 
 Result<Served> Server::plan_fake() {
-  Served out{.directory = TRY(locate_model(options_.engine.model, ModelParts::kTokenizer)), .name = "fake"};
+  Served out{.directory = TRY(locate_model(options_.engine.model, ModelParts::kTokenizer)),
+             .name = "fake"};
   const ModelConfig config = TRY(load_config(out.directory));
   const Tokenizer tokenizer = TRY(Tokenizer::load(out.directory));
   int64_t max_len = FakeEngineOptions().max_model_len;
