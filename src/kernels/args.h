@@ -17,7 +17,7 @@ namespace weft {
 /// out[t] = table[ids[t]].
 struct EmbedArgs {
   TensorView ids;    ///< [T] i32, each in [0, V)
-  TensorView table;  ///< [V, hidden] bf16 or f32
+  TensorView table;  ///< [V, hidden] bf16 or f32, or what OpTable::weight_rows() gave
   TensorView out;    ///< [T, hidden]
 };
 

@@ -60,8 +60,8 @@ struct OpTable {
       pack_weight;
   /// The inverse, for tests and for tools: one expert as [N, K] f32.
   Op<void(const Weight& weight, int64_t expert, TensorView out)> unpack_weight;
-  /// The matrix (its first expert) as rows [N, K] that embed can read, where the layout is that of
-  /// a table; rank 0 where it is not. The data may be null still.
+  /// The matrix (its first expert) as a table that this backend's embed can read, in a form of the
+  /// backend's; rank 0 where it can't. The data may be null still.
   Op<TensorView(const Weight& weight)> weight_rows;
   Op<int64_t(const KvShape&)> kv_block_bytes;  ///< bytes of one block of one layer, multiple of 64
   /// One block as k, v [B, G, D] f32 (tests, tools).

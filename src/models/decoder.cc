@@ -49,7 +49,7 @@ WeightFormat Decoder::head_format() const {
 bool Decoder::head_is_embedding() const {
   if (!spec_.tied_head || ops_ == nullptr) return false;
   const Weight head{.shape = {head_format(), spec_.vocab, spec_.hidden}};
-  return ops_->weight_rows(head).rank == 2;
+  return ops_->weight_rows(head).rank > 0;
 }
 
 void Decoder::declare_layers(WeightPlan& plan, const Layers& layers, const std::string& prefix) {

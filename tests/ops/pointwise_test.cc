@@ -132,6 +132,13 @@ TEST_P(Pointwise, EmbedIsExact) {
     std::transform(table.data.begin(), table.data.end(), rounded.begin(), float_to_bf16);
     const TensorView tables[] = {table.view, {rounded.data(), DType::kBF16, {50, width}}};
     for (const TensorView& t : tables) {
+      // The head's weight, where it is read as a table too.
+      Weight head{
+          .shape = {t.dtype == DType::kF32 ? WeightFormat::kF32 : WeightFormat::kBf16, 50, width}};
+      std::vector<std::byte> storage(static_cast<size_t>(ops_.weight_bytes(head.shape)) + 64);
+      head.data = storage.data() + (64 - reinterpret_cast<uintptr_t>(storage.data()) % 64);
+      ops_.pack_weight(stream_, head, 0, {&t, 1});
+      const TensorView packed = ops_.weight_rows(head);
       for (const int64_t rows : kRows) {
         std::vector<int32_t> ids(static_cast<size_t>(rows));
         for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>((i * 31) % 50);
@@ -140,6 +147,10 @@ TEST_P(Pointwise, EmbedIsExact) {
         ops_.embed(stream_, {id_view.view, t, got.view});
         ref_ops().embed(stream_, {id_view.view, t, want.view});
         EXPECT_TRUE(got.same_bits(want));
+        if (packed.rank == 0) continue;
+        Floats again({rows, width});
+        ops_.embed(stream_, {id_view.view, packed, again.view});
+        EXPECT_TRUE(again.same_bits(want));
       }
     }
   }

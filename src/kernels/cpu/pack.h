@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "kernels/weight.h"
+#include "tensor/view.h"
 
 namespace weft {
 
@@ -34,6 +35,10 @@ struct PackedMatrix {
 
   const std::byte* panel(int64_t i) const { return data + i * panel_bytes; }
 };
+
+/// A bf16 or f32 matrix as [panels, 16 outputs, K / w, w] with w the values that stand side by
+/// side: a table for embed. Rank 0 for other formats.
+TensorView packed_rows(const Weight& weight);
 
 PackedMatrix packed_matrix(const WeightShape& shape);
 PackedMatrix packed_matrix(const Weight& weight, int64_t expert);

@@ -27,4 +27,16 @@ PackedMatrix packed_matrix(const Weight& weight, int64_t expert) {
   return m;
 }
 
+TensorView packed_rows(const Weight& weight) {
+  const PackedMatrix m = packed_matrix(weight.shape);
+  const bool f32 = m.format == WeightFormat::kF32;
+  if (!f32 && m.format != WeightFormat::kBf16) return {};
+  const int64_t width = f32 ? 1 : 2;
+  TensorView rows(weight.data, f32 ? DType::kF32 : DType::kBF16,
+                  {m.panels, kPanelWidth, m.steps * kStep / width, width});
+  rows.stride[1] = width;
+  rows.stride[2] = kPanelWidth * width;
+  return rows;
+}
+
 }  // namespace weft

@@ -1,6 +1,7 @@
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/gdn.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/pack.h"
 #include "kernels/cpu/scratch.h"
 
 namespace weft::WEFT_ISA_NS {
@@ -22,7 +23,7 @@ const OpTable& ops() {
       .weight_bytes = weight_bytes,
       .pack_weight = pack_weight,
       .unpack_weight = unpack_weight,
-      .weight_rows = [](const Weight&) -> TensorView { return {}; },
+      .weight_rows = packed_rows,
       .kv_block_bytes = kv_block_bytes,
       .kv_read_block = kv_read_block,
       .linear_scratch = [](const WeightShape& shape, Epilogue epilogue, int64_t rows,
