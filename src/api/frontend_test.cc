@@ -2,8 +2,9 @@
 
 #include <gtest/gtest.h>
 
-#include <filesystem>
 #include <fstream>
+
+#include "base/temp_dir.h"
 
 namespace weft {
 namespace {
@@ -14,12 +15,9 @@ constexpr char kDemoModel[] = WEFT_SOURCE_DIR "/models/demo";
 class FrontendTest : public testing::Test {
  protected:
   Frontend make(const std::string& source, FrontendConfig config = {}) {
-    const std::filesystem::path file =
-        std::filesystem::path(testing::TempDir()) /
-        ("frontend_" + std::string(testing::UnitTest::GetInstance()->current_test_info()->name()));
-    std::ofstream(file) << source;
-    ChatFrontend chat = ChatFrontend::load(kDemoModel, file.string()).value();
-    std::filesystem::remove(file);
+    const TempDir directory;
+    std::ofstream(directory.file("template")) << source;
+    ChatFrontend chat = ChatFrontend::load(kDemoModel, directory.file("template")).value();
     config.limits = {.vocab_size = chat.tokenizer().vocab_size(), .max_model_len = 64};
     return Frontend(std::move(chat), std::move(config));
   }

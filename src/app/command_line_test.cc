@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "app/vllm_flags.h"
+#include "base/temp_dir.h"
 
 namespace weft {
 namespace {
@@ -81,11 +82,11 @@ TEST(ServeFlags, TheModelIsNotTakenForAKey) {
 }
 
 TEST(ServeFlags, KeysComeFromFlagsFilesAndTheEnvironment) {
-  const std::string path = testing::TempDir() + "weft_keys_flag";
+  const TempDir directory;
+  const std::string path = directory.file("keys");
   std::ofstream(path) << "file-key\n";
   EXPECT_EQ(serve({"--api-key", "flag-key", "--api-key-file", path}).api_keys,
             (std::vector<std::string>{"flag-key", "file-key"}));
-  std::remove(path.c_str());
   EXPECT_EQ(parse_serve({}, "vllm-key")->options.api_keys, std::vector<std::string>{"vllm-key"});
   EXPECT_EQ(parse_serve({"--api-key", "k"}, "vllm-key")->options.api_keys,
             std::vector<std::string>{"k"});
@@ -157,13 +158,13 @@ TEST(ServeFlags, OriginsAndPathsAreChecked) {
 
 class ConfigFile : public testing::Test {
  protected:
-  void TearDown() override { std::remove(path_.c_str()); }
   std::vector<std::string> with(const std::string& text, std::vector<std::string> words = {}) {
     std::ofstream(path_) << text;
     words.insert(words.end(), {"--config", path_});
     return words;
   }
-  const std::string path_ = testing::TempDir() + "weft_config.yaml";
+  const TempDir directory_;
+  const std::string path_ = directory_.file("config.yaml");
 };
 
 TEST_F(ConfigFile, KeysAreFlags) {
@@ -210,11 +211,11 @@ TEST_F(ConfigFile, CommandLineThenEnvironmentThenFile) {
 
 TEST_F(ConfigFile, MistakesNameTheLine) {
   EXPECT_NE(refusal(with("host: 127.0.0.1\nprot: 5\n"))
-                .find("weft_config.yaml:2: unknown key 'prot'; did you mean 'port'?"),
+                .find("config.yaml:2: unknown key 'prot'; did you mean 'port'?"),
             std::string::npos);
   EXPECT_NE(refusal(with("port: 1\nport: 2\n")).find(":2: 'port' is there twice"),
             std::string::npos);
-  EXPECT_NE(refusal(with("a: [1,\nb: }")).find("weft_config.yaml:"), std::string::npos);
+  EXPECT_NE(refusal(with("a: [1,\nb: }")).find("config.yaml:"), std::string::npos);
   EXPECT_NE(refusal(with("- port")).find("a mapping of flags"), std::string::npos);
   EXPECT_NE(refusal(with("allow-public: 7\n")).find("'allow-public' is true or false"),
             std::string::npos);

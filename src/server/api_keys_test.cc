@@ -10,6 +10,8 @@
 #include <functional>
 #include <random>
 
+#include "base/temp_dir.h"
+
 namespace weft {
 namespace {
 
@@ -67,7 +69,8 @@ TEST(ApiKeys, BadKeysAreRefusedWithoutBeingShown) {
 }
 
 TEST(ApiKeys, FileHoldsOneALine) {
-  const std::string path = testing::TempDir() + "weft_api_keys";
+  const TempDir directory;
+  const std::string path = directory.file("keys");
   std::ofstream(path) << "# team a\nsk-a\n\n  sk-b \r\n\t# not this\nsk-c";
   const auto keys = read_api_key_file(path);
   ASSERT_TRUE(keys.ok());

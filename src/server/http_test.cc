@@ -18,6 +18,8 @@
 #include <stdexcept>
 #include <thread>
 
+#include "base/temp_dir.h"
+
 namespace weft {
 namespace {
 
@@ -467,7 +469,8 @@ TEST(HttpAddress, SaysWhatIsWrongAndTakesOthers) {
   ASSERT_FALSE(second.ok());
   EXPECT_NE(second.error().message.find(std::to_string(port)), std::string::npos);
   EXPECT_FALSE(HttpServer::start({.host = "no such host"}, handler).ok());
-  const std::string path = testing::TempDir() + "weft_http_test.sock";
+  const TempDir directory;
+  const std::string path = directory.file("socket");
   EXPECT_TRUE(HttpServer::start({.unix_socket = path}, handler).ok());
   EXPECT_TRUE(HttpServer::start({.unix_socket = path}, handler).ok());
   EXPECT_NE(access(path.c_str(), F_OK), 0);

@@ -8,6 +8,7 @@
 #include <sstream>
 #include <thread>
 
+#include "base/temp_dir.h"
 #include "server/json.h"
 
 namespace weft {
@@ -54,8 +55,8 @@ TEST(Traceparent, RefusesEverythingElse) {
 
 class TraceFile : public testing::Test {
  protected:
-  void TearDown() override { std::remove(path_.c_str()); }
-  const std::string path_ = testing::TempDir() + "weft_trace.json";
+  const TempDir directory_;
+  const std::string path_ = directory_.file("trace.json");
   const RequestRecord::Clock::time_point now_ = RequestRecord::Clock::now();
 };
 
