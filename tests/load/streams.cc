@@ -204,7 +204,8 @@ void compare_with_silent_readers(const Settings& settings, WeftServer& server, S
   report.check_equal(least_paused, n, "silent readers for whom nothing is computed");
   // The short form runs where neighbours compile: it only finds what is far off.
   report.check_at_most(with, settings.full ? 50 : 200, "p99 lateness beside silent readers, ms");
-  report.check_at_most(with, settings.full ? 1.1 * without : without + 150,
+  // Two milliseconds are noise: 1,000 idle connections make such a difference, too.
+  report.check_at_most(with, settings.full ? std::max(1.1 * without, without + 2) : without + 150,
                        "p99 lateness beside silent readers against that without, ms");
 }
 
