@@ -74,9 +74,9 @@ void print_info(const EnginePlan& plan) {
   std::printf("cache         %s a token, %s a sequence\n",
               bytes_text(cache_bytes_per_token(plan)).c_str(),
               bytes_text(static_cast<double>(plan.cache.per_slot)).c_str());
+  const int64_t tokens = plan.memory.num_blocks * plan.load.block_size;
   std::printf("fits here     %lld tokens a sequence, %lld in all\n%s",
-              static_cast<long long>(plan.memory.max_model_len),
-              static_cast<long long>(plan.memory.num_blocks * plan.load.block_size),
+              static_cast<long long>(plan.memory.max_model_len), static_cast<long long>(tokens),
               plan.memory.table().c_str());
 }
 

@@ -154,19 +154,19 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
 }
 
 Result<std::unique_ptr<LocalEngine>> LocalEngine::start(const EngineOptions& options,
-                                                        EngineConfig config) {
-  return start(TRY(plan_engine(options)), options, std::move(config));
+                                                        const EngineConfig& config) {
+  return start(TRY(plan_engine(options)), options, config);
 }
 
 Result<std::unique_ptr<LocalEngine>> LocalEngine::start(EnginePlan plan,
                                                         const EngineOptions& options,
-                                                        EngineConfig config) {
+                                                        const EngineConfig& config) {
   std::unique_ptr<LocalEngine> local(new LocalEngine(std::move(plan)));
-  TRY(local->load(options, std::move(config)));
+  TRY(local->load(options, config));
   return local;
 }
 
-Result<void> LocalEngine::load(const EngineOptions& options, EngineConfig config) {
+Result<void> LocalEngine::load(const EngineOptions& options, const EngineConfig& config) {
   const OpTable& ops = *plan_.ops;
   const StepLimits& limits = plan_.memory.limits;
   pool_ = std::make_unique<ThreadPool>(plan_.threads);

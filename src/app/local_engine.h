@@ -45,10 +45,10 @@ class LocalEngine {
  public:
   /// plan_engine(), then loads the weights (progress on standard error) and starts the engine.
   static Result<std::unique_ptr<LocalEngine>> start(const EngineOptions& options,
-                                                    EngineConfig config = {});
+                                                    const EngineConfig& config = {});
   /// The same with a plan made before.
   static Result<std::unique_ptr<LocalEngine>> start(EnginePlan plan, const EngineOptions& options,
-                                                    EngineConfig config);
+                                                    const EngineConfig& config);
   ~LocalEngine();
 
   Engine& engine() { return *engine_; }
@@ -60,7 +60,7 @@ class LocalEngine {
 
  private:
   explicit LocalEngine(EnginePlan plan) : plan_(std::move(plan)) {}
-  Result<void> load(const EngineOptions& options, EngineConfig config);
+  Result<void> load(const EngineOptions& options, const EngineConfig& config);
 
   EnginePlan plan_;
   // In order of need: each uses those before it.

@@ -20,8 +20,8 @@ using Json = nlohmann::ordered_json;
 
 /// Set by Ctrl-C, taken by whoever waits: the one global, for a signal handler reaches nothing
 /// else.
-volatile std::sig_atomic_t interrupted =
-    0;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
+// NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables)
+volatile std::sig_atomic_t interrupted = 0;
 
 void on_interrupt(int) {
   interrupted = 1;

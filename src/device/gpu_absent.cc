@@ -12,12 +12,12 @@ constexpr char kAbsent[] = "this weft was built without CUDA";
 Result<GpuStream> GpuStream::create() {
   return unsupported(kAbsent);
 }
-GpuStream::~GpuStream() = default;
+GpuStream::~GpuStream() {}
 
 Result<GpuEvent> GpuEvent::create(bool) {
   return unsupported(kAbsent);
 }
-GpuEvent::~GpuEvent() = default;
+GpuEvent::~GpuEvent() {}
 void GpuEvent::record(Stream&) {
   CHECK(false, kAbsent);
 }
@@ -37,7 +37,7 @@ GpuGraph GpuGraph::end_capture(Stream&) {
   CHECK(false, kAbsent);
   return GpuGraph(nullptr);
 }
-GpuGraph::~GpuGraph() = default;
+GpuGraph::~GpuGraph() {}
 void GpuGraph::launch(Stream&) {
   CHECK(false, kAbsent);
 }

@@ -37,6 +37,7 @@ class TokenSink {
   /// The prompt is computed; the first token follows.
   virtual void on_prompt_done(int64_t cached_tokens) { (void)cached_tokens; }
   /// Log-probabilities of prompt tokens `first`, first + 1, ... (the token at 0 has none).
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): implementations take it over
   virtual void on_prompt_logprobs(int64_t first, std::vector<TokenLogprob> logprobs) {
     (void)first, (void)logprobs;
   }

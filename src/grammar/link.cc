@@ -23,6 +23,11 @@ struct Linked {
   std::vector<int32_t> start;  // of a rule; -1: not there
 };
 
+/// A state of the rule that `state` belongs to, in the common numbering.
+size_t state_of(const Linked::State& state, int32_t target) {
+  return static_cast<size_t>(state.base) + static_cast<size_t>(target);
+}
+
 /// States from which `calls_need` holds bottom-up: accepting, or an edge (if bytes count) to such a
 /// state, or a call of a rule whose start is such a state and which goes on in such a state. With
 /// `bytes`: productive states. Without: states that match the empty text.
@@ -39,11 +44,10 @@ std::vector<bool> completable(const Linked& all, bool bytes) {
       work.push_back(s);
     }
     if (bytes) {
-      for (const auto& e : *state.edges)
-        back[static_cast<size_t>(state.base + e.target)].push_back(s);
+      for (const auto& e : *state.edges) back[state_of(state, e.target)].push_back(s);
     }
     for (const auto& c : *state.calls) {
-      back[static_cast<size_t>(state.base + c.target)].push_back(s);
+      back[state_of(state, c.target)].push_back(s);
       back[static_cast<size_t>(all.start[static_cast<size_t>(c.rule)])].push_back(s);
     }
   }
@@ -183,14 +187,14 @@ Result<Grammar> link(const std::vector<RuleAutomaton>& rules, int32_t root,
     grammar.edge_begin.push_back(static_cast<uint32_t>(grammar.edges.size()));
     grammar.call_begin.push_back(static_cast<uint32_t>(grammar.calls.size()));
     for (const auto& e : *state.edges) {
-      const int32_t target = number[static_cast<size_t>(state.base + e.target)];
+      const int32_t target = number[state_of(state, e.target)];
       if (is_live(state.base + e.target)) grammar.edges.push_back({e.low, e.high, target});
     }
     for (const auto& c : *state.calls) {
       if (!call_lives(state, c)) continue;
       grammar.calls.push_back(
           {.start = number[static_cast<size_t>(all.start[static_cast<size_t>(c.rule)])],
-           .target = number[static_cast<size_t>(state.base + c.target)]});
+           .target = number[state_of(state, c.target)]});
     }
   }
   grammar.edge_begin.push_back(static_cast<uint32_t>(grammar.edges.size()));

@@ -30,7 +30,7 @@ struct GrammarMatcher::Parts {
 
   void compute();
   void add(const StateMask& part);
-  void add_rest(std::shared_ptr<const StateMask> own, const Simulator::Threads& threads,
+  void add_rest(const std::shared_ptr<const StateMask>& own, const Simulator::Threads& threads,
                 int64_t& work);
   bool advance(int32_t token, Point& next);
 
@@ -55,7 +55,7 @@ void GrammarMatcher::Parts::add(const StateMask& part) {
 /// Adds the tokens in which the rule of `own` ends and what is left fits what its callers go on
 /// with, `threads` being all that are in its state. Of a few stacks the masks of remainders are
 /// looked up, frame by frame; else the remainders are walked.
-void GrammarMatcher::Parts::add_rest(std::shared_ptr<const StateMask> own,
+void GrammarMatcher::Parts::add_rest(const std::shared_ptr<const StateMask>& own,
                                      const Simulator::Threads& threads, int64_t& work) {
   const auto caller = [&](int32_t stack) -> Simulator::Thread {
     return {simulator.return_state(stack), simulator.below(stack)};

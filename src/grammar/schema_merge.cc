@@ -360,7 +360,8 @@ Result<void> SchemaReader::finish_pattern(Merge& merge, const ObjectPart& with_p
   for (const ObjectPart& part : merge.objects) {
     if (&part != &with_patterns && part.further != nullptr) value.add(part.further);
   }
-  flat.pattern_properties = {{pattern, path + ".patternProperties"}, std::move(value)};
+  flat.pattern_properties.emplace(FlatSchema::Pattern{pattern, path + ".patternProperties"},
+                                  std::move(value));
   return {};
 }
 

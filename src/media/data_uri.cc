@@ -13,10 +13,10 @@ constexpr uint8_t kNone = 255;
 constexpr std::array<uint8_t, 256> kDigits = [] {
   std::array<uint8_t, 256> out{};
   out.fill(kNone);
-  constexpr std::string_view alphabet =
+  constexpr std::string_view kAlphabet =
       "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  for (size_t i = 0; i < alphabet.size(); ++i) {
-    out[static_cast<uint8_t>(alphabet[i])] = static_cast<uint8_t>(i);
+  for (size_t i = 0; i < kAlphabet.size(); ++i) {
+    out[static_cast<uint8_t>(kAlphabet[i])] = static_cast<uint8_t>(i);
   }
   return out;
 }();

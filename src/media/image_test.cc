@@ -227,8 +227,9 @@ TEST(DecodeImage, TurnsAsExifSays) {
       {0, 1, 2, 3, 4, 5}, {0, 1, 2, 3, 4, 5}, {2, 1, 0, 5, 4, 3}, {5, 4, 3, 2, 1, 0},
       {3, 4, 5, 0, 1, 2}, {0, 3, 1, 4, 2, 5}, {3, 0, 4, 1, 5, 2}, {5, 2, 4, 1, 3, 0},
       {2, 5, 1, 4, 0, 3}, {0, 1, 2, 3, 4, 5}};
-  for (uint8_t orientation = 0; orientation < order.size(); ++orientation) {
-    const Bytes file = with_chunk(png_of(image), chunk("eXIf", exif(orientation)));
+  for (size_t orientation = 0; orientation < order.size(); ++orientation) {
+    const auto tag = static_cast<uint8_t>(orientation);
+    const Bytes file = with_chunk(png_of(image), chunk("eXIf", exif(tag)));
     const Image got = decode_image(file, {}).value();
     EXPECT_EQ(got.width, orientation >= 5 && orientation <= 8 ? 2 : 3);
     ASSERT_EQ(got.rgb.size(), 18u);

@@ -11,8 +11,9 @@
 #include "runtime/toy_model.h"
 
 namespace {
+// NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables): what operator new can reach
 std::atomic<int64_t> allocations{0};
-}
+}  // namespace
 
 void* operator new(size_t size) {
   allocations.fetch_add(1, std::memory_order_relaxed);

@@ -61,7 +61,6 @@ struct Sampler::Scratch {
   void sample(const SampleRow& row, SampledToken& out);
   void logprob(const LogprobRow& row, LogprobResult& out);
 
- private:
   template <class Body>
   void for_segments(int64_t n, Body&& body) {
     const int64_t num_segments = ceil_div(n, kLogitSegment);
@@ -91,10 +90,7 @@ struct Sampler::Scratch {
                        double* total);
   void keep_top_p(float max, const SamplingParams& params, std::span<const float> x, double total);
 
- public:
   ThreadPool* pool = nullptr;
-
- private:
   std::vector<LogitScan> scans;
   std::vector<double> sums;
   std::vector<float> block_maxima;  // maxima, and a copy to select in

@@ -50,7 +50,7 @@ bool is_field_char(char c) {
 std::string field_of(const std::string& message) {
   const size_t colon = message.find(": ");
   if (colon == std::string::npos || colon == 0 || colon > kMaxParam) return {};
-  const std::string field = message.substr(0, colon);
+  std::string field = message.substr(0, colon);
   if (field == "body" || !std::all_of(field.begin(), field.end(), is_field_char)) return {};
   return field;
 }

@@ -186,7 +186,7 @@ void GenerationJob::add_echo(Choice& choice) {
   }
 }
 
-void GenerationJob::add_text(Choice& choice, std::string text) {
+void GenerationJob::add_text(Choice& choice, std::string_view text) {
   if (!choice.parser) {
     choice.text += text;
     return;
@@ -208,7 +208,7 @@ void GenerationJob::on_token(Choice& choice, TokenEvent& event) {
   if (prepared_.echo_only) return;
   ++choice.num_tokens;
   bool thinking = choice.parser && choice.parser->in_reasoning();
-  add_text(choice, std::move(event.text));
+  add_text(choice, event.text);
   thinking = thinking || (choice.parser && choice.parser->in_reasoning());
   if (thinking && !event.ends) {
     ++choice.num_reasoning;
@@ -249,7 +249,7 @@ void GenerationJob::on_end(Choice& choice, TokenEvent& event) {
     fail(not_ready("the server is shutting down; the answer was cut off"));
     return;
   }
-  if (!prepared_.echo_only) add_text(choice, std::move(event.text));
+  if (!prepared_.echo_only) add_text(choice, event.text);
   if (choice.parser) choice.parser->finish(choice.delta);
   choice.has_tool_calls = choice.parser && choice.parser->num_tool_calls() > 0;
   choice.end = end_of(choice, end);

@@ -64,7 +64,7 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   void on_prompt_done(Choice& choice, const TokenEvent& event);
   void on_token(Choice& choice, TokenEvent& event);
   void on_end(Choice& choice, TokenEvent& event);
-  void add_text(Choice& choice, std::string text);
+  void add_text(Choice& choice, std::string_view text);
   void add_logprob(Choice& choice, const TokenEvent& event);
   void add_echo(Choice& choice);
   std::string take_logprobs(Choice& choice);

@@ -55,7 +55,7 @@ class HttpExchange {
   void drop_request();
   void respond(HttpResponse response);
   /// Headers go out at once; the body follows in chunks (SSE: content type "text/event-stream").
-  void begin_stream(int status, std::string content_type, HttpHeaders headers);
+  void begin_stream(int status, const std::string& content_type, const HttpHeaders& headers);
   /// Queues bytes of the body; they leave without delay. False when the client has gone.
   bool write(std::string bytes);
   void end_stream();

@@ -306,7 +306,8 @@ void HttpExchange::drop_request() {
 void HttpExchange::respond(HttpResponse response) {
   impl_->answer->respond(std::move(response));
 }
-void HttpExchange::begin_stream(int status, std::string content_type, HttpHeaders headers) {
+void HttpExchange::begin_stream(int status, const std::string& content_type,
+                                const HttpHeaders& headers) {
   impl_->answer->begin_stream(status, content_type, headers);
 }
 bool HttpExchange::write(std::string bytes) {

@@ -35,7 +35,8 @@ const ChatParserOptions& options() {
 
 /// The answer as text: reasoning in [], content, then calls as name(arguments). The same for every
 /// cutting tried.
-std::string shown(ChatFormat format, std::string_view text, ChatParserOptions with = options()) {
+std::string shown(ChatFormat format, std::string_view text,
+                  const ChatParserOptions& with = options()) {
   const ParsedAnswer answer = parse_answer(format, with, text, [](size_t rest) { return rest; });
   EXPECT_TRUE(answer.well_formed);
   for (size_t size : {1, 2, 3, 7}) {

@@ -69,7 +69,7 @@ Value Interpreter::filter(const std::string& name, const Value& v, const Args& a
 
 Value Interpreter::to_integer(const Value& v, const Args& args) {
   const auto a = bind(args, "filter 'int'", {"default", "base"});
-  const Value fallback = a[0] ? *a[0] : Value::integer(0);
+  Value fallback = a[0] ? *a[0] : Value::integer(0);
   const int base = a[1] ? static_cast<int>(std::clamp<int64_t>(integer(*a[1], "base"), 0, 99)) : 10;
   if (v.is_undefined()) fail(undefined_message(v));
   double d = 0;

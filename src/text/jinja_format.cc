@@ -72,7 +72,7 @@ std::string integer_text(uint64_t magnitude, const Spec& spec) {
 }
 
 /// Sign, prefix and digits put to the width.
-std::string pad_number(std::string sign, const std::string& digits, const Spec& spec) {
+std::string pad_number(const std::string& sign, const std::string& digits, const Spec& spec) {
   const auto size = static_cast<int64_t>(sign.size() + digits.size());
   const auto missing = static_cast<size_t>(std::max<int64_t>(0, spec.width - size));
   const char align = spec.align ? spec.align : '>';
@@ -112,7 +112,7 @@ std::string number_text(const Value& v, const Spec& spec) {
       digits.insert(0, static_cast<size_t>(spec.precision) - digits.size(), '0');
     }
   }
-  return pad_number(std::move(sign), digits, spec);
+  return pad_number(sign, digits, spec);
 }
 
 Tagged string_text(const Tagged& s, const Spec& spec) {

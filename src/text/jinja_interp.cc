@@ -33,12 +33,7 @@ void Interpreter::define(const std::string& name, Value value) {
 }
 
 void Interpreter::fail(const std::string& message) const {
-  Failure f{message};
-  if (where_) {
-    f.line = where_->line;
-    f.column = where_->column;
-  }
-  throw f;
+  throw Failure{message, where_ ? where_->line : 0, where_ ? where_->column : 0};
 }
 
 void Interpreter::spend(uint64_t ops) {

@@ -55,9 +55,9 @@ class Lexer {
 
  private:
   [[noreturn]] void fail(const std::string& message, size_t at) const {
-    Failure f{message};
-    position(at, &f.line, &f.column);
-    throw f;
+    int line = 0, column = 0;
+    position(at, &line, &column);
+    throw Failure{message, line, column};
   }
   void position(size_t at, int* line, int* column) const {
     const auto it = std::upper_bound(line_starts_.begin(), line_starts_.end(), at) - 1;

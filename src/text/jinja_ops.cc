@@ -397,7 +397,7 @@ Value Interpreter::binary(char op, const Value& a, const Value& b) {
     if (v->is_undefined()) fail(undefined_message(*v));
   }
   if (op == '+' && !a.is_number()) {
-    const Value v = add(a, b);
+    Value v = add(a, b);
     if (!v.is_undefined()) return v;
   }
   const bool a_repeats = a.is_string() || a.is_sequence(),

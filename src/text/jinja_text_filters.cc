@@ -165,7 +165,7 @@ bool Interpreter::text_filter(const std::string& name, const Value& v, const Arg
       return true;
     }
     if (!v.is_string()) fail(std::string("can't truncate a '") + type_name(v) + "'");
-    const Tagged s = v.text();
+    const Tagged& s = v.text();
     size_t cut = char_offset(s.str(), static_cast<size_t>(size - end_size));
     if (!(a[1] && truthy(*a[1]))) {
       const size_t space = std::string_view(s.str()).substr(0, cut).rfind(' ');

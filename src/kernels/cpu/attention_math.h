@@ -149,7 +149,7 @@ WEFT_INLINE void pv_micro(const typename Math::A* p, int64_t d, const std::byte*
 /// Calls body(integral_constant rows, first row) over `rows` in pieces of 4, 2 and 1.
 template <int kRows>
 struct RowCount {
-  static constexpr int value = kRows;
+  static constexpr int kValue = kRows;
 };
 template <class Body>
 WEFT_INLINE void for_row_pieces(int rows, Body&& body) {
@@ -166,7 +166,7 @@ template <class Math>
 void qk_product(TileBuffers<typename Math::A>& w, int rows, int64_t d, const KeyTile& keys,
                 int groups) {
   for_row_pieces(rows, [&](auto count, int r) {
-    constexpr int kRows = decltype(count)::value, kVecs = micro_vecs(kRows);
+    constexpr int kRows = decltype(count)::kValue, kVecs = micro_vecs(kRows);
     int n = 0;
     for (; n + kVecs <= groups; n += kVecs) {
       qk_micro<Math, kRows, kVecs>(w.q + r * d, d, keys.k + n, w.s + r * kKeyTile + n * kLanes);
@@ -181,7 +181,7 @@ template <class Math>
 void pv_product(TileBuffers<typename Math::A>& w, int rows, int64_t d, const KeyTile& keys,
                 int groups) {
   for_row_pieces(rows, [&](auto count, int r) {
-    constexpr int kRows = decltype(count)::value, kVecs = micro_vecs(kRows);
+    constexpr int kRows = decltype(count)::kValue, kVecs = micro_vecs(kRows);
     int64_t n = 0;
     for (; n + kVecs * kLanes <= d; n += kVecs * kLanes) {
       pv_micro<Math, kRows, kVecs>(w.p + r * kKeyTile, d, keys.v, n * 4, groups, w.o + r * d + n);

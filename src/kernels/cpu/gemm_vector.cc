@@ -22,7 +22,7 @@ constexpr int kMaxPanels = 1;
 /// vdpbf16ps: bf16 pairs of both.
 struct Bf16Dot {
   using Value = uint16_t;
-  static constexpr int64_t kStepBytes = kStep * kPanelWidth * 2;
+  [[maybe_unused]] static constexpr int64_t kStepBytes = kStep * kPanelWidth * 2;
   template <int R, int P>
   WEFT_INLINE static void step(const Value* a, const std::byte* const (&b)[P], Vec (&acc)[R][P]) {
 #pragma GCC unroll 4

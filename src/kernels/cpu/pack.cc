@@ -156,9 +156,10 @@ float unpack_one(const PackedMatrix& m, int64_t n, int64_t k) {
   const float scale =
       _cvtsh_ss(reinterpret_cast<const uint16_t*>(pair)[step % 2 * kPanelWidth + o]);
   const auto* codes = reinterpret_cast<const uint8_t*>(pair) + 64 + step % 2 * (int4 ? 256 : 512);
-  if (!int4) return static_cast<float>(codes[(i / 4 * kPanelWidth + o) * 4 + i % 4] - 128) * scale;
-  const int byte = codes[(i % 16 / 4 * kPanelWidth + o) * 4 + i % 4];
-  return static_cast<float>((i < 16 ? byte & 15 : byte >> 4) - 8) * scale;
+  const int64_t row = int4 ? i % 16 / 4 : i / 4;
+  const int byte = codes[(row * kPanelWidth + o) * 4 + i % 4];
+  const int code = !int4 ? byte - 128 : (i < 16 ? byte & 15 : byte >> 4) - 8;
+  return static_cast<float>(code) * scale;
 }
 
 }  // namespace
