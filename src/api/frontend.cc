@@ -75,7 +75,23 @@ Result<Frontend::Prompt> Frontend::encode_chat(const GenerationRequest& request)
     if (!given) chat.template_kwargs.emplace_back(name, value);
   }
   EncodedChat encoded = TRY(chat_->encode(chat));
-  return Prompt{std::move(encoded.ids), std::move(encoded.text)};
+  Prompt prompt{std::move(encoded.ids), std::move(encoded.text), {}};
+  TRY(add_images(request, prompt));
+  return prompt;
+}
+
+Result<void> Frontend::add_images(const GenerationRequest& request, Prompt& prompt) const {
+  if (request.images.empty()) return {};
+  if (!config_.images) {
+    return unsupported(request.images[0].field + ": images are not supported by this model");
+  }
+  if (request.truncate_prompt_tokens) {
+    return invalid_argument("truncate_prompt_tokens: a prompt with images can't be cut");
+  }
+  prompt.images =
+      TRY(config_.images->expand(prompt.ids, TRY(config_.images->read_all(request.images))));
+  prompt.ids = std::move(prompt.images.ids);
+  return {};
 }
 
 Result<Frontend::Prompt> Frontend::encode_prompt(const GenerationRequest& request,
@@ -155,6 +171,9 @@ Result<PreparedRequest> Frontend::prepare(const GenerationRequest& request,
       sequence.cache_salt = request.cache_salt;
       sequence.priority = static_cast<int>(request.priority);
       sequence.constraint = constraint;
+      sequence.images = prompt.images.images;
+      sequence.positions = prompt.images.positions;
+      sequence.rope_delta = prompt.images.rope_delta;
       out.sequences.push_back(std::move(sequence));
     }
     out.prompts.push_back(std::move(prompt.ids));

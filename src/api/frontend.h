@@ -8,6 +8,7 @@
 #include "api/chat.h"
 #include "api/constraints.h"
 #include "api/generation.h"
+#include "api/images.h"
 #include "api/text_output.h"
 #include "sched/request.h"
 #include "text/chat_parser.h"
@@ -17,7 +18,8 @@ namespace weft {
 struct FrontendConfig {
   ModelLimits limits;
   GenerationDefaults defaults;
-  ChatFormat format;  ///< of reasoning and tool calls in chats
+  ChatFormat format;                          ///< of reasoning and tool calls in chats
+  std::shared_ptr<const ImageReader> images;  ///< null: the model takes none
   std::vector<std::pair<std::string, std::string>> template_kwargs;  ///< where a chat has none
   int64_t max_sequences = 256;                                       ///< prompts x n of one request
   int64_t default_max_tokens = 16;  ///< of completions; chats go to the model's length
@@ -56,7 +58,9 @@ class Frontend {
   struct Prompt {
     std::vector<int32_t> ids;
     std::string text;
+    ImagePrompt images;  // its ids have moved to the other ones
   };
+  Result<void> add_images(const GenerationRequest& request, Prompt& prompt) const;
   Result<Prompt> encode_chat(const GenerationRequest& request) const;
   Result<Prompt> encode_prompt(const GenerationRequest& request, size_t index) const;
   Result<std::vector<Prompt>> encode(const GenerationRequest& request) const;

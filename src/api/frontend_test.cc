@@ -60,6 +60,14 @@ TEST_F(FrontendTest, DocumentsAreTheUsersText) {
   EXPECT_EQ(ids->back(), end);
 }
 
+TEST_F(FrontendTest, AModelWithoutEyesSaysSo) {
+  const Frontend frontend = make("x");
+  GenerationRequest request = chat("hi");
+  request.images = {{"messages[0].content[0]", "data:image/png;base64,AAAA"}};
+  EXPECT_EQ(frontend.prepare(request, 0).error().message,
+            "messages[0].content[0]: images are not supported by this model");
+}
+
 TEST_F(FrontendTest, ChoicesDifferBySeedAlone) {
   const Frontend frontend = make("{{ messages[0].content }}");
   GenerationRequest request = chat("hi");

@@ -7,6 +7,7 @@
 #include <variant>
 #include <vector>
 
+#include "api/images.h"
 #include "api/validate.h"
 
 namespace weft {
@@ -30,6 +31,7 @@ struct GenerationRequest {
   // Chat: a conversation for the template.
   bool is_chat = false;
   std::string messages;                                              ///< JSON array
+  std::vector<ImageSource> images;                                   ///< in the order of messages
   std::string tools;                                                 ///< JSON array; empty: none
   std::string documents;                                             ///< JSON array; empty: none
   std::vector<std::pair<std::string, std::string>> template_kwargs;  ///< name, JSON

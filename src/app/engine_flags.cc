@@ -86,6 +86,16 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
          "exact: only what a cold run would compute; reuse-generated: also generated tokens of "
          "earlier turns")
       ->check(CLI::IsMember({"exact", "reuse-generated"}));
+  app.add_option(
+         "--max-image-tokens", o.max_image_tokens,
+         "Larger images are reduced to so many tokens; 0: images are refused and the vision "
+         "tower is not loaded")
+      ->transform(human_size("--max-image-tokens"))
+      ->check(CLI::Range(0, 1 << 16))
+      ->capture_default_str();
+  app.add_option("--max-images", o.max_images, "Images of one request")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
   app.add_option("--threads,-t", o.threads, "CPU threads; 0: all that the process may use")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();

@@ -20,6 +20,8 @@ struct EngineOptions {
   int max_num_batched_tokens = 0;  ///< 0: batched_tokens() chooses
   bool prefix_caching = true;
   bool reuse_generated = false;         ///< --prefix-cache=reuse-generated
+  int max_image_tokens = 4096;          ///< of one image; larger ones are reduced; 0: no images
+  int max_images = 16;                  ///< of one request
   int threads = 0;                      ///< 0: all usable CPUs
   std::string cpu_isa = "auto";         ///< auto | avx2 | avx512 | avx512_bf16 | amx
   std::string device = "auto";          ///< auto | cpu | cuda

@@ -49,8 +49,9 @@ Result<std::vector<EvalItem>> read_eval_items(const std::string& path) {
     if (row.contains("tools")) item.tools = row.at("tools").dump();
     for (const Json& message : row.at("messages")) {
       if (!message.contains("content") || !message.at("content").is_array()) continue;
-      for (const Json& part : message.at("content"))
-        item.has_images |= part.value("type", "") == "image";
+      for (const Json& part : message.at("content")) {
+        if (part.value("type", "") == "image") item.images.push_back(part.at("image"));
+      }
     }
     items.push_back(std::move(item));
   }));
@@ -61,7 +62,7 @@ Result<std::vector<GoldenItem>> read_golden_items(const std::string& path) {
   std::vector<GoldenItem> items;
   TRY(read_lines(path, [&](const Json& row) {
     items.push_back({.id = row.at("id"),
-                     .has_images = !row.at("images").empty(),
+                     .images = row.at("images"),
                      .prompt_ids = row.at("prompt_ids"),
                      .output_ids = row.at("output_ids"),
                      .smallest_margin = row.at("smallest_margin"),

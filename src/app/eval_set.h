@@ -16,16 +16,16 @@ struct EvalItem {
   std::string messages;  ///< JSON text
   std::string tools;     ///< JSON text or empty
   bool enable_thinking = false;
-  bool has_images = false;
-  std::string expected;  ///< JSON text of the expected value
-  std::string check;     ///< exact | number | json | tool_call | any
+  std::vector<std::string> images;  ///< paths below the set's directory, in order
+  std::string expected;             ///< JSON text of the expected value
+  std::string check;                ///< exact | number | json | tool_call | any
   int max_tokens = 0;
 };
 
 /// One line of golden.jsonl: greedy output of the reference implementation.
 struct GoldenItem {
   std::string id;
-  bool has_images = false;
+  std::vector<std::string> images;
   std::vector<int32_t> prompt_ids, output_ids;
   double smallest_margin = 0;  ///< closest call between the best and the second token
   std::vector<std::vector<std::pair<int32_t, double>>> top5;  ///< of the first positions

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <random>
 
+#include "app/image_plan.h"
 #include "app/model_location.h"
 #include "app/progress.h"
 #include "app/refusals.h"
@@ -85,15 +86,16 @@ int64_t gpu_limit(const EngineOptions& options, const CudaDeviceInfo& gpu) {
 
 Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options,
                             const CpuInfo& cpu, const std::optional<CudaDeviceInfo>& gpu) {
-  const ModelMemory model{.weight_bytes = plan.footprint.weight_bytes,
-                          .cache = plan.cache,
-                          .block_size = plan.load.block_size,
-                          .max_positions = plan.spec.max_positions,
-                          .bytes_per_position = plan.footprint.rope_bytes_per_position,
-                          .vocab_size = plan.spec.vocab,
-                          .hidden_size = plan.spec.hidden,
-                          .arena_bytes = plan.footprint.arena_bytes,
-                          .multimodal = plan.spec.rope.multimodal()};
+  ModelMemory model{.weight_bytes = plan.footprint.weight_bytes,
+                    .cache = plan.cache,
+                    .block_size = plan.load.block_size,
+                    .max_positions = plan.spec.max_positions,
+                    .bytes_per_position = plan.footprint.rope_bytes_per_position,
+                    .vocab_size = plan.spec.vocab,
+                    .hidden_size = plan.spec.hidden,
+                    .arena_bytes = plan.footprint.arena_bytes,
+                    .multimodal = plan.spec.rope.multimodal()};
+  add_images(plan, options, model);
   MemoryOptions memory{
       .max_model_len = TRY(size_or_auto("--max-model-len", options.max_model_len)),
       .max_num_seqs = options.max_num_seqs,
@@ -145,6 +147,7 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   plan.load.dummy_weights = options.load_format == "dummy";
   plan.load.num_threads = plan.threads;
   plan.load.max_num_seqs = options.max_num_seqs;
+  TRY(plan_images(options, plan));
   const OpTable& ops = *plan.ops;
   plan.footprint = measure_model(plan.spec, plan.load, ops, weights ? &*weights : nullptr);
   plan.cache = cache_bytes(plan.footprint.cache_specs, ops);
@@ -171,8 +174,8 @@ Result<void> LocalEngine::load(const EngineOptions& options, const EngineConfig&
   const StepLimits& limits = plan_.memory.limits;
   pool_ = std::make_unique<ThreadPool>(plan_.threads);
   if (on_gpu(plan_)) gpu_.emplace(TRY(GpuStream::create()));
-  scratch_ = std::make_unique<Arena>(
-      TRY(Buffer::allocate(ops.device, plan_.footprint.arena_bytes(limits.max_rows))));
+  scratch_ = std::make_unique<Arena>(TRY(
+      Buffer::allocate(ops.device, scratch_bytes(plan_, limits.max_rows, limits.image_tokens))));
   stream_ = std::make_unique<Stream>(*pool_, *scratch_, gpu_ ? gpu_->native() : nullptr);
 
   ProgressLines lines;
@@ -202,6 +205,8 @@ Result<void> LocalEngine::load(const EngineOptions& options, const EngineConfig&
                                           .max_model_len = static_cast<int>(limits.max_model_len),
                                           .prefix_caching = options.prefix_caching,
                                           .reuse_generated = options.reuse_generated,
+                                          .image_tokens = static_cast<int>(limits.image_tokens),
+                                          .image_pages = static_cast<int>(limits.image_pages),
                                           .hash_key = random_key()}));
   engine_ = std::make_unique<Engine>(config, std::move(scheduler), std::move(executor));
   return {};

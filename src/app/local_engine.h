@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "api/images.h"
 #include "api/validate.h"
 #include "app/engine_options.h"
 #include "checkpoint/config_json.h"
@@ -28,12 +29,19 @@ struct EnginePlan {
   int threads = 1;
   ModelFootprint footprint;
   CacheBytes cache;
+  std::optional<ImageInputConfig> images;  ///< none: the model takes no images here
   MemoryPlan memory;
 };
 
 /// Finds the model, reads its configuration, checks the options against it and plans the memory.
 /// Where the model has to be downloaded, only these parts are; the configuration alone will do.
 Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts = ModelParts::kAll);
+
+/// What makes patches of images for the planned model; null where it takes none. `fetch`: see
+/// ImageInputConfig.
+std::shared_ptr<const ImageReader> image_reader_of(
+    const EnginePlan& plan,
+    std::function<Result<std::vector<uint8_t>>(const std::string& url)> fetch = {});
 
 /// What a request may ask of the planned model, and what it gets where it asks nothing.
 ModelLimits limits_of(const EnginePlan& plan);

@@ -5,6 +5,8 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -44,11 +46,30 @@ bool take_interrupt() {
 class ChatSession {
  public:
   ChatSession(const RunOptions& options, LocalEngine& local, ChatFrontend chat)
-      : options_(options), local_(local), chat_(std::move(chat)) {
+      : options_(options),
+        local_(local),
+        chat_(std::move(chat)),
+        reader_(image_reader_of(local.plan())) {
     reset();
   }
 
+  /// The picture in a file goes along with the next message.
+  Result<void> attach(const std::string& path) {
+    if (!reader_) {
+      return unsupported(path + ": " + local_.plan().name + " takes no images on " +
+                         local_.plan().device_name);
+    }
+    std::ifstream file(path, std::ios::binary);
+    if (!file) return not_found(path + ": can't be opened");
+    const std::vector<uint8_t> bytes{std::istreambuf_iterator<char>(file), {}};
+    auto image = reader_->read_bytes(bytes);
+    if (!image) return with_context(std::move(image).error(), path);
+    attached_.push_back(*image);
+    return {};
+  }
+
   void reset() {
+    images_.clear();
     messages_ = Json::array();
     if (!options_.system.empty())
       messages_.push_back({{"role", "system"}, {"content", options_.system}});
@@ -57,30 +78,50 @@ class ChatSession {
   /// Answers on standard output while the tokens come; Ctrl-C ends the answer. The turn is kept in
   /// the conversation, also an interrupted one.
   Result<void> turn(const std::string& text) {
-    messages_.push_back({{"role", "user"}, {"content", text}});
+    Json content = text;
+    if (!attached_.empty()) {
+      content = Json::array();
+      for (size_t i = 0; i < attached_.size(); ++i) content.push_back({{"type", "image"}});
+      content.push_back({{"type", "text"}, {"text", text}});
+    }
+    messages_.push_back({{"role", "user"}, {"content", content}});
+    const size_t before = images_.size();
+    images_.insert(images_.end(), attached_.begin(), attached_.end());
     const Result<std::string> answer = generate(text);
     if (!answer) {
+      images_.resize(before);
       messages_.erase(messages_.size() - 1);
       return answer.error();
     }
+    attached_.clear();
     messages_.push_back({{"role", "assistant"}, {"content", *answer}});
     return {};
   }
 
  private:
-  Result<std::vector<int32_t>> prompt(const std::string& text) const {
-    if (chat_.chat_template() == nullptr)
-      return chat_.encode_text(text);  // a base model continues the text
+  Result<ImagePrompt> prompt(const std::string& text) const {
+    if (chat_.chat_template() == nullptr) {  // a base model continues the text
+      ImagePrompt plain;
+      plain.ids = TRY(chat_.encode_text(text));
+      return plain;
+    }
     const char* thinking = options_.enable_thinking ? "true" : "false";
-    return TRY(chat_.encode({.messages = messages_.dump(),
-                             .tools = "",
-                             .template_kwargs = {{"enable_thinking", thinking}}}))
-        .ids;
+    EncodedChat encoded = TRY(chat_.encode({.messages = messages_.dump(),
+                                            .tools = "",
+                                            .template_kwargs = {{"enable_thinking", thinking}}}));
+    if (reader_ && !images_.empty()) return reader_->expand(encoded.ids, images_);
+    ImagePrompt plain;
+    plain.ids = std::move(encoded.ids);
+    return plain;
   }
 
   Result<std::string> generate(const std::string& text) {
     Request request;
-    request.prompt = TRY(prompt(text));
+    ImagePrompt encoded = TRY(prompt(text));
+    request.prompt = std::move(encoded.ids);
+    request.images = std::move(encoded.images);
+    request.positions = std::move(encoded.positions);
+    request.rope_delta = encoded.rope_delta;
     request.sampling = TRY(validate_sampling(options_.sampling, local_.defaults(), local_.limits(),
                                              static_cast<int64_t>(request.prompt.size()),
                                              options_.engine.seed + num_turns_));
@@ -126,6 +167,9 @@ class ChatSession {
   const RunOptions& options_;
   LocalEngine& local_;
   ChatFrontend chat_;
+  std::shared_ptr<const ImageReader> reader_;  // null: no images
+  using Images = std::vector<std::shared_ptr<const ImagePatches>>;
+  Images images_, attached_;  // of messages_; of the next one
   Json messages_;
   uint64_t num_turns_ = 0;
 };
@@ -146,7 +190,8 @@ int chat_loop(ChatSession& session) {
   const bool terminal = isatty(STDIN_FILENO) != 0;
   if (terminal)
     std::fputs(
-        "Type a message. /reset forgets the conversation, /quit ends, Ctrl-C stops an answer.\n",
+        "Type a message. /image FILE sends a picture along with the next one, /reset forgets the "
+        "conversation, /quit ends, Ctrl-C stops an answer.\n",
         stderr);
   for (;;) {
     if (terminal) std::fputs("> ", stderr);
@@ -162,8 +207,15 @@ int chat_loop(ChatSession& session) {
       if (terminal) std::fputs("(a new conversation)\n", stderr);
       continue;
     }
+    if (line->starts_with("/image ")) {
+      if (const Result<void> done = session.attach(line->substr(7)); !done) {
+        std::fprintf(stderr, "weft: error: %s\n", done.error().message.c_str());
+      }
+      continue;
+    }
     if (line->front() == '/' && line->find(' ') == std::string::npos) {
-      std::fprintf(stderr, "unknown command '%s'; there are /reset and /quit\n", line->c_str());
+      std::fprintf(stderr, "unknown command '%s'; there are /image FILE, /reset and /quit\n",
+                   line->c_str());
       continue;
     }
     if (const Result<void> done = session.turn(*line); !done) {
@@ -173,9 +225,6 @@ int chat_loop(ChatSession& session) {
 }
 
 Result<int> run(const RunOptions& options) {
-  if (!options.images.empty()) {
-    return invalid_argument("--image: pictures are not read by this version; leave the flag out");
-  }
   if (options.has_prompt && options.prompt.empty()) {
     return invalid_argument("--prompt: the text is empty; at least one character is needed");
   }
@@ -189,6 +238,10 @@ Result<int> run(const RunOptions& options) {
   }
   catch_interrupts();
   ChatSession session(options, *local, TRY(ChatFrontend::load(local->plan().directory)));
+  for (const std::string& path : options.images) {
+    const Result<void> done = session.attach(path);
+    if (!done) return with_context(done.error(), "--image");
+  }
   if (!options.has_prompt) return chat_loop(session);
   TRY(session.turn(options.prompt));
   return kExitOk;

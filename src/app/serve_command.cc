@@ -123,7 +123,8 @@ class Server {
 
   const ServeOptions& options_;
   Served served_;
-  std::optional<EnginePlan> plan_;  // until the engine takes it
+  std::shared_ptr<const ImageReader> images_;  // null: the model takes none
+  std::optional<EnginePlan> plan_;             // until the engine takes it
   std::unique_ptr<Telemetry> telemetry_;
   std::unique_ptr<Service> service_;
   std::unique_ptr<HttpServer> http_;
@@ -144,6 +145,7 @@ Result<Served> Server::plan_model() {
   const EnginePlan& plan = *plan_;
   Served out{.directory = plan.directory, .name = plan.name, .limits = limits_of(plan)};
   out.defaults = TRY(generation_defaults(options_, plan.generation));
+  images_ = image_reader_of(plan, {});
   out.block_size = plan.load.block_size;
   out.num_blocks = static_cast<int>(plan.memory.limits.num_blocks);
   out.num_slots = static_cast<int>(plan.memory.limits.num_slots);
@@ -174,6 +176,7 @@ Result<std::unique_ptr<Frontend>> Server::make_frontend() const {
   FrontendConfig config{.limits = served_.limits,
                         .defaults = served_.defaults,
                         .format = format,
+                        .images = images_,
                         .template_kwargs = options_.default_chat_template_kwargs};
   return std::make_unique<Frontend>(std::move(chat), std::move(config));
 }

@@ -12,6 +12,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr int64_t kMaxPixels = int64_t{1} << 28;
+constexpr double kMaxAspect = 200;
 
 /// The fields of the file, read once each.
 class Fields {
@@ -126,7 +127,9 @@ Result<ImageProcessing> parse_image_processing(std::string_view json) {
 
 Result<ImageSize> smart_resize(ImageSize size, const ImageProcessing& processing) {
   const double height = size.height, width = size.width, factor = processing.factor();
-  if (std::max(height, width) / std::min(height, width) > 200) return image_error::too_narrow();
+  if (std::max(height, width) / std::min(height, width) > kMaxAspect) {
+    return image_error::too_narrow();
+  }
   double h = round_to_even(height / factor) * factor, w = round_to_even(width / factor) * factor;
   const auto most = static_cast<double>(processing.max_pixels);
   const auto least = static_cast<double>(processing.min_pixels);
@@ -140,6 +143,14 @@ Result<ImageSize> smart_resize(ImageSize size, const ImageProcessing& processing
     w = std::ceil(width * beta / factor) * factor;
   }
   return ImageSize{.width = static_cast<int>(w), .height = static_cast<int>(h)};
+}
+
+int64_t max_tokens(const ImageProcessing& processing) {
+  // A long strip is as wide as the factor at least: it may break max_pixels, by its aspect alone.
+  const double factor = processing.factor();
+  const auto most = static_cast<double>(processing.max_pixels);
+  const double strip = std::ceil(std::sqrt(most * kMaxAspect) / factor);
+  return static_cast<int64_t>(std::max(most / (factor * factor), strip)) + 1;
 }
 
 Result<PatchImage> make_patches(const Image& image, const ImageProcessing& processing) {

@@ -47,6 +47,9 @@ struct ImageSize {
 /// aspect nearly kept.
 Result<ImageSize> smart_resize(ImageSize size, const ImageProcessing& processing);
 
+/// Tokens that an image can have at most.
+int64_t max_tokens(const ImageProcessing& processing);
+
 struct PatchImage {
   PatchGrid grid;
   /// [patches, 3 * temporal * P * P] samples, (channel, frame, row, column) within a patch; patches

@@ -204,7 +204,9 @@ Result<void> read_echo(Reading& r, const std::string& field, const JsonValue& va
 // --- chats
 
 Result<void> read_conversation(Reading& r, const std::string&, const JsonValue& value) {
-  r.out.messages = TRY(read_messages(value, r.limits));
+  MessageList messages = TRY(read_messages(value, r.limits));
+  r.out.messages = std::move(messages.json);
+  r.out.images = std::move(messages.images);
   r.has_messages = true;
   return {};
 }

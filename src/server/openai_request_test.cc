@@ -297,8 +297,15 @@ TEST(ChatRequest, MessagesAreChecked) {
       {R"([{"role":"user","content":[{"type":"text"}]}])", "messages[0].content[0].text"},
       {R"([{"role":"user","content":[{"type":"text","text":1}]}])", "messages[0].content[0].text"},
       {R"([{"role":"user","content":"a"},{"role":"user","content":[{"type":"text","text":"x"},
-          {"type":"image_url","image_url":{"url":"data:,"}}]}])",
+          {"type":"video_url","video_url":{"url":"data:,"}}]}])",
        "messages[1].content[1]"},
+      {R"([{"role":"user","content":[{"type":"image_url"}]}])", "messages[0].content[0].image_url"},
+      {R"([{"role":"user","content":[{"type":"image_url","image_url":{}}]}])",
+       "messages[0].content[0].image_url.url"},
+      {R"([{"role":"user","content":[{"type":"image_url","image_url":{"url":7}}]}])",
+       "messages[0].content[0].image_url.url"},
+      {R"([{"role":"user","content":[{"type":"image_pil","image_pil":"x"}]}])",
+       "messages[0].content[0]"},
       {R"([{"role":"tool","content":"x"}])", "messages[0].tool_call_id"},
       {R"([{"role":"tool","tool_call_id":7,"content":"x"}])", "messages[0].tool_call_id"},
       {R"([{"role":"function","content":"x"}])", "messages[0].name"},
@@ -343,6 +350,9 @@ TEST(ChatRequest, MessagesAreWrittenForTheTemplate) {
        R"({"type":"function","function":{"name":"f","arguments":"{oops"}},)"
        R"({"type":"function","function":{"name":"g","arguments":{}}},)"
        R"({"type":"function","function":{"name":"h","arguments":{}}}]}])"},
+      {R"([{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:,a"}},
+           {"type":"text","text":"b"},{"type":"input_image","image_url":"data:,c"}]}])",
+       R"([{"role":"user","content":[{"type":"image"},{"type":"text","text":"b"},{"type":"image"}]}])"},
       {R"([{"role":"assistant","content":"x","reasoning":"r"}])",
        R"([{"role":"assistant","content":"x","reasoning":"r","reasoning_content":"r"}])"},
   };
@@ -351,6 +361,19 @@ TEST(ChatRequest, MessagesAreWrittenForTheTemplate) {
     ASSERT_TRUE(r.ok()) << r.error().message;
     EXPECT_EQ(r->messages, written);
   }
+}
+
+TEST(ChatRequest, ImagesAreNamedByWhereTheyStand) {
+  const auto r = parse_chat_request(with_messages(
+      R"([{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:,a","detail":"low"}}]},
+          {"role":"assistant","content":"x"},
+          {"role":"user","content":[{"type":"text","text":"y"},{"type":"image","image":"data:,b"}]}])"));
+  ASSERT_TRUE(r.ok()) << r.error().message;
+  ASSERT_EQ(r->images.size(), 2u);
+  EXPECT_EQ(r->images[0].field, "messages[0].content[0]");
+  EXPECT_EQ(r->images[0].uri, "data:,a");
+  EXPECT_EQ(r->images[1].field, "messages[2].content[1]");
+  EXPECT_EQ(r->images[1].uri, "data:,b");
 }
 
 TEST(ChatRequest, Tools) {

@@ -27,7 +27,29 @@ void begin_member(std::string_view name, std::string& out) {
   out += ':';
 }
 
-Result<std::string> read_part(const std::string& field, const JsonValue& part) {
+/// One part of a content.
+struct Part {
+  bool image = false;
+  std::string text;  ///< or the image's URI
+};
+
+/// Where an image is, in the forms of OpenAI's two APIs and of transformers.
+Result<std::string> read_image_uri(const std::string& field, const JsonValue& part) {
+  for (const char* name : {"image_url", "image", "url"}) {
+    const JsonValue* value = part.find(name);
+    if (!value || value->is_null()) continue;
+    const std::string inner = field + "." + name;
+    if (value->as<JsonObject>()) {
+      const JsonValue* url = value->find("url");
+      if (!url) return invalid_argument(inner + ".url: it is missing");
+      return read_string(inner + ".url", *url);
+    }
+    return read_string(inner, *value);
+  }
+  return invalid_argument(field + ".image_url: it is missing");
+}
+
+Result<Part> read_part(const std::string& field, const JsonValue& part) {
   TRY(read_object(field, part));
   const JsonValue* type = part.find("type");
   if (!type) return invalid_argument(field + ".type: it is missing");
@@ -36,10 +58,13 @@ Result<std::string> read_part(const std::string& field, const JsonValue& part) {
     const std::string name = kind == "refusal" ? "refusal" : "text";
     const JsonValue* text = part.find(name);
     if (!text) return invalid_argument(field + "." + name + ": it is missing");
-    return read_string(field + "." + name, *text);
+    return Part{false, TRY(read_string(field + "." + name, *text))};
   }
-  if (is_one_of(kind, {"image_url", "image", "input_image", "image_pil", "image_embeds"})) {
-    return unsupported(field + ": images are not supported by this model");
+  if (is_one_of(kind, {"image_url", "image", "input_image"})) {
+    return Part{true, TRY(read_image_uri(field, part))};
+  }
+  if (is_one_of(kind, {"image_pil", "image_embeds"})) {
+    return unsupported(field + ": images are taken as image_url alone");
   }
   if (is_one_of(kind, {"video_url", "video"})) {
     return unsupported(field + ": videos are not supported by this model");
@@ -48,26 +73,55 @@ Result<std::string> read_part(const std::string& field, const JsonValue& part) {
     return unsupported(field + ": audio is not supported by this model");
   }
   if (kind == "file") return unsupported(field + ": files are not supported by this model");
-  return invalid_argument(field + ".type: it must be \"text\"");
+  return invalid_argument(field + ".type: it must be \"text\" or \"image_url\"");
 }
 
-/// The text of a message: a string, or parts joined by newlines; nothing for null.
+/// A content as the template wants it, as JSON: one text (parts are joined by newlines), or with
+/// images the list of parts.
+std::string content_json(const std::vector<Part>& parts, bool has_images) {
+  std::string out;
+  if (!has_images) {
+    std::string joined;
+    for (size_t i = 0; i < parts.size(); ++i) joined += (i > 0 ? "\n" : "") + parts[i].text;
+    append_json_quoted(joined, out);
+    return out;
+  }
+  for (const Part& part : parts) {
+    out += out.empty() ? '[' : ',';
+    if (part.image) {
+      out += "{\"type\":\"image\"}";
+      continue;
+    }
+    out += "{\"type\":\"text\",\"text\":";
+    append_json_quoted(part.text, out);
+    out += '}';
+  }
+  return out + ']';
+}
+
+/// Nothing for null; images are appended to `images`.
 Result<std::optional<std::string>> read_content(const std::string& field, const JsonValue* value,
-                                                size_t max_parts) {
+                                                size_t max_parts,
+                                                std::vector<ImageSource>& images) {
   if (!value || value->is_null()) return std::optional<std::string>();
-  if (const auto* text = value->as<std::string>()) return std::optional(*text);
+  if (const auto* text = value->as<std::string>()) {
+    return std::optional(content_json({{false, *text}}, false));
+  }
   const auto* parts = value->as<JsonArray>();
   if (!parts) return wrong_type(field, "a string or an array of parts", *value);
   if (parts->empty()) return invalid_argument(field + ": the array must have at least 1 part");
   if (parts->size() > max_parts) {
     return too_many(field, parts->size(), "parts", static_cast<int64_t>(max_parts));
   }
-  std::string joined;
+  std::vector<Part> list;
+  bool has_images = false;
   for (size_t i = 0; i < parts->size(); ++i) {
-    if (i > 0) joined += '\n';
-    joined += TRY(read_part(item_of(field, i), (*parts)[i]));
+    list.push_back(TRY(read_part(item_of(field, i), (*parts)[i])));
+    if (!list.back().image) continue;
+    has_images = true;
+    images.push_back({item_of(field, i), std::move(list.back().text)});
   }
-  return std::optional(std::move(joined));
+  return std::optional(content_json(list, has_images));
 }
 
 /// Arguments of a call are JSON in a string; templates want the object.
@@ -199,19 +253,20 @@ Result<void> check_message(const std::string& field, const std::string& role,
 constexpr size_t kMaxMembers = 64;
 
 Result<void> write_message(const std::string& field, const JsonValue& message,
-                           const RequestLimits& limits, std::string& out) {
+                           const RequestLimits& limits, MessageList& list) {
+  std::string& out = list.json;
   const JsonObject& members = *TRY(read_object(field, message));
   if (members.size() > kMaxMembers) {
     return too_many(field, members.size(), "members", int64_t{kMaxMembers});
   }
   const std::string role = TRY(read_role(field + ".role", message));
   const std::optional<std::string> content =
-      TRY(read_content(field + ".content", message.find("content"), limits.max_parts));
+      TRY(read_content(field + ".content", message.find("content"), limits.max_parts, list.images));
   TRY(check_message(field, role, message, content.has_value()));
   out += "{\"role\":";
   append_json_quoted(role, out);
   out += ",\"content\":";
-  append_json_quoted(content.value_or(""), out);
+  out += content.value_or("\"\"");
   for (const auto& [key, value] : members) {
     if (key == "role" || key == "content" || value.is_null()) continue;
     TRY(write_member(field + "." + key.substr(0, kMaxShortText), key, value, out));
@@ -257,19 +312,19 @@ Result<std::string> read_tool(const std::string& field, const JsonValue& tool) {
 
 }  // namespace
 
-Result<std::string> read_messages(const JsonValue& value, const RequestLimits& limits) {
+Result<MessageList> read_messages(const JsonValue& value, const RequestLimits& limits) {
   const JsonArray& messages = *TRY(read_array("messages", value));
   if (messages.empty()) return invalid_argument("messages: at least 1 message is needed");
   if (messages.size() > limits.max_messages) {
     return too_many("messages", messages.size(), "messages",
                     static_cast<int64_t>(limits.max_messages));
   }
-  std::string out = "[";
+  MessageList out{.json = "[", .images = {}};
   for (size_t i = 0; i < messages.size(); ++i) {
-    if (i > 0) out += ',';
+    if (i > 0) out.json += ',';
     TRY(write_message(item_of("messages", i), messages[i], limits, out));
   }
-  out += ']';
+  out.json += ']';
   return out;
 }
 

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "api/images.h"
 #include "base/result.h"
 #include "server/json.h"
 #include "server/openai_request.h"
@@ -12,7 +13,12 @@ namespace weft {
 /// Checks a conversation and writes it as the chat template wants it: `developer` is `system`, text
 /// parts are one text (joined by newlines), the arguments of tool calls are objects where they are
 /// valid JSON, optional members that are null are left out.
-Result<std::string> read_messages(const JsonValue& value, const RequestLimits& limits);
+/// A content with images is a list of parts.
+struct MessageList {
+  std::string json;
+  std::vector<ImageSource> images;  ///< in order
+};
+Result<MessageList> read_messages(const JsonValue& value, const RequestLimits& limits);
 
 struct ToolList {
   std::string json;  ///< as the template gets it; empty: no tools

@@ -312,7 +312,8 @@ std::string Service::model_json(const std::string& name) const {
          ",\"object\":\"model\",\"created\":" + std::to_string(card.created) +
          ",\"owned_by\":\"weft\",\"root\":" + json_string(card.root) +
          ",\"parent\":null,\"max_model_len\":" + std::to_string(card.max_model_len) +
-         ",\"modalities\":{\"input\":[\"text\"],\"output\":[\"text\"]}}";
+         ",\"modalities\":{\"input\":[\"text\"" +
+         (model_->frontend->config().images ? ",\"image\"" : "") + "],\"output\":[\"text\"]}}";
 }
 
 void Service::get_model(const std::shared_ptr<Call>& call) {

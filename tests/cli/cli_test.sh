@@ -40,7 +40,7 @@ check "bad top_p" 2 '' 'top_p: 0 is not in \(0, 1\]' run -p hi --top-p 0
 check "too many tokens" 2 '' 'max_tokens.*max_model_len 512' run -p hi --max-model-len 512 --max-tokens 600
 check "bad size" 2 '' '--max-model-len.*not a size' run -p hi --max-model-len 12x
 check "refused pair" 2 '' '\[float32-quantized\]' run -p hi --dtype float32 -q int8
-check "image without vision" 2 '' 'image' run -p hi --image /nonexistent.png
+check "image that is not there" 1 '' "nonexistent" run -p hi --image /nonexistent.png
 check "bad hub name" 2 '' 'ORG/NAME' pull not-a-model
 
 # serve: flags of vLLM, refusals, the configuration file.

@@ -5,6 +5,7 @@ import { Server } from './server.mjs';
 import { chatTests } from './chat.mjs';
 import { completionTests } from './completions.mjs';
 import { errorTests } from './errors.mjs';
+import { imageTests } from './images.mjs';
 import { structuredTests } from './structured.mjs';
 import { toolTests } from './tools.mjs';
 
@@ -25,7 +26,7 @@ async function context() {
   servers.push(busy);
   const client = (server, options = {}) =>
     new OpenAI({ baseURL: `${server.url}/v1`, apiKey: kKey, maxRetries: 0, timeout: 30_000, ...options });
-  return { demo, busy, key: kKey, client, openai: client(demo) };
+  return { model, demo, busy, key: kKey, client, openai: client(demo) };
 }
 
 function within(promise, ms) {
@@ -50,7 +51,7 @@ function report(name, error) {
 
 try {
   const shared = await context();
-  const tests = [...chatTests, ...completionTests, ...structuredTests, ...toolTests, ...errorTests];
+  const tests = [...chatTests, ...completionTests, ...structuredTests, ...toolTests, ...imageTests, ...errorTests];
   for (const [name, test] of tests) {
     if (wanted.length > 0 && !wanted.some((part) => name.includes(part))) continue;
     await within(test(shared), kTestMs).then(() => report(name), (error) => report(name, error));

@@ -3,11 +3,13 @@
 // usage: node page_test.mjs PATH_OF_WEFT [FOLDER_FOR_SCREENSHOTS]      ends with "N passed, N failed"
 import {spawn} from 'node:child_process';
 import {once} from 'node:events';
+import {dirname, resolve} from 'node:path';
 import {setTimeout as sleep} from 'node:timers/promises';
 import assert from 'node:assert/strict';
 import {chromium} from 'playwright-core';
 
 const [weft, shots] = process.argv.slice(2);
+const picture = resolve(dirname(weft), '../../models/demo/eval/images/picture_color-0-0.png');
 let passed = 0, failed = 0;
 
 async function serve(...flags) {
@@ -87,6 +89,15 @@ await test('a chat is typed and answered', async () => {
   assert.deepEqual(page.problems, []);
   await page.reload();
   await page.waitForSelector('#chats li');
+  await page.context().close();
+});
+await test('a picture is attached and seen', async () => {
+  const page = await open(demo.url);
+  await page.setInputFiles('#file', picture);
+  await page.waitForSelector('.thumb img');
+  await send(page, 'Which color does the diamond have?');
+  await until(async () => /\bwhite\b/.test(await text(page, '#log')), 'the color');
+  assert.deepEqual(page.problems, []);
   await page.context().close();
 });
 await test('dark and narrow', async () => {

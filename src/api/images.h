@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "media/processing.h"
+#include "sched/request.h"
+
+namespace weft {
+
+/// An image as a request names it.
+struct ImageSource {
+  std::string field;  ///< where it stands, for errors
+  std::string uri;    ///< data:, or http(s): where that is allowed
+};
+
+/// How a model takes images, and what requests may bring.
+struct ImageInputConfig {
+  ImageProcessing processing;
+  ImageLimits limits;
+  int32_t image_token = -1;      ///< stands for an image, and then for each of its tokens
+  int64_t max_image_tokens = 0;  ///< of one image
+  int64_t max_images = 16;       ///< of one request
+  /// Gets the bytes behind an http(s) URL, at most limits.max_bytes; empty: such URLs are refused.
+  std::function<Result<std::vector<uint8_t>>(const std::string& url)> fetch;
+};
+
+/// A prompt with the tokens of its images.
+struct ImagePrompt {
+  std::vector<int32_t> ids;
+  std::vector<PromptImage> images;
+  std::vector<std::array<int32_t, 3>> positions;  ///< empty without images
+  int32_t rope_delta = 0;
+};
+
+/// From what a request names to what the engine takes: fetches, decodes, resizes and cuts images.
+/// Any number of threads may use it at once. Errors are fixed texts behind the field's name.
+class ImageReader {
+ public:
+  explicit ImageReader(ImageInputConfig config);
+
+  const ImageInputConfig& config() const { return config_; }
+  Result<std::shared_ptr<const ImagePatches>> read(const ImageSource& source) const;
+  Result<std::shared_ptr<const ImagePatches>> read_bytes(std::span<const uint8_t> file) const;
+  /// All images of a request, in order; too many are an Error.
+  Result<std::vector<std::shared_ptr<const ImagePatches>>> read_all(
+      const std::vector<ImageSource>& sources) const;
+
+  /// Replaces the one image token that the template wrote for each image by as many as the image
+  /// has, and gives every token its position. An Error when the template shows more or fewer
+  /// images than there are.
+  Result<ImagePrompt> expand(const std::vector<int32_t>& ids,
+                             std::vector<std::shared_ptr<const ImagePatches>> images) const;
+
+ private:
+  ImageInputConfig config_;
+  std::array<float, 3 * 256> values_;
+  std::vector<uint8_t> fingerprint_;  // of the processing: part of every digest
+};
+
+}  // namespace weft
