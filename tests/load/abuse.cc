@@ -130,11 +130,13 @@ void late_readers(WeftServer& server, Report& report) {
     all.back()->send(request);
   }
   loop.run_for(milliseconds(4500));  // 300 tokens at 100 a second, and some
+  const auto paused = static_cast<int>(server.metrics()["weft:num_requests_paused"]);
   for (const auto& c : all) c->set_reading(true);
   loop.run(Clock::now() + std::chrono::seconds(20), [&ended] { return ended == 8; });
   report.figures("late readers", {{"bytes", static_cast<double>(expected.size())}});
   report.check(expected.ends_with("data: [DONE]\n\n") && expected.size() > 200'000,
                "an answer of some hundred kilobytes");
+  report.check_equal(paused, 8, "late readers for whom nothing is computed meanwhile");
   report.check_equal(whole, 8, "late readers that get the whole answer");
   const std::string left = server.leftovers(milliseconds(5000));
   report.check(left.empty(), "nothing left after late readers: " + left);
