@@ -11,7 +11,7 @@ TEST(EvalSet, ReadsTheBundledSet) {
   const auto items = read_eval_items(kEval + "/heldout.jsonl").value();
   EXPECT_EQ(items.size(), 964u);
   int with_images = 0;
-  for (const EvalItem& item : items) with_images += item.has_images ? 1 : 0;
+  for (const EvalItem& item : items) with_images += item.images.empty() ? 0 : 1;
   EXPECT_EQ(with_images, 300);
   const auto golden = read_golden_items(kEval + "/golden.jsonl").value();
   ASSERT_EQ(golden.size(), 48u);
