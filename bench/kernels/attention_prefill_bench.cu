@@ -1,6 +1,6 @@
 // Attention of prompts over the paged cache, D = 64, 128, 256: sampled rows against sums in double,
 // then medians. PyTorch's peers on the same shapes: bench/gpu/attention_peers.py.
-//   attention_prefill_bench [--quick]
+//   attention_prefill_gpu_bench [--quick]
 
 #include <algorithm>
 #include <cmath>

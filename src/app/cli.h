@@ -38,6 +38,12 @@ struct BenchOptions {
   bool json = false;
 };
 
+struct BenchKernelsOptions {
+  std::string only;             ///< part of a workshop's name
+  std::string device = "auto";  ///< auto, cpu, cuda
+  std::string directory;        ///< of the workshops; empty: beside this binary
+};
+
 struct EvalOptions {
   EngineOptions engine;
   std::string directory;
@@ -57,6 +63,7 @@ struct PullOptions {
 
 int run_command(const RunOptions& options);
 int bench_command(const BenchOptions& options);
+int bench_kernels_command(const BenchKernelsOptions& options);
 int eval_command(const EvalOptions& options);
 int info_command(const InfoOptions& options);
 int pull_command(const PullOptions& options);

@@ -24,6 +24,7 @@ struct CommandLine {
   RunOptions run;
   BenchOptions latency, throughput;
   BenchServeOptions bench_serve;
+  BenchKernelsOptions kernels;
   EvalOptions eval;
   InfoOptions info;
   PullOptions pull;
@@ -34,6 +35,7 @@ struct CommandLine {
   CLI::App* latency_app = nullptr;
   CLI::App* throughput_app = nullptr;
   CLI::App* bench_serve_app = nullptr;
+  CLI::App* kernels_app = nullptr;
   CLI::App* eval_app = nullptr;
   CLI::App* info_app = nullptr;
   CLI::App* pull_app = nullptr;
@@ -58,8 +60,8 @@ struct CommandLine {
   }
 
   std::vector<CLI::App*> leaves() const {
-    return {serve_app, run_app,  latency_app, throughput_app, bench_serve_app, eval_app,
-            info_app,  pull_app, doctor_app,  completion_app, version_app};
+    return {serve_app, run_app,  latency_app, throughput_app, kernels_app,    bench_serve_app,
+            eval_app,  info_app, pull_app,    doctor_app,     completion_app, version_app};
   }
 
   void add_run() {
@@ -81,7 +83,8 @@ struct CommandLine {
 
   void add_bench() {
     bench_app = app.add_subcommand(
-        "bench", "Measure the engine (latency, throughput) or any OpenAI server (serve)");
+        "bench",
+        "Measure the engine (latency, throughput), its kernels, or any OpenAI server (serve)");
     bench_app->require_subcommand(1);
     latency_app = bench_app->add_subcommand(
         "latency",
@@ -125,6 +128,14 @@ struct CommandLine {
         ->check(CLI::Range(int64_t{0}, int64_t{1} << 20));
     throughput.repetitions = 1;
     add_bench_common(*throughput_app, throughput);
+    kernels_app = bench_app->add_subcommand(
+        "kernels", "The kernels alone: the workshops built beside this binary, as JSON lines");
+    kernels_app->add_option("only", kernels.only, "Part of a workshop's name (gemm, sample, ...)");
+    kernels_app->add_option("--device", kernels.device, "Whose kernels: auto, cpu or cuda")
+        ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+        ->capture_default_str();
+    kernels_app->add_option("--workshops", kernels.directory,
+                            "Directory of the workshops; default: bench beside this binary");
     bench_serve_app = bench_app->add_subcommand(
         "serve", "Load for any OpenAI server, with the flags and figures of `vllm bench serve`");
     add_bench_serve_options(*bench_serve_app, bench_serve);
@@ -324,6 +335,7 @@ int run_parsed(const CommandLine& line) {
   if (line.run_app->parsed()) return run_command(line.run);
   if (line.latency_app->parsed()) return bench_command(line.latency);
   if (line.throughput_app->parsed()) return bench_command(line.throughput);
+  if (line.kernels_app->parsed()) return bench_kernels_command(line.kernels);
   if (line.bench_serve_app->parsed()) {
     return bench_serve_command(line.bench_serve, std::getenv("OPENAI_API_KEY"));
   }

@@ -25,6 +25,16 @@ double cache_bytes_per_token(const EnginePlan& plan) {
   return static_cast<double>(plan.cache.per_block) / plan.load.block_size;
 }
 
+nlohmann::ordered_json kernels_json(const EnginePlan& plan) {
+  auto out = nlohmann::ordered_json::array();
+  for (const KernelChoice& choice : plan.kernels) {
+    auto others = nlohmann::ordered_json::object();
+    for (const KernelChoice::Other& other : choice.others) others[other.name] = other.why_not;
+    out.push_back({{"op", choice.op}, {"chosen", choice.name}, {"why_not", others}});
+  }
+  return out;
+}
+
 nlohmann::ordered_json info_json(const EnginePlan& plan) {
   const LayerCounts layers = count_layers(plan.spec);
   return {{"model", plan.name},
@@ -40,6 +50,8 @@ nlohmann::ordered_json info_json(const EnginePlan& plan) {
           {"vocab_size", plan.spec.vocab},
           {"context_length", plan.spec.max_positions},
           {"parameters", plan.footprint.parameters},
+          {"device", plan.device_name},
+          {"kernels", kernels_json(plan)},
           {"weight_format", weight_format_name(plan.load.format)},
           {"weight_bytes", plan.footprint.weight_bytes},
           {"cache_bytes_per_token", cache_bytes_per_token(plan)},
@@ -75,6 +87,9 @@ void print_info(const EnginePlan& plan) {
               bytes_text(cache_bytes_per_token(plan)).c_str(),
               bytes_text(static_cast<double>(plan.cache.per_slot)).c_str());
   const int64_t tokens = plan.memory.num_blocks * plan.load.block_size;
+  std::printf("device        %s\n", plan.device_name.c_str());
+  if (!plan.not_on_gpu.empty()) std::printf("not on a GPU  %s\n", plan.not_on_gpu.c_str());
+  std::printf("kernels\n%s", choices_table(plan.kernels).c_str());
   std::printf("fits here     %lld tokens a sequence, %lld in all\n%s",
               static_cast<long long>(plan.memory.max_model_len), static_cast<long long>(tokens),
               plan.memory.table().c_str());

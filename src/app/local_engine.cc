@@ -4,6 +4,7 @@
 #include <random>
 
 #include "app/image_plan.h"
+#include "app/kernel_needs.h"
 #include "app/model_location.h"
 #include "app/progress.h"
 #include "app/refusals.h"
@@ -67,14 +68,49 @@ Result<void> choose_device(const EngineOptions& options, const CpuInfo& cpu, Eng
   plan.device_name = "cpu " + std::string(cpu_isa_name(plan.isa));
   if (options.device == "cpu") return {};
   if (options.device == "auto" && options.dtype == "float32") return {};  // the GPU has bf16 alone
-  Result<CudaDeviceInfo> found = usable_gpu(gpu_facts());
+  const GpuFacts facts = gpu_facts();
+  Result<CudaDeviceInfo> found = usable_gpu(facts);
   if (!found.ok()) {
-    if (options.device == "auto") return {};
-    return with_context(std::move(found).error(), "--device cuda");
+    if (options.device != "auto") return with_context(std::move(found).error(), "--device cuda");
+    if (facts.on_bus || facts.has_node) plan.not_on_gpu = found.error().message;
+    return {};
   }
   gpu = std::move(found).value();
   plan.ops = cuda_ops();
   plan.device_name = "cuda " + gpu->name;
+  return {};
+}
+
+/// The instruction sets are the CPU's rivals: one of them serves all ops.
+KernelChoice choose_cpu(CpuIsa chosen, const CpuInfo& cpu) {
+  KernelChoice choice{.op = "all ops", .name = std::string(cpu_isa_name(chosen))};
+  for (CpuIsa isa : {CpuIsa::kAmx, CpuIsa::kAvx512Bf16, CpuIsa::kAvx512, CpuIsa::kAvx2}) {
+    if (isa == chosen) continue;
+    const char* why_not = isa > cpu.isa ? "not on this CPU" : isa > chosen ? "--cpu-isa" : "slower";
+    choice.others.push_back({std::string(cpu_isa_name(isa)), why_not});
+  }
+  return choice;
+}
+
+/// Chooses the kernels. Where the GPU has none for a shape of the model, --device auto goes on with
+/// the CPU.
+Result<void> choose_kernels(const EngineOptions& options, const CpuInfo& cpu, EnginePlan& plan,
+                            std::optional<CudaDeviceInfo>& gpu) {
+  if (gpu && plan.ops->choices) {
+    plan.kernels = plan.ops->choices(kernel_needs(plan.spec, plan.load.format));
+    for (const KernelChoice& choice : plan.kernels) {
+      if (!choice.name.empty()) continue;
+      plan.not_on_gpu = "no kernel for " + choice.op + ": " + choice.others.front().why_not;
+      if (options.device != "auto") {
+        return unsupported("--device cuda: " + plan.not_on_gpu + "; use --device cpu");
+      }
+      gpu.reset();
+      plan.ops = &cpu_ops(plan.isa);
+      plan.device_name = "cpu " + std::string(cpu_isa_name(plan.isa));
+      break;
+    }
+  }
+  if (!gpu) plan.kernels = {choose_cpu(plan.isa, cpu)};
   return {};
 }
 
@@ -138,6 +174,7 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   // What only the weights tell: a tied head, an MTP module.
   if (weights) adapt_to_checkpoint(plan.spec, *weights);
   plan.load.format = weight_format(options);
+  TRY(choose_kernels(options, cpu, plan, gpu));
   if (plan.load.format == WeightFormat::kFp8Block && !plan.ops->fp8_blocks) {
     return unsupported("--quantization fp8 needs a Hopper GPU and this is " + plan.device_name +
                        "; allowed here: none, int8, int4");

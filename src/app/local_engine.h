@@ -11,6 +11,7 @@
 #include "checkpoint/hub.h"
 #include "device/gpu.h"
 #include "engine/engine.h"
+#include "kernels/choose.h"
 #include "models/model.h"
 #include "runtime/memory_plan.h"
 
@@ -26,6 +27,9 @@ struct EnginePlan {
   const OpTable* ops = nullptr;  ///< of the device that runs it
   CpuIsa isa = CpuIsa::kAvx2;    ///< of the CPU backend
   std::string device_name;       ///< "cpu amx", "cuda NVIDIA H100 80GB HBM3"
+  /// The kernels of this model, and why not their rivals.
+  std::vector<KernelChoice> kernels;
+  std::string not_on_gpu;  ///< why --device auto did not take the GPU that is there, or empty
   int threads = 1;
   ModelFootprint footprint;
   CacheBytes cache;

@@ -233,8 +233,9 @@ Result<int> run(const RunOptions& options) {
   TRY(validate_sampling(options.sampling, {}, {.vocab_size = kAny, .max_model_len = kAny}, 1, 0));
   const std::unique_ptr<LocalEngine> local = TRY(LocalEngine::start(options.engine));
   if (options.verbose) {
-    std::fprintf(stderr, "kernels    %s, %d threads\n%s", local->plan().device_name.c_str(),
-                 local->plan().threads, local->plan().memory.table().c_str());
+    std::fprintf(stderr, "device     %s, %d threads\n%s%s", local->plan().device_name.c_str(),
+                 local->plan().threads, choices_table(local->plan().kernels).c_str(),
+                 local->plan().memory.table().c_str());
   }
   catch_interrupts();
   ChatSession session(options, *local, TRY(ChatFrontend::load(local->plan().directory)));

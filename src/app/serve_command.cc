@@ -232,7 +232,10 @@ Result<void> Server::start_engine() {
                             .on_step = [this](const StepRecord& step) { telemetry_->step(step); }};
   if (!options_.fake()) {
     local_ = TRY(LocalEngine::start(std::move(*plan_), options_.engine, config));
-    log_info("start-up budget:\n" + local_->plan().memory.table());
+    const EnginePlan& plan = local_->plan();
+    if (!plan.not_on_gpu.empty()) log_info("not on the GPU: " + plan.not_on_gpu);
+    log_info("kernels on " + plan.device_name + ":\n" + choices_table(plan.kernels));
+    log_info("start-up budget:\n" + plan.memory.table());
     return {};
   }
   const FakeEngineOptions fake{.tokens_per_second = options_.fake_tokens_per_second,

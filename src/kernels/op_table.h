@@ -1,6 +1,7 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "device/cpu_info.h"
 #include "device/stream.h"
@@ -9,6 +10,9 @@
 #include "kernels/vision_args.h"
 
 namespace weft {
+
+struct KernelChoice;
+struct KernelNeeds;
 
 /// One op of a backend. No default constructor: a table that forgets an op does not compile.
 template <class F>
@@ -49,6 +53,8 @@ struct OpTable {
   const SampleOps* sampling = nullptr;   ///< null: the host samples (runtime/sampler.h)
   const VisionOps* vision = nullptr;     ///< null: no images
   bool fp8_blocks = false;               ///< has WeightFormat::kFp8Block
+  /// Which kernels a model gets (choose.h). Null: every op has one that can do everything.
+  std::vector<KernelChoice> (*choices)(const KernelNeeds&) = nullptr;
 
   // Layouts that belong to the backend.
   Op<int64_t(const WeightShape&)> weight_bytes;  ///< packed bytes of one expert, a multiple of 64

@@ -66,4 +66,7 @@ inline constexpr int64_t kMaxSampledVocabulary = 384 * 1024;
 void reset_counts(Stream& stream, const ResetCountsArgs& args);
 void feed_tokens(Stream& stream, const FeedTokensArgs& args);
 
+/// What OpTable::choices says.
+std::vector<KernelChoice> kernel_choices(const KernelNeeds& needs);
+
 }  // namespace weft::cuda

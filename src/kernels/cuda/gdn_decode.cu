@@ -13,6 +13,7 @@
 
 #include "kernels/cuda/common/ptx.h"
 #include "kernels/cuda/gdn.h"
+#include "kernels/cuda/supports.h"
 
 namespace weft::cuda {
 namespace {
@@ -282,19 +283,17 @@ bool gdn_decode(Stream& stream, const GdnArgs& args, int first, int count) {
   GdnView p = gdn_view(args);
   p.first_chain = first;
   const GdnShape& s = args.shape;
-  if (s.conv_width != kWidth || p.state_slot % 4 != 0 || p.state_head % 4 != 0) return false;
+  static_assert(kWidth == 4);
+  if (!gdn_decode_supports(s) || p.state_slot % 4 != 0 || p.state_head % 4 != 0) return false;
   const bool overlap = first == 0;  // else the prompt's kernels wrote states just now
   // Small tiles only where they are needed to reach every multiprocessor; the bits are the same.
   const bool small = int64_t{count} * s.value_heads < 128;
-  if (s.key_dim == 128 && s.value_dim == 128) {
+  if (s.key_dim == 128) {
     return (small && try_tile<128, 128, 32>(stream, p, count, overlap)) ||
            try_tile<128, 128, 64>(stream, p, count, overlap);
   }
-  if (s.key_dim == 64 && s.value_dim == 64) {
-    return (small && try_tile<64, 64, 32>(stream, p, count, overlap)) ||
-           try_tile<64, 64, 64>(stream, p, count, overlap);
-  }
-  return false;
+  return (small && try_tile<64, 64, 32>(stream, p, count, overlap)) ||
+         try_tile<64, 64, 64>(stream, p, count, overlap);
 }
 
 }  // namespace weft::cuda

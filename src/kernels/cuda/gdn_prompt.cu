@@ -674,10 +674,7 @@ bool aligned(const TensorView& x, int64_t elements) {
   return reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
 }
 
-bool supported(const GdnShape& s) {
-  return s.key_dim == kGdnDim && s.value_dim == kGdnDim && s.conv_width == 4 &&
-         s.value_heads / s.key_heads <= kGdnMaxGroup;
-}
+static_assert(kGdnDim == 128);
 
 int64_t kq_bytes(const GdnShape& s) {
   return s.key_heads * kGdnKqBytes;
@@ -695,7 +692,7 @@ int64_t flag_bytes(const GdnShape& s, int64_t chunks) {
 }  // namespace
 
 int64_t gdn_scratch(const GdnShape& shape, int64_t rows, int64_t num_sequences) {
-  if (!supported(shape)) return 0;
+  if (!gdn_chunks_support(shape)) return 0;
   const int64_t chunks = rows / kGdnChunk + num_sequences;
   return chunks * (kq_bytes(shape) + tp_bytes(shape) + gate_bytes(shape)) +
          flag_bytes(shape, chunks);
@@ -703,8 +700,8 @@ int64_t gdn_scratch(const GdnShape& shape, int64_t rows, int64_t num_sequences) 
 
 bool gdn_prompt(Stream& stream, const GdnArgs& args) {
   const GdnShape& s = args.shape;
-  if (!supported(s) || !aligned(args.qkv, 8) || !aligned(args.out, 8) || !aligned(args.conv, 4) ||
-      !aligned(args.state.recurrent, 4)) {
+  if (!gdn_chunks_support(s) || !aligned(args.qkv, 8) || !aligned(args.out, 8) ||
+      !aligned(args.conv, 4) || !aligned(args.state.recurrent, 4)) {
     return false;
   }
   CHECK(args.host_cu_q != nullptr);

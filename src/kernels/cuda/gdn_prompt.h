@@ -4,12 +4,12 @@
 // work list both go by. K = V = 128, W = 4. docs/kernels/gated_delta.md
 
 #include "kernels/cuda/gdn.h"
+#include "kernels/cuda/supports.h"
 
 namespace weft::cuda {
 
 constexpr int kGdnChunk = 64;
 constexpr int kGdnDim = 128;
-constexpr int kGdnMaxGroup = 8;  // value heads a key head
 
 /// Results of the chunks' preparation, by chunk (all prompt segments' chunks in order) and head.
 /// Tiles are f16, 64 rows of 128 bytes with 128-byte swizzle, as wgmma reads them.

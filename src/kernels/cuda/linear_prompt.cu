@@ -7,6 +7,7 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/dequantize.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/supports.h"
 #include "kernels/cuda/weight_layout.h"
 
 namespace weft::cuda {
@@ -23,12 +24,6 @@ int64_t chunk_columns(const WeightShape& shape, Epilogue epilogue) {
   const int64_t halves = epilogue == Epilogue::kSiluMul ? 2 : 1;
   const int64_t fit = kChunkBytes / (bf16_row_bytes(shape) * halves) / 256 * 256;
   return std::min(shape.n / halves, std::max<int64_t>(fit, 256));
-}
-
-/// Whether the rows of W that a column tile takes begin with a group of scales.
-bool fp8_product(const WeightShape& shape, Epilogue epilogue) {
-  return shape.format == WeightFormat::kFp8Block &&
-         (epilogue != Epilogue::kSiluMul || shape.n / 2 % kFp8ScaleRows == 0);
 }
 
 Gemm gemm_of(const LinearArgs& args) {
@@ -82,7 +77,7 @@ int64_t linear_prompt_scratch(const WeightShape& shape, Epilogue epilogue, int64
     case WeightFormat::kBf16:
     case WeightFormat::kF32: return 0;
     case WeightFormat::kFp8Block:
-      if (fp8_product(shape, epilogue)) return quantized_rows_bytes(rows, shape.k);
+      if (fp8_product_supports(shape, epilogue)) return quantized_rows_bytes(rows, shape.k);
       break;
     case WeightFormat::kInt8:
     case WeightFormat::kInt4: break;
@@ -99,7 +94,7 @@ void linear_prompt(Stream& stream, const LinearArgs& args) {
   CHECK(shape.format != WeightFormat::kF32, "linear: prompts have no f32 arithmetic of their own");
   if (args.x.dim(0) == 0) return;
   if (shape.format == WeightFormat::kBf16) return gemm_bf16(stream, gemm_of(args));
-  if (!fp8_product(shape, args.epilogue)) return by_chunks(stream, args);
+  if (!fp8_product_supports(shape, args.epilogue)) return by_chunks(stream, args);
   ArenaScope scope(stream.scratch());
   gemm_fp8(stream, gemm_of(args), quantize_rows(stream, args.x), block_scales(weight));
 }

@@ -12,6 +12,7 @@
 #include "kernels/cuda/dequantize.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/gemm_tiles.h"
+#include "kernels/cuda/supports.h"
 #include "kernels/cuda/weight_layout.h"
 
 namespace weft::cuda {
@@ -179,15 +180,10 @@ int64_t chunk_experts(const WeightShape& shape) {
   return std::clamp<int64_t>(kChunkBytes / bf16_expert_bytes(shape), 1, shape.experts);
 }
 
-bool fp8_product(const WeightShape& shape, Epilogue epilogue) {
-  return shape.format == WeightFormat::kFp8Block &&
-         (epilogue != Epilogue::kSiluMul || shape.n / 2 % kFp8ScaleRows == 0);
-}
-
 /// Scratch memory of grouped().
 int64_t grouped_scratch(const WeightShape& shape, Epilogue epilogue, int64_t pairs) {
   if (shape.format == WeightFormat::kBf16 || shape.format == WeightFormat::kF32) return 0;
-  if (fp8_product(shape, epilogue)) return quantized_rows_bytes(pairs, shape.k);
+  if (fp8_product_supports(shape, epilogue)) return quantized_rows_bytes(pairs, shape.k);
   return chunk_experts(shape) * bf16_expert_bytes(shape) + 256;
 }
 
@@ -208,7 +204,7 @@ void grouped(Stream& stream, const Weight& weight, TensorView a, TensorView out,
   CHECK(shape.format != WeightFormat::kF32, "moe: experts in f32");
   if (shape.format == WeightFormat::kBf16) return gemm_bf16(stream, gemm);
   ArenaScope scope(stream.scratch());
-  if (fp8_product(shape, epilogue)) {
+  if (fp8_product_supports(shape, epilogue)) {
     return gemm_fp8(stream, gemm, quantize_rows(stream, a), block_scales(weight));
   }
   const int64_t chunk = chunk_experts(shape);

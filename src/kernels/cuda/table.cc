@@ -63,6 +63,7 @@ const OpTable* cuda_ops() {
       .activation = DType::kBF16,
       .sampling = &kSampling,
       .fp8_blocks = true,
+      .choices = cuda::kernel_choices,
       .weight_bytes = cuda::weight_bytes,
       .pack_weight = cuda::pack_weight,
       .unpack_weight = cuda::unpack_weight,

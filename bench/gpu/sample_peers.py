@@ -1,0 +1,81 @@
+"""PyTorch beside sample_gpu_bench: what a server without kernels of its own calls. Usage: sample_peers.py [--quick]"""
+import datetime
+import json
+import statistics
+import sys
+
+import torch
+
+VOCABULARY, ROWS = 151936, 192
+
+
+def median_us(call, calls, samples=9):
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for i in range(2):
+            call(i)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(calls):
+            call(i)
+    times = []
+    for i in range(samples + 2):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        if i >= 2:
+            times.append(begin.elapsed_time(end))
+    return 1e3 * statistics.median(times) / calls
+
+
+def draw(weights):
+    """Of each row one, by exponential races (vLLM's way): no synchronisation."""
+    return (weights / torch.empty_like(weights).exponential_()).argmax(-1)
+
+
+def top_p(x, p, temperature):
+    ordered, order = torch.sort(x / temperature, -1)
+    weights = torch.softmax(ordered, -1)
+    weights[weights.cumsum(-1) <= 1 - p] = 0
+    return order.gather(-1, draw(weights).unsqueeze(-1))
+
+
+def top_k(x, k):
+    best, order = torch.topk(x, k)
+    return order.gather(-1, draw(torch.softmax(best, -1)).unsqueeze(-1))
+
+
+CASES = {
+    "sample greedy": lambda x: x.argmax(-1),
+    "sample temperature": lambda x: draw(torch.softmax(x, -1)),
+    "sample top_k 50": lambda x: top_k(x, 50),
+    "sample top_p 0.95": lambda x: top_p(x, 0.95, 0.7),
+}
+
+
+def main():
+    x = torch.randn(ROWS, VOCABULARY, device="cuda") * 3
+    for rows in (1, 64):
+        sets = ROWS // rows
+        for kernel, body in CASES.items():
+            calls = 6 if rows > 1 else 18
+            us = median_us(lambda i: body(x[i % sets * rows : (i % sets + 1) * rows]), calls)
+            row = {
+                "kernel": kernel,
+                "shape": f"R{rows} V{VOCABULARY}",
+                "dtype": "f32",
+                "peer": "pytorch",
+                "peer_us": round(us, 2),
+                "machine": torch.cuda.get_device_name(),
+                "date": datetime.date.today().isoformat(),
+            }
+            print(json.dumps(row), flush=True)
+        if "--quick" in sys.argv:
+            return
+
+
+if __name__ == "__main__":
+    main()
