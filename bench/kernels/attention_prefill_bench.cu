@@ -22,20 +22,50 @@ struct Shape {
   int tokens = 8192;  ///< rows of a segment
   int start = 0;      ///< cached keys before them
   int segments = 1;
+  /// A HeadPlan: 'f' all full, 's' all streaming (1 + 16 blocks), 'b' lists of random blocks.
+  char plan = 0;
+  double density = 0.1;  ///< share of the blocks in lists
 };
+
+constexpr int kBlock = HeadPlan::kBlock;
+
+/// The blocks of row block `b` of a head in a random list.
+std::vector<int> list_of(const Shape& s, int head, int b) {
+  std::mt19937 random(static_cast<unsigned>(b * 64 + head));
+  std::vector<int> blocks;
+  for (int c = 0; c <= b; ++c) {
+    if (c == 0 || c == b || random() < s.density * 4294967296.0) blocks.push_back(c);
+  }
+  return blocks;
+}
 
 std::string name_of(const Shape& s) {
   char name[96];
   int at =
       std::snprintf(name, sizeof name, "D%d H%d/%d T%d", s.dim, s.q_heads, s.kv_heads, s.tokens);
   if (s.start > 0) at += std::snprintf(name + at, sizeof name - at, " at %d", s.start);
-  if (s.segments > 1) std::snprintf(name + at, sizeof name - at, " x%d", s.segments);
+  if (s.segments > 1) at += std::snprintf(name + at, sizeof name - at, " x%d", s.segments);
+  if (s.plan == 'f') std::snprintf(name + at, sizeof name - at, " plan full");
+  if (s.plan == 's') std::snprintf(name + at, sizeof name - at, " plan 1+16 blocks");
+  if (s.plan == 'b') std::snprintf(name + at, sizeof name - at, " plan lists %g", s.density);
   return name;
 }
 
-/// 4 D a head and (row, key) pair.
+/// 4 D a head and (row, key) pair that the row sees.
 double flops(const Shape& s) {
-  const double pairs = static_cast<double>(s.tokens) * s.start + s.tokens * (s.tokens + 1.0) / 2;
+  double pairs = static_cast<double>(s.tokens) * s.start + s.tokens * (s.tokens + 1.0) / 2;
+  if (s.plan == 's' || s.plan == 'b') {  // whole blocks, from position 0
+    pairs = 0;
+    for (int b = 0; b < s.tokens / kBlock; ++b) {
+      double blocks = std::min(b + 1, 17);
+      if (s.plan == 'b') {
+        blocks = 0;
+        for (int h = 0; h < s.q_heads; ++h) blocks += static_cast<double>(list_of(s, h, b).size());
+        blocks /= s.q_heads;
+      }
+      pairs += (blocks - 0.5) * kBlock * kBlock;
+    }
+  }
   return 4.0 * s.dim * s.q_heads * pairs * s.segments;
 }
 
@@ -70,6 +100,7 @@ class Input {
     args.seqs.host_cu_q = cu_q_.data();
     args.seqs.host_kv_start = starts_.data();
     args.prompt_rows = rows;
+    if (s.plan != 0) make_plan();
   }
   Input(const Input&) = delete;
   Input& operator=(const Input&) = delete;
@@ -80,10 +111,48 @@ class Input {
   AttnArgs args;
 
  private:
+  void make_plan();
+
   Shape s_;
-  Buffer q_, out_, cache_, table_;
+  HeadPlan plan_;
+  Buffer q_, out_, cache_, table_, kinds_, blocks_, counts_;
   std::vector<int32_t> cu_q_, starts_, host_table_;
 };
+
+Buffer upload(const std::vector<int32_t>& values) {
+  Buffer buffer =
+      Buffer::allocate(DeviceKind::kCuda, static_cast<int64_t>(values.size()) * 4).value();
+  cuda::check(cudaMemcpy(buffer.data(), values.data(), values.size() * 4, cudaMemcpyHostToDevice),
+              "upload");
+  return buffer;
+}
+
+void Input::make_plan() {
+  const int heads = s_.q_heads, rows = (s_.tokens + kBlock - 1) / kBlock, words = rows / 32 + 1;
+  const HeadKind kind = s_.plan == 'f'   ? HeadKind::kFull
+                        : s_.plan == 's' ? HeadKind::kStreaming
+                                         : HeadKind::kBlocks;
+  std::vector<int32_t> kinds(static_cast<size_t>(heads), static_cast<int32_t>(kind));
+  std::vector<int32_t> blocks(static_cast<size_t>(heads * rows * words)), counts;
+  for (int h = 0; h < heads && s_.plan == 'b'; ++h) {
+    for (int b = 0; b < rows; ++b) {
+      const std::vector<int> list = list_of(s_, h, b);
+      counts.push_back(static_cast<int32_t>(list.size()));
+      for (const int c : list) {
+        blocks[static_cast<size_t>((h * rows + b) * words + c / 32)] |=
+            static_cast<int32_t>(1u << (c % 32));
+      }
+    }
+  }
+  counts.resize(static_cast<size_t>(heads * rows));
+  kinds_ = upload(kinds);
+  blocks_ = upload(blocks);
+  counts_ = upload(counts);
+  plan_.kinds = TensorView(kinds_.data(), DType::kI32, {1, heads});
+  plan_.blocks = TensorView(blocks_.data(), DType::kI32, {1, heads, rows, words});
+  plan_.counts = TensorView(counts_.data(), DType::kI32, {1, heads, rows});
+  args.heads = &plan_;
+}
 
 double Input::error() const {
   const auto dim = static_cast<size_t>(s_.dim);
@@ -143,7 +212,7 @@ using PromptOp = void (*)(Stream&, const AttnArgs&);
 bool measure(Gpu& gpu, const Shape& shape, PromptOp op, const char* kernel, bool check) {
   const Input a(gpu, shape, 11), b(gpu, shape, 23);
   const int calls = flops(shape) > 4e12 ? 2 : flops(shape) > 4e11 ? 6 : 20;
-  const double us = gpu.time_us([&](int i) { op(gpu.stream(), (i % 2 ? b : a).args); }, calls, 9);
+  const double us = gpu.time_us([&](int i) { op(gpu.stream(), (i % 2 ? b : a).args); }, calls, 5);
   if (check) {
     const double error = a.error();
     if (!(error < 1e-2)) {
@@ -171,13 +240,23 @@ int run(bool quick) {
                                  {.tokens = 2048},
                                  {.tokens = 512, .segments = 16},
                                  {.tokens = 2048, .start = 30720},
+                                 {.tokens = 512, .segments = 64},
+                                 {.tokens = 128, .segments = 256},
                                  {.tokens = 64, .start = 8128, .segments = 16},
+                                 {.tokens = 8192, .plan = 'f'},
+                                 {.tokens = 16384},
+                                 {.tokens = 16384, .plan = 'b', .density = 0.3},
+                                 {.tokens = 16384, .plan = 's'},
+                                 {.tokens = 65536},
+                                 {.tokens = 65536, .plan = 'b', .density = 0.1},
+                                 {.tokens = 65536, .plan = 'b', .density = 0.92},
+                                 {.tokens = 65536, .plan = 's'},
                                  {.dim = 256, .q_heads = 16, .kv_heads = 2, .tokens = 4096},
                                  {.dim = 64, .q_heads = 32, .kv_heads = 8, .tokens = 16384}});
   }
   bool good = true;
   for (const Shape& shape : shapes) {
-    const bool check = shape.tokens <= 8192 || shape.dim != 128;
+    const bool check = shape.plan == 0 && (shape.tokens <= 8192 || shape.dim != 128);
     good = measure(gpu, shape, cuda::attention_prompt, "attention_prefill", check) && good;
   }
   return good ? 0 : 1;

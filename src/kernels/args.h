@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "kernels/kv_view.h"
+#include "kernels/sparse_args.h"
 #include "kernels/weight.h"
 #include "tensor/view.h"
 
@@ -161,7 +162,9 @@ struct AttnArgs {
   SeqMap seqs;
   int64_t prompt_rows = 0;
   int num_prompt_segments = 0;
-  int max_decode_len = 1;  ///< rows of the longest decode segment, at most
+  int max_decode_len = 1;           ///< rows of the longest decode segment, at most
+  const HeadPlan* heads = nullptr;  ///< of the prompt segments; null: every head sees all keys
+  TensorView lse;  ///< [T, H] f32: ln of the sum of exp(scale q k) of prompt rows; or undefined
 };
 
 struct GdnShape {

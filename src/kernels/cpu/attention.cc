@@ -403,6 +403,7 @@ void attention(Stream& stream, const AttnArgs& args) {
   ISA_CHECK(shape.head_dim % kLanes == 0 && shape.head_dim <= kMaxHeadDim);
   ISA_CHECK(shape.kv_heads > 0 && shape.q_heads % shape.kv_heads == 0);
   ISA_CHECK(args.kv.shape.block_size % kGroup == 0);
+  ISA_CHECK(args.heads == nullptr && !args.lse.defined());
   const Call call(args);
   const int64_t num = args.seqs.num_segments;
   if (num == 0) return;

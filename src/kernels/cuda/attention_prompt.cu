@@ -2,16 +2,15 @@
 // 2307.08691; Shah et al. 2024, arXiv 2407.08608).
 //
 // A work item is 64 * Warpgroups rows of one head (or, packed, of 2^k heads of one kv head) against
-// all of their keys, in tiles of `Keys` cut at absolute multiples from position 0, in ascending
-// order. One producer warp copies Q, K and V with TMA; each consumer warpgroup owns 64 rows: S = Q
-// K^T (wgmma, both operands in shared memory), softmax in registers, O += P V (P in registers).
-// Warpgroups take turns at the tensor cores, so that one's softmax runs beneath the other's
-// products; with Overlap a warpgroup also issues the scores of tile j + 1 before it waits for the
-// values of tile j. In a cluster of 2 both blocks have the same rows of two heads of one kv head,
-// and each loads half of every K and V tile into both (multicast).
+// their keys, in tiles of `Keys` cut at absolute multiples from position 0, in ascending order. One
+// warp copies K and V with TMA, one Q; each warpgroup of consumers owns 64 rows: S = Q K^T (wgmma,
+// both operands in shared memory), softmax in registers, O += P V (P in registers). Warpgroups go
+// their own ways between the slots of the ring of K and V: with three of them the softmax of one
+// runs beneath the products of the others. Two take turns at the tensor cores. With a HeadPlan the
+// copying warp walks the tiles that the head sees, and says with each for which warpgroups it is.
 //
-// Bytes from L2: 4 D a (key, 64 * Warpgroups * Cluster rows); the bound is the tensor cores' 4 D
-// FLOPs a (row, key) pair. Measurements: docs/kernels/attention_prefill.md.
+// Bytes from L2: 4 D a (key, 64 * Warpgroups rows); the bound is the tensor cores' 4 D FLOPs a
+// (row, key) pair, and below it the power of the chip. Measured: docs/kernels/attention_prefill.md.
 //
 // A row's bits: its keys come in the same tiles in the same order whatever the chunk, its numbers
 // meet those of no other row, and a tile beyond its last key changes nothing (P = 0, factor 1; V
@@ -22,6 +21,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/cuda/attention_prompt_plan.h"
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/common/tensor_map.h"
 #include "kernels/cuda/common/wgmma.h"
@@ -29,165 +29,6 @@
 
 namespace weft::cuda {
 namespace {
-
-/// One tile of rows of the plan: tokens `row` .. `row + tokens` of q, the first at `position`.
-struct PrefillTile {
-  int32_t row = 0;
-  int32_t position = 0;
-  int32_t kv_end = 0;  ///< keys of the segment
-  int32_t segment = 0;
-  uint16_t tokens = 0;
-  uint16_t pack_shift = 0;  ///< 2^pack_shift heads a tile
-};
-
-/// The work of a launch: a parameter of the kernel. Items are (tile, heads), tile by tile; the
-/// first `num_first` tiles have `first_items` items each, the others `other_items`.
-struct PrefillPlan {
-  static constexpr int kMaxTiles = 1000;
-  int32_t num_tiles = 0;
-  int32_t num_first = 0;
-  int32_t first_items = 0, other_items = 0;
-  int32_t num_items = 0;
-  PrefillTile tiles[kMaxTiles];
-};
-
-struct PrefillParams {
-  __nv_bfloat16* out = nullptr;
-  int64_t out_row = 0, out_head = 0;  ///< strides in elements
-  const int32_t* block_table = nullptr;
-  int64_t table_row = 0;
-  int32_t head_dim = 0;
-  int32_t group = 1;  ///< H / G
-  int32_t kv_heads = 1;
-  int32_t block_size = 64;
-  int32_t box_keys = 64;  ///< rows of a box of the K and V map; divides block_size and Keys
-  int32_t num_blocks = 0;
-  float scale_log2 = 0;  ///< scale * log2(e)
-};
-
-template <int HeadDim, int Keys, int Warpgroups, bool Turns>
-struct PrefillShape {
-  static constexpr int kHeadDim = HeadDim;
-  static constexpr int kKeys = Keys;
-  static constexpr int kWarpgroups = Warpgroups;
-  static constexpr bool kTurns = Turns;
-  static constexpr int kRows = 64 * Warpgroups;
-  static constexpr int kThreads = 128 * (Warpgroups + 1);
-  static constexpr int kConsumerRegisters = Warpgroups == 2 ? 240 : Warpgroups == 3 ? 160 : 112;
-  static constexpr int kProducerRegisters = Warpgroups == 3 ? 32 : 24;
-  // A block that asks for more than it started with waits forever.
-  static_assert(kProducerRegisters + Warpgroups * kConsumerRegisters <=
-                (Warpgroups + 1) * (65536 / kThreads / 8 * 8));
-  // The ring holds units of `Keys` rows x kUnitDims dims of K or V, as panels of 64 dims.
-  static constexpr int kUnitDims = HeadDim < 128 ? HeadDim : 128;
-  static constexpr int kUnits = HeadDim / kUnitDims;
-  static constexpr int kPanels = kUnitDims / 64;
-  static constexpr int kPanelBytes = Keys * 128;
-  static constexpr int kUnitBytes = kPanels * kPanelBytes;
-  static constexpr int kQPanelBytes = 64 * 128;
-  static constexpr int kQBytes = HeadDim / 64 * kQPanelBytes;  // of a warpgroup
-  static constexpr int kMaxBoxKeys = Keys % 64 == 0 ? 64 : 32;
-  static constexpr int kShared = 227 * 1024 - 2048;  // alignment, barriers and notes aside
-  static constexpr int kFit = (kShared - Warpgroups * kQBytes) / kUnitBytes;
-  static constexpr int kStages = kFit < 12 ? kFit : 12;
-  static constexpr int kSharedBytes = 2048 + Warpgroups * kQBytes + kStages * kUnitBytes;
-  static_assert(kStages >= 2 * kUnits && Warpgroups <= 4);
-};
-
-/// What both sides walk: the slots of the ring.
-template <class C>
-struct RingAt {
-  int slot = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void step() {
-    if (++slot == C::kStages) {
-      slot = 0;
-      phase ^= 1;
-    }
-  }
-  __device__ __forceinline__ void step_tile() {
-#pragma unroll
-    for (int u = 0; u < C::kUnits; ++u) step();
-  }
-};
-
-/// An item of the plan: rows of one head, or of 2^pack_shift heads.
-struct PrefillItem {
-  PrefillTile tile;
-  int head = 0;  // the first
-};
-
-/// What the K and V of a tile of keys are for: the tile's index << kTileBits, and these bits.
-enum : int {
-  kNeededBy = 1,      ///< << warpgroup
-  kLastOfGroup = 16,  ///< << warpgroup: the last that it needs
-  kMaskedFor = 256,   ///< << warpgroup: its rows don't all see all of the tile
-  kLast = 4096,       ///< of the item
-  kTileBits = 13,
-};
-
-template <class C>
-struct PrefillShared {
-  unsigned char* q;     // [Warpgroups][HeadDim / 64][64][128 bytes]
-  unsigned char* ring;  // [kStages][kPanels][Keys][128 bytes]
-  Barrier* full;        // [kStages]
-  Barrier* empty;       // [kStages]
-  Barrier* q_full;      // [Warpgroups]
-  Barrier* q_empty;     // [Warpgroups]
-  Barrier* tail;
-  int* tiles;          // [kStages] of a slot with K: which tile
-  PrefillItem* items;  // [Warpgroups][2] of even and odd rounds; of 0 tokens at the end
-
-  __device__ __forceinline__ explicit PrefillShared(unsigned char* raw) {
-    q = raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
-    ring = q + C::kWarpgroups * C::kQBytes;
-    full = reinterpret_cast<Barrier*>(ring + C::kStages * C::kUnitBytes);
-    empty = full + C::kStages;
-    q_full = empty + C::kStages;
-    q_empty = q_full + C::kWarpgroups;
-    tail = q_empty + C::kWarpgroups;
-    items = reinterpret_cast<PrefillItem*>(tail + 1);
-    tiles = reinterpret_cast<int*>(items + 2 * C::kWarpgroups);
-  }
-  static_assert((2 * C::kStages + 2 * C::kWarpgroups + 1) * sizeof(Barrier) +
-                    2 * C::kWarpgroups * sizeof(PrefillItem) + C::kStages * sizeof(int) <=
-                1024);
-};
-
-/// Blocks walk the items in a zigzag: the longest come first, and a block with a longer item in one
-/// round has a shorter one in the next. Of 0 tokens at the end.
-__device__ __forceinline__ PrefillItem get_item(const PrefillPlan& plan, int round) {
-  const int walkers = static_cast<int>(gridDim.x), me = static_cast<int>(blockIdx.x);
-  const int index = round * walkers + ((round & 1) ? walkers - 1 - me : me);
-  PrefillItem item;
-  if (index >= plan.num_items) return item;
-  const int in_first = plan.num_first * plan.first_items;
-  int tile, part;
-  if (index < in_first) {
-    tile = index / plan.first_items;
-    part = index - tile * plan.first_items;
-  } else {
-    tile = (index - in_first) / plan.other_items;
-    part = index - in_first - tile * plan.other_items;
-    tile += plan.num_first;
-  }
-  item.tile = plan.tiles[tile];
-  item.head = part << item.tile.pack_shift;
-  return item;
-}
-
-/// The keys of one warpgroup's rows of an item.
-template <class C>
-struct PrefillSpan {
-  int first;  ///< position of row 0
-  int tiles;  ///< that any row sees a part of; 0 without rows
-
-  __device__ __forceinline__ PrefillSpan(const PrefillTile& tile, int warpgroup) {
-    first = tile.position + (warpgroup * 64 >> tile.pack_shift);
-    const int end = min(first + (64 >> tile.pack_shift), tile.position + tile.tokens);
-    tiles = first < end ? (end - 1) / C::kKeys + 1 : 0;
-  }
-};
 
 // ---- Producers: one warp for K and V, one for Q
 
@@ -235,7 +76,7 @@ struct KvProducer {
     }
   }
 
-  /// Tile `j` of K (plane 0) or V (plane 1); `note` goes with K.
+  /// Tile `j` of K (plane 0) or V (plane 1).
   __device__ __forceinline__ void load(int plane, int j, int block, int note) {
     const int keys = kv_end - j * C::kKeys;  // of the tile
     // The last block of a segment holds rows of an older owner, maybe NaN: of V they must be zeros.
@@ -244,7 +85,7 @@ struct KvProducer {
     for (int u = 0; u < C::kUnits; ++u) {
       const int slot = ring.slot;
       wait(shared.empty + slot, ring.phase ^ 1);
-      if (plane == 0 && u == 0 && lane == 0) shared.tiles[slot] = note;
+      if (C::kPlanned && u == 0 && lane == 0) shared.notes[slot] = note;
       copy(plane, j, u, block, tail ? shared.tail : shared.full + slot);
       if (tail) {
         wait(shared.tail, tail_phase);
@@ -264,35 +105,28 @@ struct KvProducer {
   }
 
   __device__ __forceinline__ void run(const PrefillPlan& plan) {
-    PrefillItem item = get_item(plan, 0);
+    PrefillItem item = get_item<C>(plan, params, 0);
     int block = block_of(table_of(item), item.tile.kv_end, 0);
     for (int round = 0; item.tile.tokens > 0; ++round) {
       table = table_of(item);
       kv_end = item.tile.kv_end;
       kv_head = item.head / params.group;
-      int whole[C::kWarpgroups], ends[C::kWarpgroups], tiles = 0;
-#pragma unroll
-      for (int w = 0; w < C::kWarpgroups; ++w) {
-        const PrefillSpan<C> span(item.tile, w);
-        whole[w] = (span.first + 1) / C::kKeys;
-        ends[w] = span.tiles;
-        tiles = max(tiles, ends[w]);
-      }
+      KeyTiles<C, C::kPlanned> tiles;
+      tiles.begin(params, item, lane);
+      int j = tiles.from(0), note = tiles.note(j);
+      if (j != 0) block = block_of(table, kv_end, j);
       // The table of the next item is on its way while this one's tiles are copied.
-      item = get_item(plan, round + 1);
+      item = get_item<C>(plan, params, round + 1);
       const int next_item_block = block_of(table_of(item), item.tile.kv_end, 0);
-      for (int j = 0; j < tiles; ++j) {
-        const int next = block_of(table, kv_end, j + 1);
-        int note = j << kTileBits | (j == tiles - 1 ? kLast : 0);
-#pragma unroll
-        for (int w = 0; w < C::kWarpgroups; ++w) {
-          if (j < ends[w]) note |= kNeededBy << w;
-          if (j == ends[w] - 1) note |= kLastOfGroup << w;
-          if (j >= whole[w]) note |= kMaskedFor << w;
-        }
+      while (j >= 0) {
+        const int next = tiles.from(j + 1);
+        const int next_block = block_of(table, kv_end, max(next, 0));
+        const int next_note = next >= 0 ? tiles.note(next) : 0;
         load(0, j, block, note);
-        load(1, j, block, note);
-        block = next;
+        load(1, j, block, next_note);
+        j = next;
+        block = next_block;
+        note = next_note;
       }
       block = next_item_block;
     }
@@ -301,15 +135,17 @@ struct KvProducer {
 
 template <class C>
 __device__ __forceinline__ void produce_q(const PrefillShared<C>& shared, const CUtensorMap* maps,
-                                          const PrefillPlan& plan) {
+                                          const PrefillParams& params, const PrefillPlan& plan) {
+  PrefillItem item = get_item<C>(plan, params, 0);
   for (int round = 0;; ++round) {
-    const PrefillItem item = get_item(plan, round);
+    const PrefillItem next =
+        get_item<C>(plan, params, round + 1);  // on its way while this one waits
     const CUtensorMap* map = maps + (item.tile.pack_shift != 0);
 #pragma unroll
     for (int w = 0; w < C::kWarpgroups; ++w) {
       wait(shared.q_empty + w, (round & 1) ^ 1);
       shared.items[2 * w + (round & 1)] = item;
-      if (item.tile.tokens == 0) {
+      if (PrefillSpan<C>(item.tile, w).tiles == 0) {
         arrive(shared.q_full + w);
         continue;
       }
@@ -322,6 +158,7 @@ __device__ __forceinline__ void produce_q(const PrefillShared<C>& shared, const 
       }
     }
     if (item.tile.tokens == 0) return;
+    item = next;
   }
 }
 
@@ -494,13 +331,9 @@ struct PrefillConsumer {
     }
   }
 
-  /// Waits for the K of the next tile.
-  __device__ __forceinline__ int next_tile() const {
+  /// Tile `j` of keys; returns the note of the next one.
+  __device__ __forceinline__ int tile(const PrefillTile& rows, int j, bool masked, bool last) {
     await(ring);
-    return __shfl_sync(0xffffffffu, shared.tiles[ring.slot], 0);
-  }
-  /// One tile of keys, whose K is there.
-  __device__ __forceinline__ void tile(const PrefillTile& rows, int note) {
     turn_begin();
     wgmma_fence();
     issue_scores(ring);
@@ -509,37 +342,45 @@ struct PrefillConsumer {
     hold(s);
     release(ring);
     ring.step_tile();
-    if (note & (kLastOfGroup << warpgroup)) release_q();
-    if (note & (kMaskedFor << warpgroup)) mask(rows, note >> kTileBits);
+    if (last) release_q();
+    if (masked) mask(rows, j);
     softmax.tile(s);
     softmax.rescale(o);
 #pragma unroll
-    for (int i = 0; i < C::kKeys / 16; ++i) {
+    for (int k = 0; k < C::kKeys / 16; ++k) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) p[i][j] = pack_bf16(s[8 * i + 2 * j], s[8 * i + 2 * j + 1]);
+      for (int i = 0; i < 4; ++i) p[k][i] = pack_bf16(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
     }
     await(ring);
     turn_begin();
     wgmma_fence();
     issue_values(ring);
     turn_end();
+    const int next = note_at(ring);
     wgmma_wait<0>();
 #pragma unroll
     for (int u = 0; u < C::kUnits; ++u) hold(o[u]);
     release(ring);
     ring.step_tile();
+    return next;
   }
-  /// Lets a tile of keys go by, whose K is there.
-  __device__ __forceinline__ void pass() {
-    turn_begin();
-    turn_end();
-    release(ring);
-    ring.step_tile();
+  /// Lets a tile of keys go by.
+  __device__ __forceinline__ int pass() {
     await(ring);
     turn_begin();
     turn_end();
     release(ring);
     ring.step_tile();
+    await(ring);
+    const int next = note_at(ring);
+    turn_begin();
+    turn_end();
+    release(ring);
+    ring.step_tile();
+    return next;
+  }
+  __device__ __forceinline__ int note_at(RingAt<C> at) const {
+    return C::kPlanned ? __shfl_sync(0xffffffffu, shared.notes[at.slot], 0) : 0;
   }
 
   /// This warpgroup's part of an item.
@@ -550,23 +391,28 @@ struct PrefillConsumer {
 #pragma unroll
       for (int i = 0; i < C::kUnitDims / 2; ++i) o[u][i] = 0;
     }
-    const bool idle = PrefillSpan<C>(item.tile, warpgroup).tiles == 0;
-    if (idle) release_q();
-    // The loops are nested because ptxas serialises products in the branch of an if.
-    const int needed = kNeededBy << warpgroup;
-    int note;
-    do {
-      note = next_tile();
-      while ((note & (needed | kLast)) == 0) {
-        pass();
-        note = next_tile();
-      }
-      if ((note & needed) == 0) {
-        pass();
-        break;
-      }
-      tile(item.tile, note);
-    } while ((note & kLast) == 0);
+    const PrefillSpan<C> span(item.tile, warpgroup);
+    if (span.tiles == 0) release_q();
+    if constexpr (C::kPlanned) {
+      await(ring);
+      int note = note_at(ring);
+      const int needed = kNeededBy << warpgroup;
+      do {  // this shape of the loops is one that leaves ptxas enough registers
+        while ((note & needed) == 0) {
+          note = pass();
+          if (note == 0) break;
+        }
+        if (note == 0) break;
+        note = tile(item.tile, note >> kTileBits, (note & (kMaskedFor << warpgroup)) != 0,
+                    (note & (kLastOfGroup << warpgroup)) != 0);
+      } while (note != 0);
+    } else {
+      const int whole = (span.first + 1) / C::kKeys;
+      int j = 0;
+      for (; j < span.tiles; ++j) tile(item.tile, j, j >= whole, j + 1 == span.tiles);
+      const int tiles = (item.tile.position + item.tile.tokens - 1) / C::kKeys + 1;
+      for (; j < tiles; ++j) pass();
+    }
     if (PrefillSpan<C>(item.tile, warpgroup).tiles > 0) store(item, params);
   }
 
@@ -576,10 +422,15 @@ struct PrefillConsumer {
     const int shift = item.tile.pack_shift;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float inverse = 1.0f / sum_of_quad(softmax.sum[half]);
+      const float sum = sum_of_quad(softmax.sum[half]);
+      const float inverse = 1.0f / sum;
       const int at = first + 8 * half;
       const int token = at >> shift;
       const int head = item.head + (at & ((1 << shift) - 1));
+      if (params.lse != nullptr && c == 0 && token < item.tile.tokens) {
+        params.lse[(item.tile.row + token) * params.lse_row + head] =
+            0.693147181f * fmaf(softmax.high[half], softmax.scale_log2, __log2f(sum));
+      }
       __nv_bfloat16* to =
           params.out + (item.tile.row + token) * params.out_row + head * params.out_head + 8 * c;
 #pragma unroll
@@ -640,7 +491,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     if (warp == 0) {
       KvProducer<C>{shared, params, &maps.kv, static_cast<int>(threadIdx.x)}.run(plan);
     } else if (threadIdx.x == 32) {
-      produce_q<C>(shared, maps.q, plan);
+      produce_q<C>(shared, maps.q, params, plan);
     }
   } else {
     raise_registers_to<C::kConsumerRegisters>();
@@ -681,7 +532,8 @@ class PrefillLauncher {
     const AttnShape& shape = args.shape;
     const int group = shape.q_heads / shape.kv_heads;
     // Heads of one tile are a power of two of one kv head.
-    while (pack_shift_ < 4 && group % (2 << pack_shift_) == 0) ++pack_shift_;
+    // With a plan every head has tiles of its own.
+    while (!C::kPlanned && pack_shift_ < 4 && group % (2 << pack_shift_) == 0) ++pack_shift_;
     params_.out = static_cast<__nv_bfloat16*>(args.out.data);
     params_.out_row = args.out.stride[0];
     params_.out_head = args.out.stride[1];
@@ -694,6 +546,10 @@ class PrefillLauncher {
     params_.box_keys = std::gcd(kv.block_size, C::kMaxBoxKeys);
     params_.num_blocks = static_cast<int32_t>(args.kv.num_blocks);
     params_.scale_log2 = shape.scale * 1.44269504088896f;
+
+    params_.lse = args.lse.defined() ? args.lse.template ptr<float>() : nullptr;
+    params_.lse_row = args.lse.stride[0];
+    if constexpr (C::kPlanned) take_plan(*args.heads);
 
     MapShape m;
     m.rank = 3;
@@ -719,12 +575,11 @@ class PrefillLauncher {
 
   /// Rows [row, row + tokens) of q are those of `segment` from `position` on.
   void add(int segment, int row, int tokens, int position) {
-#ifdef WEFT_TUNE
-    static const int kPackedTokens = getenv("PACK") ? atoi(getenv("PACK")) : 64;
-#else
-    constexpr int kPackedTokens = 64;
-#endif
-    const int shift = tokens <= kPackedTokens ? pack_shift_ : 0;
+    // Packed tiles take fewer passes over the keys, wide ones have the better access to q and out.
+    const int packed_tiles = (tokens << pack_shift_) / C::kRows + 1;
+    const int wide_tiles = (tokens + C::kRows - 1) / C::kRows;
+    const bool fewer = packed_tiles < wide_tiles << pack_shift_ && tokens < C::kRows;
+    const int shift = fewer && (tokens <= 64 || position >= 1024) ? pack_shift_ : 0;
     const int step = C::kRows >> shift;
     for (int at = 0; at < tokens; at += step) {
       if (plan_.num_tiles == PrefillPlan::kMaxTiles) flush();
@@ -732,6 +587,7 @@ class PrefillLauncher {
       tile.row = row + at;
       tile.position = position + at;
       tile.kv_end = position + tokens;
+      tile.block = (position + at) / HeadPlan::kBlock - position / HeadPlan::kBlock;
       tile.segment = segment;
       tile.tokens = static_cast<uint16_t>(std::min(step, tokens - at));
       tile.pack_shift = static_cast<uint16_t>(shift);
@@ -740,12 +596,20 @@ class PrefillLauncher {
 
   void flush() {
     if (plan_.num_tiles == 0) return;
-    // Longest first, in two classes by the heads of a tile.
+    // In two classes by the heads of a tile; longest first, unless all are short beside the whole:
+    // then those that share keys follow each other.
     PrefillTile* end = plan_.tiles + plan_.num_tiles;
-    std::sort(plan_.tiles, end, [](const PrefillTile& a, const PrefillTile& b) {
-      const int a_keys = a.position + a.tokens, b_keys = b.position + b.tokens;
-      return a_keys != b_keys ? a_keys > b_keys : a.row < b.row;
-    });
+    int64_t all = 0;
+    plan_.longest = 0;
+    for (const PrefillTile* tile = plan_.tiles; tile != end; ++tile) {
+      plan_.longest = std::max(plan_.longest, tile->position + tile->tokens);
+      all += int64_t{tile->position + tile->tokens} * args_.shape.q_heads >> tile->pack_shift;
+    }
+    if (plan_.longest > all / num_multiprocessors() / 16) {
+      std::stable_sort(plan_.tiles, end, [](const PrefillTile& a, const PrefillTile& b) {
+        return a.position + a.tokens > b.position + b.tokens;
+      });
+    }
     const int shift = plan_.tiles[0].pack_shift;
     const PrefillTile* others = std::stable_partition(
         plan_.tiles, end, [&](const PrefillTile& tile) { return tile.pack_shift == shift; });
@@ -756,6 +620,13 @@ class PrefillLauncher {
     plan_.num_items = plan_.num_first * plan_.first_items +
                       (plan_.num_tiles - plan_.num_first) * plan_.other_items;
     const int walkers = std::min(plan_.num_items, num_multiprocessors());
+    ArenaScope scope(stream_.scratch());
+    if constexpr (C::kPlanned) {
+      auto* order = static_cast<int32_t*>(stream_.scratch().take(int64_t{plan_.num_items} * 4));
+      launch(stream_, {.grid = 1, .block = 1024, .overlap = true}, order_items<C>, params_, plan_,
+             order);
+      params_.order = order;
+    }
     launch(stream_,
            {.grid = static_cast<unsigned>(walkers),
             .block = C::kThreads,
@@ -766,6 +637,21 @@ class PrefillLauncher {
   }
 
  private:
+  void take_plan(const HeadPlan& plan) {
+    params_.kinds = plan.kinds.template ptr<int32_t>();
+    params_.heads = static_cast<int32_t>(plan.kinds.dim(1));
+    CHECK(plan.kinds.contiguous() && params_.heads == args_.shape.q_heads);
+    params_.sink_blocks = plan.sink_blocks;
+    params_.window_blocks = plan.window_blocks;
+    CHECK(plan.sink_blocks >= 0 && plan.window_blocks >= 1);
+    if (!plan.blocks.defined()) return;  // then no head is of kind kBlocks
+    CHECK(plan.blocks.contiguous() && plan.counts.contiguous() && plan.blocks.rank == 4);
+    params_.blocks = plan.blocks.template ptr<int32_t>();
+    params_.counts = plan.counts.template ptr<int32_t>();
+    params_.row_blocks = static_cast<int32_t>(plan.blocks.dim(2));
+    params_.words = static_cast<int32_t>(plan.blocks.dim(3));
+  }
+
   Stream& stream_;
   const AttnArgs& args_;
   int pack_shift_ = 0;
@@ -787,8 +673,8 @@ void launch_prefill(Stream& stream, const AttnArgs& args) {
 
 }  // namespace
 
-int64_t attention_prompt_scratch(const AttnShape&, int64_t, int64_t) {
-  return 0;
+int64_t attention_prompt_scratch(const AttnShape& shape, int64_t, int64_t) {
+  return int64_t{PrefillPlan::kMaxTiles} * shape.q_heads * 4 + 256;  // of a HeadPlan's items
 }
 
 void attention_prompt(Stream& stream, const AttnArgs& args) {
@@ -799,7 +685,12 @@ void attention_prompt(Stream& stream, const AttnArgs& args) {
   CHECK(kv.format == KvFormat::kBf16 && kv.block_size % 16 == 0 && args.shape.scale > 0);
   const int dim = args.shape.head_dim;
   CHECK(dim > 0 && dim <= 256 && dim % 8 == 0, "attention of a prompt: head_dim is 8, 16, .. 256");
-  if (dim <= 64) return launch_prefill<PrefillShape<64, 128, 3, false>>(stream, args);
+  if (args.heads != nullptr) {
+    if (dim <= 64) return launch_prefill<PrefillShape<64, 128, 3, false, true>>(stream, args);
+    if (dim <= 128) return launch_prefill<PrefillShape<128, 128, 3, false, true>>(stream, args);
+    return launch_prefill<PrefillShape<256, 128, 2, true, true>>(stream, args);
+  }
+  if (dim <= 64) return launch_prefill<PrefillShape<64, 192, 3, false>>(stream, args);
   if (dim <= 128) return launch_prefill<PrefillShape<128, 128, 3, false>>(stream, args);
   launch_prefill<PrefillShape<256, 128, 2, true>>(stream, args);
 }

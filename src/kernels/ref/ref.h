@@ -7,6 +7,7 @@
 #include <array>
 #include <cmath>
 #include <span>
+#include <vector>
 
 #include "kernels/op_table.h"
 
@@ -51,6 +52,11 @@ void add_gated(Stream&, const AddGatedArgs& args);
 void mul_sigmoid(Stream&, const MulSigmoidArgs& args);
 void qkv_prepare(Stream&, const QkvPrepareArgs& args);
 void attention(Stream&, const AttnArgs& args);
+void route_heads(Stream&, const RouterArgs& args);
+/// s[b, 0 .. b] of SelectArgs; and the blocks chosen by them.
+std::vector<double> block_scores(const SelectArgs& args, int64_t segment, int64_t head, int64_t b);
+std::vector<bool> choose_blocks(const std::vector<double>& scores, double threshold);
+void select_blocks(Stream&, const SelectArgs& args);
 void gdn(Stream&, const GdnArgs& args);
 void gated_norm(Stream&, const GatedNormArgs& args);
 void layer_norm(Stream&, const LayerNormArgs& args);

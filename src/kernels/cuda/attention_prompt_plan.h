@@ -1,0 +1,345 @@
+#pragma once
+
+// The work of attention over prompts (attention_prompt.cu): the plan of a launch, the items, the
+// tiles of keys that each needs, and the order of the items. Included by that .cu alone.
+
+#include <cuda_bf16.h>
+
+#include "kernels/cuda/common/ptx.h"
+#include "kernels/sparse_args.h"
+
+namespace weft::cuda {
+namespace {
+
+/// One tile of rows of the plan: tokens `row` .. `row + tokens` of q, the first at `position`.
+struct PrefillTile {
+  int32_t row = 0;
+  int32_t position = 0;
+  int32_t kv_end = 0;  ///< keys of the segment
+  int32_t segment = 0;
+  int32_t block = 0;  ///< first row's block of 128, counted from the segment's first (HeadPlan)
+  uint16_t tokens = 0;
+  uint16_t pack_shift = 0;  ///< 2^pack_shift heads a tile
+};
+
+/// The work of a launch: a parameter of the kernel. Items are (tile, heads), tile by tile; the
+/// first `num_first` tiles have `first_items` items each, the others `other_items`.
+struct PrefillPlan {
+  static constexpr int kMaxTiles = 1000;
+  int32_t num_tiles = 0;
+  int32_t num_first = 0;
+  int32_t first_items = 0, other_items = 0;
+  int32_t num_items = 0;
+  int32_t longest = 0;  ///< keys of the tile that sees the most
+  PrefillTile tiles[kMaxTiles];
+};
+
+struct PrefillParams {
+  __nv_bfloat16* out = nullptr;
+  int64_t out_row = 0, out_head = 0;  ///< strides in elements
+  const int32_t* block_table = nullptr;
+  int64_t table_row = 0;
+  int32_t head_dim = 0;
+  int32_t group = 1;  ///< H / G
+  int32_t kv_heads = 1;
+  int32_t block_size = 64;
+  int32_t box_keys = 64;  ///< rows of a box of the K and V map; divides block_size and Keys
+  int32_t num_blocks = 0;
+  float scale_log2 = 0;  ///< scale * log2(e)
+  float* lse = nullptr;
+  int64_t lse_row = 0;
+
+  // Of a HeadPlan.
+  const int32_t* order = nullptr;  ///< the items, longest first
+  const int32_t* kinds = nullptr;  ///< contiguous, as `blocks`
+  const int32_t* blocks = nullptr;
+  const int32_t* counts = nullptr;
+  int32_t heads = 0, row_blocks = 0, words = 0;  ///< H, QB, words of HeadPlan
+  int32_t sink_blocks = 0, window_blocks = 0;
+
+  __device__ __forceinline__ int kind(int segment, int head) const {
+    return kinds[int64_t{segment} * heads + head];
+  }
+  /// Index of row block `block` of a head in counts.
+  __device__ __forceinline__ int64_t row_block(int segment, int head, int block) const {
+    return (int64_t{segment} * heads + head) * row_blocks + block;
+  }
+};
+
+template <int HeadDim, int Keys, int Warpgroups, bool Turns, bool Planned = false>
+struct PrefillShape {
+  static constexpr int kHeadDim = HeadDim;
+  static constexpr int kKeys = Keys;
+  static constexpr int kWarpgroups = Warpgroups;
+  static constexpr bool kTurns = Turns;
+  static constexpr bool kPlanned = Planned;
+  static constexpr int kRows = 64 * Warpgroups;
+  static constexpr int kThreads = 128 * (Warpgroups + 1);
+  static constexpr int kConsumerRegisters = Warpgroups == 2 ? 240 : Warpgroups == 3 ? 160 : 112;
+  static constexpr int kProducerRegisters = Warpgroups == 3 ? 32 : 24;
+  // A block that asks for more than it started with waits forever.
+  static_assert(kProducerRegisters + Warpgroups * kConsumerRegisters <=
+                (Warpgroups + 1) * (65536 / kThreads / 8 * 8));
+  // The ring holds units of `Keys` rows x kUnitDims dims of K or V, as panels of 64 dims.
+  static constexpr int kUnitDims = HeadDim < 128 ? HeadDim : 128;
+  static constexpr int kUnits = HeadDim / kUnitDims;
+  static constexpr int kPanels = kUnitDims / 64;
+  static constexpr int kPanelBytes = Keys * 128;
+  static constexpr int kUnitBytes = kPanels * kPanelBytes;
+  static constexpr int kQPanelBytes = 64 * 128;
+  static constexpr int kQBytes = HeadDim / 64 * kQPanelBytes;  // of a warpgroup
+  static constexpr int kMaxBoxKeys = Keys % 64 == 0 ? 64 : 32;
+  static constexpr int kShared = 227 * 1024 - 2048;  // alignment, barriers and notes aside
+  static constexpr int kFit = (kShared - Warpgroups * kQBytes) / kUnitBytes;
+  static constexpr int kStages = kFit < 12 ? kFit : 12;
+  static constexpr int kSharedBytes = 2048 + Warpgroups * kQBytes + kStages * kUnitBytes;
+  static_assert(kStages >= 2 * kUnits && Warpgroups <= 4);
+};
+
+/// What both sides walk: the slots of the ring.
+template <class C>
+struct RingAt {
+  int slot = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void step() {
+    if (++slot == C::kStages) {
+      slot = 0;
+      phase ^= 1;
+    }
+  }
+  __device__ __forceinline__ void step_tile() {
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) step();
+  }
+};
+
+/// An item of the plan: rows of one head, or of 2^pack_shift heads.
+struct PrefillItem {
+  PrefillTile tile;
+  int head = 0;  // the first
+};
+
+/// What the K and V of a tile of keys are for: the tile's index << kTileBits, and these bits. A V
+/// comes with the note of the next tile, 0 after the last, so that nobody waits for it.
+enum : int {
+  kNeededBy = 1,      ///< << warpgroup
+  kLastOfGroup = 16,  ///< << warpgroup: the last that it needs
+  kMaskedFor = 256,   ///< << warpgroup: its rows don't all see all of the tile
+  kTileBits = 12,
+};
+
+template <class C>
+struct PrefillShared {
+  unsigned char* q;     // [Warpgroups][HeadDim / 64][64][128 bytes]
+  unsigned char* ring;  // [kStages][kPanels][Keys][128 bytes]
+  Barrier* full;        // [kStages]
+  Barrier* empty;       // [kStages]
+  Barrier* q_full;      // [Warpgroups]
+  Barrier* q_empty;     // [Warpgroups]
+  Barrier* tail;
+  int* notes;          // [kStages] notes
+  PrefillItem* items;  // [Warpgroups][2] of even and odd rounds; of 0 tokens at the end
+
+  __device__ __forceinline__ explicit PrefillShared(unsigned char* raw) {
+    q = raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
+    ring = q + C::kWarpgroups * C::kQBytes;
+    full = reinterpret_cast<Barrier*>(ring + C::kStages * C::kUnitBytes);
+    empty = full + C::kStages;
+    q_full = empty + C::kStages;
+    q_empty = q_full + C::kWarpgroups;
+    tail = q_empty + C::kWarpgroups;
+    items = reinterpret_cast<PrefillItem*>(tail + 1);
+    notes = reinterpret_cast<int*>(items + 2 * C::kWarpgroups);
+  }
+  static_assert((2 * C::kStages + 2 * C::kWarpgroups + 1) * sizeof(Barrier) +
+                    2 * C::kWarpgroups * sizeof(PrefillItem) + C::kStages * sizeof(int) <=
+                1024);
+};
+
+/// Blocks walk the items in a zigzag: the longest come first, and a block with a longer item in one
+/// round has a shorter one in the next. Of 0 tokens at the end.
+template <class C>
+__device__ __forceinline__ PrefillItem get_item(const PrefillPlan& plan,
+                                                const PrefillParams& params, int round) {
+  const int walkers = static_cast<int>(gridDim.x), me = static_cast<int>(blockIdx.x);
+  int index = round * walkers + ((round & 1) ? walkers - 1 - me : me);
+  PrefillItem item;
+  if (index >= plan.num_items) return item;
+  if constexpr (C::kPlanned) index = params.order[index];
+  const int in_first = plan.num_first * plan.first_items;
+  int tile, part;
+  if (index < in_first) {
+    tile = index / plan.first_items;
+    part = index - tile * plan.first_items;
+  } else {
+    tile = (index - in_first) / plan.other_items;
+    part = index - in_first - tile * plan.other_items;
+    tile += plan.num_first;
+  }
+  item.tile = plan.tiles[tile];
+  item.head = part << item.tile.pack_shift;
+  return item;
+}
+
+/// The keys of one warpgroup's rows of an item.
+template <class C>
+struct PrefillSpan {
+  int first;  ///< position of row 0
+  int tiles;  ///< that any row sees a part of; 0 without rows
+
+  __device__ __forceinline__ PrefillSpan(const PrefillTile& tile, int warpgroup) {
+    first = tile.position + (warpgroup * 64 >> tile.pack_shift);
+    const int end = min(first + (64 >> tile.pack_shift), tile.position + tile.tokens);
+    tiles = first < end ? (end - 1) / C::kKeys + 1 : 0;
+  }
+};
+
+// ---- Which tiles of keys an item needs
+
+/// All of them up to the last row's own; the warpgroups know which are theirs.
+template <class C, bool Planned>
+class KeyTiles {
+ public:
+  __device__ __forceinline__ void begin(const PrefillParams&, const PrefillItem& item, int) {
+    tiles_ = (item.tile.position + item.tile.tokens - 1) / C::kKeys + 1;
+  }
+  /// The first tile from `j` on; -1 if there is none.
+  __device__ __forceinline__ int from(int j) const { return j < tiles_ ? j : -1; }
+  __device__ __forceinline__ int note(int) const { return 0; }
+
+ private:
+  int tiles_;
+};
+
+/// What a HeadPlan lets the head see. A warpgroup's 64 rows lie in one block of 128, a tile's in
+/// two at most. Called by a whole warp.
+template <class C>
+class KeyTiles<C, true> {
+ public:
+  static_assert(C::kKeys == HeadPlan::kBlock && C::kRows <= 192);
+
+  __device__ __forceinline__ void begin(const PrefillParams& params, const PrefillItem& item,
+                                        int lane) {
+    params_ = &params;
+    lane_ = lane;
+    position_ = item.tile.position;
+    end_ = position_ + item.tile.tokens;
+    kind_ = params.kind(item.tile.segment, item.head);
+    first_word_ = -32;
+    const int64_t row = params.row_block(item.tile.segment, item.head, item.tile.block);
+    rows_ = params.blocks + row * params.words;
+  }
+  __device__ __forceinline__ int from(int j) {
+    const int last = (end_ - 1) / C::kKeys, block = position_ / C::kKeys;
+    if (j > last) return -1;
+    if (kind_ == static_cast<int>(HeadKind::kStreaming)) {
+      return j < params_->sink_blocks ? j : max(j, block - params_->window_blocks + 1);
+    }
+    if (kind_ == static_cast<int>(HeadKind::kFull)) return j;
+    // The diagonals are always seen: nothing here waits for a bit that a caller forgot.
+    for (; j < block; j = first_word_ * 32 + 1024) {
+      load(j / 32, block);
+      uint32_t bits = seen_[0] | seen_[1];
+      const int word = first_word_ + lane_;
+      if (word == j / 32) bits &= 0xffffffffu << (j % 32);
+      const uint32_t lanes = __ballot_sync(0xffffffffu, word >= j / 32 && bits != 0);
+      if (lanes != 0) {
+        const int lane = __ffs(static_cast<int>(lanes)) - 1;
+        const int found = __ffs(static_cast<int>(__shfl_sync(0xffffffffu, bits, lane))) - 1;
+        return min(block, (first_word_ + lane) * 32 + found);
+      }
+    }
+    return max(j, block) > last ? last : max(j, block);
+  }
+  __device__ __forceinline__ int note(int j) {
+    const int block = position_ / C::kKeys;
+    bool seen[2] = {true, true};
+    if (kind_ == static_cast<int>(HeadKind::kStreaming)) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        seen[r] = j < params_->sink_blocks || j > block + r - params_->window_blocks;
+      }
+    } else if (kind_ == static_cast<int>(HeadKind::kBlocks)) {
+      load(j / 32, block);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const uint32_t word = __shfl_sync(0xffffffffu, seen_[r], j / 32 - first_word_);
+        seen[r] = (word >> (j % 32) & 1) != 0 || j == block + r;
+      }
+    }
+    int note = j << kTileBits;
+#pragma unroll
+    for (int w = 0; w < C::kWarpgroups; ++w) {
+      const int first = position_ + 64 * w, own = first / C::kKeys;
+      if (first >= end_ || j > own) continue;
+      if (own == block ? seen[0] : seen[1]) note |= kNeededBy << w;
+      if (j == own) note |= kLastOfGroup << w | kMaskedFor << w;
+    }
+    return note;
+  }
+
+ private:
+  /// Word `word` of both rows into the warp, with those beside it.
+  __device__ __forceinline__ void load(int word, int block) {
+    const int first = word / 32 * 32;
+    if (first == first_word_) return;
+    first_word_ = first;
+    const bool mine = first + lane_ < params_->words;
+    seen_[0] = mine ? static_cast<uint32_t>(rows_[first + lane_]) : 0;
+    const bool two = (end_ - 1) / C::kKeys > block;
+    seen_[1] = mine && two ? static_cast<uint32_t>(rows_[params_->words + first + lane_]) : 0;
+  }
+
+  const PrefillParams* params_;
+  const int32_t* rows_;
+  int lane_, position_, end_, kind_, first_word_;
+  uint32_t seen_[2];
+};
+
+/// order: the items of the plan, longest first (by tiles of keys, in 256 classes; inside a class in
+/// any order, on which no bit depends). One block.
+template <class C>
+__global__ void __launch_bounds__(1024)
+    order_items(const __grid_constant__ PrefillParams params,
+                const __grid_constant__ PrefillPlan plan, int32_t* order) {
+  constexpr int kClasses = 256;
+  __shared__ int places[kClasses];
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < kClasses) places[thread] = 0;
+  __syncthreads();
+  wait_for_predecessor();
+  const int longest = (plan.longest - 1) / C::kKeys + 1;
+  const auto class_of = [&](int index) {
+    const PrefillTile& tile = plan.tiles[index / params.heads];
+    const int head = index % params.heads;
+    const int first = tile.position / C::kKeys;
+    const int last = (tile.position + tile.tokens - 1) / C::kKeys;
+    const int kind = params.kind(tile.segment, head);
+    int cost = last + 1;
+    if (kind == static_cast<int>(HeadKind::kStreaming)) {
+      cost = min(cost, params.sink_blocks + params.window_blocks + last - first);
+    } else if (kind == static_cast<int>(HeadKind::kBlocks)) {
+      cost = params.counts[params.row_block(tile.segment, head, tile.block)];
+      if (last > first) {
+        cost = max(cost, params.counts[params.row_block(tile.segment, head, tile.block + 1)]);
+      }
+    }
+    return kClasses - 1 - min(kClasses - 1, cost * (kClasses - 1) / longest);
+  };
+  for (int i = thread; i < plan.num_items; i += 1024) atomicAdd(&places[class_of(i)], 1);
+  __syncthreads();
+  if (thread == 0) {
+    for (int c = 0, at = 0; c < kClasses; ++c) {
+      const int count = places[c];
+      places[c] = at;
+      at += count;
+    }
+  }
+  __syncthreads();
+  for (int i = thread; i < plan.num_items; i += 1024) {
+    order[atomicAdd(&places[class_of(i)], 1)] = i;
+  }
+}
+
+}  // namespace
+}  // namespace weft::cuda
