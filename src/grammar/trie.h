@@ -69,7 +69,7 @@ void mark_tokens(const TokenTrie& trie, Simulator& simulator, const Simulator::T
 
 /// The masks of the states, the least recently used forgotten beyond kMaxBytes. Any thread.
 struct TokenGrammar::Parts {
-  static constexpr size_t kMaxBytes = size_t{64} << 20;
+  static constexpr size_t kMaxBytes = size_t{16} << 20;
 
   Parts(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const GrammarVocab> vocab);
   ~Parts();
