@@ -43,16 +43,29 @@ __device__ __forceinline__ float exp2_approx(float x) {
 
 // ---- Who computes what
 
-/// Chunks of all pairs in the order (segment, group of rows, kv head, chunk).
+/// Chunks of all pairs in the order (segment, group of rows, kv head, chunk), `granule` together
+/// as a unit.
 struct Plan {
-  int* starts;  // [segments + 1] first chunk of the segment's pairs
-  int* chunks;  // [segments] of a pair of the segment
+  int* chunks;   // [segments] of a pair of the segment
+  int* starts;   // [segments + 1] first unit of the segment's pairs
+  int* granule;  // [1]
 
   __device__ Plan(unsigned char* memory, int num_segments)
-      : starts(reinterpret_cast<int*>(memory)), chunks(starts + num_segments + 1) {}
+      : chunks(reinterpret_cast<int*>(memory)),
+        starts(chunks + num_segments),
+        granule(starts + num_segments + 1) {}
+  /// Of a pair of the segment.
+  __device__ __forceinline__ int units(int segment) const {
+    return (chunks[segment] + *granule - 1) / *granule;
+  }
 };
 constexpr int64_t plan_bytes(int64_t num_segments) {
-  return (2 * num_segments + 1) * static_cast<int64_t>(sizeof(int));
+  return (2 * num_segments + 2) * static_cast<int64_t>(sizeof(int));
+}
+
+/// The most chunks a block gets when units are of `granule` chunks.
+__device__ __forceinline__ int longest_share(int units, int granule, int num_blocks) {
+  return (units + num_blocks - 1) / num_blocks * granule;
 }
 
 /// By all threads of the block; ends with a barrier.
@@ -61,25 +74,46 @@ __device__ inline void make_plan(const DecodeParams& p, const Plan& plan) {
        s += static_cast<int>(blockDim.x)) {
     const int rows = p.cu_q[s + 1] - p.cu_q[s];
     const int keys = rows > 0 ? p.kv_start[s] + rows : 0;
-    const int pairs = (rows * p.group + p.tile_rows - 1) / p.tile_rows * p.kv_heads;
+    plan.starts[s] = (rows * p.group + p.tile_rows - 1) / p.tile_rows * p.kv_heads;  // pairs
     plan.chunks[s] = (keys + kKeys - 1) / kKeys;
-    plan.starts[s] = plan.chunks[s] * pairs;
   }
   __syncthreads();
   if (threadIdx.x < 32) {
     const int lane = static_cast<int>(threadIdx.x), each = (p.num_segments + 31) / 32;
     const int begin = min(lane * each, p.num_segments), end = min(begin + each, p.num_segments);
-    int mine = 0;
-    for (int s = begin; s < end; ++s) mine += plan.starts[s];
+    // Units as long as they lengthen no share by more than 4%: cuts at nodes leave less to fold.
+    constexpr int kGranules[] = {kFan, kFan / 2, kFan / 4, 1};
+    int units[4] = {0, 0, 0, 0};
+    for (int s = begin; s < end; ++s) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        units[i] += (plan.chunks[s] + kGranules[i] - 1) / kGranules[i] * plan.starts[s];
+      }
+    }
+    int total[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      total[i] = static_cast<int>(__reduce_add_sync(0xffffffffu, static_cast<unsigned>(units[i])));
+    }
+    int granule = 1, mine = units[3];
+    const int shortest = longest_share(total[3], 1, p.num_blocks);
+#pragma unroll
+    for (int i = 2; i >= 0; --i) {
+      if (25 * longest_share(total[i], kGranules[i], p.num_blocks) <= 26 * shortest) {
+        granule = kGranules[i];
+        mine = units[i];
+      }
+    }
     int before = mine;
     for (int step = 1; step < 32; step *= 2) {
       const int other = __shfl_up_sync(0xffffffffu, before, step);
       if (lane >= step) before += other;
     }
     if (lane == 31) plan.starts[p.num_segments] = before;
+    if (lane == 0) *plan.granule = granule;
     before -= mine;
     for (int s = begin; s < end; ++s) {
-      const int count = plan.starts[s];
+      const int count = (plan.chunks[s] + granule - 1) / granule * plan.starts[s];
       plan.starts[s] = before;
       before += count;
     }
@@ -87,16 +121,18 @@ __device__ inline void make_plan(const DecodeParams& p, const Plan& plan) {
   __syncthreads();
 }
 
-/// Equal shares of all chunks; the first blocks have one more.
+/// Equal shares of all units; the first blocks have one more.
 struct Shares {
   int each, more;
   __device__ Shares(int total, int num_blocks)
       : each(total / num_blocks), more(total - each * num_blocks) {}
   __device__ __forceinline__ int begin(int block) const { return each * block + min(block, more); }
-  /// The block whose share holds a chunk.
-  __device__ __forceinline__ int owner(int chunk) const {
+  /// The block whose share holds a unit.
+  __device__ __forceinline__ int owner(int unit) const {
     const int longer = more * (each + 1);
-    return chunk < longer ? chunk / (each + 1) : more + (chunk - longer) / each;
+    const bool in_longer = unit < longer;
+    return (in_longer ? 0 : more) +
+           (unit - (in_longer ? 0 : longer)) / (in_longer ? each + 1 : each);
   }
 };
 
@@ -105,20 +141,22 @@ struct Run {
   int segment, kv_head, first_row;  // first_row: of the group of rows, counted in q heads
   int begin, end, chunks;
   int rows, keys;  // of the pair: q rows from first_row on (at most tile_rows); keys of the segment
-  int next;        // where the next run begins
+  int next;        // the unit where the next run begins
 };
 
-/// The run of the share [at, end) that begins at `at`; `segment` is one at or before its own.
+/// The run of the share [at, end) that begins at unit `at`; `segment` is one at or before its own.
 __device__ __forceinline__ Run find_run(const DecodeParams& p, const Plan& plan, int segment,
                                         int at, int end) {
   Run run;
   while (at >= plan.starts[segment + 1]) ++segment;
   run.segment = segment;
   run.chunks = plan.chunks[segment];
-  const int local = at - plan.starts[segment], pair = local / run.chunks;
-  run.begin = local - pair * run.chunks;
-  run.end = min(run.chunks, run.begin + end - at);
-  run.next = at + run.end - run.begin;
+  const int granule = *plan.granule, units = plan.units(segment);
+  const int local = at - plan.starts[segment], pair = local / units;
+  const int first = local - pair * units, last = min(units, first + end - at);
+  run.begin = first * granule;
+  run.end = min(run.chunks, last * granule);
+  run.next = at + last - first;
   run.kv_head = pair % p.kv_heads;
   run.first_row = pair / p.kv_heads * p.tile_rows;
   const int tokens = p.cu_q[segment + 1] - p.cu_q[segment];
@@ -127,7 +165,7 @@ __device__ __forceinline__ Run find_run(const DecodeParams& p, const Plan& plan,
   return run;
 }
 
-/// The segment of a chunk, by bisection.
+/// The segment of a unit, by bisection.
 __device__ __forceinline__ int find_segment(const DecodeParams& p, const Plan& plan, int at) {
   int low = 0, high = p.num_segments - 1;
   while (low < high) {
