@@ -89,24 +89,39 @@ struct Cursor {
   }
 };
 
-/// The warp that fills the ring: K, V, K, V ... of the share [at, end). Lane i copies box i of a
-/// chunk (box_rows keys each). Boxes beyond the context aren't copied.
+/// Asks for the share's first chunks ahead of wait_for_predecessor(), which orders no reads of what
+/// only goes to L2.
+template <int D>
+__device__ void prefetch_chunks(const DecodeParams& p, const CUtensorMap* map, const Run& run) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, boxes = kKeys / p.box_rows;
+  for (int item = lane; item < kPrefetched * boxes; item += 32) {
+    const int key = run.begin * kKeys + item * p.box_rows;
+    if (key >= run.keys || key >= run.end * kKeys) return;
+    const int block = p.table[run.segment * p.table_row + key / p.block_size];
+    for (int plane = 0; plane < 2; ++plane) {
+      const int row = (plane * p.kv_heads + run.kv_head) * p.block_size + key % p.block_size;
+#pragma unroll
+      for (int c = 0; c < D / 64; ++c) tma_prefetch(map, Coords<3>{{c * 64, row, block}});
+    }
+  }
+}
+
+/// The warp that fills the ring: K, V, K, V ... of the share whose first run is `run`. Lane i
+/// copies box i of a chunk (box_rows keys each). Boxes beyond the context aren't copied.
 template <int D, int N>
 __device__ void produce(const DecodeParams& p, const CUtensorMap* map, const Plan& plan,
-                        Shared<D, N>& shared, int at, int end) {
+                        Shared<D, N>& shared, Run run, int end) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   Cursor<Shared<D, N>::kStages> ring{.parity = 1};
-  int segment = at < end ? find_segment(p, plan, at) : 0;
-  while (at < end) {
-    const Run run = find_run(p, plan, segment, at, end);
-    segment = run.segment;
-    at = run.next;
-    const int32_t* table = p.table + segment * p.table_row;
+  prefetch_chunks<D>(p, map, run);
+  for (bool first = true;; first = false) {
+    const int32_t* table = p.table + run.segment * p.table_row;
     const auto block_of = [&](int chunk) {
       const int key = chunk * kKeys + lane * p.box_rows;
       return lane * p.box_rows < kKeys && key < run.keys ? table[key / p.block_size] : -1;
     };
     int block = block_of(run.begin);
+    if (first) wait_for_predecessor();
     for (int chunk = run.begin; chunk < run.end; ++chunk) {
       const int next_block = chunk + 1 < run.end ? block_of(chunk + 1) : -1;
       const int key = chunk * kKeys + lane * p.box_rows;
@@ -133,23 +148,8 @@ __device__ void produce(const DecodeParams& p, const CUtensorMap* map, const Pla
       }
       block = next_block;
     }
-  }
-}
-
-/// Asks for the share's first chunks ahead of wait_for_predecessor(), which orders no reads of what
-/// only goes to L2.
-template <int D>
-__device__ void prefetch_chunks(const DecodeParams& p, const CUtensorMap* map, const Run& run) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, boxes = kKeys / p.box_rows;
-  for (int item = lane; item < kPrefetched * boxes; item += 32) {
-    const int key = run.begin * kKeys + item * p.box_rows;
-    if (key >= run.keys || key >= run.end * kKeys) return;
-    const int block = p.table[run.segment * p.table_row + key / p.block_size];
-    for (int plane = 0; plane < 2; ++plane) {
-      const int row = (plane * p.kv_heads + run.kv_head) * p.block_size + key % p.block_size;
-#pragma unroll
-      for (int c = 0; c < D / 64; ++c) tma_prefetch(map, Coords<3>{{c * 64, row, block}});
-    }
+    if (run.next == end) return;
+    run = find_run(p, plan, run.segment, run.next, end);
   }
 }
 
@@ -168,19 +168,21 @@ class Consumer {
         warp(at_warp),
         block(static_cast<int>(blockIdx.x)) {}
 
-  __device__ __forceinline__ void consume(int at, int end) {
+  /// All of the share whose first run is `run`.
+  __device__ __forceinline__ void consume(Run run, int end) {
     Partial upper[kMaxLevels];  // indexed at run time: in local memory, on the rare path
-    int segment = at < end ? find_segment(p, plan, at) : 0;
-    while (at < end) {
-      const Run run = find_run(p, plan, segment, at, end);
-      segment = run.segment;
-      at = run.next;
-      begin_run(run);
+    find_rows(run);
+    wait_for_predecessor();
+    for (;;) {
+      load_rows();
       for (int chunk = run.begin; chunk < run.end; ++chunk) {
         compute(run, chunk);
         add_chunk(run, chunk, upper);
       }
       if (run.end < run.chunks) flush(run, upper);
+      if (run.next == end) return;
+      run = find_run(p, plan, run.segment, run.next, end);
+      find_rows(run);
     }
   }
 
@@ -195,6 +197,7 @@ class Consumer {
   Shared<D, N>& shared;
   const int lane, warp, block;
   Cursor<Shared<D, N>::kStages> ring{.parity = 0};
+  const __nv_bfloat16* q_rows[N];
   uint32_t q[D / 16][N][2];
   int visible[N][2];          // keys that the thread's rows see
   Partial chunk_state, node;  // of the chunk; of the chunks since the last multiple of 8
@@ -205,7 +208,8 @@ class Consumer {
     ring.next();
   }
 
-  __device__ __forceinline__ void begin_run(const Run& run) {
+  /// What the run's rows see and where they are.
+  __device__ __forceinline__ void find_rows(const Run& run) {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
 #pragma unroll
@@ -216,16 +220,21 @@ class Consumer {
                             : INT_MAX;
       }
       const int row = n * 8 + lane / 4;
-      const bool valid = row < run.rows;
-      const QRow at = valid ? locate(p, run, row) : QRow{0, 0};
-      const __nv_bfloat16* from = p.q + at.token * p.q_row + at.head * p.q_head;
+      const QRow at = locate(p, run, min(row, run.rows - 1));
+      q_rows[n] = row < run.rows ? p.q + at.token * p.q_row + at.head * p.q_head : nullptr;
+    }
+  }
+  __device__ __forceinline__ void load_rows() {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
 #pragma unroll
       for (int k = 0; k < D / 16; ++k) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int column = k * 16 + half * 8 + lane % 4 * 2;
-          q[k][n][half] =
-              valid && column < p.head_dim ? *reinterpret_cast<const uint32_t*>(from + column) : 0u;
+          q[k][n][half] = q_rows[n] != nullptr && column < p.head_dim
+                              ? *reinterpret_cast<const uint32_t*>(q_rows[n] + column)
+                              : 0u;
         }
       }
     }
@@ -587,14 +596,15 @@ __global__ __launch_bounds__(kWarps * 32 + 32,
   const Shares shares(plan.starts[p.num_segments], p.num_blocks);
   const int block = static_cast<int>(blockIdx.x);
   const int begin = shares.begin(block), end = shares.begin(block + 1);
-  if (warp == kWarps && begin < end) {
-    prefetch_chunks<D>(p, &map, find_run(p, plan, find_segment(p, plan, begin), begin, end));
-  }
-  wait_for_predecessor();
-  if (warp == kWarps) {
-    produce<D, N>(p, &map, plan, shared, begin, end);
+  if (begin == end) {
+    wait_for_predecessor();
   } else {
-    Consumer<D, N>(p, plan, shared, warp).consume(begin, end);
+    const Run run = find_run(p, plan, find_segment(p, plan, begin), begin, end);
+    if (warp == kWarps) {
+      produce<D, N>(p, &map, plan, shared, run, end);
+    } else {
+      Consumer<D, N>(p, plan, shared, warp).consume(run, end);
+    }
   }
   clear_rest(p);
 }

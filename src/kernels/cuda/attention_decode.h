@@ -48,7 +48,7 @@ __device__ __forceinline__ float exp2_approx(float x) {
 struct Plan {
   int* chunks;   // [segments] of a pair of the segment
   int* starts;   // [segments + 1] first unit of the segment's pairs
-  int* granule;  // [1]
+  int* granule;  // [1] log2
 
   __device__ Plan(unsigned char* memory, int num_segments)
       : chunks(reinterpret_cast<int*>(memory)),
@@ -56,16 +56,11 @@ struct Plan {
         granule(starts + num_segments + 1) {}
   /// Of a pair of the segment.
   __device__ __forceinline__ int units(int segment) const {
-    return (chunks[segment] + *granule - 1) / *granule;
+    return (chunks[segment] + (1 << *granule) - 1) >> *granule;
   }
 };
 constexpr int64_t plan_bytes(int64_t num_segments) {
   return (2 * num_segments + 2) * static_cast<int64_t>(sizeof(int));
-}
-
-/// The most chunks a block gets when units are of `granule` chunks.
-__device__ __forceinline__ int longest_share(int units, int granule, int num_blocks) {
-  return (units + num_blocks - 1) / num_blocks * granule;
 }
 
 /// By all threads of the block; ends with a barrier.
@@ -82,25 +77,23 @@ __device__ inline void make_plan(const DecodeParams& p, const Plan& plan) {
     const int lane = static_cast<int>(threadIdx.x), each = (p.num_segments + 31) / 32;
     const int begin = min(lane * each, p.num_segments), end = min(begin + each, p.num_segments);
     // Units as long as they lengthen no share by more than 4%: cuts at nodes leave less to fold.
-    constexpr int kGranules[] = {kFan, kFan / 2, kFan / 4, 1};
+    static_assert(kFan == 8);
     int units[4] = {0, 0, 0, 0};
     for (int s = begin; s < end; ++s) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        units[i] += (plan.chunks[s] + kGranules[i] - 1) / kGranules[i] * plan.starts[s];
+        units[i] += ((plan.chunks[s] + (1 << i) - 1) >> i) * plan.starts[s];
       }
     }
-    int total[4];
+    int granule = 0, shortest = 0, mine = units[0];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      total[i] = static_cast<int>(__reduce_add_sync(0xffffffffu, static_cast<unsigned>(units[i])));
-    }
-    int granule = 1, mine = units[3];
-    const int shortest = longest_share(total[3], 1, p.num_blocks);
-#pragma unroll
-    for (int i = 2; i >= 0; --i) {
-      if (25 * longest_share(total[i], kGranules[i], p.num_blocks) <= 26 * shortest) {
-        granule = kGranules[i];
+      const int total =
+          static_cast<int>(__reduce_add_sync(0xffffffffu, static_cast<unsigned>(units[i])));
+      const int longest = (total + p.num_blocks - 1) / p.num_blocks << i;
+      if (i == 0) shortest = longest;
+      if (i > 0 && 25 * longest <= 26 * shortest) {
+        granule = i;
         mine = units[i];
       }
     }
@@ -113,7 +106,7 @@ __device__ inline void make_plan(const DecodeParams& p, const Plan& plan) {
     if (lane == 0) *plan.granule = granule;
     before -= mine;
     for (int s = begin; s < end; ++s) {
-      const int count = (plan.chunks[s] + granule - 1) / granule * plan.starts[s];
+      const int count = plan.starts[s] * ((plan.chunks[s] + (1 << granule) - 1) >> granule);
       plan.starts[s] = before;
       before += count;
     }
@@ -124,15 +117,24 @@ __device__ inline void make_plan(const DecodeParams& p, const Plan& plan) {
 /// Equal shares of all units; the first blocks have one more.
 struct Shares {
   int each, more;
+  float inverse_each, inverse_next;  // of each, each + 1
   __device__ Shares(int total, int num_blocks)
-      : each(total / num_blocks), more(total - each * num_blocks) {}
+      : each(total / num_blocks),
+        more(total - each * num_blocks),
+        inverse_each(1 / static_cast<float>(each)),
+        inverse_next(1 / static_cast<float>(each + 1)) {}
   __device__ __forceinline__ int begin(int block) const { return each * block + min(block, more); }
   /// The block whose share holds a unit.
   __device__ __forceinline__ int owner(int unit) const {
     const int longer = more * (each + 1);
     const bool in_longer = unit < longer;
-    return (in_longer ? 0 : more) +
-           (unit - (in_longer ? 0 : longer)) / (in_longer ? each + 1 : each);
+    const int x = in_longer ? unit : unit - longer, divisor = in_longer ? each + 1 : each;
+    // x / divisor is a number of blocks: its float is off by less than one.
+    int quotient =
+        static_cast<int>(static_cast<float>(x) * (in_longer ? inverse_next : inverse_each));
+    const int rest = x - quotient * divisor;
+    quotient += rest >= divisor ? 1 : (rest < 0 ? -1 : 0);
+    return quotient + (in_longer ? 0 : more);
   }
 };
 
@@ -154,8 +156,8 @@ __device__ __forceinline__ Run find_run(const DecodeParams& p, const Plan& plan,
   const int granule = *plan.granule, units = plan.units(segment);
   const int local = at - plan.starts[segment], pair = local / units;
   const int first = local - pair * units, last = min(units, first + end - at);
-  run.begin = first * granule;
-  run.end = min(run.chunks, last * granule);
+  run.begin = first << granule;
+  run.end = min(run.chunks, last << granule);
   run.next = at + last - first;
   run.kv_head = pair % p.kv_heads;
   run.first_row = pair / p.kv_heads * p.tile_rows;

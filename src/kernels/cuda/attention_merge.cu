@@ -24,73 +24,92 @@ struct Merger {
   const DecodeParams& p;
   Run run;  // all chunks of the pair
   Shares shares;
-  int start, granule;  // units before this pair's; chunks of a unit
+  int start, granule;  // units before this pair's; log2 of the chunks of a unit
   int lane;
+
+  /// One row of a node that several blocks computed.
+  struct Node {
+    unsigned there = 0;  // children; none: nothing is to be done
+    int from = 0;  // floats before the partial of child `lane` (of child 0, if it isn't there)
+    int to = 0;    // and where the node goes, unless it is the root
+    int row = 0;
+    __nv_bfloat16* out = nullptr;  // of the root
+  };
 
   /// Where the share of a block begins, in chunks of this pair.
   __device__ __forceinline__ int border(int block) const {
-    return (shares.begin(block) - start) * granule;
+    return (shares.begin(block) - start) << granule;
   }
   __device__ __forceinline__ int owner(int chunk) const {
-    return shares.owner(start + chunk / granule);
+    return shares.owner(start + (chunk >> granule));
+  }
+  __device__ __forceinline__ int partial(int block, int level, int child) const {
+    return ((block * p.levels + level) * kFan + child) * (p.partial_rows * (D + 2));
   }
 
-  /// Where lane c finds child c of a node of `level` that a border cuts, or -1: it isn't there, or
-  /// is within the partial of child 0. `end_of_first`: of the share that holds the node's
-  /// beginning.
-  __device__ __forceinline__ int64_t find_child(int node_begin, int node_end, int level, int span,
-                                                int end_of_first) const {
-    const int begin = node_begin + lane * span, end = min(begin + span, node_end);
-    if (lane >= kFan || begin >= node_end || (lane > 0 && end <= end_of_first)) return -1;
-    const int first = owner(begin);
-    // Child 0 is the beginning of this node, or (no child is complete) its own cut whole.
-    const bool cut = end > (lane == 0 ? end_of_first : border(first + 1));
-    return partial_offset(p, D, first, cut ? level - 2 : level - 1, cut ? 0 : lane);
+  /// Row `row` of the node of `level` that begins at `begin`. Its children: the partial of its
+  /// beginning (in which some children may be complete) or its first child, itself folded before;
+  /// then children of one block and children folded before.
+  __device__ __forceinline__ Node find_node(int begin, int level, int row) const {
+    const int span = 1 << 3 * (level - 1), end = min(begin + span * kFan, run.chunks);
+    const int first = owner(begin), end_of_first = border(first + 1);
+    Node node;
+    if (end <= end_of_first) return node;
+    const int child = min(begin + lane * span, end - 1), child_end = min(child + span, end);
+    const bool there =
+        lane == 0 || (lane < kFan && begin + lane * span < end && child_end > end_of_first);
+    const int child_first = owner(child);
+    const bool cut = child_end > border(child_first + 1);
+    node.there = __ballot_sync(0xffffffffu, there);
+    node.from = partial(child_first, cut ? level - 2 : level - 1, cut ? 0 : lane);
+    const int from_first = __shfl_sync(0xffffffffu, node.from, 0);
+    if (!there) node.from = from_first;
+    node.to = partial(first, level - 1, 0);
+    node.row = row;
+    if (begin == 0 && end == run.chunks) {
+      const QRow at = locate(p, run, row);
+      node.out = p.out + at.token * p.out_row + at.head * p.out_head;
+    }
+    return node;
   }
 
-  /// Folds row `row` of the node of `level` (whose children are `span` chunks) that begins at
-  /// `begin`. The root is the output; others go where their beginnings were.
-  __device__ __forceinline__ void fold_node(int begin, int level, int span, int row) const {
-    const int end = min(begin + span * kFan, run.chunks), first = owner(begin);
-    const int end_of_first = border(first + 1);
-    if (end <= end_of_first) return;  // of one block
-    const int64_t mine = find_child(begin, end, level, span, end_of_first);
-    const int64_t scalars = int64_t{p.partial_rows} * D + 2 * row;
-    float2 of_child = {0, 0};  // top and sum of child `lane`
-    if (mine >= 0) of_child = __ldcg(reinterpret_cast<const float2*>(p.partials + mine + scalars));
-    const unsigned there = __ballot_sync(0xffffffffu, mine >= 0);
-    float* to = p.partials + partial_offset(p, D, first, level - 1, 0);
+  __device__ __forceinline__ void fold(const Node& node) const {
+    if (node.there == 0) return;
+    const int scalars = p.partial_rows * D + 2 * node.row;
+    float2 of_child = __ldcg(reinterpret_cast<const float2*>(p.partials + node.from + scalars));
+    // A child that isn't there is an empty partial, which changes nothing.
+    if ((node.there >> lane & 1) == 0) of_child = {minus_infinity(), 0};
     float top = 0, sum = 0;
 #pragma unroll 1
     for (int column = lane * kEach; column < D; column += kColumns) {
-      const int64_t at_o = int64_t{row} * D + column;
+      const int at = node.row * D + column;
       float o[kFan][kEach];
 #pragma unroll
       for (int c = 0; c < kFan; ++c) {
-        const int64_t at = __shfl_sync(0xffffffffu, mine, c);
-        if (there >> c & 1) load(o[c], p.partials + at + at_o);
+        load(o[c], p.partials + __shfl_sync(0xffffffffu, node.from, c) + at);
       }
       top = __shfl_sync(0xffffffffu, of_child.x, 0);
       sum = __shfl_sync(0xffffffffu, of_child.y, 0);
 #pragma unroll
       for (int c = 1; c < kFan; ++c) {
-        const float other_top = __shfl_sync(0xffffffffu, of_child.x, c);
-        const float other_sum = __shfl_sync(0xffffffffu, of_child.y, c);
-        if ((there >> c & 1) == 0) continue;
-        const Factors f = fold_factors(top, sum, other_top, other_sum);
+        const Factors f = fold_factors(top, sum, __shfl_sync(0xffffffffu, of_child.x, c),
+                                       __shfl_sync(0xffffffffu, of_child.y, c));
 #pragma unroll
         for (int i = 0; i < kEach; ++i) o[0][i] = fold_value(o[0][i], o[c][i], f);
       }
-      if (begin == 0 && end == run.chunks) {
-        write(o[0], inverse(sum), row, column);
-        continue;
-      }
+      if (node.out != nullptr) {
+        write(o[0], inverse(sum), node.out, column);
+      } else {
 #pragma unroll
-      for (int i = 0; i < kEach; i += 2) {
-        __stcg(reinterpret_cast<float2*>(to + at_o + i), float2{o[0][i], o[0][i + 1]});
+        for (int i = 0; i < kEach; i += 2) {
+          __stcg(reinterpret_cast<float2*>(p.partials + node.to + at + i),
+                 float2{o[0][i], o[0][i + 1]});
+        }
       }
     }
-    if (lane == 0) __stcg(reinterpret_cast<float2*>(to + scalars), float2{top, sum});
+    if (lane == 0 && node.out == nullptr) {
+      __stcg(reinterpret_cast<float2*>(p.partials + node.to + scalars), float2{top, sum});
+    }
   }
 
   static __device__ __forceinline__ void load(float (&o)[kEach], const float* from) {
@@ -106,14 +125,13 @@ struct Merger {
       o[3] = four.w;
     }
   }
-  __device__ __forceinline__ void write(const float (&o)[kEach], float scale, int row,
+
+  __device__ __forceinline__ void write(const float (&o)[kEach], float scale, __nv_bfloat16* to,
                                         int column) const {
     if (column >= p.head_dim) return;
-    const QRow at = locate(p, run, row);
-    __nv_bfloat16* to = p.out + at.token * p.out_row + at.head * p.out_head + column;
 #pragma unroll
     for (int i = 0; i < kEach; i += 2) {
-      *reinterpret_cast<uint32_t*>(to + i) = pack_bf16(o[i] * scale, o[i + 1] * scale);
+      *reinterpret_cast<uint32_t*>(to + column + i) = pack_bf16(o[i] * scale, o[i + 1] * scale);
     }
   }
 };
@@ -151,10 +169,11 @@ __global__ __launch_bounds__(kBound, 2) void merge_kernel(const __grid_constant_
     first_block = shares.owner(start);
     borders = shares.owner(start + plan.units(segment) - 1) - first_block;
   }
-  // Every block waits, so that this kernel never ends before the first.
-  wait_for_predecessor();
-  if (borders == 0) return;
-
+  if (borders == 0) {
+    // Every block waits, so that this kernel never ends before the first.
+    wait_for_predecessor();
+    return;
+  }
   const int chunks = plan.chunks[segment], warps = static_cast<int>(blockDim.x) / 32;
   const Merger<D> merger{p,
                          find_run(p, plan, segment, start, start + plan.units(segment)),
@@ -164,23 +183,32 @@ __global__ __launch_bounds__(kBound, 2) void merge_kernel(const __grid_constant_
                          static_cast<int>(threadIdx.x) % 32};
   const int first_row = static_cast<int>(blockIdx.y), step = static_cast<int>(gridDim.y);
   const int rows = (merger.run.rows - first_row + step - 1) / step;
-  int span = 1;
-  for (int level = 1;; ++level, span *= kFan) {
-    const int node_span = span * kFan, nodes = (chunks + node_span - 1) / node_span;
-    for (int item = warp_index(); item < min(nodes, borders) * rows; item += warps) {
-      const int at = item / rows, row = first_row + item % rows * step;
-      if (nodes <= borders) {
-        merger.fold_node(at * node_span, level, span, row);
-      } else {
-        // A node is folded for the first border within it.
-        const int border = first_block + 1 + at, position = merger.border(border);
-        const int begin = position / node_span * node_span;
-        if (position > begin && (at == 0 || merger.border(border - 1) <= begin)) {
-          merger.fold_node(begin, level, span, row);
-        }
-      }
+  // The item'th (node, row) of a level. Nodes beside each other, or one a border, if those are
+  // fewer: a node then belongs to the first border within it.
+  const auto find_item = [&](int level, int item) {
+    const int shift = 3 * level, nodes = (chunks + (1 << shift) - 1) >> shift;
+    if (item >= min(nodes, borders) * rows) return typename Merger<D>::Node{};
+    const int at = rows == 1 ? item : item / rows;
+    const int row = first_row + (item - at * rows) * step;
+    if (nodes <= borders) return merger.find_node(at << shift, level, row);
+    const int border = first_block + 1 + at, position = merger.border(border);
+    const int begin = position >> shift << shift;
+    if (position == begin || (at > 0 && merger.border(border - 1) > begin)) {
+      return typename Merger<D>::Node{};
     }
-    if (node_span >= chunks) return;
+    return merger.find_node(begin, level, row);
+  };
+  // Units are whole nodes of the levels below.
+  const int first_level = merger.granule == 3 ? 2 : 1;
+  auto node = find_item(first_level, warp_index());
+  wait_for_predecessor();
+  for (int level = first_level;; ++level) {
+    const int items = min((chunks + (1 << 3 * level) - 1) >> 3 * level, borders) * rows;
+    for (int item = warp_index(); item < items; item += warps) {
+      if (item >= warps || level > first_level) node = find_item(level, item);
+      merger.fold(node);
+    }
+    if (chunks <= 1 << 3 * level) return;
     __syncthreads();
   }
 }
@@ -191,6 +219,8 @@ void merge(Stream& stream, const DecodeParams& p, int padded_dim) {
   const auto kernel = padded_dim == 64    ? merge_kernel<64>
                       : padded_dim == 128 ? merge_kernel<128>
                                           : merge_kernel<256>;
+  CHECK(int64_t{p.num_blocks} * p.levels * kFan * p.partial_rows * (padded_dim + 2) < INT32_MAX,
+        "attention_decode: partials");
   // As many blocks as there are pairs, or (at most one cut pair begins in a share) shares.
   const int pairs = p.num_segments * p.max_pairs;
   const bool by_pair = pairs <= p.num_blocks;
