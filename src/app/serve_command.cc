@@ -11,6 +11,7 @@
 #include "app/descriptor_limit.h"
 #include "app/fake_engine.h"
 #include "app/heap_trim.h"
+#include "app/image_fetch.h"
 #include "app/local_engine.h"
 #include "app/model_location.h"
 #include "app/serve_options.h"
@@ -145,7 +146,9 @@ Result<Served> Server::plan_model() {
   const EnginePlan& plan = *plan_;
   Served out{.directory = plan.directory, .name = plan.name, .limits = limits_of(plan)};
   out.defaults = TRY(generation_defaults(options_, plan.generation));
-  images_ = image_reader_of(plan, {});
+  images_ = image_reader_of(
+      plan, image_fetcher({.enabled = options_.fetch_images || !options_.media_domains.empty(),
+                           .domains = options_.media_domains}));
   out.block_size = plan.load.block_size;
   out.num_blocks = static_cast<int>(plan.memory.limits.num_blocks);
   out.num_slots = static_cast<int>(plan.memory.limits.num_slots);

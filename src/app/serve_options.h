@@ -35,6 +35,10 @@ struct ServeOptions {
   std::string generation_config = "auto";  ///< auto: the model's; vllm: none; or a directory
   std::string override_generation_config;  ///< JSON object; empty: none
 
+  // Images by URL; without either, requests send them as data: URIs.
+  bool fetch_images = false;               ///< --fetch-images: from all public hosts
+  std::vector<std::string> media_domains;  ///< --allowed-media-domains: from these alone
+
   // How much.
   int max_waiting = 1024;        ///< requests beyond the running ones before 429 (--max-waiting)
   int64_t max_n = 128;           ///< choices of a request (--max-n)

@@ -21,7 +21,6 @@ constexpr KnownFlag kIgnored[] = {
     {"--allow-deprecated-quantization", kSwitch, ""},
     {"--allowed-headers", kValue, "[\"*\"]"},
     {"--allowed-local-media-path", kValue, ""},
-    {"--allowed-media-domains", kMany, ""},
     {"--allowed-methods", kValue, "[\"*\"]"},
     {"--api-server-count", kValue, "1"},
     {"--async-scheduling", kSwitch, ""},

@@ -433,6 +433,7 @@ Service::Outcome Service::prepare(const Call& call, Parse parse, const Model& mo
   // One key's prompts are never found by another's.
   out.request.cache_salt = call.scope + "/" + out.request.cache_salt;
   Result<PreparedRequest> prepared = model.frontend->prepare(out.request, next_seed());
+  out.request.images = {};  // decoded; a job keeps its request to the end of the answer
   if (prepared) {
     out.prepared = std::move(prepared).value();
   } else {
