@@ -15,8 +15,7 @@ constexpr WeightFormat kFormats[] = {WeightFormat::kBf16, WeightFormat::kF32, We
 
 /// A weight packed on the device, and what it holds for the oracle.
 struct PackedWeight {
-  PackedWeight(WeightFormat format, int64_t n, int64_t k, uint64_t seed)
-      : values(static_cast<size_t>(n * k)) {
+  PackedWeight(WeightFormat format, int64_t n, int64_t k, uint64_t seed, bool unpack = true) {
     weight.shape = {format, n, k, 1};
     weight.expert_bytes = cuda::weight_bytes(weight.shape);
     memory = DeviceTensor(DType::kU8, {weight.expert_bytes});
@@ -27,6 +26,8 @@ struct PackedWeight {
     const std::vector<TensorView> pieces = {pinned.view};
     cuda::pack_weight(stream, weight, 0, pieces);
     stream.sync();
+    if (!unpack) return;
+    values.resize(static_cast<size_t>(n * k));
     cuda::unpack_weight(weight, 0, {values.data(), DType::kF32, {n, k}});
     oracle.shape = {WeightFormat::kF32, n, k, 1};
     oracle.data = reinterpret_cast<std::byte*>(values.data());
@@ -155,7 +156,7 @@ TEST(LinearDecode, Shapes) {
 void check_pieces(WeightFormat format, Epilogue epilogue, DType out_type, int64_t n, int64_t k) {
   SCOPED_TRACE(testing::Message() << weight_format_name(format) << " " << n << " x " << k);
   constexpr int64_t kRows = 256;
-  PackedWeight w(format, n, k, 3);
+  PackedWeight w(format, n, k, 3, false);
   const DeviceTensor x(DType::kBF16, {kRows, k}, random_bf16(kRows * k, 4));
   const int64_t columns = epilogue == Epilogue::kSiluMul ? n / 2 : n;
   const std::vector<float> ones(static_cast<size_t>(kRows * columns), 1.0f);
@@ -191,7 +192,7 @@ TEST(LinearDecode, BitsDoNotDependOnRows) {
     check_pieces(format, Epilogue::kStore, DType::kF32, 1000, 4096);
     check_pieces(format, Epilogue::kAdd, DType::kF32, 1024, 3072);
     check_pieces(format, Epilogue::kSiluMul, DType::kF32, 6144, 1024);
-    check_pieces(format, Epilogue::kStore, DType::kF32, 20000, 512);
+    check_pieces(format, Epilogue::kStore, DType::kF32, 15400, 2048);  // many turns of the ring
   }
 }
 

@@ -3,66 +3,37 @@
 // out (+)= x W^T + bias for few rows x: W streams through shared memory once for each 64 rows of x.
 // docs/kernels/gemm_decode.md. Included by the .cu files of the formats.
 //
-// A block has 64 G rows of W (G warpgroups) and the K range of its rank in a cluster of 1 to 8; W
-// is the A operand of wgmma (m64 n8..64 k16), x the B operand, so that few rows of x cost little.
-// One thread keeps a ring of stages full by TMA: those of W before the predecessor kernel has
-// ended. The ranks' sums meet in shared memory and are added in rank order. Sums: k ascending
-// within a rank in steps of 16, then ranks ascending: the same for every count of rows. Bytes: W
-// once (ceil(M / 64) times for more rows), x once a block (from L2). Bound: memory.
-
-#include <cuda_fp16.h>
+// A block has U units of 64 rows of W and the K range of its rank, of 1 to 8. W is the A operand of
+// the tensor cores, x the B operand, so that few rows of x cost little. One thread keeps a ring of
+// stages full of W by TMA, before the predecessor kernel has ended, and fetches some more of W into
+// L2; another one loads x. The other warps take the stages in C turns; the turns' sums meet in
+// shared memory. The ranks of a tile of W are a cluster: for few rows each sends its part of the
+// others' shares to them, for many it fetches its share from them, and adds up its share. With many
+// rows of x, clusters also have several tiles of W, for which each block loads a part of x into all
+// of them. Sums: k ascending within a turn in steps of 16, then turns, then ranks: the same for
+// every count of rows. Bytes: W once (once each 64 or 256 rows for more), x once a cluster (from
+// L2). Bound: memory.
 
 #include <algorithm>
 
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/common/ptx.h"
 #include "kernels/cuda/common/tensor_map.h"
-#include "kernels/cuda/common/wgmma.h"
 #include "kernels/cuda/gemm_decode.h"
+#include "kernels/cuda/gemm_decode_load.h"
+#include "kernels/cuda/gemm_decode_math.h"
 #include "kernels/cuda/weight_layout.h"
 
 namespace weft::cuda {
 
-struct DecodeParams {
-  const std::byte* codes;  ///< kInt8, kInt4: tiles; kFp8Block: scales (f32)
-  int64_t expert_bytes;
-  int64_t tiles_k;  ///< int: tiles of a row of tiles; fp8: scales of a row
-  int n, rows;      ///< N; rows of x
-  int k_steps;      ///< stages of the whole K
-  int up_row;       ///< kSiluMul: I, the row of W where `up` begins; else 0
-  int row_tiles;    ///< tiles of x rows
-  int stages;
-  int split;
-  const ExpertRows* groups;
-  const float* bias;
-  void* out;
-  int64_t out_stride;
-  Epilogue epilogue;
-  bool out_f32;
-};
-
-/// What a stage of shared memory holds: x [k / 64][MT][64] bf16 with 128-byte swizzle, then W.
-template <WeightFormat F>
-struct DecodeStage {
-  static constexpr int kColumns = F == WeightFormat::kFp8Block ? 128 : 64;  ///< of K
-  static constexpr int kWeightBytes = F == WeightFormat::kInt8   ? kInt8TileBytes
-                                      : F == WeightFormat::kInt4 ? kInt4TileBytes
-                                                                 : 8192;  ///< a warpgroup's
-  static constexpr bool kTiles = F == WeightFormat::kInt8 || F == WeightFormat::kInt4;
-  static constexpr int bytes(int row_tile, int warpgroups) {
-    return (row_tile * kColumns * 2 + kWeightBytes * warpgroups + 1023) / 1024 * 1024;
-  }
-};
-
-__device__ __forceinline__ float4 load_of_rank(uint32_t address, uint32_t rank) {
-  float4 v;
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(map_to_block(address, rank))
-               : "memory");
-  return v;
+/// To another block of the cluster; counts at its barrier.
+__device__ __forceinline__ void send(uint32_t to, const float4& v, uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier)
+      : "memory");
 }
-
 __device__ __forceinline__ float4 operator+(const float4& a, const float4& b) {
   return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
 }
@@ -71,266 +42,156 @@ __device__ __forceinline__ float silu_of(float x) {
   return x / (1.0f + __expf(-x));
 }
 
-/// Four bf16 numbers (lows in `low`) of codes that fit 16-bit lanes with these magic numbers.
-__device__ __forceinline__ uint32_t subtract_bf16(uint32_t a, uint32_t b) {
-  uint32_t d;
-  asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-  return d;
+/// Tiles of many rows are fetched from the other ranks, who wait; of few, sent to them.
+constexpr bool shares_are_fetched(int row_tile) {
+  return row_tile > 16;
 }
 
-/// Codes of a step (16 k) of this thread as exact bf16 integers, in the order of wgmma's A.
-__device__ __forceinline__ void int8_step(uint32_t (&a)[4], uint32_t first, uint32_t second) {
-  const auto pair = [](uint32_t x) {
-    // Low 7 bits over 128.0; the sign bit turns 128.0 into 256.0 on the other side.
-    return subtract_bf16((x & 0x007F007Fu) | 0x43004300u, (x & 0x00800080u) | 0x43004300u);
-  };
-  a[0] = pair(first);
-  a[1] = pair(first >> 8);
-  a[2] = pair(second);
-  a[3] = pair(second >> 8);
-}
-__device__ __forceinline__ void int4_step(uint32_t (&a)[4], uint32_t word) {
-  const auto pair = [](uint32_t x) {
-    return subtract_bf16((x & 0x000F000Fu) | 0x43004300u, 0x43084308u);  // 128 + (q + 8) - 136
-  };
-  a[0] = pair(word);
-  a[2] = pair(word >> 4);
-  a[1] = pair(word >> 8);
-  a[3] = pair(word >> 12);
-}
-/// Two e4m3 codes in the low 16 bits as bf16: exact (the exponent is moved, then multiplied right).
-__device__ __forceinline__ uint32_t fp8_pair(uint32_t codes) {
-  const uint32_t wide = __byte_perm(codes, 0, 0x1404);
-  const uint32_t bits = (wide & 0x80008000u) | ((wide & 0x7F007F00u) >> 4);
-  uint32_t d;
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(bits), "r"(0x7B807B80u));  // 2^120
-  return d;
+/// Which rows of W and which stages a warp has.
+struct DecodeTurn {
+  int chunk;  ///< its first 16 rows in the block's
+  int turn;
+};
+template <WeightFormat F, int MT>
+__device__ __forceinline__ DecodeTurn decode_turn(const DecodeParams& p) {
+  constexpr int kChunks = decode_chunks(F, MT);
+  const int warps = p.units * 4 / kChunks, warp = warp_index();
+  return {warp % warps * kChunks, warp / warps};
 }
 
-/// Which part of the product a block has.
-struct DecodeWork {
-  int tile;  ///< of W's rows
-  int rank;  ///< along K
-  int expert;
-  int first_row;  ///< of x
-  int rows;       ///< of x, at most the row tile; <= 0: nothing
+/// fp8: the scales of 16 rows, for the stages from k_begin; null: no such rows.
+__device__ __forceinline__ const float* scales_of_chunk(const DecodeWork& work,
+                                                        const DecodeParams& p, int chunk,
+                                                        int k_begin) {
+  const int local = chunk * 16;
+  int row = work.tile * p.units * 64 + local;
+  if (p.up_row > 0) {
+    const int half = p.units * 32;
+    row = work.tile * half + local % half + local / half * p.up_row;
+  }
+  if (row >= p.n) return nullptr;
+  return reinterpret_cast<const float*>(p.codes + work.expert * p.expert_bytes) +
+         row / kFp8ScaleRows * p.tiles_k + k_begin;
+}
+
+/// The stages of a block.
+struct DecodeRange {
+  const std::byte* memory;
+  int k_begin, count;
 };
 
-template <int MT>
-__device__ __forceinline__ DecodeWork decode_work(const DecodeParams& p) {
-  DecodeWork w;
-  const int block = static_cast<int>(blockIdx.x);
-  w.rank = block % p.split;
-  const int row_tile = block / p.split % p.row_tiles;
-  w.tile = block / p.split / p.row_tiles;
-  w.expert = 0;
-  w.first_row = 0;
-  int rows = p.rows;
-  if (p.groups != nullptr) {
-    const ExpertRows group = p.groups[blockIdx.y];
-    w.expert = group.expert;
-    w.first_row = group.first_row;
-    rows = group.rows;
-  }
-  w.first_row += row_tile * MT;
-  w.rows = min(rows - row_tile * MT, MT);
-  return w;
-}
-
+/// The sums of this thread (the D layout of wgmma and mma.sync, by chunks) over its turns of the
+/// stages [0, count).
 template <WeightFormat F, int MT>
-struct DecodeRing {
+__device__ __forceinline__ void decode_sums(const DecodeRing& ring, const DecodeWork& work,
+                                            const DecodeParams& p, const DecodeRange& range,
+                                            float (&sum)[decode_chunks(F, MT)][MT / 2]) {
   using Stage = DecodeStage<F>;
-  std::byte* memory;
-  Barrier* full;
-  Barrier* empty;
-  int stage_bytes, warpgroups;
-
-  __device__ __forceinline__ std::byte* x(int stage) const { return memory + stage * stage_bytes; }
-  __device__ __forceinline__ std::byte* w(int stage) const {
-    return x(stage) + MT * Stage::kColumns * 2;
-  }
-};
-
-template <WeightFormat F, int MT>
-__device__ __forceinline__ void load_weights(const DecodeRing<F, MT>& ring, int stage, int k_step,
-                                             const DecodeWork& work, const DecodeParams& p,
-                                             const CUtensorMap* w_map) {
-  using Stage = DecodeStage<F>;
-  const int g = ring.warpgroups;
-  arrive_expect(&ring.full[stage],
-                static_cast<uint32_t>(Stage::kWeightBytes * g + MT * Stage::kColumns * 2));
-  if constexpr (Stage::kTiles) {
-    const std::byte* from = p.codes + work.expert * p.expert_bytes;
-    for (int i = 0; i < g; ++i) {
-      // kSiluMul: the first half of the warpgroups has gate, the other up.
-      int64_t tile = int64_t{work.tile} * g + i;
-      if (p.up_row > 0) {
-        tile = int64_t{work.tile} * (g / 2) + i % (g / 2) + i / (g / 2) * (p.up_row / kQuantTile);
-      }
-      tile = min(tile, int64_t{(p.n + kQuantTile - 1) / kQuantTile - 1});
-      bulk_load(ring.w(stage) + i * Stage::kWeightBytes,
-                from + (tile * p.tiles_k + k_step) * Stage::kWeightBytes, Stage::kWeightBytes,
-                &ring.full[stage], L2Hint::kEvictFirst);
-    }
-  } else {
-    const int k = k_step * Stage::kColumns;
-    if (p.up_row > 0) {
-      const int row = work.tile * g * 32;
-      tma_load(ring.w(stage), w_map, &ring.full[stage], Coords{k, row, work.expert},
-               L2Hint::kEvictFirst);
-      tma_load(ring.w(stage) + g * Stage::kWeightBytes / 2, w_map, &ring.full[stage],
-               Coords{k, p.up_row + row, work.expert}, L2Hint::kEvictFirst);
-    } else {
-      tma_load(ring.w(stage), w_map, &ring.full[stage], Coords{k, work.tile * g * 64, work.expert},
-               L2Hint::kEvictFirst);
-    }
-  }
-}
-
-template <WeightFormat F, int MT>
-__device__ __forceinline__ void load_x(const DecodeRing<F, MT>& ring, int stage, int k_step,
-                                       const DecodeWork& work, const CUtensorMap* x_map) {
-  constexpr int kColumns = DecodeStage<F>::kColumns;
+  constexpr int kChunks = decode_chunks(F, MT);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const DecodeTurn who = decode_turn<F, MT>(p);
 #pragma unroll
-  for (int i = 0; i < kColumns / 64; ++i) {
-    tma_load(ring.x(stage) + i * MT * 128, x_map, &ring.full[stage],
-             Coords{k_step * kColumns + i * 64, work.first_row});
+  for (int c = 0; c < kChunks; ++c) {
+#pragma unroll
+    for (float& s : sum[c]) s = 0.0f;
   }
-}
-
-/// The sums of this thread (wgmma's D layout) over the k steps [0, count) of its block.
-template <WeightFormat F, int MT>
-__device__ __forceinline__ void decode_sums(const DecodeRing<F, MT>& ring, const DecodeWork& work,
-                                            const DecodeParams& p, int k_begin, int count,
-                                            float (&sum)[MT / 2]) {
-  using Stage = DecodeStage<F>;
-  const int warp = warp_index(), lane = static_cast<int>(threadIdx.x) % 32;
-  const int warpgroup = warp / 4;
-  int stage = 0, before = 0;
-  uint32_t phase = 0;
-  const auto next = [&] {
-    before = stage;
-    if (++stage == p.stages) {
-      stage = 0;
-      phase ^= 1;
+  [[maybe_unused]] const float* scales[kChunks];
+  if constexpr (F == WeightFormat::kFp8Block) {
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      scales[c] = scales_of_chunk(work, p, who.chunk + c, range.k_begin);
+    }
+  }
+  // A stage is free once the warps of all members have read it; nobody waits for the last ones.
+  const auto release = [&](int i, int stage) {
+    if (i < 0 || i + p.stages >= range.count || lane >= p.share) return;
+    const uint32_t empty = ring.empty + 8 * static_cast<uint32_t>(stage);
+    if (p.share > 1) {
+      arrive_at_block(empty, static_cast<uint32_t>(work.rank + p.split * lane));
+    } else {
+      arrive_at(empty);
     }
   };
-  if constexpr (F == WeightFormat::kBf16) {
-    for (int i = 0; i < count; ++i) {
-      wait(&ring.full[stage], phase);
-      const uint64_t a = k_major_128(ring.w(stage) + warpgroup * Stage::kWeightBytes);
-      const uint64_t b = k_major_128(ring.x(stage));
+  int stage = who.turn, before = 0;
+  uint32_t phase = 0;
+  for (int i = who.turn; i < range.count; i += p.turns) {
+    [[maybe_unused]] float scale[kChunks] = {};
+    if constexpr (F == WeightFormat::kFp8Block) {
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        if (scales[c] != nullptr) scale[c] = __ldg(scales[c] + i);
+      }
+    }
+    wait_at(ring.full + 8 * static_cast<uint32_t>(stage), phase);
+    const std::byte* x_tile = range.memory + stage * ring.stage_bytes;
+    const std::byte* w_tile = x_tile + MT * Stage::kColumns * 2;
+    if constexpr (F == WeightFormat::kBf16) {
+      const uint64_t x = k_major_128(x_tile);
+      const uint64_t a = k_major_128(w_tile + who.chunk / 4 * Stage::kWeightBytes);
       wgmma_fence();
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        Wgmma<MT>::bf16(sum, advance(a, 32u * j), advance(b, 32u * j), i > 0 || j > 0);
+        Wgmma<MT>::bf16(sum[0], advance(a, 32u * j), advance(x, 32u * j), 1);
       }
       wgmma_commit();
       wgmma_wait<1>();
-      if (i > 0 && lane == 0) arrive(&ring.empty[before]);
-      next();
-    }
-    wgmma_wait<0>();
-    hold(sum);
-    return;
-  } else {
-#pragma unroll
-    for (float& s : sum) s = 0.0f;
-    for (int i = 0; i < count; ++i) {
-      wait(&ring.full[stage], phase);
-      const std::byte* w = ring.w(stage) + warpgroup * Stage::kWeightBytes;
-      const uint64_t b = k_major_128(ring.x(stage));
+      release(i - p.turns, before);
+    } else {
       if constexpr (F == WeightFormat::kFp8Block) {
-        // Rows of 128 codes, 128-byte swizzle; a scale for the warp's 16 rows.
-        const int row0 = (work.tile * ring.warpgroups + warpgroup) * 64;
-        int row = row0;
-        if (p.up_row > 0) {
-          const int half = ring.warpgroups * 32, local = warpgroup * 64 + warp % 4 * 16;
-          row = work.tile * half + local % half + local / half * p.up_row;
-        } else {
-          row += warp % 4 * 16;
-        }
-        const float* scales =
-            reinterpret_cast<const float*>(p.codes + work.expert * p.expert_bytes);
-        const float scale =
-            row < p.n ? __ldg(scales + row / kFp8ScaleRows * p.tiles_k + k_begin + i) : 0.0f;
-        float part[MT / 2];
-        const int r = warp % 4 * 16 + lane / 4;
-        uint32_t a[8][4];
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const auto at =
-                swizzled_128(static_cast<uint32_t>(r + e % 2 * 8),
-                             static_cast<uint32_t>(16 * j + 2 * (lane % 4) + e / 2 * 8));
-            a[j][e] = fp8_pair(*reinterpret_cast<const uint16_t*>(w + at));
-          }
-          hold(a[j]);
-        }
-        wgmma_fence();
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          Wgmma<MT>::bf16_a(part, a[j], advance(b, 32u * (j % 4) + (j / 4) * MT * 128u), j > 0);
-        }
-        wgmma_commit();
-        wgmma_wait<0>();
-        hold(part);
-        if (lane == 0) arrive(&ring.empty[stage]);
-#pragma unroll
-        for (int c = 0; c < MT / 2; ++c) sum[c] = __fmaf_rn(scale, part[c], sum[c]);
+        add_fp8<MT, kChunks>(w_tile, who.chunk, x_tile, scale, sum);
+      } else if (2 * (range.k_begin + i) + 1 < p.tiles_k) {
+        add_tiles<F, MT, 2, kChunks>(w_tile, who.chunk, x_tile, sum);
       } else {
-        constexpr bool kInt8 = F == WeightFormat::kInt8;
-        uint32_t a[4][4];
-        if constexpr (kInt8) {
-#pragma unroll
-          for (int v = 0; v < 2; ++v) {
-            const uint4 codes =
-                *reinterpret_cast<const uint4*>(w + warp % 4 * 1024 + v * 512 + lane * 16);
-            int8_step(a[2 * v], codes.x, codes.y);
-            int8_step(a[2 * v + 1], codes.z, codes.w);
-          }
-        } else {
-          const uint4 codes = *reinterpret_cast<const uint4*>(w + warp % 4 * 512 + lane * 16);
-          int4_step(a[0], codes.x);
-          int4_step(a[1], codes.y);
-          int4_step(a[2], codes.z);
-          int4_step(a[3], codes.w);
-        }
-        float2 scale[2];  // of rows lane / 4 and 8 more, for both groups
-#pragma unroll
-        for (int v = 0; v < 2; ++v) {
-          scale[v] = __half22float2(
-              *reinterpret_cast<const __half2*>(w + (kInt8 ? kInt8CodeBytes : kInt4CodeBytes) +
-                                                v * 128 + warp % 4 * 32 + lane / 4 * 4));
-        }
-        float part[2][MT / 2];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) hold(a[j]);
-        wgmma_fence();
-#pragma unroll
-        for (int v = 0; v < 2; ++v) {
-          Wgmma<MT>::bf16_a(part[v], a[2 * v], advance(b, 64u * v), 0);
-          Wgmma<MT>::bf16_a(part[v], a[2 * v + 1], advance(b, 64u * v + 32), 1);
-          wgmma_commit();
-        }
-        wgmma_wait<1>();
-        hold(part[0]);
-#pragma unroll
-        for (int c = 0; c < MT / 2; ++c) {
-          sum[c] = __fmaf_rn(c % 4 < 2 ? scale[0].x : scale[0].y, part[0][c], sum[c]);
-        }
-        wgmma_wait<0>();
-        hold(part[1]);
-        if (lane == 0) arrive(&ring.empty[stage]);
-#pragma unroll
-        for (int c = 0; c < MT / 2; ++c) {
-          sum[c] = __fmaf_rn(c % 4 < 2 ? scale[1].x : scale[1].y, part[1][c], sum[c]);
-        }
+        add_tiles<F, MT, 1, kChunks>(w_tile, who.chunk, x_tile, sum);
       }
-      next();
+      __syncwarp();
+      release(i, stage);
+    }
+    before = stage;
+    stage += p.turns;
+    if (stage >= p.stages) {
+      stage -= p.stages;
+      phase ^= 1;
     }
   }
+  if constexpr (F == WeightFormat::kBf16) {
+    wgmma_wait<0>();
+    hold(sum[0]);
+  }
+}
+
+/// Adds the turns' sums into one tile [MT][64 U + 4] in shared memory.
+template <WeightFormat F, int MT>
+__device__ __forceinline__ void join_turns(const DecodeParams& p, float* partial, int threads,
+                                           float (&sum)[decode_chunks(F, MT)][MT / 2]) {
+  const int pitch = p.units * 64 + 4, lane = static_cast<int>(threadIdx.x) % 32;
+  const DecodeTurn who = decode_turn<F, MT>(p);
+  // All stages have been read: their memory takes the tiles.
+  barrier_sync(1, threads);
+  const auto at = [&](int turn, int c, int i) {
+    const int row = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    return partial + (turn * MT + row) * pitch + (who.chunk + c) * 16 + lane / 4 + i % 4 / 2 * 8;
+  };
+  const auto for_all = [&](auto&& f) {
+#pragma unroll
+    for (int c = 0; c < decode_chunks(F, MT); ++c) {
+#pragma unroll
+      for (int i = 0; i < MT / 2; ++i) f(c, i);
+    }
+  };
+  if (p.turns > 1) {
+    if (who.turn > 0) {
+      for_all([&](int c, int i) { *at(who.turn, c, i) = sum[c][i]; });
+    }
+    barrier_sync(1, threads);
+  }
+  if (who.turn == 0) {
+    for (int turn = 1; turn < p.turns; ++turn) {
+      for_all([&](int c, int i) { sum[c][i] += *at(turn, c, i); });
+    }
+    for_all([&](int c, int i) { *at(0, c, i) = sum[c][i]; });
+  }
+  barrier_sync(1, threads);
 }
 
 /// Four columns of a row, of which `count` exist.
@@ -377,29 +238,79 @@ __device__ __forceinline__ void store_four(const DecodeParams& p, int64_t row, i
   }
 }
 
-/// Adds the ranks' partial tiles [MT][64 G + 4] in rank order; each rank finishes a share of them.
+/// What the ranks of a cluster exchange.
+struct DecodeShares {
+  const float* partial;  ///< [MT][64 U + 4] of this rank
+  float4* received;      ///< [split - 1][share (x 2 for kSiluMul: gate, up)]
+  Barrier* arrived;
+  int threads;
+};
+
+/// Float4s of room for the other ranks' shares.
+constexpr int received_fours(int row_tile, int units, int split) {
+  const int total = row_tile * units * 16;
+  return split > 1 && !shares_are_fetched(row_tile)
+             ? (split - 1) * ((total + split - 1) / split + 1)
+             : 0;
+}
+
+__device__ __forceinline__ float4 load_of_rank(const void* shared, int rank) {
+  float4 v;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(map_to_block(shared_address(shared), static_cast<uint32_t>(rank)))
+               : "memory");
+  return v;
+}
+
+/// Adds up this rank's share of the tile in order of ranks, and stores it.
 template <int MT>
 __device__ __forceinline__ void decode_finish(const DecodeParams& p, const DecodeWork& work,
-                                              const float* partial, int warpgroups) {
-  const int width = warpgroups * 64, pitch = width + 4;
-  const bool gated = p.up_row > 0;
-  const int columns = gated ? width / 2 : width, limit = gated ? p.up_row : p.n;
-  const int threads = warpgroups * 128, fours = columns / 4;
-  const auto total = [&](int at) {
-    float4 v = load_of_rank(shared_address(partial + at), 0);
-    for (int r = 1; r < p.split; ++r) {
-      v = v + load_of_rank(shared_address(partial + at), static_cast<uint32_t>(r));
+                                              const DecodeShares& s) {
+  const int width = p.units * 64, pitch = width + 4, halves = p.up_row > 0 ? 2 : 1;
+  const int columns = width / halves, limit = p.up_row > 0 ? p.up_row : p.n;
+  const int fours = columns / 4, log = 31 - __clz(fours);  // a power of two
+  const int total = work.rows * fours, share = (total + p.split - 1) / p.split;
+  const auto part_of = [&](int rank, int i, int half) {
+    const float* at = s.partial + (i >> log) * pitch + half * columns + (i & (fours - 1)) * 4;
+    return rank == work.rank ? *reinterpret_cast<const float4*>(at)
+                             : load_of_rank(at, rank + p.split * work.member);
+  };
+  const int first = work.rank * share, mine = min(share, total - first);
+  if (p.split > 1 && shares_are_fetched(MT)) {
+    cluster_sync();
+  } else if (p.split > 1) {
+    for (int i = static_cast<int>(threadIdx.x); i < total; i += s.threads) {
+      const int owner = i / share;
+      if (owner == work.rank) continue;
+      const int slot = (work.rank - (work.rank > owner)) * share + i - owner * share;
+      const auto rank = static_cast<uint32_t>(owner + p.split * work.member);
+      const uint32_t barrier = map_to_block(shared_address(s.arrived), rank);
+      for (int half = 0; half < halves; ++half) {
+        send(map_to_block(shared_address(s.received + slot * halves + half), rank),
+             part_of(work.rank, i, half), barrier);
+      }
+    }
+    if (mine > 0) wait_cluster(s.arrived, 0);
+  }
+  const auto sum = [&](int l, int half) {
+    float4 v{};
+    for (int r = 0; r < p.split; ++r) {
+      const float4 part = r == work.rank || shares_are_fetched(MT)
+                              ? part_of(r, first + l, half)
+                              : s.received[((r - (r > work.rank)) * share + l) * halves + half];
+      v = r == 0 ? part : v + part;
     }
     return v;
   };
-  for (int i = work.rank * threads + static_cast<int>(threadIdx.x); i < work.rows * fours;
-       i += p.split * threads) {
-    const int row = i / fours, in_tile = i % fours * 4, column = work.tile * columns + in_tile;
+  for (int l = static_cast<int>(threadIdx.x); l < mine; l += s.threads) {
+    const int row = (first + l) >> log;
+    const int column = work.tile * columns + ((first + l) & (fours - 1)) * 4;
     const int count = min(4, limit - column);
     if (count <= 0) continue;
-    float4 v = total(row * pitch + in_tile);
-    if (gated) {
-      float4 up = total(row * pitch + columns + in_tile);
+    float4 v = sum(l, 0);
+    if (halves == 2) {
+      float4 up = sum(l, 1);
       if (p.bias != nullptr) {
         const float* b = p.bias + column;
         const auto at = [&](int j) { return j < count ? b[j] : 0.0f; };
@@ -413,82 +324,76 @@ __device__ __forceinline__ void decode_finish(const DecodeParams& p, const Decod
   }
 }
 
+/// By one thread.
 template <WeightFormat F, int MT>
-__global__ void __launch_bounds__(128 * 3 + 32)
+__device__ __forceinline__ void init_barriers(const DecodeParams& p, const DecodeWork& work,
+                                              Barrier* full, Barrier* arrived) {
+  for (int i = 0; i < p.stages; ++i) {
+    barrier_init(full + i, 1);
+    barrier_init(full + p.stages + i,
+                 static_cast<uint32_t>(p.units * 4 / decode_chunks(F, MT) * p.share));
+  }
+  if (p.split > 1 && !shares_are_fetched(MT)) {
+    barrier_init(arrived, 1);
+    const int halves = p.up_row > 0 ? 2 : 1, total = work.rows * p.units * 16 / halves;
+    const int share = (total + p.split - 1) / p.split;
+    const int mine = max(0, min(share, total - work.rank * share));
+    arrive_expect(arrived, static_cast<uint32_t>((p.split - 1) * mine * halves * 16));
+  }
+  fence_barrier_init();
+}
+
+constexpr int kDecodeProducers = 64;  ///< threads
+
+template <WeightFormat F, int MT>
+__global__ void __launch_bounds__(decode_most_threads(F, MT) + kDecodeProducers)
     decode_kernel(const __grid_constant__ CUtensorMap w_map,
                   const __grid_constant__ CUtensorMap x_map,
                   const __grid_constant__ DecodeParams p) {
   extern __shared__ __align__(1024) std::byte shared[];
-  const int warpgroups = static_cast<int>(blockDim.x) / 128, warp = warp_index();
-  const int stage_bytes = DecodeStage<F>::bytes(MT, warpgroups);
-  auto* barriers = reinterpret_cast<Barrier*>(shared + p.stages * stage_bytes);
-  const DecodeRing<F, MT> ring{shared, barriers, barriers + p.stages, stage_bytes, warpgroups};
-  const bool producer = warp == warpgroups * 4;
+  const int threads = static_cast<int>(blockDim.x) - kDecodeProducers;
+  const int stage_bytes = DecodeStage<F>::bytes(MT, p.units);
+  auto* received = reinterpret_cast<float4*>(shared + p.stages * stage_bytes);
+  auto* barriers = reinterpret_cast<Barrier*>(received + received_fours(MT, p.units, p.split));
+  Barrier* arrived = barriers + 2 * p.stages;
+  const DecodeRing ring{shared_address(shared), shared_address(barriers),
+                        shared_address(barriers + p.stages), stage_bytes};
+  const int warp = warp_index() - threads / 32;  // 0: loads W, 1: loads x, < 0: multiplies
+  const bool clustered = p.split * p.share > 1;
+  // Who fetches from others or loads into others must not be left alone.
+  const bool end_together = clustered && shares_are_fetched(MT);
 
   if (p.groups != nullptr) wait_for_predecessor();
   const DecodeWork work = decode_work<MT>(p);
   if (work.rows <= 0) return;  // all blocks of a cluster alike
   const int k_begin = p.k_steps * work.rank / p.split;
   const int count = p.k_steps * (work.rank + 1) / p.split - k_begin;
-  const int ahead = min(p.stages, count);
-  if (producer && static_cast<int>(threadIdx.x) % 32 == 0) {
-    for (int i = 0; i < p.stages; ++i) {
-      barrier_init(&ring.full[i], 1);
-      barrier_init(&ring.empty[i], static_cast<uint32_t>(warpgroups * 4));
-    }
-    fence_barrier_init();
-    for (int i = 0; i < ahead; ++i) {
-      load_weights<F, MT>(ring, i, k_begin + i, work, p, &w_map);
-    }
-  }
+  const bool leader = static_cast<int>(threadIdx.x) % 32 == 0;
+  if (warp == 0 && leader) init_barriers<F, MT>(p, work, barriers, arrived);
   __syncthreads();
   let_successor_begin();
-
-  float sum[MT / 2];
-  if (producer) {
-    if (static_cast<int>(threadIdx.x) % 32 == 0) {
+  if (clustered) cluster_arrive();
+  if (warp >= 0) {
+    if (warp == 0 && leader) load_weights<F, MT>(ring, work, p, &w_map, k_begin, count);
+    if (warp == 1 && leader) {
+      prefetch_map(&x_map);
       wait_for_predecessor();
-      for (int i = 0; i < ahead; ++i) load_x<F, MT>(ring, i, k_begin + i, work, &x_map);
-      int stage = 0;
-      uint32_t phase = 0;
-      for (int i = ahead; i < count; ++i) {
-        wait(&ring.empty[stage], phase);
-        load_weights<F, MT>(ring, stage, k_begin + i, work, p, &w_map);
-        load_x<F, MT>(ring, stage, k_begin + i, work, &x_map);
-        if (++stage == p.stages) {
-          stage = 0;
-          phase ^= 1;
-        }
-      }
     }
     __syncwarp();
+    if (clustered) cluster_wait();
+    if (warp == 1 && leader) load_x<F, MT>(ring, work, p, &x_map, k_begin, count);
+    __syncwarp();
+    if (p.split > 1 && shares_are_fetched(MT)) cluster_sync();
   } else {
-    decode_sums<F, MT>(ring, work, p, k_begin, count, sum);
-  }
-
-  // All stages have been read: their memory takes the partial tile.
-  auto* partial = reinterpret_cast<float*>(shared);
-  const int threads = warpgroups * 128;
-  if (!producer) {
-    barrier_sync(1, threads);
-    const int pitch = warpgroups * 64 + 4;
-    const int row = warp * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
-    const int column = static_cast<int>(threadIdx.x) % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < MT / 2; ++i) {
-      partial[(i / 4 * 8 + column + i % 2) * pitch + row + i % 4 / 2 * 8] = sum[i];
-    }
-  }
-  if (p.split > 1) {
-    cluster_sync();
-  } else if (!producer) {
-    barrier_sync(1, threads);
-  }
-  if (!producer) {
+    float sum[decode_chunks(F, MT)][MT / 2];
+    decode_sums<F, MT>(ring, work, p, {shared, k_begin, count}, sum);
+    auto* partial = reinterpret_cast<float*>(shared);
+    join_turns<F, MT>(p, partial, threads, sum);
     wait_for_predecessor();
-    decode_finish<MT>(p, work, partial, warpgroups);
+    if (clustered) cluster_wait();
+    decode_finish<MT>(p, work, {partial, received, arrived, threads});
   }
-  if (p.split > 1) cluster_sync();  // nobody ends while others read its memory
+  if (end_together) cluster_sync();
 }
 
 /// Encodes the maps and launches the kernel of the row tile.
@@ -498,7 +403,7 @@ void launch_decode(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut)
   const WeightShape& shape = gemm.weight->shape;
   const bool gated = gemm.epilogue == Epilogue::kSiluMul;
   const int64_t rows = gemm.x.dim(0), up_row = gated ? shape.n / 2 : 0;
-  const int64_t tile_columns = cut.warpgroups * (gated ? 32 : 64);
+  const int64_t tile_columns = cut.units * (gated ? 32 : 64);
   CHECK(rows > 0 && gemm.x.dim(1) == shape.k && gemm.x.stride[0] % 8 == 0, "decode gemm: x");
   DecodeParams p{};
   p.codes = gemm.weight->data;
@@ -511,6 +416,10 @@ void launch_decode(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut)
   p.n = static_cast<int>(shape.n);
   p.rows = static_cast<int>(rows);
   p.k_steps = static_cast<int>(ceil_div(shape.k, Stage::kColumns));
+  p.units = cut.units;
+  p.turns = cut.turns;
+  p.share = cut.share;
+  p.ahead = cut.ahead;
   p.up_row = static_cast<int>(up_row);
   p.row_tiles =
       static_cast<int>(ceil_div(gemm.groups != nullptr ? gemm.max_group_rows : rows, cut.row_tile));
@@ -539,26 +448,48 @@ void launch_decode(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut)
     w.box[2] = 1;
     w_map = encode_map(gemm.weight->data, w);
   }
-  const CUtensorMap x_map =
-      encode_map(gemm.x.data, MatrixMap{.rows = rows,
-                                        .columns = shape.k,
-                                        .row_bytes = gemm.x.stride[0] * 2,
-                                        .box_rows = static_cast<uint32_t>(cut.row_tile),
-                                        .box_columns = 64});
-  LaunchShape at{.block = static_cast<unsigned>(cut.warpgroups * 128 + 32),
-                 .cluster = static_cast<unsigned>(cut.split),
+  const bool blocked = shape.k % 64 == 0, whole = blocked && cut.share == 1;
+  p.x_boxes = whole ? 1 : Stage::kColumns / 64;
+  p.x_blocked = blocked;
+  MapShape x;
+  x.rank = 3;
+  x.dims[0] = static_cast<uint64_t>(blocked ? 64 : shape.k);
+  x.dims[1] = static_cast<uint64_t>(rows);
+  x.dims[2] = static_cast<uint64_t>(blocked ? shape.k / 64 : 1);
+  x.stride_bytes[0] = static_cast<uint64_t>(gemm.x.stride[0] * 2);
+  x.stride_bytes[1] = blocked ? 128 : x.stride_bytes[0] * x.dims[1];
+  x.box[0] = 64;
+  x.box[1] = static_cast<uint32_t>(cut.row_tile / cut.share);
+  x.box[2] = whole ? Stage::kColumns / 64 : 1;
+  const CUtensorMap x_map = encode_map(gemm.x.data, x);
+  const int threads = cut.units * cut.turns * 128 / decode_chunks(F, cut.row_tile);
+  CHECK(threads <= decode_most_threads(F, cut.row_tile) && cut.stages % cut.turns == 0,
+        "decode gemm: cut");
+  LaunchShape at{.block = static_cast<unsigned>(threads + kDecodeProducers),
+                 .cluster = static_cast<unsigned>(cut.split * cut.share),
                  .overlap = true};
-  const int64_t tiles = ceil_div(gated ? up_row : shape.n, tile_columns);
+  const int64_t tiles =
+      ceil_div(ceil_div(gated ? up_row : shape.n, tile_columns), cut.share) * cut.share;
   at.grid = dim3(static_cast<unsigned>(tiles * p.row_tiles * cut.split),
                  static_cast<unsigned>(gemm.groups != nullptr ? gemm.num_groups : 1));
   at.shared_bytes = static_cast<size_t>(
-      cut.stages * (Stage::bytes(cut.row_tile, cut.warpgroups) + 2 * int{sizeof(Barrier)}));
+      cut.stages * (Stage::bytes(cut.row_tile, cut.units) + 2 * int{sizeof(Barrier)}) +
+      int{sizeof(Barrier)} + 16 * received_fours(cut.row_tile, cut.units, cut.split));
   const auto kernel = [&]<int MT>() { launch(stream, at, decode_kernel<F, MT>, w_map, x_map, p); };
   switch (cut.row_tile) {
     case 8: kernel.template operator()<8>(); break;
     case 16: kernel.template operator()<16>(); break;
     case 32: kernel.template operator()<32>(); break;
-    default: kernel.template operator()<64>(); break;
+    case 64: kernel.template operator()<64>(); break;
+    default:
+      if constexpr (F == WeightFormat::kBf16) {
+        if (cut.row_tile == 128) {
+          kernel.template operator()<128>();
+        } else {
+          kernel.template operator()<256>();
+        }
+      }
+      break;
   }
 }
 

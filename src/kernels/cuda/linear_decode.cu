@@ -14,16 +14,22 @@ namespace {
 
 /// K that a stage of the kernel takes.
 int stage_columns(WeightFormat format) {
-  return format == WeightFormat::kFp8Block ? 128 : 64;
+  return format == WeightFormat::kBf16 ? 64 : 128;
 }
 
-/// Bytes of a stage of shared memory for one warpgroup.
+/// Bytes of W in a stage of shared memory for a unit of 64 rows.
 int stage_weight_bytes(WeightFormat format) {
   switch (format) {
-    case WeightFormat::kInt8: return kInt8TileBytes;
-    case WeightFormat::kInt4: return kInt4TileBytes;
+    case WeightFormat::kInt8: return 2 * kInt8TileBytes;
+    case WeightFormat::kInt4: return 2 * kInt4TileBytes;
     default: return 8192;
   }
+}
+
+/// Room for the other ranks' sums; tiles of many rows fetch them instead.
+int64_t decode_received_bytes(const DecodeCut& cut) {
+  if (cut.split == 1 || cut.row_tile > 16) return 0;
+  return 16 * (cut.split - 1) * (ceil_div(cut.row_tile * cut.units * 16, cut.split) + 1);
 }
 
 /// Whether gate and up of a column can lie in one block.
@@ -75,27 +81,50 @@ void decode_fused(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut) 
 
 }  // namespace
 
+int64_t decode_shared_bytes(WeightFormat format, const DecodeCut& cut) {
+  const int64_t x = cut.row_tile * stage_columns(format) * 2;
+  const int64_t stage = ceil_div(x + stage_weight_bytes(format) * cut.units, 1024) * 1024 + 16;
+  return cut.stages * stage + 8 + decode_received_bytes(cut);
+}
+
 DecodeCut decode_cut(const WeightShape& shape, Epilogue epilogue, int64_t rows) {
-  const int columns = stage_columns(shape.format);
-  const int64_t steps = ceil_div(shape.k, columns);
+  const bool tiled = shape.format == WeightFormat::kInt8 || shape.format == WeightFormat::kInt4;
+  const bool bf16 = shape.format == WeightFormat::kBf16;
+  const bool pairs = tiled && epilogue == Epilogue::kSiluMul;
+  const int64_t steps = ceil_div(shape.k, stage_columns(shape.format));
   DecodeCut cut;
-  // About two blocks for each of the 132 multiprocessors; of experts some eight work at a time.
-  const int64_t tiles = ceil_div(shape.n, 64) * (shape.experts > 1 ? 8 : 1);
-  while (cut.split < 8 && tiles * cut.split < 240 && steps * columns >= cut.split * 512) {
+  cut.units = pairs ? 2 : 1;
+  // A block for most of the 132 processors; a small weight is rather not split, for latency. Of
+  // experts some eight work at a time.
+  const bool small = shape.n * shape.k <= (int64_t{8} << 20) && shape.experts == 1;
+  const int64_t tiles = ceil_div(shape.n, 64 * cut.units), busy = shape.experts > 1 ? 8 : 1;
+  while (cut.split < 8 && tiles * busy * cut.split < (small ? 64 : 96) && steps >= cut.split * 4) {
     cut.split *= 2;
   }
+  cut.turns = bf16 || pairs ? 2 : 4;
+  while (cut.turns > steps / cut.split && cut.turns > 1) cut.turns /= 2;
+
   cut.row_tile = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
-  const bool tiled = shape.format == WeightFormat::kInt8 || shape.format == WeightFormat::kInt4;
-  cut.warpgroups = tiled || cut.row_tile > 16 ? 2 : 1;
-  const int64_t bytes =
-      cut.row_tile * columns * 2 + int64_t{stage_weight_bytes(shape.format)} * cut.warpgroups;
-  const int64_t fit = (cut.row_tile > 16 ? 110 : 72) * 1024 / (ceil_div(bytes, 1024) * 1024 + 16);
-  cut.stages = static_cast<int>(std::min(ceil_div(steps, cut.split), fit));
-  // The partial sums take the stages' place.
-  const int64_t sums = cut.row_tile * (cut.warpgroups * 64 + 4) * int64_t{4};
-  cut.stages =
-      static_cast<int>(std::max<int64_t>(cut.stages, ceil_div(sums, ceil_div(bytes, 1024) * 1024)));
-  (void)epilogue;
+  if (bf16 && rows > 64) cut.row_tile = 128;
+  const int64_t blocks = tiles * busy * cut.split * ceil_div(rows, cut.row_tile);
+  const int64_t rest = 8 + decode_received_bytes(cut);
+  DecodeCut one = cut;
+  one.stages = 1;
+  const int64_t bytes = decode_shared_bytes(shape.format, one) - rest;
+  // All at once if they fit: one block of a processor has its whole memory, or two or three share
+  // it. Of more blocks three finish at different times, two have deeper rings.
+  int64_t budget = blocks <= 132 ? 200 : blocks <= 264 ? 111 : 74;
+  if (blocks > 400 && cut.row_tile > 32) budget = 111;
+  const int64_t sums = int64_t{4} * cut.turns * cut.row_tile * (cut.units * 64 + 4);
+  const int64_t fewest = std::max<int64_t>(2 * cut.turns, ceil_div(sums, bytes));
+  const int64_t most = std::max(fewest, ceil_div(steps, cut.split));
+  const int64_t stages = std::clamp((budget * 1024 - rest) / bytes, fewest, most);
+  cut.stages = static_cast<int>(std::max(stages, ceil_div(fewest, cut.turns) * cut.turns)) /
+               cut.turns * cut.turns;
+  if (blocks <= 400) {
+    const int64_t weight_bytes = stage_weight_bytes(shape.format) * cut.units;
+    cut.ahead = static_cast<int>((int64_t{8} << 20) / blocks / weight_bytes);
+  }
   return cut;
 }
 
