@@ -12,7 +12,7 @@ namespace weft {
 namespace {
 
 /// A progressive file may ask for any number of passes over its pixels.
-constexpr int kMaxScans = 500;
+constexpr int kMaxScans = 100;
 
 /// libjpeg reports errors through a jump: what it may jump over holds nothing that needs a
 /// destructor.

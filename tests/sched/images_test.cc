@@ -147,6 +147,21 @@ TEST_F(Images, AStepEncodesNoMoreThanItsBudget) {
   EXPECT_EQ(stats().images_encoded, 3);
 }
 
+TEST_F(Images, WhoDecodesGoesOnWhileOthersWaitForTheirImages) {
+  start({.overlap = false});
+  const auto talker = request({20});
+  talker->sampling.max_tokens = 30;
+  add(talker);
+  step();
+  add(request({10, -1, -2, -3, -4, 40}));  // four steps of encoding
+  for (size_t said = 1; said < 8; ++said) {
+    EXPECT_EQ(tokens_[talker->id].size(), said);
+    step();
+  }
+  EXPECT_EQ(stats().images_encoded, 4);
+  run();
+}
+
 TEST_F(Images, SequencesShareAnEncodedImage) {
   for (int i = 0; i < 4; ++i) add(request({i, -1, 50 + i}));
   EXPECT_EQ(step(), 1u);
