@@ -52,4 +52,12 @@ KernelNeeds kernel_needs(const ModelSpec& spec, WeightFormat format) {
   return needs;
 }
 
+WeightFormat kept_format(WeightFormat wanted, const OpTable& ops, const Checkpoint* checkpoint) {
+  if (wanted != WeightFormat::kBf16 || !ops.fp8_blocks || !checkpoint) return wanted;
+  for (const std::string_view name : checkpoint->names()) {
+    if (checkpoint->find(name)->dtype == DType::kFP8E4M3) return WeightFormat::kFp8Block;
+  }
+  return wanted;
+}
+
 }  // namespace weft

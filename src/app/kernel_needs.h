@@ -1,6 +1,8 @@
 #pragma once
 
+#include "checkpoint/checkpoint.h"
 #include "kernels/choose.h"
+#include "kernels/op_table.h"
 #include "models/spec.h"
 
 namespace weft {
@@ -8,5 +10,9 @@ namespace weft {
 /// What the layers of a model ask of their kernels with weights in `format`, each shape once, in
 /// the order of the layers.
 KernelNeeds kernel_needs(const ModelSpec& spec, WeightFormat format);
+
+/// What most matrices are kept as: codes of an fp8 checkpoint stay where the backend has them.
+/// `checkpoint` may be null.
+WeightFormat kept_format(WeightFormat wanted, const OpTable& ops, const Checkpoint* checkpoint);
 
 }  // namespace weft

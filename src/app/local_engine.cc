@@ -94,10 +94,12 @@ KernelChoice choose_cpu(CpuIsa chosen, const CpuInfo& cpu) {
 
 /// Chooses the kernels. Where the GPU has none for a shape of the model, --device auto goes on with
 /// the CPU.
-Result<void> choose_kernels(const EngineOptions& options, const CpuInfo& cpu, EnginePlan& plan,
+Result<void> choose_kernels(const EngineOptions& options, const CpuInfo& cpu,
+                            const Checkpoint* checkpoint, EnginePlan& plan,
                             std::optional<CudaDeviceInfo>& gpu) {
   if (gpu && plan.ops->choices) {
-    plan.kernels = plan.ops->choices(kernel_needs(plan.spec, plan.load.format));
+    const WeightFormat format = kept_format(plan.load.format, *plan.ops, checkpoint);
+    plan.kernels = plan.ops->choices(kernel_needs(plan.spec, format));
     for (const KernelChoice& choice : plan.kernels) {
       if (!choice.name.empty()) continue;
       plan.not_on_gpu = "no kernel for " + choice.op + ": " + choice.others.front().why_not;
@@ -174,7 +176,7 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   // What only the weights tell: a tied head, an MTP module.
   if (weights) adapt_to_checkpoint(plan.spec, *weights);
   plan.load.format = weight_format(options);
-  TRY(choose_kernels(options, cpu, plan, gpu));
+  TRY(choose_kernels(options, cpu, weights ? &*weights : nullptr, plan, gpu));
   if (plan.load.format == WeightFormat::kFp8Block && !plan.ops->fp8_blocks) {
     return unsupported("--quantization fp8 needs a Hopper GPU and this is " + plan.device_name +
                        "; allowed here: none, int8, int4");
