@@ -1,5 +1,5 @@
 // Prompt GEMMs on a GPU beside cuBLASLt: squares, and the shapes of Qwen3-8B.
-// usage: gemm_gpu_bench [substring of a shape [bf16 | fp8]]
+// usage: gemm_gpu_bench [substring of a shape [bf16 | fp8 | int]]
 
 #include <cuda_fp8.h>
 
@@ -8,7 +8,7 @@
 #include <cstring>
 
 #include "bench/kernels/cublaslt.h"
-#include "bench/kernels/gpu.h"
+#include "bench/kernels/packed.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/gemm.h"
 
@@ -241,6 +241,50 @@ void run_fp8(Gpu& gpu, const Shape& s) {
   }
 }
 
+/// linear_prompt with int8 or int4 weights beside the bf16 product; checked against linear_decode.
+void run_quantized(Gpu& gpu, WeightFormat format, const Shape& s) {
+  const int64_t columns = s.silu_mul ? s.n / 2 : s.n, checked = std::min<int64_t>(s.m, 8);
+  const Buffer x = random_device_bf16(gpu, s.m * s.k, 1);
+  const Buffer wide = random_device_bf16(gpu, s.n * s.k, 2);
+  const Buffer out = Buffer::allocate(DeviceKind::kCuda, s.m * columns * 4).value();
+  const Buffer other = Buffer::allocate(DeviceKind::kCuda, checked * columns * 4).value();
+  Weight weight, bf16_weight;
+  weight.shape = {format, s.n, s.k, 1};
+  const Buffer memory = pack_random(gpu, weight);
+  bf16_weight.shape = {WeightFormat::kBf16, s.n, s.k, 1};
+  bf16_weight.data = wide.data();
+  LinearArgs args;
+  args.x = TensorView(x.data(), DType::kBF16, {s.m, s.k});
+  args.weight = &weight;
+  args.out = TensorView(out.data(), DType::kF32, {s.m, columns});
+  args.epilogue = s.silu_mul ? Epilogue::kSiluMul : Epilogue::kStore;
+  cuda::linear_prompt(gpu.stream(), args);
+  LinearArgs some = args;
+  some.x = args.x.rows(0, checked);
+  some.out = TensorView(other.data(), DType::kF32, {checked, columns});
+  cuda::linear_decode(gpu.stream(), some);
+  cuda::check(cudaStreamSynchronize(cuda::native(gpu.stream())), "linear");
+  Row row;
+  row.kernel = s.silu_mul ? "gemm_silu_mul" : "gemm";
+  row.shape = std::to_string(s.m) + "x" + std::to_string(s.n) + "x" + std::to_string(s.k);
+  row.dtype = weight_format_name(format);
+  const double error = relative_difference(out.data(), other.data(), checked * columns);
+  if (!(error < 5e-3)) {
+    std::printf("WRONG: %s %s: relative error %g\n", row.dtype.c_str(), row.shape.c_str(), error);
+    return;
+  }
+  args.out = TensorView(out.data(), DType::kBF16, {s.m, columns});
+  const double flops = 2.0 * static_cast<double>(s.m * s.n) * static_cast<double>(s.k);
+  const int calls = static_cast<int>(std::max(4.0, std::min(20.0, 4e12 / flops)));
+  row.us = gpu.time_us([&](int) { cuda::linear_prompt(gpu.stream(), args); }, calls);
+  args.weight = &bf16_weight;
+  row.peer = "weft bf16";
+  row.peer_us = gpu.time_us([&](int) { cuda::linear_prompt(gpu.stream(), args); }, calls);
+  row.tflops = flops / row.us * 1e-6;
+  row.share = row.tflops / kPeak;
+  print(gpu, row);
+}
+
 }  // namespace
 }  // namespace weft::bench
 
@@ -263,5 +307,9 @@ int main(int argc, char** argv) {
     if (argc > 1 && name.find(argv[1]) == std::string::npos) continue;
     if (bf16) run(gpu, cublas, s);
     if (fp8) run_fp8(gpu, s);
+    if (argc < 3 || std::strcmp(argv[2], "int") == 0) {
+      run_quantized(gpu, weft::WeightFormat::kInt8, s);
+      run_quantized(gpu, weft::WeightFormat::kInt4, s);
+    }
   }
 }

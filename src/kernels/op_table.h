@@ -56,6 +56,11 @@ struct OpTable {
   /// Which kernels a model gets (choose.h). Null: every op has one that can do everything.
   std::vector<KernelChoice> (*choices)(const KernelNeeds&) = nullptr;
 
+  /// pack_weight of rows from `first_row` on alone (a multiple of kFp8Block), so that large weights
+  /// need little staging memory. Null: weights are packed whole.
+  void (*pack_rows)(Stream&, const Weight& weight, int64_t expert, int64_t first_row,
+                    std::span<const TensorView> pieces) = nullptr;
+
   // Layouts that belong to the backend.
   Op<int64_t(const WeightShape&)> weight_bytes;  ///< packed bytes of one expert, a multiple of 64
   /// Packs [sum of rows, K] from consecutive pieces ([rows_i, K] bf16, f16 or f32, contiguous) into

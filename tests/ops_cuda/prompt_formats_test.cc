@@ -170,6 +170,51 @@ TEST(PromptFormats, BitsDoNotDependOnRows) {
   }
 }
 
+/// Products after each other over the same scratch memory, none waited for, beside each alone.
+TEST(PromptFormats, SmallChains) {
+  constexpr int kLinks = 60;
+  for (const WeightFormat format : kFormats) {
+    SCOPED_TRACE(weight_format_name(format));
+    for (const int64_t k : {int64_t{64}, int64_t{96}, int64_t{400}}) {
+      const PackedWeight wide(format, 1, 192, k, 3), narrow(format, 1, 64, 96, 4);
+      const auto run = [&](Stream& stream, const TensorView& x, const TensorView& act,
+                           const TensorView& out) {
+        LinearArgs args;
+        args.x = x;
+        args.weight = &wide.weight;
+        args.out = act;
+        args.epilogue = Epilogue::kSiluMul;
+        cuda::linear_prompt(stream, args);
+        args.x = act;
+        args.weight = &narrow.weight;
+        args.out = out;
+        args.epilogue = Epilogue::kStore;
+        cuda::linear_prompt(stream, args);
+      };
+      const int64_t rows = 40 * kLinks;
+      const DeviceTensor x(DType::kBF16, {rows, k}, random_bf16(rows * k, 6));
+      const DeviceTensor act(DType::kBF16, {rows, 96}), alone_act(DType::kBF16, {rows, 96});
+      const DeviceTensor out(DType::kF32, {rows, 64}), alone(DType::kF32, {rows, 64});
+      CudaTestStream stream;
+      int64_t begin = 0;
+      for (int i = 0; i < kLinks; ++i) {
+        const int64_t end = begin + 1 + i * 7 % 40;
+        run(stream, x.view.rows(begin, end), act.view.rows(begin, end), out.view.rows(begin, end));
+        begin = end;
+      }
+      stream.sync();
+      for (int64_t row = 0; row < begin; row += 1 + row % 3) {
+        const int64_t end = std::min(begin, row + 1 + row % 3);
+        run(stream, x.view.rows(row, end), alone_act.view.rows(row, end),
+            alone.view.rows(row, end));
+        if (row % 16 == 0) stream.sync();
+      }
+      stream.sync();
+      EXPECT_TRUE(out.bytes() == alone.bytes()) << "K = " << k;
+    }
+  }
+}
+
 // ---- Experts
 
 struct MoeCase {
@@ -244,6 +289,42 @@ void check_moe(WeightFormat format, const MoeCase& c) {
   oracle.out = TensorView(expected.data(), DType::kF32, {c.tokens, c.hidden});
   ref_ops().moe(host, oracle);
   EXPECT_LT(relative_l2(out.floats(), expected), 2 * tolerance(format));
+}
+
+/// Tokens alone, twos and all together, again and again over the same scratch memory.
+TEST(PromptFormats, SmallMoeChains) {
+  constexpr int64_t kTokens = 40, kHidden = 64, kInner = 64, kExperts = 8, kTopK = 3;
+  for (const WeightFormat format : kFormats) {
+    SCOPED_TRACE(weight_format_name(format));
+    const PackedWeight gate_up(format, kExperts, 2 * kInner, kHidden, 1);
+    const PackedWeight down(format, kExperts, kHidden, kInner, 2);
+    const std::vector<int32_t> chosen = choose({kTokens, kHidden, kInner, kExperts, kTopK});
+    const DeviceTensor x(DType::kBF16, {kTokens, kHidden}, random_bf16(kTokens * kHidden, 3));
+    const DeviceTensor weights(DType::kF32, {kTokens, kTopK}, random_bf16(kTokens * kTopK, 4));
+    const DeviceTensor ids(chosen);
+    const DeviceTensor together(DType::kF32, {kTokens, kHidden});
+    CudaTestStream stream;
+    const auto run = [&](int64_t begin, int64_t end, const TensorView& out) {
+      MoeArgs args;
+      args.x = x.view.rows(begin, end);
+      args.ids = TensorView(ids.view.data, DType::kI32, {kTokens, kTopK}).rows(begin, end);
+      args.weights = weights.view.rows(begin, end);
+      args.gate_up = &gate_up.weight;
+      args.down = &down.weight;
+      args.out = out.rows(begin, end);
+      cuda::moe_prompt(stream, args);
+    };
+    run(0, kTokens, together.view);
+    stream.sync();
+    for (int64_t size = 1; size <= 16; size += size % 5) {
+      const DeviceTensor pieces(DType::kF32, {kTokens, kHidden});
+      for (int64_t begin = 0; begin < kTokens; begin += size) {
+        run(begin, std::min(begin + size, kTokens), pieces.view);
+      }
+      stream.sync();
+      EXPECT_TRUE(together.bytes() == pieces.bytes()) << "by " << size;
+    }
+  }
 }
 
 TEST(PromptFormats, SmallMoe) {

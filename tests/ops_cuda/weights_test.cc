@@ -150,5 +150,29 @@ TEST(PackWeight, SmallFp8Checkpoint) {
   EXPECT_EQ(unpacked(cuda::unpack_weight, weight, 0), expected);
 }
 
+TEST(PackWeight, SmallByRows) {
+  constexpr int64_t kN = 390, kK = 200;
+  for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kF32, WeightFormat::kInt8,
+                                    WeightFormat::kInt4, WeightFormat::kFp8Block}) {
+    SCOPED_TRACE(weight_format_name(format));
+    const PinnedTensor pinned(DType::kBF16, {kN, kK}, values_for(kN, kK, DType::kBF16));
+    Weight weight{.shape = {format, kN, kK, 1}};
+    weight.expert_bytes = cuda::weight_bytes(weight.shape);
+    const DeviceTensor whole(DType::kU8, {weight.expert_bytes});
+    const DeviceTensor pieces(DType::kU8, {weight.expert_bytes});
+    CudaTestStream stream;
+    weight.data = static_cast<std::byte*>(whole.view.data);
+    const std::vector<TensorView> all = {pinned.view};
+    cuda::pack_weight(stream, weight, 0, all);
+    weight.data = static_cast<std::byte*>(pieces.view.data);
+    for (int64_t row = 0; row < kN; row += 256) {
+      const std::vector<TensorView> some = {pinned.view.rows(row, std::min(row + 256, kN))};
+      cuda::pack_rows(stream, weight, 0, row, some);
+    }
+    stream.sync();
+    EXPECT_TRUE(whole.bytes() == pieces.bytes());
+  }
+}
+
 }  // namespace
 }  // namespace weft

@@ -24,6 +24,10 @@ int64_t weight_bytes(const WeightShape& shape);
 /// [ceil(rows / 128), ceil(K / 128)] (f32, bf16 or f16; w = q * s).
 void pack_weight(Stream& stream, const Weight& weight, int64_t expert,
                  std::span<const TensorView> pieces);
+/// The rows from `first_row` on that the pieces have, of a weight packed in several calls; a
+/// multiple of kFp8Block.
+void pack_rows(Stream& stream, const Weight& weight, int64_t expert, int64_t first_row,
+               std::span<const TensorView> pieces);
 /// Synchronous: for tests and tools. `out` is host memory.
 void unpack_weight(const Weight& weight, int64_t expert, TensorView out);
 int64_t kv_block_bytes(const KvShape& shape);

@@ -256,6 +256,8 @@ void gemm_bf16(Stream& stream, const Gemm& g) {
   p.k_steps = static_cast<int>((g.a.dim(1) + kStep - 1) / kStep);
   p.out = output_of(g);
   if (g.offsets != nullptr) {
+    // Wide tiles where most experts fill their rows; halves of SiluMul end at boxes of 64 columns.
+    if (rows >= g.experts * 224) return launch_gemm<256, 1>(stream, g, p);
     launch_gemm<128, 1>(stream, g, p);
   } else {
     launch_best(stream, g, p);

@@ -141,7 +141,8 @@ class Scales {
 
  private:
   __device__ __forceinline__ float load_a(int step) const {
-    return step < steps_ ? __ldg(a_ + step * a_stride_) : 0.0f;
+    // Not __ldg: an earlier kernel writes them while this one has begun.
+    return step < steps_ ? __ldcg(a_ + step * a_stride_) : 0.0f;
   }
   __device__ __forceinline__ float load_b(int step) const {
     const int own = step + static_cast<int>(threadIdx.x) % 32 / 8;

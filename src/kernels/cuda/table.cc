@@ -64,6 +64,7 @@ const OpTable* cuda_ops() {
       .sampling = &kSampling,
       .fp8_blocks = true,
       .choices = cuda::kernel_choices,
+      .pack_rows = cuda::pack_rows,
       .weight_bytes = cuda::weight_bytes,
       .pack_weight = cuda::pack_weight,
       .unpack_weight = cuda::unpack_weight,

@@ -327,13 +327,14 @@ int64_t weight_bytes(const WeightShape& shape) {
   return ceil_div(bytes, 128) * 128;
 }
 
-void pack_weight(Stream& stream, const Weight& weight, int64_t expert,
-                 std::span<const TensorView> pieces) {
+void pack_rows(Stream& stream, const Weight& weight, int64_t expert, int64_t first_row,
+               std::span<const TensorView> pieces) {
   const WeightShape& shape = weight.shape;
   std::byte* out = weight.data + expert * weight.expert_bytes;
   auto* bytes = reinterpret_cast<uint8_t*>(out);
   const int64_t stride = weight_row_bytes(shape);
-  int64_t n = 0;
+  CHECK(first_row % kFp8Block == 0, "weights are cut at blocks");
+  int64_t n = first_row;
   for (size_t i = 0; i < pieces.size(); ++i) {
     const TensorView& view = pieces[i];
     CHECK(view.rank == 2 && view.dim(1) == shape.k, "a piece has another K");
@@ -369,7 +370,17 @@ void pack_weight(Stream& stream, const Weight& weight, int64_t expert,
       }
     }
   }
-  CHECK(n == shape.n, "the pieces don't add up to N rows");
+}
+
+void pack_weight(Stream& stream, const Weight& weight, int64_t expert,
+                 std::span<const TensorView> pieces) {
+  int64_t rows = 0;
+  for (const TensorView& piece : pieces) rows += piece.dim(0);
+  for (size_t i = 0; i + 1 < pieces.size(); ++i) {  // the scales of fp8 codes are no rows
+    if (pieces[i].dtype == DType::kFP8E4M3) rows -= pieces[i + 1].dim(0);
+  }
+  CHECK(rows == weight.shape.n, "the pieces don't add up to N rows");
+  pack_rows(stream, weight, expert, 0, pieces);
 }
 
 void unpack_weight(const Weight& weight, int64_t expert, TensorView out) {
