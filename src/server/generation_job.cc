@@ -305,7 +305,7 @@ void GenerationJob::begin_stream() {
   headers.emplace_back("Cache-Control", "no-cache");
   headers.emplace_back("X-Accel-Buffering", "no");
   context_.telemetry->metrics().stream_opened();
-  exchange_->begin_stream(200, "text/event-stream; charset=utf-8", std::move(headers));
+  exchange_->begin_stream(200, "text/event-stream; charset=utf-8", headers);
 }
 
 void GenerationJob::write(std::string frame) {
