@@ -44,8 +44,8 @@ struct Load {
 /// `sets` sets of inputs and slots, to rotate among.
 class World {
  public:
-  World(Gpu& gpu, const GdnShape& shape, const Load& load, int sets)
-      : shape_(shape), load_(load), sets_(sets) {
+  World(Gpu& gpu, const GdnShape& shape, const Load& load, int sets, DType state = DType::kF32)
+      : shape_(shape), load_(load), sets_(sets), state_(state) {
     const int64_t rows = load.rows() * sets, slots = int64_t{load.sequences} * sets;
     const int64_t c = channels(), heads = shape.value_heads;
     qkv_ = random_device_bf16(gpu, rows * c, 1);
@@ -63,6 +63,8 @@ class World {
                   "states");
     }
     out_ = Buffer::allocate(DeviceKind::kCuda, load.rows() * heads * shape.value_dim * 2).value();
+    z_ = random_device_bf16(gpu, rows * heads * shape.value_dim, 9);
+    weight_ = upload(uniform(shape.value_dim, 10, 0, 1));
     std::vector<int32_t> slot_ids, chains;
     for (int i = 0; i <= load.sequences; ++i) {
       cu_q_host_.push_back(i * load.tokens);
@@ -82,7 +84,7 @@ class World {
     return int64_t{shape_.value_heads} * shape_.value_dim * shape_.key_dim;
   }
 
-  GdnArgs args(int call) {
+  GdnArgs args(int call, bool norm = false) {
     const int64_t rows = load_.rows(), c = channels(), heads = shape_.value_heads,
                   set = call % sets_;
     const int64_t slots = int64_t{load_.sequences} * sets_;
@@ -95,7 +97,7 @@ class World {
     args.a_log = {a_log_.data(), DType::kF32, {heads}};
     args.dt_bias = {bias_.data(), DType::kF32, {heads}};
     args.state = {{windows_.data(), DType::kF32, {slots, 3, c}},
-                  {states_.data(), DType::kF32, {slots, heads, shape_.value_dim, shape_.key_dim}}};
+                  {states_.data(), state_, {slots, heads, shape_.value_dim, shape_.key_dim}}};
     args.cu_q = {cu_q_.data(), DType::kI32, {load_.sequences + 1}};
     args.read_slot = args.write_slot = {
         slots_.data() + set * load_.sequences * 4, DType::kI32, {load_.sequences}};
@@ -104,6 +106,11 @@ class World {
     args.chains = {chains_.data(), DType::kI32, {load_.sequences + 1}};
     args.host_cu_q = load_.prompt ? cu_q_host_.data() : nullptr;
     args.out = {out_.data(), DType::kBF16, {rows, heads, shape_.value_dim}};
+    if (norm) {
+      const int64_t bytes = rows * heads * shape_.value_dim * 2;
+      args.norm.z = {z_.data() + set * bytes, DType::kBF16, {rows, heads, shape_.value_dim}};
+      args.norm.weight = {weight_.data(), DType::kF32, {shape_.value_dim}};
+    }
     return args;
   }
 
@@ -122,7 +129,9 @@ class World {
   GdnShape shape_;
   Load load_;
   int sets_;
-  Buffer qkv_, a_, b_, conv_, a_log_, bias_, windows_, states_, out_, cu_q_, chains_, slots_;
+  DType state_;
+  Buffer qkv_, a_, b_, conv_, a_log_, bias_, windows_, states_, out_, z_, weight_, cu_q_, chains_,
+      slots_;
   std::vector<int32_t> cu_q_host_;
 };
 
@@ -215,17 +224,26 @@ void bench_prompt(Gpu& gpu, const GdnShape& shape, int sequences, int tokens, co
   print(gpu, row);
 }
 
-void bench_decode(Gpu& gpu, const GdnShape& shape, int batch, int tokens, const char* filter) {
+struct Step {
+  int batch, tokens;
+  bool norm = false;
+  DType state = DType::kF32;
+};
+
+void bench_decode(Gpu& gpu, const GdnShape& shape, const Step& step, const char* filter) {
+  const auto [batch, tokens, norm, state] = step;
   Row row{.kernel = "gated_delta_decode",
           .shape = heads(shape) + " B" + std::to_string(batch) +
-                   (tokens > 1 ? " verify " + std::to_string(tokens) : ""),
-          .dtype = "f32 state"};
+                   (tokens > 1 ? " verify " + std::to_string(tokens) : "") + (norm ? " norm" : ""),
+          .dtype = state == DType::kF32 ? "f32 state" : "bf16 state"};
   if (!wanted(filter, row)) return;
+  const int64_t dtype_bytes = state == DType::kF32 ? 4 : 2;
   const int64_t set_bytes =
-      int64_t{batch} * shape.value_heads * shape.value_dim * shape.key_dim * 4;
+      int64_t{batch} * shape.value_heads * shape.value_dim * shape.key_dim * dtype_bytes;
   const int sets = static_cast<int>(std::max<int64_t>(2, (int64_t{200} << 20) / set_bytes + 1));
-  World world(gpu, shape, {batch, tokens, false}, sets);
-  row.us = gpu.time_us([&](int i) { cuda::gdn(gpu.stream(), world.args(i)); }, std::max(20, sets));
+  World world(gpu, shape, {batch, tokens, false}, sets, state);
+  row.us = gpu.time_us([&](int i) { cuda::gdn(gpu.stream(), world.args(i, step.norm)); },
+                       std::max(20, sets));
   const double bytes =
       2.0 * static_cast<double>(set_bytes) +
       static_cast<double>(batch) * static_cast<double>(world.channels()) * (24.0 + 2 * tokens) +
@@ -289,11 +307,16 @@ void bench_all(const char* filter) {
     bench_prompt(gpu, shape(p.hk, p.hv), p.sequences, p.tokens, filter);
   }
   for (const int batch : {1, 4, 16, 32, 64, 128, 256}) {
-    bench_decode(gpu, shape(16, 32), batch, 1, filter);
+    bench_decode(gpu, shape(16, 32), {batch, 1}, filter);
   }
-  for (const int hv : {16, 48, 64}) bench_decode(gpu, shape(16, hv), 64, 1, filter);
-  for (const int batch : {1, 64}) bench_decode(gpu, shape(2, 8), batch, 1, filter);
-  for (const int batch : {1, 16, 64}) bench_decode(gpu, shape(16, 32), batch, 4, filter);
+  for (const int hv : {16, 48, 64}) bench_decode(gpu, shape(16, hv), {64, 1}, filter);
+  for (const int batch : {1, 64}) bench_decode(gpu, shape(2, 8), {batch, 1}, filter);
+  for (const int batch : {1, 16, 64}) bench_decode(gpu, shape(16, 32), {batch, 4}, filter);
+  for (const int batch : {1, 32, 64}) bench_decode(gpu, shape(16, 32), {batch, 1, true}, filter);
+  bench_decode(gpu, shape(16, 32), {64, 4, true}, filter);
+  for (const int batch : {1, 64}) {
+    bench_decode(gpu, shape(16, 32), {batch, 1, true, DType::kBF16}, filter);
+  }
   for (const int64_t rows : {1, 64, 8192}) bench_norm(gpu, rows, 32, filter);
 }
 

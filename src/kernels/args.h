@@ -167,10 +167,20 @@ struct AttnArgs {
   TensorView lse;  ///< [T, H] f32: ln of the sum of exp(scale q k) of prompt rows; or undefined
 };
 
+enum class GateActivation : uint8_t { kSilu, kSigmoid };
+
 struct GdnShape {
   int key_heads = 0, value_heads = 0;  ///< HK, HV; value head hv reads key head hv / (HV/HK)
   int key_dim = 0, value_dim = 0;      ///< K, V
   int conv_width = 4;                  ///< W
+};
+
+/// The layer's norm of the outputs: o <- weight * o * rsqrt(mean_V(o^2) + eps) * act(z), per head.
+struct GdnNorm {
+  TensorView z;       ///< [T, HV, V]; undefined: no norm
+  TensorView weight;  ///< [V] f32
+  float eps = 1e-6f;
+  GateActivation activation = GateActivation::kSilu;
 };
 
 /// Causal depthwise convolution + SiLU over [q | k | v], gating, l2norm and the gated delta rule
@@ -197,9 +207,8 @@ struct GdnArgs {
   int num_chains = 0, num_prompt_chains = 0;
   const int32_t* host_cu_q = nullptr;  ///< as in SeqMap
   TensorView out;                      ///< [T, HV, V]
+  GdnNorm norm;                        ///< of `out`
 };
-
-enum class GateActivation : uint8_t { kSilu, kSigmoid };
 
 /// out = weight * x * rsqrt(mean_V(x^2) + eps) * act(z), per head.
 struct GatedNormArgs {

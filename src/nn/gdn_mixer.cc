@@ -78,7 +78,8 @@ void GdnMixer::forward(StepContext& context, LayerId layer, TensorView x,
   qkvz_.forward(context, x, qkvz);
   ba_.forward(context, x, ba);
   const StepBatch& batch = context.batch;
-  const TensorView per_head = mixed.split_last(heads, width);
+  const TensorView per_head = mixed.split_last(heads, width),
+                   z = qkvz.columns(channels(), channels() + value_width());
   context.ops.gdn(context.stream, {.shape = spec_.shape,
                                    .qkv = qkvz.columns(0, channels()),
                                    .a = ba.columns(heads, 2 * heads),
@@ -96,15 +97,11 @@ void GdnMixer::forward(StepContext& context, LayerId layer, TensorView x,
                                    .num_chains = batch.num_chains,
                                    .num_prompt_chains = batch.num_prompt_chains,
                                    .host_cu_q = batch.seqs.host_cu_q,
-                                   .out = per_head});
-  context.ops.gated_norm(
-      context.stream,
-      {.x = per_head,
-       .z = qkvz.columns(channels(), channels() + value_width()).split_last(heads, width),
-       .weight = norm_.weight(),
-       .out = per_head,
-       .eps = options_.eps,
-       .activation = spec_.gate});
+                                   .out = per_head,
+                                   .norm = {.z = z.split_last(heads, width),
+                                            .weight = norm_.weight(),
+                                            .eps = options_.eps,
+                                            .activation = spec_.gate}});
   out_.forward(context, mixed, residual, Epilogue::kAdd);
 }
 

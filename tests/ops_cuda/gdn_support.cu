@@ -29,7 +29,8 @@ std::vector<float> padded(const std::vector<float>& x, int64_t rows, int64_t wid
 /// The recurrence of one head in double.
 class Head {
  public:
-  Head(const GdnWorld& w, int hv) : w_(w), hv_(hv), kd_(w.shape.key_dim), vd_(w.shape.value_dim) {}
+  Head(const GdnWorld& w, int hv, GdnMistake mistake = GdnMistake::kNone)
+      : w_(w), hv_(hv), kd_(w.shape.key_dim), vd_(w.shape.value_dim), mistake_(mistake) {}
 
   double input(const GdnPart& part, int64_t begin, int64_t t, int64_t c) const {
     const int64_t taps = w_.shape.conv_width;
@@ -64,16 +65,20 @@ class Head {
     const GdnShape& s = w_.shape;
     std::vector<double> state(static_cast<size_t>(vd_ * kd_), 0.0);
     const int64_t at = hv_ * vd_ * kd_;
-    if (part.read >= 0) {
-      for (size_t i = 0; i < state.size(); ++i) {
-        state[i] = states[static_cast<size_t>(part.read * w_.state_size() + at) + i];
+    if (part.read >= 0 && mistake_ != GdnMistake::kZeroedState) {
+      for (int64_t i = 0; i < vd_ * kd_; ++i) {
+        const int64_t from = mistake_ == GdnMistake::kTransposedState ? i % kd_ * vd_ + i / kd_ : i;
+        state[static_cast<size_t>(i)] =
+            states[static_cast<size_t>(part.read * w_.state_size() + at + from)];
       }
     }
-    const int64_t hk = hv_ / (s.value_heads / s.key_heads);
+    const int64_t hk = mistake_ == GdnMistake::kTiledHeads ? hv_ % s.key_heads
+                                                           : hv_ / (s.value_heads / s.key_heads);
     for (int64_t t = begin; t < begin + part.rows; ++t) {
       const std::vector<double> q = normalised(part, begin, t, hk * kd_);
       const std::vector<double> k = normalised(part, begin, t, (s.key_heads + hk) * kd_);
-      const auto gate = static_cast<size_t>(t * s.value_heads + hv_);
+      const int64_t row = mistake_ == GdnMistake::kSqueezedGates ? 0 : t;
+      const auto gate = static_cast<size_t>(row * s.value_heads + hv_);
       const double x = double{w_.a[gate]} + w_.dt_bias[static_cast<size_t>(hv_)];
       const double g = -std::exp(double{w_.a_log[static_cast<size_t>(hv_)]}) *
                        (x > 20 ? x : std::log1p(std::exp(x)));
@@ -105,7 +110,26 @@ class Head {
  private:
   const GdnWorld& w_;
   int64_t hv_, kd_, vd_;
+  GdnMistake mistake_;
 };
+
+void norm_in_double(const GdnWorld& w, int64_t begin, int64_t end, std::vector<float>& out) {
+  const int64_t width = w.shape.value_dim;
+  for (int64_t at = begin * w.out_width(); at < end * w.out_width(); at += width) {
+    double sum = 0;
+    for (int64_t i = 0; i < width; ++i) {
+      const double o = out[static_cast<size_t>(at + i)];
+      sum += o * o;
+    }
+    const double factor = 1 / std::sqrt(sum / static_cast<double>(width) + 1e-6);
+    for (int64_t i = 0; i < width; ++i) {
+      float& o = out[static_cast<size_t>(at + i)];
+      const double z = w.z[static_cast<size_t>(at + i)], gate = 1 / (1 + std::exp(-z));
+      o = static_cast<float>(w.norm_weight[static_cast<size_t>(i)] * o * factor *
+                             (w.activation == GateActivation::kSilu ? z * gate : gate));
+    }
+  }
+}
 
 }  // namespace
 
@@ -152,12 +176,23 @@ void GdnWorld::poison(int64_t slot) {
   std::fill_n(states.begin() + slot * state_size(), state_size(), kNaN);
 }
 
+void GdnWorld::add_norm(uint64_t seed) {
+  z = random_bf16(rows * out_width(), seed, 3);
+  norm_weight = random_f32(shape.value_dim, seed + 1, 1);
+}
+
+void GdnWorld::halve_states() {
+  half_states = true;
+  for (float& x : states) x = bf16_to_float(float_to_bf16(x));
+}
+
 GdnWorld GdnWorld::cut(int64_t first, int64_t count) const {
   GdnWorld out = *this;
   out.rows = count;
   out.qkv = rows_of(qkv, channels(), first, count);
   out.a = rows_of(a, shape.value_heads, first, count);
   out.b = rows_of(b, shape.value_heads, first, count);
+  if (!z.empty()) out.z = rows_of(z, out_width(), first, count);
   return out;
 }
 
@@ -189,7 +224,8 @@ std::vector<float> gdn_on_gpu(GdnWorld& w, const GdnCall& call) {
   const DeviceTensor conv(DType::kF32, {c, s.conv_width}, w.conv);
   const DeviceTensor a_log(DType::kF32, {heads}, w.a_log), bias(DType::kF32, {heads}, w.dt_bias);
   const DeviceTensor windows(DType::kF32, {w.slots, s.conv_width - 1, c}, w.windows);
-  const DeviceTensor states(DType::kF32, {w.slots, heads, s.value_dim, s.key_dim}, w.states);
+  const DeviceTensor states(w.half_states ? DType::kBF16 : DType::kF32,
+                            {w.slots, heads, s.value_dim, s.key_dim}, w.states);
   const DeviceTensor cu(cu_q), reads(read), writes(write), chain_list(chains);
   DeviceTensor out(DType::kBF16, {w.rows, heads, s.value_dim});
   out.poison();
@@ -207,6 +243,19 @@ std::vector<float> gdn_on_gpu(GdnWorld& w, const GdnCall& call) {
   args.chains = chain_list.view;
   args.host_cu_q = args.num_prompt_segments > 0 ? cu_q.data() : nullptr;
   args.out = out.view;
+  const bool norm = !w.z.empty();
+  const DeviceTensor z(
+      DType::kBF16, {norm ? w.rows : 1, w.out_width() + kPad},
+      norm ? padded(w.z, w.rows, w.out_width())
+           : padded(std::vector<float>(static_cast<size_t>(w.out_width())), 1, w.out_width()));
+  const DeviceTensor weight(
+      DType::kF32, {s.value_dim},
+      norm ? w.norm_weight : std::vector<float>(static_cast<size_t>(s.value_dim)));
+  if (norm) {
+    args.norm = {.z = z.view.columns(0, w.out_width()).split_last(heads, s.value_dim),
+                 .weight = weight.view,
+                 .activation = w.activation};
+  }
   CudaTestStream stream(
       std::max<int64_t>(64, cuda::gdn_scratch(s, w.rows, static_cast<int64_t>(read.size()))));
   cuda::gdn(stream, args);
@@ -216,14 +265,18 @@ std::vector<float> gdn_on_gpu(GdnWorld& w, const GdnCall& call) {
   return out.floats();
 }
 
-std::vector<float> gdn_in_double(GdnWorld& w, const GdnCall& call) {
+std::vector<float> gdn_in_double(GdnWorld& w, const GdnCall& call, GdnMistake mistake) {
   std::vector<float> out(static_cast<size_t>(w.rows * w.out_width()), kNaN);
   int64_t begin = 0;
+  int sequence = -1;
   for (const auto* list : {&call.prompt, &call.decode}) {
     for (const GdnChain& chain : *list) {
-      for (const GdnPart& part : chain) {
-        for (int hv = 0; hv < w.shape.value_heads; ++hv)
-          Head(w, hv).run(part, begin, w.states, out);
+      ++sequence;
+      for (GdnPart part : chain) {
+        if (mistake == GdnMistake::kSlotOfBlocks) part.read = sequence;
+        for (int hv = 0; hv < w.shape.value_heads; ++hv) {
+          Head(w, hv, mistake).run(part, begin, w.states, out);
+        }
         const int64_t taps = w.shape.conv_width - 1, c = w.channels();
         std::vector<float> window(static_cast<size_t>(w.window_size()));
         const Head head(w, 0);
@@ -234,6 +287,7 @@ std::vector<float> gdn_in_double(GdnWorld& w, const GdnCall& call) {
         if (part.write >= 0) {
           std::copy(window.begin(), window.end(), w.windows.begin() + part.write * w.window_size());
         }
+        if (!w.z.empty()) norm_in_double(w, begin, begin + part.rows, out);
         begin += part.rows;
       }
     }

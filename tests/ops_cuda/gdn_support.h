@@ -27,6 +27,9 @@ struct GdnWorld {
   GdnShape shape;
   int64_t rows, slots;
   std::vector<float> qkv, a, b, conv, a_log, dt_bias, windows, states;
+  std::vector<float> z, norm_weight;  // the layer's norm of the outputs, if not empty
+  GateActivation activation = GateActivation::kSilu;
+  bool half_states = false;  // bf16 on the GPU
 
   GdnWorld(GdnShape s, int64_t num_rows, uint64_t seed, int64_t num_slots = 8);
   int64_t channels() const {
@@ -39,6 +42,8 @@ struct GdnWorld {
   std::vector<float> slot(int64_t slot) const;
   void copy_slot(int64_t from, int64_t to);
   void poison(int64_t slot);
+  void add_norm(uint64_t seed);
+  void halve_states();
   /// The rows [first, first + count) as a world of their own, with the same slots.
   GdnWorld cut(int64_t first, int64_t count) const;
 };
@@ -46,8 +51,18 @@ struct GdnWorld {
 /// Runs the call on the GPU: the slots of the world change; returns the outputs [rows, HV * V], of
 /// bf16 value. Rows that no segment owns stay NaN.
 std::vector<float> gdn_on_gpu(GdnWorld& world, const GdnCall& call);
+/// What an implementation may get wrong.
+enum class GdnMistake {
+  kNone,
+  kZeroedState,      // the initial state is not used
+  kTransposedState,  // kept as [K, V]
+  kTiledHeads,       // value head hv reads key head hv % HK
+  kSqueezedGates,    // all rows take the first row's a and b
+  kSlotOfBlocks      // sequence i reads the state of slot i
+};
 /// The recurrence in double, token by token; the slots change (rounded to float).
-std::vector<float> gdn_in_double(GdnWorld& world, const GdnCall& call);
+std::vector<float> gdn_in_double(GdnWorld& world, const GdnCall& call,
+                                 GdnMistake mistake = GdnMistake::kNone);
 
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b);
 std::vector<float> rows_of(const std::vector<float>& x, int64_t width, int64_t first,

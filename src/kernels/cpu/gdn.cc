@@ -458,6 +458,14 @@ void gdn(Stream& stream, const GdnArgs& args) {
       worker.run_key_head(hk);
     }
   });
+  if (args.norm.z.defined()) {
+    gated_norm(stream, {.x = args.out,
+                        .z = args.norm.z,
+                        .weight = args.norm.weight,
+                        .out = args.out,
+                        .eps = args.norm.eps,
+                        .activation = args.norm.activation});
+  }
 }
 
 }  // namespace weft::WEFT_ISA_NS

@@ -70,14 +70,27 @@ __device__ void step_slice(const GdnView& p, const Slice& slice, int t, const fl
     const float u = beta * (y[2 * kd + i] - warp_sum(predicted));
     float sum = 0;
     for (int j = lane; j < kd; j += 32) {
-      row[j] = fmaf(u, k[j], row[j]);
-      sum = fmaf(row[j], y[j], sum);
+      const float x = fmaf(u, k[j], row[j]);
+      sum = fmaf(x, y[j], sum);
+      row[j] = p.half_states ? gdn_round_bf16(x) : x;
     }
     sum = warp_sum(sum);
     if (lane == 0) {
       p.out[int64_t{t} * p.out_row + slice.hv * p.out_head + slice.row + i] =
           __float2bfloat16_rn(sum);
     }
+  }
+}
+
+__device__ float load_state(const GdnView& p, int64_t at) {
+  return p.half_states ? __bfloat162float(static_cast<const __nv_bfloat16*>(p.states)[at])
+                       : static_cast<const float*>(p.states)[at];
+}
+__device__ void store_state(const GdnView& p, int64_t at, float x) {
+  if (p.half_states) {
+    static_cast<__nv_bfloat16*>(p.states)[at] = __float2bfloat16_rn(x);
+  } else {
+    static_cast<float*>(p.states)[at] = x;
   }
 }
 
@@ -88,7 +101,7 @@ __device__ void run_slice(const GdnView& p, const Slice& slice, int first, int l
   for (int segment = first; segment < last; ++segment) {
     const int read = p.read_slot[segment], write = p.write_slot[segment];
     for (int i = threadIdx.x; i < floats; i += kThreads) {
-      s[i] = read < 0 ? 0.0f : p.states[read * p.state_slot + at + i];
+      s[i] = read < 0 ? 0.0f : load_state(p, read * p.state_slot + at + i);
     }
     const GdnHistory history = gdn_history(p, segment, first);
     for (int t = p.cu_q[segment]; t < p.cu_q[segment + 1]; ++t) {
@@ -99,7 +112,7 @@ __device__ void run_slice(const GdnView& p, const Slice& slice, int first, int l
     __syncthreads();
     // The next segment may read this slot: each thread reads what it wrote.
     for (int i = threadIdx.x; i < floats && write >= 0; i += kThreads) {
-      p.states[write * p.state_slot + at + i] = s[i];
+      store_state(p, write * p.state_slot + at + i, s[i]);
     }
     __syncthreads();
   }
@@ -125,9 +138,23 @@ __global__ void __launch_bounds__(kThreads) gdn_recurrent_kernel(GdnView p, int 
   }
 }
 
-void run(Stream& stream, const GdnArgs& args, int first, int count) {
-  if (count == 0) return;
-  if (!gdn_decode(stream, args, first, count)) gdn_recurrent(stream, args, first, count);
+/// Whether the outputs already have their norm.
+bool run(Stream& stream, const GdnArgs& args, int first, int count) {
+  if (count == 0 || gdn_decode(stream, args, first, count)) return true;
+  gdn_recurrent(stream, args, first, count);
+  return false;
+}
+
+/// The norm of the rows [first, last) as a kernel of its own.
+void normalise(Stream& stream, const GdnArgs& args, int64_t first, int64_t last) {
+  if (!args.norm.z.defined()) return;
+  const TensorView x = args.out.rows(first, last);
+  gated_norm(stream, {.x = x,
+                      .z = args.norm.z.rows(first, last),
+                      .weight = args.norm.weight,
+                      .out = x,
+                      .eps = args.norm.eps,
+                      .activation = args.norm.activation});
 }
 
 }  // namespace
@@ -142,7 +169,8 @@ GdnView gdn_view(const GdnArgs& args) {
   p.a_log = static_cast<const float*>(args.a_log.data);
   p.dt_bias = static_cast<const float*>(args.dt_bias.data);
   p.windows = static_cast<float*>(windows.data);
-  p.states = static_cast<float*>(states.data);
+  p.states = states.data;
+  p.half_states = states.dtype == DType::kBF16;
   p.out = static_cast<__nv_bfloat16*>(args.out.data);
   p.cu_q = static_cast<const int32_t*>(args.cu_q.data);
   p.read_slot = static_cast<const int32_t*>(args.read_slot.data);
@@ -164,6 +192,14 @@ GdnView gdn_view(const GdnArgs& args) {
   p.value_dim = args.shape.value_dim;
   p.width = args.shape.conv_width;
   p.num_slots = static_cast<int>(states.dim(0));
+  if (args.norm.z.defined()) {
+    p.z = static_cast<const __nv_bfloat16*>(args.norm.z.data);
+    p.norm_weight = static_cast<const float*>(args.norm.weight.data);
+    p.z_row = args.norm.z.stride[0];
+    p.z_head = args.norm.z.stride[1];
+    p.norm_eps = args.norm.eps;
+    p.norm_silu = args.norm.activation == GateActivation::kSilu;
+  }
   return p;
 }
 
@@ -183,13 +219,22 @@ void gdn(Stream& stream, const GdnArgs& args) {
   const GdnShape& s = args.shape;
   CHECK(s.key_heads > 0 && s.value_heads % s.key_heads == 0);
   CHECK(args.qkv.dtype == DType::kBF16 && args.out.dtype == DType::kBF16);
-  CHECK(args.state.conv.dtype == DType::kF32 && args.state.recurrent.dtype == DType::kF32);
+  CHECK(args.state.conv.dtype == DType::kF32);
+  CHECK(args.state.recurrent.dtype == DType::kF32 || args.state.recurrent.dtype == DType::kBF16);
   if (args.num_chains == 0) return;
   CHECK(args.chains.defined());
-  if (args.num_prompt_chains > 0 && !gdn_prompt(stream, args)) {
-    run(stream, args, 0, args.num_prompt_chains);
+  const int64_t rows = args.out.dim(0);
+  int64_t prompt_rows = 0;
+  if (args.num_prompt_chains > 0) {
+    CHECK(args.host_cu_q != nullptr);
+    prompt_rows = args.host_cu_q[args.num_prompt_segments];
+    if (gdn_prompt(stream, args) || !run(stream, args, 0, args.num_prompt_chains)) {
+      normalise(stream, args, 0, prompt_rows);
+    }
   }
-  run(stream, args, args.num_prompt_chains, args.num_chains - args.num_prompt_chains);
+  if (!run(stream, args, args.num_prompt_chains, args.num_chains - args.num_prompt_chains)) {
+    normalise(stream, args, prompt_rows, rows);
+  }
 }
 
 }  // namespace weft::cuda

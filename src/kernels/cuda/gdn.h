@@ -17,7 +17,7 @@ struct GdnView {
   const float* conv;         // [C, W]
   const float *a_log, *dt_bias;
   float* windows;  // [slots, W-1, C]
-  float* states;   // [slots, HV, V, K]
+  void* states;    // [slots, HV, V, K], f32 or bf16
   __nv_bfloat16* out;
   const int32_t *cu_q, *read_slot, *write_slot, *chains;
   int64_t qkv_row, a_row, b_row, conv_row, window_slot, window_row, state_slot, state_head, out_row,
@@ -25,6 +25,12 @@ struct GdnView {
   int key_heads, value_heads, key_dim, value_dim, width;
   int first_chain;  // blocks count chains from here
   int num_slots;
+  bool half_states;        // bf16: the state is rounded after every token (prompt: chunk)
+  const __nv_bfloat16* z;  // of the norm; null: none
+  const float* norm_weight;
+  int64_t z_row, z_head;
+  float norm_eps;
+  bool norm_silu;
 
   __device__ int group() const { return value_heads / key_heads; }
   __device__ int k_channel(int hk) const { return (key_heads + hk) * key_dim; }
@@ -43,6 +49,10 @@ bool gdn_decode(Stream& stream, const GdnArgs& args, int first, int count);
 #ifdef __CUDACC__
 
 constexpr float kGdnL2Eps = 1e-6f;
+
+__device__ __forceinline__ float gdn_round_bf16(float x) {
+  return __bfloat162float(__float2bfloat16_rn(x));
+}
 
 /// 2^x and 1 / x by the special-function unit (2 and 1 ulp); results below 2^-126 become 0.
 __device__ __forceinline__ float gdn_exp2(float x) {
@@ -68,7 +78,7 @@ __device__ __forceinline__ float gdn_log_decay(float a, float a_log, float dt_bi
 }
 
 __device__ __forceinline__ float gdn_beta(float b) {
-  return 1.0f / (1.0f + expf(-b));
+  return gdn_reciprocal(1.0f + gdn_exp2(-1.4426950408889634f * b));
 }
 
 /// Where the convolution's input before a segment comes from: rows of the step from `begin` on,
@@ -92,35 +102,42 @@ __device__ __forceinline__ float gdn_input(const GdnView& p, const GdnHistory& h
 }
 
 /// Writes the windows of channel c for all segments of a chain, in order, by one thread, after
-/// everything that reads the chain's windows. W is the width of the convolution at most.
-template <int W>
+/// everything that reads the chain's windows. W is the width of the convolution, at most.
+template <int W, bool Exact = false>
 __device__ __forceinline__ void gdn_store_windows(const GdnView& p, int first, int last, int c) {
-  const int rows = p.width - 1;
+  const int rows = Exact ? W - 1 : p.width - 1;
   float window[W - 1] = {};  // before row `begin`
   int begin = 0;
   for (int s = first; s < last; ++s) {
-    const int read = p.read_slot[s], write = p.write_slot[s];
+    const int read = p.read_slot[s], write = p.write_slot[s], end = p.cu_q[s + 1];
     if (s == first || read < 0 || read != p.write_slot[s - 1]) {
       begin = p.cu_q[s];
+      if (end - begin < rows) {  // else nobody looks back that far
 #pragma unroll
-      for (int i = 0; i < W - 1; ++i) {
-        if (i < rows) {
-          window[i] =
-              read < 0 ? 0.0f : p.windows[read * p.window_slot + int64_t{i} * p.window_row + c];
+        for (int i = 0; i < W - 1; ++i) {
+          if (i < rows) {
+            window[i] =
+                read < 0 ? 0.0f : p.windows[read * p.window_slot + int64_t{i} * p.window_row + c];
+          }
         }
       }
     }
     if (write < 0) continue;
-    for (int i = 0; i < rows; ++i) {
-      const int t = p.cu_q[s + 1] - rows + i;
-      float x = 0;
-      if (t >= begin) {
-        x = __bfloat162float(p.qkv[int64_t{t} * p.qkv_row + c]);
+    float x[W - 1];
+#pragma unroll
+    for (int i = 0; i < W - 1; ++i) {
+      const int t = end - rows + i;
+      x[i] = 0;
+      if (i < rows && t >= begin) {
+        x[i] = __bfloat162float(p.qkv[int64_t{t} * p.qkv_row + c]);
       } else {
 #pragma unroll
-        for (int j = 0; j < W - 1; ++j) x = j == rows + t - begin ? window[j] : x;
+        for (int j = 0; j < W - 1; ++j) x[i] = j == rows + t - begin ? window[j] : x[i];
       }
-      p.windows[write * p.window_slot + int64_t{i} * p.window_row + c] = x;
+    }
+#pragma unroll
+    for (int i = 0; i < W - 1; ++i) {
+      if (i < rows) p.windows[write * p.window_slot + int64_t{i} * p.window_row + c] = x[i];
     }
   }
 }

@@ -21,6 +21,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr float kScale = 0.08838834764831845f;  // K^-1/2
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 /// Log2 of decays, in blocks of 16 tokens so that differences keep their digits: over a chunk they
 /// may reach -1000s.
@@ -65,13 +66,11 @@ class Cursor {
   int segment_ = 0, base_ = 0, num_, chain_ = 0;
 };
 
-__device__ __forceinline__ void unpack(const uint4& from, float (&to)[8]) {
-  const uint32_t words[4] = {from.x, from.y, from.z, from.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    to[2 * i] = __uint_as_float(words[i] << 16);
-    to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-  }
+__device__ __forceinline__ void unpack(const uint2& from, float (&to)[4]) {
+  to[0] = __uint_as_float(from.x << 16);
+  to[1] = __uint_as_float(from.x & 0xffff0000u);
+  to[2] = __uint_as_float(from.y << 16);
+  to[3] = __uint_as_float(from.y & 0xffff0000u);
 }
 
 class Preparer {
@@ -98,8 +97,11 @@ class Preparer {
       // Bulk stores of the item before may still read shared memory.
       if (is_leader()) bulk_wait_read<0>();
       __syncthreads();
-      if (warp_ < p_.group()) make_gates(rows, hk * p_.group() + warp_, shared_.gates[warp_]);
+      const bool has_head = warp_ < p_.group();
+      GateInputs inputs;
+      if (has_head) inputs = load_gates(rows, hk * p_.group() + warp_);
       convolve(rows, hk);
+      if (has_head) make_gates(rows, inputs, shared_.gates[warp_]);
       fence_async_shared();
       __syncthreads();
       const int next = item + static_cast<int>(gridDim.x);
@@ -142,16 +144,31 @@ class Preparer {
                                                   channel));
   }
 
-  /// Two rows a lane, a block of 16 tokens in 8 lanes.
-  __device__ void make_gates(const ChunkRows& rows, int hv, HeadGates& gates) const {
+  struct GateInputs {
+    float a[2], b[2], a_log, dt_bias;
+  };
+  /// Of a value head; two rows a lane.
+  __device__ __forceinline__ GateInputs load_gates(const ChunkRows& rows, int hv) const {
+    GateInputs in;
+    in.a_log = p_.a_log[hv];
+    in.dt_bias = p_.dt_bias[hv];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int64_t t = rows.begin + min(2 * lane_ + i, rows.count - 1);
+      in.a[i] = p_.a[t * p_.a_row + hv];
+      in.b[i] = p_.b[t * p_.b_row + hv];
+    }
+    return in;
+  }
+
+  /// A block of 16 tokens in 8 lanes.
+  __device__ void make_gates(const ChunkRows& rows, const GateInputs& in, HeadGates& gates) const {
     float g[2], beta[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int row = 2 * lane_ + i;
-      const int64_t t = rows.begin + min(row, rows.count - 1);
-      const float log_decay = gdn_log_decay(p_.a[t * p_.a_row + hv], p_.a_log[hv], p_.dt_bias[hv]);
-      g[i] = row < rows.count ? log_decay * 1.4426950408889634f : 0.0f;
-      beta[i] = row < rows.count ? gdn_beta(p_.b[t * p_.b_row + hv]) : 0.0f;
+      const bool there = 2 * lane_ + i < rows.count;
+      g[i] = there ? gdn_log_decay(in.a[i], in.a_log, in.dt_bias) * kLog2E : 0.0f;
+      beta[i] = there ? gdn_beta(in.b[i]) : 0.0f;
     }
     float sum = g[0] + g[1];
 #pragma unroll
@@ -188,65 +205,79 @@ class Preparer {
     }
   }
 
-  /// q and k of the chunk as f16 tiles; a warp takes 8 rows, a lane 8 channels: lanes 0-15 q,
-  /// lanes 16-31 k. Rows beyond the chunk's are 0.
-  __device__ void convolve(const ChunkRows& rows, int hk) const {
-    const bool is_k = lane_ >= 16;
-    const int column = lane_ % 16 * 8;
-    const int channel = (is_k ? p_.k_channel(hk) : hk * kGdnDim) + column;
-    const int first = rows.begin + 8 * warp_ - 3;
-    const auto load = [&](int i) {
+  /// q and k of the chunk as f16 tiles; a warp takes 16 rows of q or k, a lane 4 channels. Rows
+  /// beyond the chunk's are 0. The taps have a factor -log2(e), for SiLU.
+  __device__ __forceinline__ void convolve(const ChunkRows& rows, int hk) const {
+    const bool is_k = warp_ >= 4;
+    const int channel = (is_k ? p_.k_channel(hk) : hk * kGdnDim) + 4 * lane_;
+    const int first = rows.begin + 16 * (warp_ % 4) - 3, stride = static_cast<int>(p_.qkv_row);
+    uint2 raw[19];
+#pragma unroll
+    for (int i = 0; i < 19; ++i) {
       const int t = min(max(first + i, rows.history.begin), rows.end - 1);
-      return *reinterpret_cast<const uint4*>(p_.qkv + int64_t{t} * p_.qkv_row + channel);
-    };
-    uint4 early[3], raw[4];
-#pragma unroll
-    for (int i = 0; i < 3; ++i) early[i] = load(i);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) raw[i] = load(3 + i);
-    float4 taps[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      taps[i] = *reinterpret_cast<const float4*>(p_.conv + (channel + i) * p_.conv_row);
+      raw[i] = *reinterpret_cast<const uint2*>(p_.qkv + channel + int64_t{t} * stride);
     }
-    float x[4][8];
+    float taps[4][4], x[4][4];
 #pragma unroll
-    for (int i = 0; i < 3; ++i) {
-      if (first + i >= rows.history.begin) {
-        unpack(early[i], x[i]);
-      } else {
+    for (int c = 0; c < 4; ++c) {
+      const float4 w = *reinterpret_cast<const float4*>(p_.conv + (channel + c) * p_.conv_row);
+      taps[c][0] = w.x * -kLog2E;
+      taps[c][1] = w.y * -kLog2E;
+      taps[c][2] = w.z * -kLog2E;
+      taps[c][3] = w.w * -kLog2E;
+    }
 #pragma unroll
-        for (int c = 0; c < 8; ++c) x[i][c] = gdn_input(p_, rows.history, first + i, channel + c);
+    for (int i = 0; i < 3; ++i) unpack(raw[i], x[i]);
+    if (first < rows.history.begin) {
+#pragma unroll
+      for (int i = 0; i < 3; ++i) {
+        if (first + i >= rows.history.begin) continue;
+#pragma unroll
+        for (int c = 0; c < 4; ++c) x[i][c] = gdn_input(p_, rows.history, first + i, channel + c);
       }
     }
-    std::byte* tile = shared_.kq + (is_k ? 0 : 2 * kGdnTile) + (column / 64) * kGdnTile;
-    const float scale = is_k ? 1.0f : kScale;
+    std::byte* tile = shared_.kq + (is_k ? 0 : 2 * kGdnTile) + lane_ / 16 * kGdnTile;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      unpack(raw[i % 4], x[(i + 3) % 4]);
-      if (i < 4) raw[i] = load(7 + i);
-      float y[8], sum = 0;
+    for (int i = 0; i < 16; i += 4) {
+      float y[4][4], sum[4];
 #pragma unroll
-      for (int c = 0; c < 8; ++c) {
-        float z = taps[c].x * x[i % 4][c];
-        z = fmaf(taps[c].y, x[(i + 1) % 4][c], z);
-        z = fmaf(taps[c].z, x[(i + 2) % 4][c], z);
-        z = fmaf(taps[c].w, x[(i + 3) % 4][c], z);
-        y[c] = gdn_silu(z);
-        sum = fmaf(y[c], y[c], sum);
+      for (int j = 0; j < 4; ++j) {
+        unpack(raw[i + j + 3], x[(j + 3) % 4]);
+        sum[j] = 0;
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          float z = taps[c][0] * x[j % 4][c];
+          z = fmaf(taps[c][1], x[(j + 1) % 4][c], z);
+          z = fmaf(taps[c][2], x[(j + 2) % 4][c], z);
+          z = fmaf(taps[c][3], x[(j + 3) % 4][c], z);
+          y[j][c] = z * gdn_reciprocal(1.0f + gdn_exp2(z));
+          sum[j] = fmaf(y[j][c], y[j][c], sum[j]);
+        }
       }
+      const float factor =
+          rsqrtf(fmaf(sum_of_rows(sum), kLn2 * kLn2, kGdnL2Eps)) * (is_k ? -kLn2 : -kLn2 * kScale);
 #pragma unroll
-      for (int step = 8; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-      const int row = 8 * warp_ + i;
-      const float factor = rsqrtf(sum + kGdnL2Eps) * scale;
-      uint4 packed;
-      packed.x = pack_f16(y[0] * factor, y[1] * factor);
-      packed.y = pack_f16(y[2] * factor, y[3] * factor);
-      packed.z = pack_f16(y[4] * factor, y[5] * factor);
-      packed.w = pack_f16(y[6] * factor, y[7] * factor);
-      if (row >= rows.count) packed = make_uint4(0, 0, 0, 0);
-      *reinterpret_cast<uint4*>(tile + swizzled_128(row, column % 64 * 2)) = packed;
+      for (int j = 0; j < 4; ++j) {
+        const float f = __shfl_sync(0xffffffffu, factor, 8 * j);
+        const int row = 16 * (warp_ % 4) + i + j;
+        uint2 packed = {pack_f16(y[j][0] * f, y[j][1] * f), pack_f16(y[j][2] * f, y[j][3] * f)};
+        if (row >= rows.count) packed = make_uint2(0, 0);
+        *reinterpret_cast<uint2*>(tile + swizzled_128(row, lane_ % 16 * 8)) = packed;
+      }
     }
+  }
+
+  /// The sum over the warp of sum[lane / 8].
+  __device__ __forceinline__ float sum_of_rows(const float (&sum)[4]) const {
+    const bool high = (lane_ & 16) != 0, odd = (lane_ & 8) != 0;
+    float low = high ? sum[2] : sum[0], up = high ? sum[3] : sum[1];
+    low += __shfl_xor_sync(0xffffffffu, high ? sum[0] : sum[2], 16);
+    up += __shfl_xor_sync(0xffffffffu, high ? sum[1] : sum[3], 16);
+    float own = odd ? up : low;
+    own += __shfl_xor_sync(0xffffffffu, odd ? low : up, 8);
+#pragma unroll
+    for (int step = 4; step > 0; step /= 2) own += __shfl_xor_sync(0xffffffffu, own, step);
+    return own;
   }
 
   /// The value heads of this warpgroup.

@@ -7,7 +7,8 @@
 // A row of S lies in K / 16 lanes, 16 elements each. Both products with the old row come from one
 // pass: o = exp(g) s.q + u (k.q), and l2norm is a factor on s.k, s.q, k.q, so q and k are used as
 // the convolution left them. The blocks of one key head form a cluster: all of them convolve its q
-// and k, and block 0 stores their windows once all have read them.
+// and k, and block 0 stores their windows once all have read them. With the layer's gated norm the
+// blocks of a value head tell each other their sums of squares, a few tokens at a time.
 
 #include <algorithm>
 
@@ -21,6 +22,7 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kMaxCluster = 8;
 constexpr int kWidth = 4;
+constexpr int kBatch = 8;  // tokens that are normalised together
 
 template <int K, int V, int Rows>
 struct Tile {
@@ -28,6 +30,9 @@ struct Tile {
   static constexpr int kGroups = kThreads / kLanes;  // rows at a time
   static constexpr int kPasses = Rows / kGroups;     // rows a thread has a part of
   static constexpr int kSlices = V / Rows;           // blocks a value head
+  static constexpr int kUnits = Rows / 32;           // of rows, summed first
+  static constexpr int kTokens = kThreads / Rows;    // normalised at a time
+  static constexpr int kNormed = kBatch / kTokens;   // outputs a thread
   static constexpr int kChannels = 2 * K + Rows;     // q, k, the slice's v
   static constexpr int kOwned = (kChannels + kThreads - 1) / kThreads;  // a thread
   static_assert(Rows % kGroups == 0 && V % Rows == 0);
@@ -40,6 +45,19 @@ struct Token {
   float decay, beta;
 };
 
+/// Outputs that wait for the norm of their head.
+template <int V, int Rows>
+struct Outputs {
+  float o[kBatch][Rows];
+  float squares[2][kBatch][V / 32];  // of 32 rows each, from all blocks of the head; by turns
+};
+
+template <int K, int V, int Rows>
+struct Shared {
+  Token<K, Rows> tokens[2];
+  Outputs<V, Rows> outputs;
+};
+
 template <int Lanes>
 __device__ __forceinline__ float sum_lanes(float x) {
 #pragma unroll
@@ -47,13 +65,24 @@ __device__ __forceinline__ float sum_lanes(float x) {
   return x;
 }
 
-/// The four 16-byte pieces of lane `lane` in a row of 16 * Lanes elements.
+/// The four 4-element pieces of lane `lane` in a row of 16 * Lanes elements.
 template <int Lanes>
 __device__ __forceinline__ void load_row(const float* row, int lane, float (&x)[16]) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     *reinterpret_cast<float4*>(x + 4 * j) =
         *reinterpret_cast<const float4*>(row + 4 * (lane + Lanes * j));
+  }
+}
+template <int Lanes>
+__device__ __forceinline__ void load_row(const __nv_bfloat16* row, int lane, float (&x)[16]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const uint2 raw = *reinterpret_cast<const uint2*>(row + 4 * (lane + Lanes * j));
+    x[4 * j] = __uint_as_float(raw.x << 16);
+    x[4 * j + 1] = __uint_as_float(raw.x & 0xffff0000u);
+    x[4 * j + 2] = __uint_as_float(raw.y << 16);
+    x[4 * j + 3] = __uint_as_float(raw.y & 0xffff0000u);
   }
 }
 template <int Lanes>
@@ -64,13 +93,21 @@ __device__ __forceinline__ void store_row(float* row, int lane, const float (&x)
         *reinterpret_cast<const float4*>(x + 4 * j);
   }
 }
+template <int Lanes>
+__device__ __forceinline__ void store_row(__nv_bfloat16* row, int lane, const float (&x)[16]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    *reinterpret_cast<uint2*>(row + 4 * (lane + Lanes * j)) =
+        make_uint2(pack_bf16(x[4 * j], x[4 * j + 1]), pack_bf16(x[4 * j + 2], x[4 * j + 3]));
+  }
+}
 
-template <int K, int V, int Rows>
+template <int K, int V, int Rows, class State>
 class Block {
   using T = Tile<K, V, Rows>;
 
  public:
-  __device__ Block(const GdnView& p, Token<K, Rows>* tokens) : p_(p), tokens_(tokens) {
+  __device__ Block(const GdnView& p, Shared<K, V, Rows>& shared) : p_(p), shared_(shared) {
     const int blocks = p.group() * T::kSlices;
     const int rank = static_cast<int>(blockIdx.x) % blocks;
     const int unit = static_cast<int>(blockIdx.x) / blocks;
@@ -86,6 +123,10 @@ class Block {
   /// What may be done before the kernels in front have finished: weights, and the state on its way
   /// to L2 (the slot numbers are from the host and older than any kernel of the step).
   __device__ void prepare() {
+    if (p_.z != nullptr) {
+      cluster_arrive();  // whoever waits for this may write into this block's memory
+      weight_ = p_.norm_weight[row_ + static_cast<int>(threadIdx.x) % Rows];
+    }
 #pragma unroll
     for (int i = 0; i < T::kOwned; ++i) {
       const float* w = p_.conv + channel(i) * p_.conv_row;
@@ -99,8 +140,9 @@ class Block {
     if (first_ == last_) return;
     const int read = p_.read_slot[first_];
     if (read < 0 || read >= p_.num_slots) return;
-    const float* row = state(read, 0);
-    for (int i = static_cast<int>(threadIdx.x) * 32; i < Rows * K; i += kThreads * 32) {
+    const State* row = state(read, 0);
+    constexpr int kLine = 128 / sizeof(State);
+    for (int i = static_cast<int>(threadIdx.x) * kLine; i < Rows * K; i += kThreads * kLine) {
       asm volatile("prefetch.global.L2 [%0];" ::"l"(row - group_ * K + i));
     }
   }
@@ -110,6 +152,7 @@ class Block {
       if (s > first_) cluster_sync();  // the windows of the segment before are written
       run_segment(s);
     }
+    if (p_.z != nullptr && !met_) cluster_wait();
   }
 
  private:
@@ -124,8 +167,8 @@ class Block {
     return static_cast<int>(threadIdx.x) + i * kThreads < T::kChannels;
   }
   /// Row `pass` of this thread in a slot.
-  __device__ float* state(int slot, int pass) const {
-    return p_.states + slot * p_.state_slot + hv_ * p_.state_head +
+  __device__ State* state(int slot, int pass) const {
+    return static_cast<State*>(p_.states) + slot * p_.state_slot + hv_ * p_.state_head +
            int64_t{row_ + pass * T::kGroups + group_} * K;
   }
 
@@ -150,22 +193,31 @@ class Block {
         load_row<T::kLanes>(state(read, pass), lane_, s_[pass]);
       }
     }
-    cluster_arrive();  // this block has read the windows
-    for (int t = begin; t < end; ++t) {
-      Token<K, Rows>& token = tokens_[(t - begin) % 2];
-      convolve(t, end, token);
-      __syncthreads();
-      step(t, token);
-    }
-    if (write >= 0) {
-#pragma unroll
-      for (int pass = 0; pass < T::kPasses; ++pass) {
-        store_row<T::kLanes>(state(write, pass), lane_, s_[pass]);
+    if (p_.z == nullptr) cluster_arrive();  // this block has read the windows
+    int t = begin, first = begin;
+    do {
+      for (; t < min(first + kBatch, end); ++t) {
+        Token<K, Rows>& token = shared_.tokens[(t - begin) % 2];
+        convolve(t, end, token);
+        __syncthreads();
+        step(t, t - first, token);
       }
-    }
-    cluster_wait();
+      // The state is stored while the blocks of the cluster meet: a store in front of that would
+      // have to arrive first.
+      float z[T::kNormed];
+      if (p_.z != nullptr) begin_norm(first, t - first, z);
+      if (t == end && write >= 0) {
+#pragma unroll
+        for (int pass = 0; pass < T::kPasses; ++pass) {
+          store_row<T::kLanes>(state(write, pass), lane_, s_[pass]);
+        }
+      }
+      if (p_.z != nullptr) end_norm(first, t - first, z);
+      first = t;
+    } while (t < end);
+    if (p_.z == nullptr) cluster_wait();
     if (write >= 0) store_windows(write);
-    __syncthreads();  // tokens_ is free for the next segment
+    __syncthreads();  // the tokens are free for the next segment
   }
 
   __device__ void load_inputs(int t) {
@@ -196,7 +248,7 @@ class Block {
     if (t + 1 < end) load_inputs(t + 1);
   }
 
-  __device__ void step(int t, const Token<K, Rows>& token) {
+  __device__ void step(int t, int at, const Token<K, Rows>& token) {
     float q[16], k[16];
     load_row<T::kLanes>(token.y, lane_, q);
     load_row<T::kLanes>(token.y + K, lane_, k);
@@ -228,9 +280,67 @@ class Block {
       const float u = beta * fmaf(-decay, sk, token.y[2 * K + row]);
       const float uk = u * k_factor;
 #pragma unroll
-      for (int j = 0; j < 16; ++j) s[j] = fmaf(uk, k[j], decay * s[j]);
-      if (lane_ == 0) out[row] = __float2bfloat16_rn(fmaf(decay, sq, u * qk));
+      for (int j = 0; j < 16; ++j) {
+        s[j] = fmaf(uk, k[j], decay * s[j]);
+        if (sizeof(State) == 2) s[j] = gdn_round_bf16(s[j]);
+      }
+      if (lane_ == 0) {
+        const float o = fmaf(decay, sq, u * qk);
+        if (p_.z == nullptr) {
+          out[row] = __float2bfloat16_rn(o);
+        } else {
+          shared_.outputs.o[at][row] = o;
+        }
+      }
     }
+  }
+
+  /// The norm of tokens [first, first + count): tells the head's other blocks the sums of squares,
+  /// and arrives where all blocks of the cluster meet.
+  __device__ void begin_norm(int first, int count, float (&z)[T::kNormed]) {
+    Outputs<V, Rows>& outputs = shared_.outputs;
+    __syncthreads();
+    if (!met_) cluster_wait();  // all blocks have begun
+    met_ = true;
+    const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+    for (int i = thread / 32; i < count * T::kUnits; i += kThreads / 32) {
+      const int unit = i % T::kUnits, at = i / T::kUnits;
+      const float o = outputs.o[at][32 * unit + lane];
+      const float sum = sum_lanes<32>(o * o);
+      if (lane < T::kSlices) {
+        float* to = &outputs.squares[turn_][at][row_ / 32 + unit];
+        store_remote(to, static_cast<uint32_t>(rank_ / T::kSlices * T::kSlices + lane), sum);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < T::kNormed; ++i) {
+      const int t = first + thread / Rows + i * T::kTokens;
+      if (t < first + count) {
+        z[i] = __bfloat162float(p_.z[t * p_.z_row + hv_ * p_.z_head + row_ + thread % Rows]);
+      }
+    }
+    cluster_arrive();
+  }
+
+  /// Waits for the others and writes the outputs. A head's squares are added in one order however
+  /// it is cut into blocks.
+  __device__ void end_norm(int first, int count, const float (&z)[T::kNormed]) {
+    const Outputs<V, Rows>& outputs = shared_.outputs;
+    cluster_wait();
+    const int row = static_cast<int>(threadIdx.x) % Rows;
+#pragma unroll
+    for (int i = 0; i < T::kNormed; ++i) {
+      const int at = static_cast<int>(threadIdx.x) / Rows + i * T::kTokens;
+      if (at >= count) continue;
+      const float* squares = outputs.squares[turn_][at];
+      float sum = squares[0] + squares[1];
+      if (V == 128) sum += squares[2] + squares[3];
+      const float factor = rsqrtf(sum * (1.0f / V) + p_.norm_eps);
+      const float gate = gdn_beta(z[i]);
+      p_.out[(first + at) * p_.out_row + hv_ * p_.out_head + row_ + row] = __float2bfloat16_rn(
+          weight_ * (outputs.o[at][row] * factor) * (p_.norm_silu ? z[i] * gate : gate));
+    }
+    turn_ ^= 1;
   }
 
   __device__ void store_windows(int slot) {
@@ -245,7 +355,10 @@ class Block {
   }
 
   const GdnView& p_;
-  Token<K, Rows>* tokens_;
+  Shared<K, V, Rows>& shared_;
+  bool met_ = false;  // the other blocks of the cluster
+  int turn_ = 0;
+  float weight_ = 0;
   int chain_, hk_, hv_, row_, rank_, lane_, group_, first_, last_;
   float taps_[T::kOwned][kWidth], window_[T::kOwned][kWidth - 1];
   __nv_bfloat16 x_[T::kOwned];
@@ -253,17 +366,18 @@ class Block {
   float s_[T::kPasses][16];
 };
 
-template <int K, int V, int Rows>
-__global__ void __launch_bounds__(kThreads) gdn_decode_kernel(const __grid_constant__ GdnView p) {
-  __shared__ Token<K, Rows> tokens[2];
-  Block<K, V, Rows> block(p, tokens);
+template <int K, int V, int Rows, class State>
+__global__ void __launch_bounds__(kThreads, Rows == 64 ? 3 : 4)
+    gdn_decode_kernel(const __grid_constant__ GdnView p) {
+  __shared__ Shared<K, V, Rows> shared;
+  Block<K, V, Rows, State> block(p, shared);
   block.prepare();
   wait_for_predecessor();
   let_successor_begin();
   block.run();
 }
 
-template <int K, int V, int Rows>
+template <int K, int V, int Rows, class State = float>
 bool try_tile(Stream& stream, const GdnView& p, int count, bool overlap) {
   const int cluster = p.value_heads / p.key_heads * Tile<K, V, Rows>::kSlices;
   if (cluster > kMaxCluster) return false;
@@ -273,7 +387,7 @@ bool try_tile(Stream& stream, const GdnView& p, int count, bool overlap) {
           .block = kThreads,
           .cluster = static_cast<unsigned>(cluster),
           .overlap = overlap},
-         gdn_decode_kernel<K, V, Rows>, p);
+         gdn_decode_kernel<K, V, Rows, State>, p);
   return true;
 }
 
@@ -288,6 +402,12 @@ bool gdn_decode(Stream& stream, const GdnArgs& args, int first, int count) {
   const bool overlap = first == 0;  // else the prompt's kernels wrote states just now
   // Small tiles only where they are needed to reach every multiprocessor; the bits are the same.
   const bool small = int64_t{count} * s.value_heads < 128;
+  if (s.key_dim == 128 && p.half_states) {
+    using Bf16 = __nv_bfloat16;
+    return (small && try_tile<128, 128, 32, Bf16>(stream, p, count, overlap)) ||
+           try_tile<128, 128, 64, Bf16>(stream, p, count, overlap);
+  }
+  if (p.half_states) return false;
   if (s.key_dim == 128) {
     return (small && try_tile<128, 128, 32>(stream, p, count, overlap)) ||
            try_tile<128, 128, 64>(stream, p, count, overlap);

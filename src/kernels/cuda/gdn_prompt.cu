@@ -7,8 +7,8 @@
 //
 // Scan tile: 64 rows of S (half a value head) in one warpgroup's registers, fp32. All products are
 // transposed, S K^T and so on: S, V - .., U are the left operands, straight from registers as f16,
-// and the chunk's tiles the right ones, in shared memory. A second warpgroup copies tiles,
-// convolves v and writes the outputs. Moved a token and value head: 6 V bytes and 256 of T, P;
+// and the chunk's tiles the right ones, in shared memory. Two more warpgroups by turns copy tiles,
+// convolve v and write the outputs. Moved a token and value head: 6 V bytes and 256 of T, P;
 // bound: the chain of products a chunk (1024 clocks of tensor core), instruction slots with many
 // sequences.
 //
@@ -24,8 +24,9 @@
 namespace weft::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kHalf = 64;  // rows of S a block
+constexpr int kThreads = 384;
+constexpr int kProducers = 2;  // warpgroups, each of which takes every second chunk
+constexpr int kHalf = 64;      // rows of S a block
 constexpr int kStages = 3;
 constexpr int kRawRows = kGdnChunk + 3;                   // a chunk's input and what is before it
 constexpr float kSmallest = 0x1p-10f, kLargest = 0x1p7f;  // rows that need no scale
@@ -41,8 +42,8 @@ struct Stage {
 
 struct __align__(1024) Shared {
   Stage stage[kStages];
-  uint32_t raw[2][kRawRows][kHalf / 2];  // v before the convolution, two channels a word
-  float beta[4][16];                     // of each warp's tokens
+  uint32_t raw[kProducers][kRawRows][kHalf / 2];  // v before the convolution, a word two channels
+  float beta[kProducers][4][16];                  // of each warp's tokens, times -ln 2
   Barrier full[kStages], empty[kStages];
 };
 static_assert(sizeof(Stage) % 1024 == 0);
@@ -59,6 +60,10 @@ __device__ __forceinline__ int v_offset(int row, int i, int q) {
 __device__ __forceinline__ int out_offset(int token, int piece) {
   const int warp = piece / 2, half = piece % 2;
   return warp * (16 * kGdnChunk * 4) + (token ^ warp) * 32 + (half ^ ((token >> 2) & 1)) * 16;
+}
+
+__device__ __forceinline__ float2 widen_bf16(uint32_t raw) {
+  return make_float2(__uint_as_float(raw << 16), __uint_as_float(raw & 0xffff0000u));
 }
 
 /// A ring of stages.
@@ -99,7 +104,7 @@ __device__ Job make_job(const GdnView& p) {
   return job;
 }
 
-// ---- Producer: copies, v, and the outputs' way to memory
+// ---- Producers: copies, v, and the outputs' way to memory
 
 class Producer {
  public:
@@ -107,16 +112,19 @@ class Producer {
       : p_(p), chunks_(chunks), shared_(shared), job_(job) {
     thread_ = static_cast<int>(threadIdx.x) % 128;
     warp_ = thread_ / 32;
+    turn_ = warp_index() / 4 - 1;
     row_ = thread_ % 32 * 2;
     head_channel_ = p.v_channel(job.hv) + job.half * kHalf;
+    input_ = p.qkv + head_channel_ + thread_ % 8 * 8;
+    output_ = p.out + job.hv * p.out_head + job.half * kHalf + thread_ % 8 * 8;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float4 taps =
           *reinterpret_cast<const float4*>(p.conv + int64_t{head_channel_ + row_ + i} * p.conv_row);
-      taps_[i][0] = taps.x;
-      taps_[i][1] = taps.y;
-      taps_[i][2] = taps.z;
-      taps_[i][3] = taps.w;
+      taps_[i][0] = taps.x * kMinusLog2E;
+      taps_[i][1] = taps.y * kMinusLog2E;
+      taps_[i][2] = taps.z * kMinusLog2E;
+      taps_[i][3] = taps.w * kMinusLog2E;
     }
   }
 
@@ -125,54 +133,46 @@ class Producer {
     at.segment = job_.first - 1;
     at.begin = at.end = 0;
     advance(at);
-    load_raw(at, 0);
-    int chunk = job_.chunk, count = 0;
     Rows before[kStages] = {};  // of the last chunks
+    int count = 0;
+    if (turn_ == 1) skip(at, before, count);
+    load_raw(at);
     while (at.begin < at.end) {
-      copy_async_wait<0>();
-      barrier_sync(2, 128);  // all rows are here, and nobody reads those of the chunk before
       const At now = at;
-      advance(at);
-      load_raw(at, (count + 1) % 2);
+      copy_async_wait<0>();
+      sync();  // all rows are here
+      uint32_t raw[19];
+#pragma unroll
+      for (int i = 0; i < 19; ++i) raw[i] = shared_.raw[turn_][16 * warp_ + i][row_ / 2];
+      if (thread_ % 32 < 16) {
+        const bool there = 16 * warp_ + thread_ % 16 < now.end - now.begin;
+        shared_.beta[turn_][warp_][thread_ % 16] = there ? gdn_beta(b_) * kMinusLn2 : 0.0f;
+      }
+      const int chunk = job_.chunk + count;
+      const Rows out = before[kStages - 1];
+      skip(at, before, count);
+      skip(at, before, count);
       if (warp_ == 0 && chunk >= ready_) wait_ready(chunk);
       wait(&shared_.empty[ring_.stage], ring_.phase ^ 1);
       Stage& stage = shared_.stage[ring_.stage];
       if (thread_ == 0) copy_tiles(stage, chunk);
-      if (count >= kStages) {
-        copy_out(stage, before[kStages - 1]);
-        barrier_sync(2, 128);
-      }
-      convolve(stage, now, count % 2);
+      uint4 pieces[4];
+      load_out(stage, pieces);
+      sync();  // all have their rows of v and of the outputs
+      store_out(pieces, out);
+      load_raw(at);
+      convolve(stage, now, raw);
       __syncwarp();
       if (thread_ % 32 == 0) arrive(&shared_.full[ring_.stage]);
       ring_.next();
-#pragma unroll
-      for (int i = kStages - 1; i > 0; --i) before[i] = before[i - 1];
-      before[0] = {now.begin, min(now.end - now.begin, kGdnChunk)};
-      ++chunk;
-      ++count;
+      ring_.next();
     }
-#pragma unroll
-    for (int i = kStages - 1; i >= 0; --i) {
-      if (before[i].count > 0) {
-        // The stage of i chunks ago.
-        const int back = ring_.stage - 1 - i;
-        const int stage = back < 0 ? back + kStages : back;
-        wait(&shared_.empty[stage], back < 0 ? ring_.phase ^ 1 : ring_.phase);
-        copy_out(shared_.stage[stage], before[i]);
-      }
-    }
-    // All chunks of the chain are prepared and v is read: nobody needs its old windows any more.
-    barrier_sync(2, 128);
-    for (int i = 0; i < (job_.leads ? 3 : 1); ++i) {
-      const int channel = i == 0   ? head_channel_ + thread_
-                          : i == 1 ? job_.hk * kGdnDim + thread_
-                                   : p_.k_channel(job_.hk) + thread_;
-      if (i > 0 || thread_ < kHalf) gdn_store_windows<4>(p_, job_.first, job_.last, channel);
-    }
+    drain(before, count);
   }
 
  private:
+  static constexpr float kMinusLog2E = -1.4426950408889634f, kMinusLn2 = -0.6931471805599453f;
+
   /// The chunk from row `begin` on; begin == end behind the last one.
   struct At {
     int segment, begin, end;
@@ -182,6 +182,10 @@ class Producer {
     int begin, count;
   };
 
+  __device__ __forceinline__ void sync() const {
+    barrier_sync(2 + turn_, 128);
+  }
+
   __device__ __forceinline__ void advance(At& at) const {
     at.begin = min(at.begin + kGdnChunk, at.end);
     while (at.begin == at.end && ++at.segment < job_.last) {
@@ -190,22 +194,37 @@ class Producer {
       at.history = gdn_history(p_, at.segment, job_.first);
     }
   }
+  /// One chunk on, if there is one.
+  __device__ __forceinline__ void skip(At& at, Rows (&before)[kStages], int& count) {
+    if (at.begin == at.end) return;
+#pragma unroll
+    for (int i = kStages - 1; i > 0; --i) before[i] = before[i - 1];
+    before[0] = {at.begin, min(at.end - at.begin, kGdnChunk)};
+    ++count;
+    if (count == 1 && turn_ == 1) ring_.next();
+    advance(at);
+  }
 
-  /// The input rows from three before the chunk on; zeros where the segment has none.
-  __device__ __forceinline__ void load_raw(const At& at, int buffer) const {
+  /// The input rows from three before the chunk on, zeros where the segment has none; b.
+  __device__ __forceinline__ void load_raw(const At& at) {
     if (at.begin < at.end) {
-      const int piece = thread_ % 8;
+      const int row = thread_ / 8, first = at.begin - 3 + row;
+      const __nv_bfloat16* from = input_ + first * p_.qkv_row;
+      const int64_t step = 16 * p_.qkv_row;
+      uint32_t* to = &shared_.raw[turn_][row][thread_ % 8 * 4];
 #pragma unroll
       for (int i = 0; i < 5; ++i) {
-        const int row = thread_ / 8 + 16 * i, t = at.begin - 3 + row;
-        if (row >= kRawRows) continue;
+        const int t = first + 16 * i;
         const bool there = t >= at.history.begin && t < at.end;
-        const __nv_bfloat16* from =
-            p_.qkv + (there ? t : at.begin) * p_.qkv_row + head_channel_ + 8 * piece;
-        copy_async_16(&shared_.raw[buffer][row][4 * piece], from, there ? 16 : 0);
+        if (i < 4 || row < 3) {
+          copy_async_16(to + i * 16 * (kHalf / 2), there ? from : input_, there ? 16 : 0);
+        }
+        from += step;
       }
-      // Rows of the chunk after that one on their way to L2.
-      const int ahead = at.begin + kGdnChunk + thread_;
+      const int t = min(at.begin + 16 * warp_ + thread_ % 16, at.end - 1);
+      b_ = p_.b[t * p_.b_row + job_.hv];
+      // The rows of the chunk after the next on their way to L2.
+      const int ahead = at.begin + 2 * kGdnChunk + thread_;
       if (thread_ < kGdnChunk && ahead < at.end) {
         asm volatile("prefetch.global.L2 [%0];" ::"l"(p_.qkv + ahead * p_.qkv_row + head_channel_));
       }
@@ -240,36 +259,45 @@ class Producer {
     ready_ = chunk + (~all == 0 ? 32 : __ffs(static_cast<int>(~all)) - 1);
   }
 
-  __device__ __forceinline__ void copy_out(const Stage& stage, const Rows& rows) const {
-    const int piece = thread_ % 8, token = thread_ / 8;
-    const std::byte* from = reinterpret_cast<const std::byte*>(stage.v) + out_offset(token, piece);
-    __nv_bfloat16* out = p_.out + (rows.begin + token) * p_.out_row + job_.hv * p_.out_head +
-                         job_.half * kHalf + 8 * piece;
+  __device__ __forceinline__ void load_out(const Stage& stage, uint4 (&pieces)[4]) const {
+    const std::byte* from =
+        reinterpret_cast<const std::byte*>(stage.v) + out_offset(thread_ / 8, thread_ % 8);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (token + 16 * i >= rows.count) break;
-      *reinterpret_cast<uint4*>(out + 16 * i * p_.out_row) =
-          *reinterpret_cast<const uint4*>(from + 16 * i * 32);
+      pieces[i] = *reinterpret_cast<const uint4*>(from + 16 * i * 32);
+    }
+  }
+  __device__ __forceinline__ void store_out(const uint4 (&pieces)[4], const Rows& rows) const {
+    const int token = thread_ / 8;
+    __nv_bfloat16* out = output_ + (rows.begin + token) * p_.out_row;
+    const int64_t step = 16 * p_.out_row;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (token + 16 * i < rows.count) *reinterpret_cast<uint4*>(out) = pieces[i];
+      out += step;
+    }
+  }
+  /// The outputs of the last chunks, one each for the producers by turns.
+  __device__ void drain(const Rows (&before)[kStages], int count) {
+#pragma unroll
+    for (int i = kStages - 1; i >= 0; --i) {
+      const int chunk = count - 1 - i;
+      if (chunk < 0 || chunk % kProducers == turn_) continue;
+      const int stage = chunk % kStages;
+      wait(&shared_.empty[stage], static_cast<uint32_t>(chunk / kStages) & 1);
+      uint4 pieces[4];
+      load_out(shared_.stage[stage], pieces);
+      store_out(pieces, before[i]);
     }
   }
 
-  __device__ __forceinline__ static float2 widen(uint32_t raw) {
-    return make_float2(__uint_as_float(raw << 16), __uint_as_float(raw & 0xffff0000u));
-  }
-
-  /// Two channels, 16 tokens a thread. Tokens beyond the end get beta = 0.
-  __device__ __forceinline__ void convolve(Stage& stage, const At& at, int buffer) const {
-    const int t0 = at.begin + 16 * warp_;
-    if (thread_ % 32 < 16) {
-      const int t = t0 + thread_ % 16;
-      shared_.beta[warp_][thread_ % 16] =
-          t < at.end ? gdn_beta(p_.b[t * p_.b_row + job_.hv]) : 0.0f;
-    }
-    __syncwarp();
-    const uint32_t* raw = &shared_.raw[buffer][16 * warp_][row_ / 2];
+  /// Two channels, 16 tokens a thread. Tokens beyond the end have beta = 0.
+  __device__ __forceinline__ void convolve(Stage& stage, const At& at,
+                                           const uint32_t (&raw)[19]) const {
     float2 x[19];
 #pragma unroll
-    for (int i = 0; i < 19; ++i) x[i] = widen(raw[i * (kHalf / 2)]);
+    for (int i = 0; i < 19; ++i) x[i] = widen_bf16(raw[i]);
+    const int t0 = at.begin + 16 * warp_;
     if (t0 - 3 < at.history.begin) {  // the window of the slot
 #pragma unroll
       for (int i = 0; i < 3; ++i) {
@@ -281,15 +309,18 @@ class Producer {
       }
     }
     float largest[2] = {0, 0};
+    const float* beta = shared_.beta[turn_][warp_];
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
+      const float2 low = *reinterpret_cast<const float2*>(beta + 2 * q);
+      const float2 high = *reinterpret_cast<const float2*>(beta + 2 * q + 8);
+      const float scale[4] = {low.x, low.y, high.x, high.y};
       float y[2][4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int i = 2 * q + j % 2 + j / 2 * 8;
-        const float scale = shared_.beta[warp_][i];
-        y[0][j] = tap(0, x[i].x, x[i + 1].x, x[i + 2].x, x[i + 3].x) * scale;
-        y[1][j] = tap(1, x[i].y, x[i + 1].y, x[i + 2].y, x[i + 3].y) * scale;
+        y[0][j] = tap(0, x[i].x, x[i + 1].x, x[i + 2].x, x[i + 3].x) * scale[j];
+        y[1][j] = tap(1, x[i].y, x[i + 1].y, x[i + 2].y, x[i + 3].y) * scale[j];
         largest[0] = fmaxf(largest[0], fabsf(y[0][j]));
         largest[1] = fmaxf(largest[1], fabsf(y[1][j]));
       }
@@ -303,19 +334,24 @@ class Producer {
     stage.v_max[row_ + 1][warp_] = largest[1];
   }
 
+  /// -log2(e) silu(sum): the factor is in the taps, its inverse in beta.
   __device__ __forceinline__ float tap(int c, float x0, float x1, float x2, float x3) const {
     float sum = taps_[c][0] * x0;
     sum = fmaf(taps_[c][1], x1, sum);
     sum = fmaf(taps_[c][2], x2, sum);
-    return gdn_silu(fmaf(taps_[c][3], x3, sum));
+    sum = fmaf(taps_[c][3], x3, sum);
+    return sum * gdn_reciprocal(1.0f + gdn_exp2(sum));
   }
 
   const GdnView& p_;
   const GdnChunks& chunks_;
   Shared& shared_;
   const Job& job_;
-  int thread_, warp_, row_, head_channel_;
+  const __nv_bfloat16* input_;
+  __nv_bfloat16* output_;
+  int thread_, warp_, turn_, row_, head_channel_;
   int ready_ = 0;  // chunks before this one are prepared
+  float b_ = 0;    // of token thread_ % 16 of the warp's
   float taps_[2][4];
   Ring ring_;
 };
@@ -339,7 +375,7 @@ class Consumer {
       if (s == job_.first || read < 0 || read != p_.write_slot[s - 1]) load(read);
       const int end = p_.cu_q[s + 1];
       for (int begin = p_.cu_q[s]; begin < end; begin += kGdnChunk) {
-        chunk(begin + kGdnChunk < end);
+        chunk();
       }
       if (write >= 0) store(write);
     }
@@ -347,9 +383,10 @@ class Consumer {
   }
 
  private:
-  __device__ __forceinline__ float* state(int slot) const {
-    return p_.states + slot * p_.state_slot + job_.hv * p_.state_head +
-           int64_t{job_.half * kHalf + row_} * kGdnDim + column_;
+  /// Element (row + 8 i, 8 j + column) of the state.
+  __device__ __forceinline__ int64_t state(int slot, int i, int j) const {
+    return slot * p_.state_slot + job_.hv * p_.state_head +
+           int64_t{job_.half * kHalf + row_ + 8 * i} * kGdnDim + 8 * j + column_;
   }
   __device__ void load(int slot) {
     scale_[0] = scale_[1] = 1;
@@ -358,21 +395,33 @@ class Consumer {
     for (int j = 0; j < 16; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float2 x =
-            slot < 0 ? make_float2(0, 0)
-                     : *reinterpret_cast<const float2*>(state(slot) + 8 * j + 8 * i * kGdnDim);
+        float2 x = make_float2(0, 0);
+        if (slot >= 0 && p_.half_states) {
+          x = widen_bf16(*reinterpret_cast<const uint32_t*>(
+              static_cast<const __nv_bfloat16*>(p_.states) + state(slot, i, j)));
+        } else if (slot >= 0) {
+          x = *reinterpret_cast<const float2*>(static_cast<const float*>(p_.states) +
+                                               state(slot, i, j));
+        }
         s_[4 * j + 2 * i] = x.x;
         s_[4 * j + 2 * i + 1] = x.y;
       }
     }
+    round_state();
   }
   __device__ void store(int slot) const {
 #pragma unroll
     for (int j = 0; j < 16; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        *reinterpret_cast<float2*>(state(slot) + 8 * j + 8 * i * kGdnDim) =
+        const float2 x =
             make_float2(s_[4 * j + 2 * i] * scale_[i], s_[4 * j + 2 * i + 1] * scale_[i]);
+        if (p_.half_states) {
+          *reinterpret_cast<uint32_t*>(static_cast<__nv_bfloat16*>(p_.states) + state(slot, i, j)) =
+              pack_bf16(x.x, x.y);
+        } else {
+          *reinterpret_cast<float2*>(static_cast<float*>(p_.states) + state(slot, i, j)) = x;
+        }
       }
     }
   }
@@ -389,20 +438,18 @@ class Consumer {
     return m == 0 || (m >= kSmallest && m < kLargest);
   }
 
-  /// s16_ <- S in f16, rescaled where a row of it or of the chunk's V asks for it. s_ * scale_ is
-  /// the state; the scale is 1, or depends on the largest |S| (as f16) and |V| of the row. V takes
-  /// the scale here.
-  __device__ __forceinline__ void round_state(Stage& stage) {
-    float v[2];
+  __device__ __forceinline__ void round_state() {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float4 x = *reinterpret_cast<const float4*>(stage.v_max[row_ + 8 * i]);
-      v[i] = fmaxf(fmaxf(x.x, x.y), fmaxf(x.z, x.w));
-    }
+    for (int i = 0; i < 32; ++i) s16_[i] = pack_f16(s_[2 * i], s_[2 * i + 1]);
+  }
+
+  /// Whether neither S (as s16_) nor the chunk's V asks for a scale in any row of the block. s_ *
+  /// scale_ is the state; the scale is 1, or depends on the largest |S| (as f16) and |V| of the
+  /// row.
+  __device__ __forceinline__ bool fits(const float (&v)[2]) const {
     __half2 largest[2] = {__float2half2_rn(0), __float2half2_rn(0)};
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
-      s16_[i] = pack_f16(s_[2 * i], s_[2 * i + 1]);
       largest[i % 2] =
           __hmax2(largest[i % 2], __habs2(*reinterpret_cast<const __half2*>(&s16_[i])));
     }
@@ -412,9 +459,7 @@ class Consumer {
     };
     max_of_quad(m);
     const bool fine = !scaled_ && comfortable(fmaxf(m[0], v[0])) && comfortable(fmaxf(m[1], v[1]));
-    if (!__all_sync(0xffffffffu, fine)) [[unlikely]] {
-      rescale(v, stage);
-    }
+    return barrier_all(1, 128, fine);
   }
 
   /// Of a power of two.
@@ -422,7 +467,7 @@ class Consumer {
     return __int_as_float((254 << 23) - __float_as_int(x));
   }
 
-  /// Back to the true S, then to the scale of each row.
+  /// From the old scale of each row to the one that it needs. V takes the scale here.
   __device__ __forceinline__ void rescale(const float (&v)[2], Stage& stage) {
     float m[2] = {0, 0};
 #pragma unroll
@@ -457,61 +502,72 @@ class Consumer {
     }
   }
 
-  /// One chunk; `more`: the next one goes on from this one's state.
-  __device__ __forceinline__ void chunk(bool more) {
-    const int now = ring_.stage;
-    Stage& stage = shared_.stage[now];
-    if (!rounded_) {
-      wait(&shared_.full[now], ring_.phase);
-      round_state(stage);
+  __device__ __forceinline__ void chunk() {
+    Stage& stage = shared_.stage[ring_.stage];
+    wait(&shared_.full[ring_.stage], ring_.phase);
+
+    // x = S K^T, under which the outputs of the chunk before leave, and in hope that S fits f16.
+    float x[32], o[32];
+    uint32_t u16[16];
+    const uint64_t k = k_major_128(stage.k), q = k_major_128(stage.q);
+    start_product(x, k);
+    if (pending_) hand_over();
+    float v_max[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float4 m = *reinterpret_cast<const float4*>(stage.v_max[row_ + 8 * i]);
+      v_max[i] = fmaxf(fmaxf(m.x, m.y), fmaxf(m.z, m.w));
+    }
+    if (!fits(v_max)) [[unlikely]] {
+      wgmma_wait<0>();
+      hold(x);
+      rescale(v_max, stage);
+      start_product(x, k);
     }
 
-    // x = S K^T, under which the outputs of the chunk before leave. o = S Q^T goes in two halves,
-    // each where the tensor cores would wait for the other pipes.
-    float x[32], o[32];
-    hold(x);
+    // o = S Q^T in two halves, each where the tensor cores would wait for the other pipes.
     hold(o);
-    hold(s16_);
     wgmma_fence();
-    state_product<0, 2>(x, k_major_128(stage.k));
-    wgmma_commit();
-    if (pending_) hand_over();
-    const uint64_t q = k_major_128(stage.q);
     state_product<0, 1>(o, q);
     wgmma_commit();
+    float4 gate[4], v[8];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) gate[i] = gates(stage, 0, i);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      v[i] =
+          *reinterpret_cast<const float4*>(stage.v + v_offset(row_ + i % 2 * 8, i / 2, lane_ % 4));
+    }
     wgmma_wait<1>();
     hold(x);
 
     // x = (beta V - beta exp(G) x) T^T
-    uint32_t a16[16], b16[16];
-    subtract(stage, x, a16);
-    hold(a16);
+    subtract(gate, v, x, u16);
+    hold(u16);
     hold(x);
     wgmma_fence();
-    chunk_product<false>(x, a16, k_major_128(stage.t));
+    chunk_product<false>(x, u16, k_major_128(stage.t));
     wgmma_commit();
     state_product<1, 2>(o, q);
     wgmma_commit();
     const float last = stage.gates[192];
 #pragma unroll
     for (int i = 0; i < 64; ++i) s_[i] *= last;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) gate[i] = gates(stage, 2, i);
     wgmma_wait<1>();
     hold(x);
-    hold(a16);
+    hold(u16);
 
     // S = exp(G_last) S + (exp(G_last - G) U)^T K
+    uint32_t b16[16];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float4 gate = gates(stage, 2, i);
       const float* u = x + 8 * i;
-      a16[4 * i] = pack_f16(u[0], u[1]);
-      a16[4 * i + 1] = pack_f16(u[2], u[3]);
-      a16[4 * i + 2] = pack_f16(u[4], u[5]);
-      a16[4 * i + 3] = pack_f16(u[6], u[7]);
-      b16[4 * i] = pack_f16(u[0] * gate.x, u[1] * gate.y);
-      b16[4 * i + 1] = pack_f16(u[2] * gate.x, u[3] * gate.y);
-      b16[4 * i + 2] = pack_f16(u[4] * gate.z, u[5] * gate.w);
-      b16[4 * i + 3] = pack_f16(u[6] * gate.z, u[7] * gate.w);
+      b16[4 * i] = pack_f16(u[0] * gate[i].x, u[1] * gate[i].y);
+      b16[4 * i + 1] = pack_f16(u[2] * gate[i].x, u[3] * gate[i].y);
+      b16[4 * i + 2] = pack_f16(u[4] * gate[i].z, u[5] * gate[i].w);
+      b16[4 * i + 3] = pack_f16(u[6] * gate[i].z, u[7] * gate[i].w);
     }
     hold(b16);
     hold(s_);
@@ -524,50 +580,60 @@ class Consumer {
     wgmma_commit();
 
     // o = exp(G) o + U P^T
+#pragma unroll
+    for (int i = 0; i < 16; ++i) u16[i] = pack_f16(x[2 * i], x[2 * i + 1]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) gate[i] = gates(stage, 1, i);
     wgmma_wait<1>();
     hold(o);
     hold(s16_);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float4 gate = gates(stage, 1, i);
       float* y = o + 8 * i;
-      y[0] *= gate.x;
-      y[1] *= gate.y;
-      y[2] *= gate.x;
-      y[3] *= gate.y;
-      y[4] *= gate.z;
-      y[5] *= gate.w;
-      y[6] *= gate.z;
-      y[7] *= gate.w;
+      y[0] *= gate[i].x;
+      y[1] *= gate[i].y;
+      y[2] *= gate[i].x;
+      y[3] *= gate[i].y;
+      y[4] *= gate[i].z;
+      y[5] *= gate[i].w;
+      y[6] *= gate[i].z;
+      y[7] *= gate[i].w;
     }
-    hold(a16);
+    hold(u16);
     hold(o);
     wgmma_fence();
-    chunk_product<true>(o, a16, k_major_128(stage.p));
+    chunk_product<true>(o, u16, k_major_128(stage.p));
     wgmma_commit();
+    pending_ = true;
+    pending_stage_ = ring_.stage;
+    ring_.next();
+    const bool pending_scaled = scaled_;
+    const float pending_scale[2] = {scale_[0], scale_[1]};
     wgmma_wait<1>();
     hold(s_);
     hold(b16);
-
-    pending_ = true;
-    pending_stage_ = now;
-    const bool scaled = scaled_;
-    const float scale[2] = {scale_[0], scale_[1]};  // the outputs'
-    ring_.next();
-    rounded_ = more;
-    if (more) {
-      wait(&shared_.full[ring_.stage], ring_.phase);
-      round_state(shared_.stage[ring_.stage]);
+    if (p_.half_states) [[unlikely]] {
+#pragma unroll
+      for (int i = 0; i < 64; ++i) s_[i] = gdn_round_bf16(s_[i]);  // a scale is a power of two
     }
+    round_state();
     wgmma_wait<0>();
     hold(o);
-    hold(a16);
-    if (scaled) [[unlikely]] {
+    hold(u16);
+    if (pending_scaled) [[unlikely]] {
 #pragma unroll
-      for (int i = 0; i < 32; ++i) o[i] *= scale[i / 2 % 2];
+      for (int i = 0; i < 32; ++i) o[i] *= pending_scale[i / 2 % 2];
     }
 #pragma unroll
     for (int i = 0; i < 16; ++i) o16_[i] = pack_bf16(o[2 * i], o[2 * i + 1]);
+  }
+
+  __device__ __forceinline__ void start_product(float (&x)[32], uint64_t k) {
+    hold(x);
+    hold(s16_);
+    wgmma_fence();
+    state_product<0, 2>(x, k);
+    wgmma_commit();
   }
 
   /// d (+)= s16 B^T, B [64 tokens, 128] in two panels of 64 channels: panels [First, Last).
@@ -601,24 +667,19 @@ class Consumer {
     return *reinterpret_cast<const float4*>(stage.gates + which * kGdnChunk + 16 * i + 2 * column_);
   }
 
-  /// r16 <- beta V - beta exp(G) x, in the state's scale.
-  __device__ __forceinline__ void subtract(const Stage& stage, const float (&x)[32],
-                                           uint32_t (&r16)[16]) const {
+  /// u16 <- beta V - beta exp(G) x, in the state's scale.
+  __device__ __forceinline__ void subtract(const float4 (&gate)[4], const float4 (&v)[8],
+                                           const float (&x)[32], uint32_t (&u16)[16]) const {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float4 gate = gates(stage, 0, i);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float4 v =
-            *reinterpret_cast<const float4*>(stage.v + v_offset(row_ + 8 * h, i, lane_ % 4));
-        const float* y = x + 8 * i + 2 * h;
-        r16[4 * i + h] = pack_f16(fmaf(gate.x, y[0], v.x), fmaf(gate.y, y[1], v.y));
-        r16[4 * i + 2 + h] = pack_f16(fmaf(gate.z, y[4], v.z), fmaf(gate.w, y[5], v.w));
-      }
+    for (int i = 0; i < 8; ++i) {
+      const float4 &g = gate[i / 2], &z = v[i];
+      const float* y = x + 8 * (i / 2) + 2 * (i % 2);
+      u16[i / 2 * 4 + i % 2] = pack_f16(fmaf(g.x, y[0], z.x), fmaf(g.y, y[1], z.y));
+      u16[i / 2 * 4 + i % 2 + 2] = pack_f16(fmaf(g.z, y[4], z.z), fmaf(g.w, y[5], z.w));
     }
   }
 
-  /// Gives the pending chunk's outputs (o16_) to the producer, and its stage.
+  /// Gives the pending chunk's outputs to the producers, and its stage.
   __device__ __forceinline__ void hand_over() {
     const uint32_t buffer = shared_address(shared_.stage[pending_stage_].v);
     const int matrix = lane_ / 8;
@@ -641,8 +702,7 @@ class Consumer {
   uint32_t s16_[32], o16_[16];
   float scale_[2] = {1, 1};
   bool scaled_ = false;   // a scale of the warp is not 1
-  bool rounded_ = false;  // s16_ is the state
-  bool pending_ = false;
+  bool pending_ = false;  // o16_ has a chunk's outputs
   int pending_stage_ = 0;
   Ring ring_;
 };
@@ -661,9 +721,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Job job = make_job(p);
   __syncthreads();
   if (warp_index() < 4) {
+    raise_registers_to<240>();
     Consumer(p, shared, job).run();
   } else {
+    drop_registers_to<128>();
     Producer(p, chunks, shared, job).run();
+  }
+  // All chunks of the chain are prepared and v is read: nobody needs its old windows any more.
+  __syncthreads();
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < (job.leads ? kHalf + 2 * kGdnDim : kHalf)) {
+    const int channel = thread < kHalf             ? p.v_channel(job.hv) + job.half * kHalf + thread
+                        : thread < kHalf + kGdnDim ? job.hk * kGdnDim + thread - kHalf
+                                                   : p.k_channel(job.hk) + thread - kHalf - kGdnDim;
+    gdn_store_windows<4, true>(p, job.first, job.last, channel);
   }
 }
 

@@ -113,7 +113,7 @@ void token(const GdnArgs& args, int64_t t, State& state, std::vector<float>& y) 
 
 /// The recurrence token by token, for prompt and decode segments alike: the chunked form of a real
 /// backend is the same function in another order of operations.
-void gdn(Stream&, const GdnArgs& args) {
+void gdn(Stream& stream, const GdnArgs& args) {
   std::vector<float> y(static_cast<size_t>(args.qkv.rank == 2 ? args.qkv.dim(1) : 0));
   for (int s = 0; s < args.num_segments; ++s) {
     State state = load_state(args, args.read_slot.ptr<int32_t>()[s]);
@@ -121,6 +121,14 @@ void gdn(Stream&, const GdnArgs& args) {
       token(args, t, state, y);
     }
     store_state(args, args.write_slot.ptr<int32_t>()[s], state);
+  }
+  if (args.norm.z.defined()) {
+    gated_norm(stream, {.x = args.out,
+                        .z = args.norm.z,
+                        .weight = args.norm.weight,
+                        .out = args.out,
+                        .eps = args.norm.eps,
+                        .activation = args.norm.activation});
   }
 }
 

@@ -47,6 +47,17 @@ __device__ __forceinline__ void raise_registers_to() {
 __device__ __forceinline__ void barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
+/// barrier_sync() that also tells whether `value` is true in all of the threads.
+__device__ __forceinline__ bool barrier_all(int id, int threads, bool value) {
+  uint32_t all;
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.u32 p, %3, 0;\nbarrier.cta.red.and.pred p, %1, %2, p;\n"
+      "selp.u32 %0, 1, 0, p;\n}"
+      : "=r"(all)
+      : "r"(id), "r"(threads), "r"(static_cast<uint32_t>(value))
+      : "memory");
+  return all != 0;
+}
 __device__ __forceinline__ void barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -88,6 +99,13 @@ __device__ __forceinline__ uint32_t map_to_block(uint32_t address, uint32_t rank
   uint32_t mapped;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
   return mapped;
+}
+
+/// Into the same place of block `rank`'s shared memory; seen after the next meeting of the cluster.
+__device__ __forceinline__ void store_remote(float* to, uint32_t rank, float value) {
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(map_to_block(shared_address(to), rank)),
+               "f"(value)
+               : "memory");
 }
 
 // ---- mbarrier: phases count up; wait(parity) returns once the phase of that parity is complete.
