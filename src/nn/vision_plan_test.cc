@@ -46,8 +46,9 @@ TEST(VisionPlan, LearnedPositionsLieBetweenFourOfTheGrid) {
       ASSERT_TRUE(id >= 0 && id < 16);
       const float weight = plan.grid_weights[4 * i + j];
       sum += weight;
-      row += weight * static_cast<float>(id / 4);
-      column += weight * static_cast<float>(id % 4);
+      const int32_t id_row = id / 4, id_column = id % 4;
+      row += weight * static_cast<float>(id_row);
+      column += weight * static_cast<float>(id_column);
     }
     EXPECT_FLOAT_EQ(sum, 1);
     // Ends on ends: position i of n lies at i (side - 1) / (n - 1).
