@@ -164,9 +164,9 @@ struct Weights {
     return __float2ull_rn(__fmul_rn(w, kOne));
   }
   __device__ __forceinline__ uint64_t operator()(float x, int id) const {
-    if (!cut.keeps(x, id)) return 0;  // whole warps are, where a cut leaves few
     const float w = weight(x);
-    return w >= min_p ? whole(w) : 0;
+    const bool kept = cut.keeps(x, id) && w >= min_p;
+    return kept ? whole(w) : 0;
   }
   /// Below this all weights are 0.
   __device__ __forceinline__ float floor() const {
