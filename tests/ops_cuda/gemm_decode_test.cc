@@ -193,6 +193,12 @@ TEST(LinearDecode, BitsDoNotDependOnRows) {
     check_pieces(format, Epilogue::kAdd, DType::kF32, 1024, 3072);
     check_pieces(format, Epilogue::kSiluMul, DType::kF32, 6144, 1024);
     check_pieces(format, Epilogue::kStore, DType::kF32, 15400, 2048);  // many turns of the ring
+    // The tiny hybrid models of tests/noninterference.
+    check_pieces(format, Epilogue::kSiluMul, DType::kBF16, 192, 64);
+    check_pieces(format, Epilogue::kStore, DType::kBF16, 64, 96);
+    check_pieces(format, Epilogue::kStore, DType::kBF16, 1536, 64);
+    check_pieces(format, Epilogue::kAdd, DType::kF32, 64, 512);
+    check_pieces(format, Epilogue::kAdd, DType::kF32, 64, 256);
   }
 }
 

@@ -138,35 +138,47 @@ TEST(PromptFormats, NoRows) {
   }
 }
 
-TEST(PromptFormats, BitsDoNotDependOnRows) {
+/// Rows computed all together and in pieces: the same bits.
+void check_pieces(WeightFormat format, Epilogue epilogue, DType out_type, int64_t n, int64_t k) {
+  SCOPED_TRACE(testing::Message() << weight_format_name(format) << " " << n << " x " << k
+                                  << " epilogue " << static_cast<int>(epilogue));
   constexpr int64_t kRows = 1300;
+  const PackedWeight w(format, 1, n, k, 3);
+  const int64_t columns = epilogue == Epilogue::kSiluMul ? n / 2 : n;
+  const DeviceTensor x(DType::kBF16, {kRows, k}, random_bf16(kRows * k, 4));
+  const std::vector<float> ones(static_cast<size_t>(kRows * columns), 1.0f);
+  const DeviceTensor together(out_type, {kRows, columns}, ones),
+      pieces(out_type, {kRows, columns}, ones);
+  CudaTestStream stream;
+  const auto run = [&](const TensorView& rows, const TensorView& out) {
+    LinearArgs args;
+    args.x = rows;
+    args.weight = &w.weight;
+    args.out = out;
+    args.epilogue = epilogue;
+    cuda::linear_prompt(stream, args);
+  };
+  run(x.view, together.view);
+  int64_t begin = 0;
+  for (const int64_t size : {1, 2, 13, 32, 64, 77, 128, 129, 300, 554}) {
+    run(x.view.rows(begin, begin + size), pieces.view.rows(begin, begin + size));
+    begin += size;
+  }
+  ASSERT_EQ(begin, kRows);
+  stream.sync();
+  EXPECT_TRUE(together.bytes() == pieces.bytes());
+}
+
+TEST(PromptFormats, BitsDoNotDependOnRows) {
   for (const WeightFormat format : kFormats) {
-    for (const Epilogue epilogue : {Epilogue::kStore, Epilogue::kSiluMul}) {
-      SCOPED_TRACE(weight_format_name(format));
-      const PackedWeight w(format, 1, 2304, 1024, 3);
-      const int64_t columns = epilogue == Epilogue::kSiluMul ? 1152 : 2304;
-      const DeviceTensor x(DType::kBF16, {kRows, 1024}, random_bf16(kRows * 1024, 4));
-      DeviceTensor together(DType::kBF16, {kRows, columns}), pieces(DType::kBF16, {kRows, columns});
-      together.poison();
-      CudaTestStream stream;
-      const auto run = [&](const TensorView& rows, const TensorView& out) {
-        LinearArgs args;
-        args.x = rows;
-        args.weight = &w.weight;
-        args.out = out;
-        args.epilogue = epilogue;
-        cuda::linear_prompt(stream, args);
-      };
-      run(x.view, together.view);
-      int64_t begin = 0;
-      for (const int64_t size : {1, 2, 13, 32, 64, 77, 128, 129, 300, 554}) {
-        run(x.view.rows(begin, begin + size), pieces.view.rows(begin, begin + size));
-        begin += size;
-      }
-      ASSERT_EQ(begin, kRows);
-      stream.sync();
-      EXPECT_TRUE(together.bytes() == pieces.bytes());
-    }
+    check_pieces(format, Epilogue::kStore, DType::kBF16, 2304, 1024);
+    check_pieces(format, Epilogue::kSiluMul, DType::kBF16, 2304, 1024);
+    // The tiny hybrid models of tests/noninterference.
+    check_pieces(format, Epilogue::kSiluMul, DType::kBF16, 192, 64);
+    check_pieces(format, Epilogue::kStore, DType::kBF16, 64, 96);
+    check_pieces(format, Epilogue::kStore, DType::kBF16, 1536, 64);
+    check_pieces(format, Epilogue::kAdd, DType::kF32, 64, 512);
+    check_pieces(format, Epilogue::kAdd, DType::kF32, 64, 256);
   }
 }
 
