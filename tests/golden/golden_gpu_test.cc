@@ -116,6 +116,22 @@ TEST_P(GoldenGpu, LongPromptInOnePieceAndInChunks) {
   }
 }
 
+TEST_P(GoldenGpu, ChunksKeepTheBitsOfEveryFormat) {
+  if (!file().find("long_ids")) return;
+  const auto ids = golden<int32_t>(file(), "long_ids");
+  for (const WeightFormat format :
+       {WeightFormat::kInt8, WeightFormat::kInt4, WeightFormat::kFp8Block}) {
+    const auto driver = gpu(format);
+    ASSERT_TRUE(driver);
+    const auto whole = driver->prefill(ids, 0, 4);
+    for (const int64_t chunk : {64, 128, 192}) {
+      driver->reset();
+      EXPECT_EQ(driver->prefill(ids, chunk, 4), whole)
+          << weight_format_name(format) << ", chunk " << chunk << " of " << ids.size();
+    }
+  }
+}
+
 TEST_P(GoldenGpu, GreedyContinuation) {
   const auto ids = golden<int32_t>(file(), "input_ids");
   const size_t length = file().find("long_ids") ? 33 : ids.size();

@@ -145,9 +145,13 @@ TEST(MoeDecode, NoTokens) {
 }
 
 TEST(MoeDecode, BitsDoNotDependOnTokens) {
-  for (const WeightFormat format : kFormats) {
+  for (const auto& [format, c] : {std::pair{WeightFormat::kBf16, Case{200, 512, 256, 16, 4}},
+                                  {WeightFormat::kInt8, {200, 512, 256, 16, 4}},
+                                  {WeightFormat::kInt4, {200, 512, 256, 16, 4}},
+                                  {WeightFormat::kFp8Block, {200, 512, 256, 16, 4}},
+                                  {WeightFormat::kInt8, {200, 64, 64, 8, 3}},
+                                  {WeightFormat::kFp8Block, {200, 64, 64, 8, 3}}}) {
     SCOPED_TRACE(weight_format_name(format));
-    const Case c{200, 512, 256, 16, 4};
     Experts gate_up(format, c.experts, 2 * c.inner, c.hidden, 1);
     Experts down(format, c.experts, c.hidden, c.inner, 2);
     const DeviceTensor x(DType::kBF16, {c.tokens, c.hidden}, random_bf16(c.tokens * c.hidden, 3));

@@ -350,6 +350,8 @@ TEST(PromptFormats, SmallMoe) {
 TEST(PromptFormats, Moe) {
   for (const WeightFormat format : kFormats) {
     check_moe(format, {300, 256, 192, 16, 4});
+    check_moe(format, {194, 64, 64, 8, 3});
+    check_moe(format, {500, 64, 64, 8, 3});  // experts with several tiles of rows
     check_moe(format, {20, 1024, 512, 40, 4});  // more than a chunk of experts
   }
 }
