@@ -280,7 +280,7 @@ void check_moe(WeightFormat format, const MoeCase& c) {
   EXPECT_LE(native.scratch().peak(),
             cuda::moe_prompt_scratch(gate_up.weight.shape, c.tokens, c.top_k));
   int64_t begin = 0;
-  for (const int64_t size : {int64_t{1}, int64_t{5}, c.tokens}) {
+  for (const int64_t size : {int64_t{1}, int64_t{5}, c.tokens / 2, c.tokens}) {
     const int64_t end = std::min(begin + size, c.tokens);
     run(begin, end, alone);
     begin = end;
@@ -351,7 +351,7 @@ TEST(PromptFormats, Moe) {
   for (const WeightFormat format : kFormats) {
     check_moe(format, {300, 256, 192, 16, 4});
     check_moe(format, {194, 64, 64, 8, 3});
-    check_moe(format, {500, 64, 64, 8, 3});  // experts with several tiles of rows
+    check_moe(format, {700, 64, 64, 8, 3});  // large tiles of rows, beside small ones
     check_moe(format, {20, 1024, 512, 40, 4});  // more than a chunk of experts
   }
 }

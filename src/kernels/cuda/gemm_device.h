@@ -122,6 +122,16 @@ __device__ __forceinline__ void store_box(const CUtensorMap* map, const uint8_t*
   }
 }
 
+/// Until the half of the staging memory that box `box` takes has been read: boxes take the halves
+/// by turns, but the first follows whatever the rows before ended with.
+__device__ __forceinline__ void wait_for_staging(int box) {
+  if (box == 0) {
+    bulk_wait_read<0>();
+  } else {
+    bulk_wait_read<1>();
+  }
+}
+
 /// The warp's 16 rows of a tile: `tile.row` is the first of them.
 template <int BN>
 __device__ __forceinline__ void store_rows(const float (&d)[BN / 2], const GemmOutput& p,
@@ -139,7 +149,7 @@ __device__ __forceinline__ void store_rows(const float (&d)[BN / 2], const GemmO
     for (int box = 0; box < BN / 32; ++box) {
       if (column + 32 * box >= end) break;
       uint8_t* to = staging + (box & 1) * 2048;
-      if (lane == 0) bulk_wait_read<1>();
+      if (lane == 0) wait_for_staging(box);
       __syncwarp();
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
@@ -156,7 +166,7 @@ __device__ __forceinline__ void store_rows(const float (&d)[BN / 2], const GemmO
   for (int box = 0; box < BN / 64; ++box) {
     if (column + 64 * box >= end) break;
     uint8_t* to = staging + (box & 1) * 2048;
-    if (lane == 0) bulk_wait_read<1>();
+    if (lane == 0) wait_for_staging(box);
     __syncwarp();
     // Lane l writes row l % 16 of columns 8 (l / 16) .. of each 16 x 16 piece.
     const uint32_t address = shared_address(to);
