@@ -351,7 +351,7 @@ TEST(PromptFormats, Moe) {
   for (const WeightFormat format : kFormats) {
     check_moe(format, {300, 256, 192, 16, 4});
     check_moe(format, {194, 64, 64, 8, 3});
-    check_moe(format, {700, 64, 64, 8, 3});  // large tiles of rows, beside small ones
+    check_moe(format, {700, 64, 64, 8, 3});     // large tiles of rows, beside small ones
     check_moe(format, {20, 1024, 512, 40, 4});  // more than a chunk of experts
   }
 }
