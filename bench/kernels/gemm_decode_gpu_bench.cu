@@ -56,10 +56,6 @@ std::vector<float> download(const void* device, int64_t begin, int64_t count, DT
   return out;
 }
 
-int rows_a_warp(WeightFormat format, int row_tile) {
-  return format == WeightFormat::kBf16 || row_tile <= 16 ? 16 : 32;
-}
-
 class Bench {
  public:
   Bench(Gpu& gpu, WeightFormat format, const Shape& shape) : gpu_(gpu), s_(shape) {
@@ -139,6 +135,7 @@ class Bench {
                 std::to_string(s_.k);
     row.dtype = weight_format_name(shape.format);
     const cuda::DecodeCut cut = cuda::decode_cut(shape, s_.epilogue, m);
+    time(m, cut);  // clocks, and descriptors in caches
     row.us = time(m, cut);
     if (shape.format == WeightFormat::kBf16 && cublas != nullptr && cublas->found()) {
       const Buffer wide = Buffer::allocate(DeviceKind::kCuda, m * s_.n * 2).value();
@@ -175,38 +172,34 @@ class Bench {
     for (int units = 1; units <= 2; ++units) {
       if (tiled && s_.epilogue == Epilogue::kSiluMul && units % 2 == 1) continue;
       for (int turns = 1; turns <= 4; turns *= 2) {
-        const int warps = units * turns * 4 / (rows_a_warp(shape.format, used.row_tile) / 16);
-        if (warps > (shape.format == WeightFormat::kBf16 || used.row_tile > 16 ? 8 : 16)) continue;
+        if (units * turns > 2 && (!tiled || units * turns > 4)) continue;
         for (int split = 1; split <= 8; split *= 2) {
+          if (split != used.split && shape.format != WeightFormat::kBf16) continue;
           if (steps / split < 2 || s_.n / 64 / units * split > 4000) continue;
-          for (int share = 1; share <= (used.row_tile > 16 ? 4 : 1); share *= 2) {
-            if (share * split > 8) continue;
-            for (const int64_t budget : {56, 72, 110, 200}) {
-              const bool exact = split == used.split && turns == used.turns;
-              if (!exact && (budget == 56 || budget == 110)) continue;
-              const int64_t bytes =
-                  (used.row_tile * columns * 2 + piece * units + 1023) / 1024 * 1024;
-              const int64_t stages = std::min(steps / split, budget * 1024 / bytes) / turns * turns;
-              if (stages < 2 * turns) continue;
-              if (stages * bytes < used.row_tile * turns * (units * 64 + 4) * 4) continue;
-              for (const int64_t ahead : {0, 8}) {
-                if (!exact && ahead > 0) continue;
-                cuda::DecodeCut cut = used;
-                cut.units = units;
-                cut.turns = turns;
-                cut.split = split;
-                cut.share = share;
-                cut.stages = static_cast<int>(stages);
-                const int64_t blocks = std::max<int64_t>(1, s_.n / 64 / units * split);
-                cut.ahead = static_cast<int>((ahead << 20) / blocks / (piece * units));
-                cut.ahead = static_cast<int>(std::min<int64_t>(cut.ahead, steps / split - stages));
-                if (cuda::decode_shared_bytes(shape.format, cut) > 227 * 1024) continue;
-                bool seen = false;
-                for (const Try& t : tries) {
-                  seen = seen || std::memcmp(&t.cut, &cut, sizeof cut) == 0;
-                }
-                if (!seen) tries.push_back({time(m, cut), cut});
+          for (const int64_t budget : {56, 72, 110, 200}) {
+            const bool exact = split == used.split && turns == used.turns;
+            if (!exact && (budget == 56 || budget == 110)) continue;
+            const int64_t bytes =
+                (used.row_tile * columns * 2 + piece * units + 1023) / 1024 * 1024;
+            const int64_t stages = std::min(steps / split, budget * 1024 / bytes) / turns * turns;
+            if (stages < 2 * turns) continue;
+            if (stages * bytes < used.row_tile * turns * (units * 64 + 4) * 4) continue;
+            for (const int64_t ahead : {0, 8}) {
+              if (!exact && ahead > 0) continue;
+              cuda::DecodeCut cut = used;
+              cut.units = units;
+              cut.turns = turns;
+              cut.split = split;
+              cut.stages = static_cast<int>(stages);
+              const int64_t blocks = std::max<int64_t>(1, s_.n / 64 / units * split);
+              cut.ahead = static_cast<int>((ahead << 20) / blocks / (piece * units));
+              cut.ahead = static_cast<int>(std::min<int64_t>(cut.ahead, steps / split - stages));
+              if (cuda::decode_shared_bytes(shape.format, cut) > 227 * 1024) continue;
+              bool seen = false;
+              for (const Try& t : tries) {
+                seen = seen || std::memcmp(&t.cut, &cut, sizeof cut) == 0;
               }
+              if (!seen) tries.push_back({time(m, cut), cut});
             }
           }
         }
@@ -215,8 +208,8 @@ class Bench {
     std::sort(tries.begin(), tries.end(), [](const Try& a, const Try& b) { return a.us < b.us; });
     const double bytes = moved(m);
     const auto show = [&](double us, const cuda::DecodeCut& c) {
-      std::printf(" [u%dx%d s%d x%d st%d+%d %.2f %.0f%%]", c.units, c.turns, c.split, c.share,
-                  c.stages, c.ahead, us, 100 * bytes / us * 1e-3 / gpu_.read_bandwidth());
+      std::printf(" [u%dx%d s%d st%d+%d %.2f %.0f%%]", c.units, c.turns, c.split, c.stages, c.ahead,
+                  us, 100 * bytes / us * 1e-3 / gpu_.read_bandwidth());
     };
     std::printf("sweep %s %s m=%ld used", s_.name,
                 std::string(weight_format_name(shape.format)).c_str(), m);

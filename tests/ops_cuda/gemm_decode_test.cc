@@ -188,6 +188,10 @@ void check_pieces(WeightFormat format, Epilogue epilogue, DType out_type, int64_
 
 TEST(LinearDecode, BitsDoNotDependOnRows) {
   for (const WeightFormat format : kFormats) {
+    for (const int64_t k : {16, 64, 96, 128, 160}) {
+      check_pieces(format, Epilogue::kStore, DType::kF32, 64, k);
+      check_pieces(format, Epilogue::kSiluMul, DType::kBF16, 192, k);
+    }
     check_pieces(format, Epilogue::kStore, DType::kBF16, 4096, 1024);
     check_pieces(format, Epilogue::kStore, DType::kF32, 1000, 4096);
     check_pieces(format, Epilogue::kAdd, DType::kF32, 1024, 3072);

@@ -30,11 +30,10 @@ struct DecodeGemm {
 
 /// How a product is cut. `split` and `turns` decide the order of sums; the others only speed.
 struct DecodeCut {
-  int row_tile = 8;  ///< rows of x held at once: 8, 16, 32 or 64, for bf16 also 128, 256
+  int row_tile = 8;  ///< rows of x held at once: 8, 16, 32 or 64, for bf16 also 128
   int units = 1;     ///< of 64 rows of the weight in a block; even for kSiluMul of int8 and int4
   int turns = 1;     ///< sets of warps that take turns along K
   int split = 1;     ///< blocks along K: 1, 2, 4 or 8, at most the stages of K
-  int share = 1;     ///< blocks of a cluster that share x: with more than 16 rows of x 1, 2 or 4
   int stages = 8;    ///< pieces of K in flight, a multiple of `turns`
   int ahead = 0;     ///< further pieces fetched into L2 before the predecessor has ended
 };

@@ -102,14 +102,10 @@ __device__ __forceinline__ void decode_sums(const DecodeRing& ring, const Decode
       scales[c] = scales_of_chunk(work, p, who.chunk + c, range.k_begin);
     }
   }
-  // A stage is free once the warps of all members have read it; nobody waits for the last ones.
+  // Nobody waits for the last stages.
   const auto release = [&](int i, int stage) {
-    if (i < 0 || i + p.stages >= range.count || lane >= p.share) return;
-    const uint32_t empty = ring.empty + 8 * static_cast<uint32_t>(stage);
-    if (p.share > 1) {
-      arrive_at_block(empty, static_cast<uint32_t>(work.rank + p.split * lane));
-    } else {
-      arrive_at(empty);
+    if (i >= 0 && i + p.stages < range.count && lane == 0) {
+      arrive_at(ring.empty + 8 * static_cast<uint32_t>(stage));
     }
   };
   int stage = who.turn, before = 0;
@@ -139,6 +135,9 @@ __device__ __forceinline__ void decode_sums(const DecodeRing& ring, const Decode
     } else {
       if constexpr (F == WeightFormat::kFp8Block) {
         add_fp8<MT, kChunks>(w_tile, who.chunk, x_tile, scale, sum);
+      } else if constexpr (wide_tiles(MT)) {
+        const int tiles = min(p.tiles_k - 2 * (range.k_begin + i), int64_t{2});
+        add_tiles_wide<F, MT>(w_tile, who.chunk, x_tile, tiles, sum[0]);
       } else if (2 * (range.k_begin + i) + 1 < p.tiles_k) {
         add_tiles<F, MT, 2, kChunks>(w_tile, who.chunk, x_tile, sum);
       } else {
@@ -273,8 +272,7 @@ __device__ __forceinline__ void decode_finish(const DecodeParams& p, const Decod
   const int total = work.rows * fours, share = (total + p.split - 1) / p.split;
   const auto part_of = [&](int rank, int i, int half) {
     const float* at = s.partial + (i >> log) * pitch + half * columns + (i & (fours - 1)) * 4;
-    return rank == work.rank ? *reinterpret_cast<const float4*>(at)
-                             : load_of_rank(at, rank + p.split * work.member);
+    return rank == work.rank ? *reinterpret_cast<const float4*>(at) : load_of_rank(at, rank);
   };
   const int first = work.rank * share, mine = min(share, total - first);
   if (p.split > 1 && shares_are_fetched(MT)) {
@@ -284,7 +282,7 @@ __device__ __forceinline__ void decode_finish(const DecodeParams& p, const Decod
       const int owner = i / share;
       if (owner == work.rank) continue;
       const int slot = (work.rank - (work.rank > owner)) * share + i - owner * share;
-      const auto rank = static_cast<uint32_t>(owner + p.split * work.member);
+      const auto rank = static_cast<uint32_t>(owner);
       const uint32_t barrier = map_to_block(shared_address(s.arrived), rank);
       for (int half = 0; half < halves; ++half) {
         send(map_to_block(shared_address(s.received + slot * halves + half), rank),
@@ -330,8 +328,7 @@ __device__ __forceinline__ void init_barriers(const DecodeParams& p, const Decod
                                               Barrier* full, Barrier* arrived) {
   for (int i = 0; i < p.stages; ++i) {
     barrier_init(full + i, 1);
-    barrier_init(full + p.stages + i,
-                 static_cast<uint32_t>(p.units * 4 / decode_chunks(F, MT) * p.share));
+    barrier_init(full + p.stages + i, static_cast<uint32_t>(p.units * 4 / decode_chunks(F, MT)));
   }
   if (p.split > 1 && !shares_are_fetched(MT)) {
     barrier_init(arrived, 1);
@@ -359,8 +356,8 @@ __global__ void __launch_bounds__(decode_most_threads(F, MT) + kDecodeProducers)
   const DecodeRing ring{shared_address(shared), shared_address(barriers),
                         shared_address(barriers + p.stages), stage_bytes};
   const int warp = warp_index() - threads / 32;  // 0: loads W, 1: loads x, < 0: multiplies
-  const bool clustered = p.split * p.share > 1;
-  // Who fetches from others or loads into others must not be left alone.
+  const bool clustered = p.split > 1;
+  // Who fetches from others must not be left alone.
   const bool end_together = clustered && shares_are_fetched(MT);
 
   if (p.groups != nullptr) wait_for_predecessor();
@@ -418,7 +415,6 @@ void launch_decode(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut)
   p.k_steps = static_cast<int>(ceil_div(shape.k, Stage::kColumns));
   p.units = cut.units;
   p.turns = cut.turns;
-  p.share = cut.share;
   p.ahead = cut.ahead;
   p.up_row = static_cast<int>(up_row);
   p.row_tiles =
@@ -448,8 +444,7 @@ void launch_decode(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut)
     w.box[2] = 1;
     w_map = encode_map(gemm.weight->data, w);
   }
-  const bool blocked = shape.k % 64 == 0, whole = blocked && cut.share == 1;
-  p.x_boxes = whole ? 1 : Stage::kColumns / 64;
+  const bool blocked = shape.k % 64 == 0;
   p.x_blocked = blocked;
   MapShape x;
   x.rank = 3;
@@ -459,17 +454,16 @@ void launch_decode(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut)
   x.stride_bytes[0] = static_cast<uint64_t>(gemm.x.stride[0] * 2);
   x.stride_bytes[1] = blocked ? 128 : x.stride_bytes[0] * x.dims[1];
   x.box[0] = 64;
-  x.box[1] = static_cast<uint32_t>(cut.row_tile / cut.share);
-  x.box[2] = whole ? Stage::kColumns / 64 : 1;
+  x.box[1] = static_cast<uint32_t>(cut.row_tile);
+  x.box[2] = blocked ? Stage::kColumns / 64 : 1;
   const CUtensorMap x_map = encode_map(gemm.x.data, x);
   const int threads = cut.units * cut.turns * 128 / decode_chunks(F, cut.row_tile);
   CHECK(threads <= decode_most_threads(F, cut.row_tile) && cut.stages % cut.turns == 0,
         "decode gemm: cut");
   LaunchShape at{.block = static_cast<unsigned>(threads + kDecodeProducers),
-                 .cluster = static_cast<unsigned>(cut.split * cut.share),
+                 .cluster = static_cast<unsigned>(cut.split),
                  .overlap = true};
-  const int64_t tiles =
-      ceil_div(ceil_div(gated ? up_row : shape.n, tile_columns), cut.share) * cut.share;
+  const int64_t tiles = ceil_div(gated ? up_row : shape.n, tile_columns);
   at.grid = dim3(static_cast<unsigned>(tiles * p.row_tiles * cut.split),
                  static_cast<unsigned>(gemm.groups != nullptr ? gemm.num_groups : 1));
   at.shared_bytes = static_cast<size_t>(
@@ -482,13 +476,7 @@ void launch_decode(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut)
     case 32: kernel.template operator()<32>(); break;
     case 64: kernel.template operator()<64>(); break;
     default:
-      if constexpr (F == WeightFormat::kBf16) {
-        if (cut.row_tile == 128) {
-          kernel.template operator()<128>();
-        } else {
-          kernel.template operator()<256>();
-        }
-      }
+      if constexpr (F == WeightFormat::kBf16) kernel.template operator()<128>();
       break;
   }
 }

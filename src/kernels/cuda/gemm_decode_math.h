@@ -27,13 +27,18 @@ struct DecodeStage {
   }
 };
 
+/// int8 and int4 with many rows of x go to wgmma, which gives the bits of mma.sync.
+constexpr bool wide_tiles(int row_tile) {
+  return row_tile > 16;
+}
 /// Chunks of 16 rows of W that a warp has. With two, many rows of x are read half as often.
 constexpr int decode_chunks(WeightFormat format, int row_tile) {
-  return format == WeightFormat::kBf16 || row_tile <= 16 ? 1 : 2;
+  return format == WeightFormat::kFp8Block && row_tile > 16 ? 2 : 1;
 }
-/// Threads of a block besides the producer's warp.
+/// Threads of a block besides the producers.
 constexpr int decode_most_threads(WeightFormat format, int row_tile) {
-  return format == WeightFormat::kBf16 || row_tile > 16 ? 256 : 512;
+  const bool tiles = format == WeightFormat::kInt8 || format == WeightFormat::kInt4;
+  return format == WeightFormat::kBf16 || (!tiles && row_tile > 16) ? 256 : 512;
 }
 
 __device__ __forceinline__ uint32_t subtract_bf16(uint32_t a, uint32_t b) {
@@ -125,6 +130,39 @@ __device__ __forceinline__ void add_tiles(const std::byte* w, int chunk, const s
           float& s = sum[c][n * 4 + i];
           s = __fmaf_rn(i < 2 ? scale[c].x : scale[c].y, part[i], s);
         }
+      }
+    }
+  }
+}
+
+/// add_tiles() by a warpgroup for its 64 rows.
+template <WeightFormat F, int MT>
+__device__ __forceinline__ void add_tiles_wide(const std::byte* w, int chunk, const std::byte* x,
+                                               int tiles, float (&sum)[MT / 2]) {
+  using Stage = DecodeStage<F>;
+  w += chunk / 4 * Stage::kWeightBytes;
+  uint64_t b = k_major_128(x);
+  for (int tile = 0; tile < tiles; ++tile, w += Stage::kTileBytes, b = advance(b, MT * 128)) {
+    uint32_t a[2][2][4];
+    float2 scale[2];
+#pragma unroll
+    for (int v = 0; v < 2; ++v) {
+      scale[v] = tile_group<F>(w, chunk % 4, v, a[v]);
+      hold(a[v][0]);
+      hold(a[v][1]);
+    }
+#pragma unroll
+    for (int v = 0; v < 2; ++v) {
+      float part[MT / 2];
+      wgmma_fence();
+      Wgmma<MT>::bf16_a(part, a[v][0], advance(b, 64u * v), 0);
+      Wgmma<MT>::bf16_a(part, a[v][1], advance(b, 64u * v + 32), 1);
+      wgmma_commit();
+      wgmma_wait<0>();
+      hold(part);
+#pragma unroll
+      for (int i = 0; i < MT / 2; ++i) {
+        sum[i] = __fmaf_rn(i % 4 < 2 ? scale[v].x : scale[v].y, part[i], sum[i]);
       }
     }
   }
