@@ -67,6 +67,14 @@ std::string why_not_fp8(const Matrix& m) {
   if (!format.empty() || fp8_product_supports(m.shape, m.epilogue)) return format;
   return "half of N (" + number(m.shape.n / 2) + ") is not a multiple of " + number(kFp8ScaleRows);
 }
+std::string why_not_codes(const Matrix& m) {
+  if (code_product_supports(m.shape, m.epilogue)) return "";
+  if (m.shape.format != WeightFormat::kInt8 && m.shape.format != WeightFormat::kInt4) {
+    return "the weights are " + std::string(weight_format_name(m.shape.format));
+  }
+  if (m.shape.experts <= 1) return "one matrix: faster made bf16";
+  return "half of N (" + number(m.shape.n / 2) + ") is not a multiple of " + number(kQuantTile);
+}
 std::string why_not_converted(const Matrix& m) {
   if (m.shape.format == WeightFormat::kBf16) return "the weights are bf16";
   if (m.shape.format == WeightFormat::kF32) return "f32 weights of a prompt";
@@ -80,6 +88,7 @@ std::string why_not_plain(const Matrix& m) {
 }
 constexpr Candidate<Matrix> kProduct[] = {{"wgmma bf16", why_not_bf16},
                                           {"wgmma e4m3, scales by block", why_not_fp8},
+                                          {"wgmma bf16 of codes, by expert", why_not_codes},
                                           {"wgmma bf16 of weights made bf16", why_not_converted}};
 constexpr Candidate<Matrix> kStream[] = {{"weights streamed, K in one order", why_not_streamed},
                                          {"f32 multiply-adds", why_not_plain}};

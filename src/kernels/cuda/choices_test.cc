@@ -58,6 +58,9 @@ TEST(CudaChoices, Matrices) {
                       std::string("half of N (3080) is not a multiple of 16")));
   EXPECT_EQ(find(with(WeightFormat::kInt4, 3072), "matrices", "").first,
             "wgmma bf16 of weights made bf16");
+  const auto experts = cuda::kernel_choices(
+      {.experts = {{{WeightFormat::kInt4, 1536, 1024, 8}, Epilogue::kSiluMul}}, .vocab = 1000});
+  EXPECT_EQ(find(experts, "K 1024: prompts", "").first, "wgmma bf16 of codes, by expert");
 }
 
 TEST(CudaChoices, Vocabulary) {

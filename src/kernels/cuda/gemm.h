@@ -56,9 +56,8 @@ BlockScales block_scales(const Weight& weight);
 /// added in f32. For kSiluMul N / 2 is a multiple of 16.
 void gemm_fp8(Stream& stream, const Gemm& gemm, const QuantizedRows& a, const BlockScales& b);
 
-/// Whether gemm_int has the product: kInt8 or kInt4, and halves of kSiluMul that are whole tiles.
-bool gemm_int_fits(const WeightShape& shape, Epilogue epilogue);
-/// As gemm_bf16 with b in tiles of int8 or int4 codes: bf16(code * scale) times x.
+/// As gemm_bf16 with b in tiles of int8 or int4 codes: bf16(code * scale) times x. For kSiluMul N /
+/// 2 is a multiple of kQuantTile.
 void gemm_int(Stream& stream, const Gemm& gemm, WeightFormat format);
 
 }  // namespace weft::cuda

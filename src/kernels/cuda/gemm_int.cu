@@ -361,11 +361,6 @@ void launch_best(Stream& stream, const Gemm& g, const Params& p) {
 
 }  // namespace
 
-bool gemm_int_fits(const WeightShape& shape, Epilogue epilogue) {
-  return (shape.format == WeightFormat::kInt8 || shape.format == WeightFormat::kInt4) &&
-         (epilogue != Epilogue::kSiluMul || shape.n / 2 % kQuantTile == 0);
-}
-
 void gemm_int(Stream& stream, const Gemm& g, WeightFormat format) {
   if (g.a.dim(0) == 0) return;
   CHECK(g.a.dtype == DType::kBF16 && g.a.stride[0] % 8 == 0 &&

@@ -184,7 +184,7 @@ int64_t chunk_experts(const WeightShape& shape) {
 int64_t grouped_scratch(const WeightShape& shape, Epilogue epilogue, int64_t pairs) {
   if (shape.format == WeightFormat::kBf16 || shape.format == WeightFormat::kF32) return 0;
   if (fp8_product_supports(shape, epilogue)) return quantized_rows_bytes(pairs, shape.k);
-  if (gemm_int_fits(shape, epilogue)) return 0;
+  if (code_product_supports(shape, epilogue)) return 0;
   return chunk_experts(shape) * bf16_expert_bytes(shape) + 256;
 }
 
@@ -204,7 +204,7 @@ void grouped(Stream& stream, const Weight& weight, TensorView a, TensorView out,
   gemm.offsets = offsets;
   CHECK(shape.format != WeightFormat::kF32, "moe: experts in f32");
   if (shape.format == WeightFormat::kBf16) return gemm_bf16(stream, gemm);
-  if (gemm_int_fits(shape, epilogue)) return gemm_int(stream, gemm, shape.format);
+  if (code_product_supports(shape, epilogue)) return gemm_int(stream, gemm, shape.format);
   ArenaScope scope(stream.scratch());
   if (fp8_product_supports(shape, epilogue)) {
     return gemm_fp8(stream, gemm, quantize_rows(stream, a), block_scales(weight));

@@ -33,4 +33,10 @@ inline bool fp8_product_supports(const WeightShape& shape, Epilogue epilogue) {
          (epilogue != Epilogue::kSiluMul || shape.n / 2 % kFp8ScaleRows == 0);
 }
 
+/// Products of experts straight from int8 or int4 codes: halves of kSiluMul are whole tiles.
+inline bool code_product_supports(const WeightShape& shape, Epilogue epilogue) {
+  return (shape.format == WeightFormat::kInt8 || shape.format == WeightFormat::kInt4) &&
+         shape.experts > 1 && (epilogue != Epilogue::kSiluMul || shape.n / 2 % kQuantTile == 0);
+}
+
 }  // namespace weft::cuda
