@@ -80,7 +80,8 @@ export const errorTests = [
     });
     assert.ok(performance.now() - begin < 1000);
     // Told to come again, the client does, and is served once there is room.
-    const retried = client(busy, { maxRetries: 5 }).chat.completions.create({ ...hello, max_tokens: 3 });
+    const retried = client(busy, { maxRetries: 5 }).chat.completions.create(
+      { ...hello, ignore_eos: true, max_tokens: 3 });
     setTimeout(() => controller.abort(), 300);
     const ended = (async () => { for await (const _ of first); })();
     assert.equal((await retried).usage.completion_tokens, 3);
