@@ -7,7 +7,12 @@
 namespace weft {
 
 /// How K and V are stored. The backend's kv_format_* is the only code that knows a layout.
-enum class KvFormat : uint8_t { kF32, kBf16 };
+enum class KvFormat : uint8_t {
+  kF32,
+  kBf16,
+  kInt8Dynamic,  ///< int8 and a scale a token and head (kv_codes.h)
+  kFp8Block,     ///< e4m3 and a scale a token and head
+};
 
 /// Shape of the KV cache of one layer.
 struct KvShape {

@@ -114,6 +114,7 @@ WEFT_INLINE auto with_kv_format(KvFormat format, Body&& body) {
   switch (format) {
     case KvFormat::kF32: return body(KvF32{});
     case KvFormat::kBf16: return body(KvBf16{});
+    default: break;
   }
   ISA_CHECK(false);
 }
