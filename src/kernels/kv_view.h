@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "tensor/view.h"
 
@@ -12,7 +13,33 @@ enum class KvFormat : uint8_t {
   kBf16,
   kInt8Dynamic,  ///< int8 and a scale a token and head (kv_codes.h)
   kFp8Block,     ///< e4m3 and a scale a token and head
+  kInt8,         ///< int8, static scales (PagedKv::k_scale, v_scale)
+  kFp8,          ///< e4m3, static scales
+  kInt4,         ///< 4 bits, a scale with a zero point a token, head and 64 dims
 };
+
+/// What users call a format: "bfloat16", "int8_dynamic", ...
+constexpr std::string_view kv_format_name(KvFormat format) {
+  switch (format) {
+    case KvFormat::kF32: return "float32";
+    case KvFormat::kBf16: return "bfloat16";
+    case KvFormat::kInt8Dynamic: return "int8_dynamic";
+    case KvFormat::kFp8Block: return "fp8_block";
+    case KvFormat::kInt8: return "int8";
+    case KvFormat::kFp8: return "fp8";
+    case KvFormat::kInt4: return "int4";
+  }
+  return "?";
+}
+/// Whether each row (token and head) has a scale of its own, which lies in its block.
+constexpr bool kv_has_row_scales(KvFormat format) {
+  return format == KvFormat::kInt8Dynamic || format == KvFormat::kFp8Block ||
+         format == KvFormat::kInt4;
+}
+/// Whether the scales are constants of the layer.
+constexpr bool kv_has_static_scales(KvFormat format) {
+  return format == KvFormat::kInt8 || format == KvFormat::kFp8;
+}
 
 /// Shape of the KV cache of one layer.
 struct KvShape {
@@ -30,6 +57,10 @@ struct PagedKv {
   std::byte* data = nullptr;
   int64_t block_bytes = 0;
   int64_t num_blocks = 0;
+  /// [G, D] what the codes of a channel are multiplied by, on the device; of formats with static
+  /// scales alone.
+  const float* k_scale = nullptr;
+  const float* v_scale = nullptr;
 };
 
 /// Recurrent state of one gated-delta-rule layer.
