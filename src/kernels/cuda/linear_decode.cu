@@ -94,15 +94,15 @@ DecodeCut decode_cut(const WeightShape& shape, Epilogue epilogue, int64_t rows) 
   const int64_t steps = ceil_div(shape.k, stage_columns(shape.format));
   DecodeCut cut;
   cut.units = pairs ? 2 : 1;
-  // Enough blocks for the 132 processors; a small weight is rather not split, for latency. Of
-  // experts some eight work at a time.
+  // Enough blocks for the 132 processors; a small weight is split less, for latency. Of experts
+  // some eight work at a time.
   const bool small = shape.n * shape.k <= (int64_t{8} << 20) && shape.experts == 1;
   const int64_t tiles = ceil_div(shape.n, 64 * cut.units), busy = shape.experts > 1 ? 8 : 1;
-  const int64_t enough = small ? 64 : bf16 ? 96 : 200;
-  while (cut.split < 8 && tiles * busy * cut.split < enough && steps >= cut.split * 4) {
+  const int64_t enough = small || bf16 ? 96 : 200, most_split = small ? 4 : 8;
+  while (cut.split < most_split && tiles * busy * cut.split < enough && steps >= cut.split * 4) {
     cut.split *= 2;
   }
-  cut.turns = steps < cut.split * 2 ? 1 : 2;
+  cut.turns = pairs || steps < cut.split * 2 ? 1 : 2;
 
   cut.row_tile = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
   if (bf16 && rows > 64) cut.row_tile = 128;
@@ -111,10 +111,12 @@ DecodeCut decode_cut(const WeightShape& shape, Epilogue epilogue, int64_t rows) 
   DecodeCut one = cut;
   one.stages = 1;
   const int64_t bytes = decode_shared_bytes(shape.format, one) - rest;
-  // All at once if they fit: one block of a processor has its whole memory, or two or three share
-  // it. Of more blocks three finish at different times, two have deeper rings.
-  int64_t budget = blocks <= 132 ? 200 : blocks <= 264 ? 111 : 74;
-  if (blocks > 400 && cut.row_tile > 32) budget = 111;
+  // All blocks at once if they fit: the fewer share a processor, the deeper their rings. Clusters
+  // leave gaps. Of many more blocks three finish at different times, two have deeper rings.
+  const int64_t slots = cut.split > 2 ? 119 : 132;
+  const int64_t together = std::min<int64_t>(ceil_div(blocks, slots), cut.row_tile > 32 ? 3 : 4);
+  int64_t budget = together == 1 ? 200 : 226 / together - 1;
+  if (blocks > 528) budget = cut.row_tile > 32 ? 111 : 74;
   const int64_t sums = int64_t{4} * cut.turns * cut.row_tile * (cut.units * 64 + 4);
   const int64_t fewest = std::max<int64_t>(2 * cut.turns, ceil_div(sums, bytes));
   const int64_t most = std::max(fewest, ceil_div(steps, cut.split));
