@@ -397,15 +397,12 @@ struct PrefillConsumer {
       await(ring);
       int note = note_at(ring);
       const int needed = kNeededBy << warpgroup;
-      do {  // this shape of the loops is one that leaves ptxas enough registers
-        while ((note & needed) == 0) {
-          note = pass();
-          if (note == 0) break;
-        }
-        if (note == 0) break;
+      // A warpgroup needs a prefix of the tiles of its item.
+      while (note & needed) {
         note = tile(item.tile, note >> kTileBits, (note & (kMaskedFor << warpgroup)) != 0,
                     (note & (kLastOfGroup << warpgroup)) != 0);
-      } while (note != 0);
+      }
+      while (note != 0) note = pass();
     } else {
       const int whole = (span.first + 1) / C::kKeys;
       int j = 0;
@@ -580,17 +577,12 @@ class PrefillLauncher {
     const int wide_tiles = (tokens + C::kRows - 1) / C::kRows;
     const bool fewer = packed_tiles < wide_tiles << pack_shift_ && tokens < C::kRows;
     const int shift = fewer && (tokens <= 64 || position >= 1024) ? pack_shift_ : 0;
-    const int step = C::kRows >> shift;
-    for (int at = 0; at < tokens; at += step) {
-      if (plan_.num_tiles == PrefillPlan::kMaxTiles) flush();
-      PrefillTile& tile = plan_.tiles[plan_.num_tiles++];
-      tile.row = row + at;
-      tile.position = position + at;
-      tile.kv_end = position + tokens;
-      tile.block = (position + at) / HeadPlan::kBlock - position / HeadPlan::kBlock;
-      tile.segment = segment;
-      tile.tokens = static_cast<uint16_t>(std::min(step, tokens - at));
-      tile.pack_shift = static_cast<uint16_t>(shift);
+    const Rows rows{segment, row, tokens, position};
+    if constexpr (C::kPlanned && C::kRows != HeadPlan::kBlock) {
+      cut(rows, C::kRows, 0, kFullHeads);
+      cut(rows, HeadPlan::kBlock, 0, kOtherHeads);
+    } else {
+      cut(rows, C::kRows >> shift, shift, C::kPlanned ? kFullHeads | kOtherHeads : 0);
     }
   }
 
@@ -622,7 +614,7 @@ class PrefillLauncher {
     const int walkers = std::min(plan_.num_items, num_multiprocessors());
     ArenaScope scope(stream_.scratch());
     if constexpr (C::kPlanned) {
-      auto* order = static_cast<int32_t*>(stream_.scratch().take(int64_t{plan_.num_items} * 4));
+      auto* order = static_cast<int32_t*>(stream_.scratch().take(int64_t{plan_.num_items} * 4 + 4));
       launch(stream_, {.grid = 1, .block = 1024, .overlap = true}, order_items<C>, params_, plan_,
              order);
       params_.order = order;
@@ -637,6 +629,32 @@ class PrefillLauncher {
   }
 
  private:
+  struct Rows {
+    int segment, row, tokens, position;
+  };
+  /// Into tiles of up to `step` tokens; those for other than full heads end where a block does.
+  void cut(const Rows& rows, int step, int shift, int kinds) {
+    int at = 0;
+    while (at < rows.tokens) {
+      if (plan_.num_tiles == PrefillPlan::kMaxTiles) flush();
+      PrefillTile& tile = plan_.tiles[plan_.num_tiles++];
+      const int position = rows.position + at;
+      int tokens = std::min(step, rows.tokens - at);
+      if (kinds & kOtherHeads) {
+        tokens = std::min(tokens, HeadPlan::kBlock - position % HeadPlan::kBlock);
+      }
+      tile.row = rows.row + at;
+      tile.position = position;
+      tile.kv_end = rows.position + rows.tokens;
+      tile.block = position / HeadPlan::kBlock - rows.position / HeadPlan::kBlock;
+      tile.segment = rows.segment;
+      tile.tokens = static_cast<uint16_t>(tokens);
+      tile.pack_shift = static_cast<uint8_t>(shift);
+      tile.kinds = static_cast<uint8_t>(kinds);
+      at += tokens;
+    }
+  }
+
   void take_plan(const HeadPlan& plan) {
     params_.kinds = plan.kinds.template ptr<int32_t>();
     params_.heads = static_cast<int32_t>(plan.kinds.dim(1));

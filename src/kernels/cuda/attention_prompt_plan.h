@@ -19,8 +19,13 @@ struct PrefillTile {
   int32_t segment = 0;
   int32_t block = 0;  ///< first row's block of 128, counted from the segment's first (HeadPlan)
   uint16_t tokens = 0;
-  uint16_t pack_shift = 0;  ///< 2^pack_shift heads a tile
+  uint8_t pack_shift = 0;  ///< 2^pack_shift heads a tile
+  uint8_t kinds = 0;       ///< of a HeadPlan: kFullHeads, kOtherHeads or both
 };
+
+/// Which heads a tile is for. The rows of a tile of the others lie in one block of 128, so that all
+/// its warpgroups see the same blocks.
+enum : int { kFullHeads = 1, kOtherHeads = 2 };
 
 /// The work of a launch: a parameter of the kernel. Items are (tile, heads), tile by tile; the
 /// first `num_first` tiles have `first_items` items each, the others `other_items`.
@@ -50,7 +55,7 @@ struct PrefillParams {
   int64_t lse_row = 0;
 
   // Of a HeadPlan.
-  const int32_t* order = nullptr;  ///< the items, longest first
+  const int32_t* order = nullptr;  ///< how many items; the items, longest first
   const int32_t* kinds = nullptr;  ///< contiguous, as `blocks`
   const int32_t* blocks = nullptr;
   const int32_t* counts = nullptr;
@@ -164,8 +169,8 @@ __device__ __forceinline__ PrefillItem get_item(const PrefillPlan& plan,
   const int walkers = static_cast<int>(gridDim.x), me = static_cast<int>(blockIdx.x);
   int index = round * walkers + ((round & 1) ? walkers - 1 - me : me);
   PrefillItem item;
-  if (index >= plan.num_items) return item;
-  if constexpr (C::kPlanned) index = params.order[index];
+  if (index >= (C::kPlanned ? params.order[0] : plan.num_items)) return item;
+  if constexpr (C::kPlanned) index = params.order[1 + index];
   const int in_first = plan.num_first * plan.first_items;
   int tile, part;
   if (index < in_first) {
@@ -211,12 +216,11 @@ class KeyTiles {
   int tiles_;
 };
 
-/// What a HeadPlan lets the head see. A warpgroup's 64 rows lie in one block of 128, a tile's in
-/// two at most. Called by a whole warp.
+/// What a HeadPlan lets the head see. Called by a whole warp.
 template <class C>
 class KeyTiles<C, true> {
  public:
-  static_assert(C::kKeys == HeadPlan::kBlock && C::kRows <= 192);
+  static_assert(C::kKeys == HeadPlan::kBlock);
 
   __device__ __forceinline__ void begin(const PrefillParams& params, const PrefillItem& item,
                                         int lane) {
@@ -227,77 +231,54 @@ class KeyTiles<C, true> {
     kind_ = params.kind(item.tile.segment, item.head);
     first_word_ = -32;
     const int64_t row = params.row_block(item.tile.segment, item.head, item.tile.block);
-    rows_ = params.blocks + row * params.words;
+    blocks_ = params.blocks + row * params.words;
   }
   __device__ __forceinline__ int from(int j) {
-    const int last = (end_ - 1) / C::kKeys, block = position_ / C::kKeys;
-    if (j > last) return -1;
+    const int last = (end_ - 1) / C::kKeys;
+    if (j >= last || kind_ == static_cast<int>(HeadKind::kFull)) return j <= last ? j : -1;
     if (kind_ == static_cast<int>(HeadKind::kStreaming)) {
-      return j < params_->sink_blocks ? j : max(j, block - params_->window_blocks + 1);
+      return j < params_->sink_blocks ? j : max(j, last - params_->window_blocks + 1);
     }
-    if (kind_ == static_cast<int>(HeadKind::kFull)) return j;
-    // The diagonals are always seen: nothing here waits for a bit that a caller forgot.
-    for (; j < block; j = first_word_ * 32 + 1024) {
-      load(j / 32, block);
-      uint32_t bits = seen_[0] | seen_[1];
+    // The own block, the last, is always seen: nothing here waits for a bit that a caller forgot.
+    for (; j < last; j = first_word_ * 32 + 1024) {
+      if (first_word_ != j / 1024 * 32) {
+        first_word_ = j / 1024 * 32;
+        const bool mine = first_word_ + lane_ < params_->words;
+        seen_ = mine ? static_cast<uint32_t>(blocks_[first_word_ + lane_]) : 0;
+      }
       const int word = first_word_ + lane_;
-      if (word == j / 32) bits &= 0xffffffffu << (j % 32);
+      const uint32_t bits = word == j / 32 ? seen_ & 0xffffffffu << (j % 32) : seen_;
       const uint32_t lanes = __ballot_sync(0xffffffffu, word >= j / 32 && bits != 0);
       if (lanes != 0) {
         const int lane = __ffs(static_cast<int>(lanes)) - 1;
         const int found = __ffs(static_cast<int>(__shfl_sync(0xffffffffu, bits, lane))) - 1;
-        return min(block, (first_word_ + lane) * 32 + found);
+        return min(last, (first_word_ + lane) * 32 + found);
       }
     }
-    return max(j, block) > last ? last : max(j, block);
+    return last;
   }
-  __device__ __forceinline__ int note(int j) {
-    const int block = position_ / C::kKeys;
-    bool seen[2] = {true, true};
-    if (kind_ == static_cast<int>(HeadKind::kStreaming)) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        seen[r] = j < params_->sink_blocks || j > block + r - params_->window_blocks;
-      }
-    } else if (kind_ == static_cast<int>(HeadKind::kBlocks)) {
-      load(j / 32, block);
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const uint32_t word = __shfl_sync(0xffffffffu, seen_[r], j / 32 - first_word_);
-        seen[r] = (word >> (j % 32) & 1) != 0 || j == block + r;
-      }
-    }
+  __device__ __forceinline__ int note(int j) const {
     int note = j << kTileBits;
 #pragma unroll
     for (int w = 0; w < C::kWarpgroups; ++w) {
       const int first = position_ + 64 * w, own = first / C::kKeys;
       if (first >= end_ || j > own) continue;
-      if (own == block ? seen[0] : seen[1]) note |= kNeededBy << w;
-      if (j == own) note |= kLastOfGroup << w | kMaskedFor << w;
+      note |= kNeededBy << w;
+      if (j == own) note |= (kLastOfGroup | kMaskedFor) << w;
     }
     return note;
   }
 
  private:
-  /// Word `word` of both rows into the warp, with those beside it.
-  __device__ __forceinline__ void load(int word, int block) {
-    const int first = word / 32 * 32;
-    if (first == first_word_) return;
-    first_word_ = first;
-    const bool mine = first + lane_ < params_->words;
-    seen_[0] = mine ? static_cast<uint32_t>(rows_[first + lane_]) : 0;
-    const bool two = (end_ - 1) / C::kKeys > block;
-    seen_[1] = mine && two ? static_cast<uint32_t>(rows_[params_->words + first + lane_]) : 0;
-  }
-
   const PrefillParams* params_;
-  const int32_t* rows_;
+  const int32_t* blocks_;
   int lane_, position_, end_, kind_, first_word_;
-  uint32_t seen_[2];
+  uint32_t seen_;
 };
 
-/// order: the items of the plan, longest first (by tiles of keys, in 256 classes; inside a class in
-/// any order, on which no bit depends). One block.
+/// order[0]: how many items (tile, head) there are; then they, longest first (by the tiles of keys
+/// of all warpgroups, in 256 classes; inside a class in any order, on which no bit depends). One
+/// block.
 template <class C>
 __global__ void __launch_bounds__(1024)
     order_items(const __grid_constant__ PrefillParams params,
@@ -308,36 +289,40 @@ __global__ void __launch_bounds__(1024)
   if (thread < kClasses) places[thread] = 0;
   __syncthreads();
   wait_for_predecessor();
-  const int longest = (plan.longest - 1) / C::kKeys + 1;
+  const int longest = ((plan.longest - 1) / C::kKeys + 1) * C::kWarpgroups;
   const auto class_of = [&](int index) {
     const PrefillTile& tile = plan.tiles[index / params.heads];
     const int head = index % params.heads;
-    const int first = tile.position / C::kKeys;
-    const int last = (tile.position + tile.tokens - 1) / C::kKeys;
     const int kind = params.kind(tile.segment, head);
-    int cost = last + 1;
+    const bool full = kind == static_cast<int>(HeadKind::kFull);
+    if ((tile.kinds & (full ? kFullHeads : kOtherHeads)) == 0) return -1;
+    int cost = (tile.position + tile.tokens - 1) / C::kKeys + 1;
     if (kind == static_cast<int>(HeadKind::kStreaming)) {
-      cost = min(cost, params.sink_blocks + params.window_blocks + last - first);
-    } else if (kind == static_cast<int>(HeadKind::kBlocks)) {
+      cost = min(cost, params.sink_blocks + params.window_blocks);
+    } else if (!full) {
       cost = params.counts[params.row_block(tile.segment, head, tile.block)];
-      if (last > first) {
-        cost = max(cost, params.counts[params.row_block(tile.segment, head, tile.block + 1)]);
-      }
     }
+    cost *= (tile.tokens + 63) / 64;
     return kClasses - 1 - min(kClasses - 1, cost * (kClasses - 1) / longest);
   };
-  for (int i = thread; i < plan.num_items; i += 1024) atomicAdd(&places[class_of(i)], 1);
+  for (int i = thread; i < plan.num_items; i += 1024) {
+    const int place = class_of(i);
+    if (place >= 0) atomicAdd(&places[place], 1);
+  }
   __syncthreads();
   if (thread == 0) {
-    for (int c = 0, at = 0; c < kClasses; ++c) {
-      const int count = places[c];
-      places[c] = at;
+    int at = 1;
+    for (int& place : places) {
+      const int count = place;
+      place = at;
       at += count;
     }
+    order[0] = at - 1;
   }
   __syncthreads();
   for (int i = thread; i < plan.num_items; i += 1024) {
-    order[atomicAdd(&places[class_of(i)], 1)] = i;
+    const int place = class_of(i);
+    if (place >= 0) order[atomicAdd(&places[place], 1)] = i;
   }
 }
 

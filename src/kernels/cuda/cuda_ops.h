@@ -52,6 +52,9 @@ void attention_prompt(Stream& stream, const AttnArgs& args);
 void attention_decode(Stream& stream, const AttnArgs& args);
 void qkv_prepare(Stream& stream, const QkvPrepareArgs& args);
 
+/// Elastic-Attention's router (sparse_args.h): k bf16, matrices bf16, the rest f32. One launch.
+void route_heads(Stream& stream, const RouterArgs& args);
+
 int64_t gdn_scratch(const GdnShape& shape, int64_t rows, int64_t num_sequences);
 void gdn(Stream& stream, const GdnArgs& args);
 void gated_norm(Stream& stream, const GatedNormArgs& args);

@@ -1,0 +1,182 @@
+// logits = MLP(mean of the first and last 100 normed K rows), kinds = argmax, per kv head and
+// layer: the router of Elastic-Attention (arXiv 2601.17367) in one launch.
+//
+// A block a (segment, kv head). Its 200 rows and the layer's weights (4 matrices of 4 D^2, bf16:
+// 527 KB at D = 128, from L2 for all blocks but the first) are read once; a warp takes several rows
+// of a matrix at a time, so that the five dependent products cost little more than their latency.
+// The order of every sum depends on D and on the rows of the segment alone.
+// docs/kernels/attention_prefill.md
+
+#include <cuda_bf16.h>
+
+#include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/common/ptx.h"
+#include "kernels/cuda/cuda_ops.h"
+
+namespace weft::cuda {
+namespace {
+
+constexpr int kWarps = 32;
+constexpr int kMaxDim = 256;
+constexpr int kRowsAtOnce = 8;  // of a matrix, a warp
+
+struct RouterLayer {
+  const __nv_bfloat16* weight = nullptr;  // [n, k]
+  const float* bias = nullptr;
+};
+
+struct RouterParams {
+  const __nv_bfloat16* k = nullptr;
+  int64_t row = 0, head = 0;  ///< strides
+  const float* k_norm = nullptr;
+  const int32_t* cu_q = nullptr;
+  float* logits = nullptr;
+  int64_t logits_row = 0;
+  int32_t* kinds = nullptr;
+  int64_t kinds_row = 0;
+  float eps = 0;
+  int32_t dim = 0, kv_heads = 0, group = 0;
+  int32_t retrieval = 0, sparse = 0;
+  RouterLayer layers[5];
+};
+
+__device__ __forceinline__ float sum_of_warp(float x) {
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
+  return x;
+}
+__device__ __forceinline__ void unpack(const uint4& words, float (&x)[8]) {
+  const uint32_t w[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[2 * i] = __uint_as_float(w[i] << 16);
+    x[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
+  }
+}
+
+/// y [n] = weight x + bias, then silu; x [k] with k a multiple of 8, both in shared memory.
+__device__ __forceinline__ void layer(const RouterLayer& l, const float* x, float* y, int n, int k,
+                                      bool activate) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  for (int first = warp * kRowsAtOnce; first < n; first += kWarps * kRowsAtOnce) {
+    float sum[kRowsAtOnce] = {};
+    for (int at = lane * 8; at < k; at += 256) {
+      uint4 words[kRowsAtOnce];
+#pragma unroll
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        const int row = min(first + r, n - 1);
+        words[r] = *reinterpret_cast<const uint4*>(l.weight + int64_t{row} * k + at);
+      }
+#pragma unroll
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        float w[8];
+        unpack(words[r], w);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum[r] = fmaf(w[i], x[at + i], sum[r]);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kRowsAtOnce; ++r) {
+      const float total = sum_of_warp(sum[r]);
+      if (lane == 0 && first + r < n) {
+        const float value = total + l.bias[first + r];
+        y[first + r] = activate ? value / (1 + __expf(-value)) : value;
+      }
+    }
+  }
+  __syncthreads();
+}
+
+__global__ void __launch_bounds__(kWarps * 32)
+    route_heads_kernel(const __grid_constant__ RouterParams p) {
+  __shared__ float partial[kWarps][kMaxDim];
+  __shared__ float narrow[kMaxDim], wide[4 * kMaxDim];
+  const int segment = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  wait_for_predecessor();
+  const int begin = p.cu_q[segment], end = p.cu_q[segment + 1];
+  if (begin == end) return;
+
+  const int ends = min(end - begin, RouterArgs::kPooled);
+  const int at = lane * 8;  // of the row
+  float pool[8] = {};
+  for (int i = warp; i < 2 * ends; i += kWarps) {
+    const int64_t row = i < ends ? begin + i : end - 1 - (i - ends);
+    float x[8] = {};
+    if (at < p.dim) {
+      unpack(*reinterpret_cast<const uint4*>(p.k + row * p.row + head * p.head + at), x);
+    }
+    float factor = 1;
+    if (p.k_norm != nullptr) {
+      float square = 0;
+#pragma unroll
+      for (int d = 0; d < 8; ++d) square = fmaf(x[d], x[d], square);
+      factor = rsqrtf(sum_of_warp(square) / static_cast<float>(p.dim) + p.eps);
+    }
+#pragma unroll
+    for (int d = 0; d < 8; ++d) pool[d] = fmaf(x[d], factor, pool[d]);
+  }
+#pragma unroll
+  for (int d = 0; d < 8; ++d) {
+    if (at + d < p.dim) partial[warp][at + d] = pool[d];
+  }
+  __syncthreads();
+  for (int d = static_cast<int>(threadIdx.x); d < p.dim; d += kWarps * 32) {
+    float sum = 0;
+    for (int w = 0; w < kWarps; ++w) sum += partial[w][d];
+    const float norm = p.k_norm != nullptr ? p.k_norm[d] : 1.0f;
+    narrow[d] = sum * norm / static_cast<float>(2 * ends);
+  }
+  __syncthreads();
+
+  layer(p.layers[0], narrow, wide, 4 * p.dim, p.dim, true);
+  layer(p.layers[1], wide, narrow, p.dim, 4 * p.dim, false);
+  layer(p.layers[2], narrow, wide, 4 * p.dim, p.dim, true);
+  layer(p.layers[3], wide, narrow, p.dim, 4 * p.dim, true);
+  layer(p.layers[4], narrow, wide, 2, p.dim, false);
+  if (static_cast<int>(threadIdx.x) < p.group) {
+    const int32_t kind = wide[1] > wide[0] ? p.retrieval : p.sparse;
+    p.kinds[segment * p.kinds_row + head * p.group + static_cast<int>(threadIdx.x)] = kind;
+  }
+  if (threadIdx.x < 2) {
+    p.logits[segment * p.logits_row + head * 2 + static_cast<int>(threadIdx.x)] = wide[threadIdx.x];
+  }
+}
+
+}  // namespace
+
+void route_heads(Stream& stream, const RouterArgs& args) {
+  if (args.num_segments == 0) return;
+  const RouterWeights& weights = args.weights;
+  CHECK(args.k.dtype == DType::kBF16 && args.k.stride[2] == 1);
+  RouterParams p;
+  p.dim = static_cast<int32_t>(args.k.dim(2));
+  CHECK(p.dim > 0 && p.dim <= kMaxDim && p.dim % 8 == 0, "router: head_dim is 8, 16, .. 256");
+  p.k = args.k.ptr<__nv_bfloat16>();
+  p.row = args.k.stride[0];
+  p.head = args.k.stride[1];
+  p.k_norm = args.k_norm.defined() ? args.k_norm.ptr<float>() : nullptr;
+  p.eps = args.eps;
+  p.cu_q = args.cu_q.ptr<int32_t>();
+  p.logits = args.logits.ptr<float>();
+  p.logits_row = args.logits.stride[0];
+  p.kinds = args.kinds.ptr<int32_t>();
+  p.kinds_row = args.kinds.stride[0];
+  p.kv_heads = static_cast<int32_t>(args.k.dim(1));
+  p.group = static_cast<int32_t>(args.kinds.dim(1)) / p.kv_heads;
+  p.retrieval = static_cast<int32_t>(args.retrieval);
+  p.sparse = static_cast<int32_t>(args.sparse);
+  for (int i = 0; i < 5; ++i) {
+    const TensorView& weight = i < 2 ? weights.feature[i] : weights.router[i - 2];
+    const TensorView& bias = i < 2 ? weights.feature_bias[i] : weights.router_bias[i - 2];
+    CHECK(weight.dtype == DType::kBF16 && weight.contiguous());
+    p.layers[i] = {weight.ptr<__nv_bfloat16>(), bias.ptr<float>()};
+  }
+  launch(stream,
+         {.grid = dim3(static_cast<unsigned>(args.num_segments), static_cast<unsigned>(p.kv_heads)),
+          .block = kWarps * 32,
+          .overlap = true},
+         route_heads_kernel, p);
+}
+
+}  // namespace weft::cuda
