@@ -58,12 +58,16 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
   std::byte* at = out->logit_buffer_.data();
   out->logits_ = TensorView(at, DType::kF32, {rows, vocab});
   out->gathered_ = TensorView(at + rows * vocab * 4, ops.activation, {rows, hidden});
+  if (model.vision() && limits.image_tokens > 0) {
+    out->vision_.emplace(TRY(VisionEncoder::create(*model.vision(), stream, ops, limits)));
+  }
   for (size_t i = 0; i < kStepsInFlight; ++i) {
     out->flights_[i].emplace(Flight{.index = i,
                                     .step = TRY(PackedStep::create(limits, ops.device)),
                                     .sampling = TRY(GpuSampler::make_flight(limits)),
                                     .done = TRY(GpuEvent::create()),
                                     .result = {}});
+    if (out->vision_) out->flights_[i]->step.set_image_features(out->vision_->features());
   }
   for (size_t i = 0; i < 2 * kStepsInFlight; ++i) {
     GpuEvent begin = TRY(GpuEvent::create(/*timed=*/true));
@@ -88,6 +92,7 @@ void GpuExecutor::launch(const StepPlan& plan) {
   sampler_.admit(parts_.stream, flight.step, flight.sampling);
   if (num_slices > 0) flight.step.upload(parts_.stream);
   times(flight.number).begin.record(parts_.stream);
+  if (vision_) vision_->encode(flight.step.encodings());
   if (padded > 0) {
     run_decode(flight);
   } else if (num_slices > 0) {

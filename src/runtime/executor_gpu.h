@@ -8,6 +8,7 @@
 #include "device/gpu.h"
 #include "models/model.h"
 #include "runtime/gpu_sampler.h"
+#include "runtime/vision_encoder.h"
 #include "sched/executor.h"
 
 namespace weft {
@@ -76,6 +77,7 @@ class GpuExecutor : public Executor {
   StepLimits limits_;
   GpuExecutorOptions options_;
   GpuSampler sampler_;
+  std::optional<VisionEncoder> vision_;
   std::array<std::optional<Flight>, kStepsInFlight> flights_;  // step i of the launches is in i % 2
   std::vector<Times> times_;                                   // of step i in i % size
   uint64_t num_launched_ = 0, num_collected_ = 0;

@@ -66,6 +66,13 @@ void add(Stream& stream, const AddArgs& args);
 void add_gated(Stream& stream, const AddGatedArgs& args);
 void mul_sigmoid(Stream& stream, const MulSigmoidArgs& args);
 
+/// Vision towers; widths are multiples of 8, heads at most 128 wide.
+void layer_norm(Stream& stream, const LayerNormArgs& args);
+void gelu(Stream& stream, const GeluArgs& args);
+void interpolate(Stream& stream, const InterpolateArgs& args);
+void axial_rope(Stream& stream, const AxialRopeArgs& args);
+void segment_attention(Stream& stream, const SegmentAttnArgs& args);
+
 /// Tokens and log-probabilities of rows of logits (runtime/sampler.h). One launch, no scratch.
 void sample(Stream& stream, const SampleArgs& args);
 /// sample() works up to this vocabulary.

@@ -57,11 +57,19 @@ void attention(Stream& stream, const AttnArgs& args) {
 const OpTable* cuda_ops() {
   static constexpr SampleOps kSampling{
       .sample = cuda::sample, .reset_counts = cuda::reset_counts, .feed_tokens = cuda::feed_tokens};
+  static constexpr VisionOps kVision{
+      .layer_norm = cuda::layer_norm,
+      .gelu = cuda::gelu,
+      .interpolate = cuda::interpolate,
+      .axial_rope = cuda::axial_rope,
+      .segment_attention = cuda::segment_attention,
+  };
   static constexpr OpTable kOps{
       .name = "cuda-sm90a",
       .device = DeviceKind::kCuda,
       .activation = DType::kBF16,
       .sampling = &kSampling,
+      .vision = &kVision,
       .fp8_blocks = true,
       .choices = cuda::kernel_choices,
       .pack_rows = cuda::pack_rows,

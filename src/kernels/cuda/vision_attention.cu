@@ -1,0 +1,226 @@
+// segment_attention: softmax(q k^T scale) v among the rows of each segment, no mask, no cache: the
+// attention of vision towers. Four warps a block, 16 queries each; tiles of 64 keys in two stages
+// (cp.async), mma.sync m16n8k16, online softmax in fp32, weights rounded to bf16. Tiles are cut
+// from the segment's beginning, so a row's bits depend on its segment alone. Bound: 4 D flops a
+// (query, key) on the tensor cores. docs/images.md
+
+#include <cuda_bf16.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/common/ptx.h"
+#include "kernels/cuda/cuda_ops.h"
+
+namespace weft::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kQueries = 16 * kWarps;  // of a block
+constexpr int kKeys = 64;              // of a tile
+constexpr int kStages = 2;
+
+struct AttentionParams {
+  const __nv_bfloat16 *q, *k, *v;
+  __nv_bfloat16* out;
+  const int32_t* bounds;
+  int64_t q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head;
+  int num_segments, head_dim;
+  float factor;  // scale * log2(e)
+};
+
+/// `Steps` * 16 dimensions; those behind head_dim are zeros.
+template <int Steps>
+struct Tile {
+  static constexpr int kPitch = Steps * 16 + 8;  // an odd number of 16 bytes: no bank conflicts
+  __nv_bfloat16 rows[kKeys][kPitch];
+};
+
+/// Rows [first, first + count) of one head, zeros behind `end` and behind head_dim.
+template <int Steps>
+__device__ void load_tile(Tile<Steps>& tile, const __nv_bfloat16* head, int64_t stride, int first,
+                          int end, int head_dim) {
+  constexpr int kPieces = Steps * 2;  // of 16 bytes a row
+  for (int i = static_cast<int>(threadIdx.x); i < kKeys * kPieces; i += kWarps * 32) {
+    const int row = i / kPieces, column = i % kPieces * 8;
+    const bool there = first + row < end && column < head_dim;
+    const __nv_bfloat16* from = head + (there ? (first + row) * stride + column : 0);
+    copy_async_16(&tile.rows[row][column], from, there ? 16 : 0);
+  }
+}
+
+template <int Steps>
+__global__ __launch_bounds__(kWarps * 32) void attention_kernel(AttentionParams p) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto* keys = reinterpret_cast<Tile<Steps>*>(memory);
+  Tile<Steps>* values = keys + kStages;
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  // The block's segment, and its queries in there.
+  int block = static_cast<int>(blockIdx.x), segment = 0, begin = 0, end = 0;
+  for (;; ++segment) {
+    if (segment == p.num_segments) return;
+    begin = p.bounds[segment];
+    end = p.bounds[segment + 1];
+    const int blocks = (end - begin + kQueries - 1) / kQueries;
+    if (block < blocks) break;
+    block -= blocks;
+  }
+  const int first = begin + block * kQueries;
+  const int64_t head = blockIdx.y;
+  const __nv_bfloat16* k = p.k + head * p.k_head;
+  const __nv_bfloat16* v = p.v + head * p.v_head;
+
+  load_tile(keys[0], p.q + head * p.q_head, p.q_row, first, end, p.head_dim);
+  copy_async_commit();
+  copy_async_wait<0>();
+  __syncthreads();
+  uint32_t q[Steps][4];
+#pragma unroll
+  for (int step = 0; step < Steps; ++step) {
+    load_matrices(q[step],
+                  shared_address(&keys[0].rows[16 * warp + lane % 16][16 * step + lane / 16 * 8]));
+  }
+  __syncthreads();
+
+  float out[2 * Steps][4] = {};
+  float largest[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
+  const int tiles = (end - begin + kKeys - 1) / kKeys;
+  const auto fetch = [&](int tile) {
+    load_tile(keys[tile % kStages], k, p.k_row, begin + tile * kKeys, end, p.head_dim);
+    load_tile(values[tile % kStages], v, p.v_row, begin + tile * kKeys, end, p.head_dim);
+    copy_async_commit();
+  };
+  fetch(0);
+  for (int tile = 0; tile < tiles; ++tile) {
+    if (tile + 1 < tiles) {
+      fetch(tile + 1);
+      copy_async_wait<1>();
+    } else {
+      copy_async_wait<0>();
+    }
+    __syncthreads();
+    const Tile<Steps>& key_tile = keys[tile % kStages];
+    const Tile<Steps>& value_tile = values[tile % kStages];
+    float scores[kKeys / 8][4] = {};
+#pragma unroll
+    for (int pair = 0; pair < kKeys / 16; ++pair) {
+#pragma unroll
+      for (int step = 0; step < Steps; ++step) {
+        uint32_t b[4];
+        const int row = 16 * pair + lane / 16 * 8 + lane % 8;
+        load_matrices(b, shared_address(&key_tile.rows[row][16 * step + lane / 8 % 2 * 8]));
+        mma_bf16(scores[2 * pair], q[step], b[0], b[1]);
+        mma_bf16(scores[2 * pair + 1], q[step], b[2], b[3]);
+      }
+    }
+    const int left = end - begin - tile * kKeys;  // keys from this tile on
+    float most[2] = {largest[0], largest[1]};
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int key = 8 * n + 2 * (lane % 4) + i % 2;
+        scores[n][i] = key < left ? scores[n][i] * p.factor : -INFINITY;
+        most[i / 2] = fmaxf(most[i / 2], scores[n][i]);
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      most[half] = fmaxf(most[half], __shfl_xor_sync(0xffffffffu, most[half], 1));
+      most[half] = fmaxf(most[half], __shfl_xor_sync(0xffffffffu, most[half], 2));
+      const float shrink = exp2f(largest[half] - most[half]);
+      largest[half] = most[half];
+      total[half] *= shrink;
+#pragma unroll
+      for (int n = 0; n < 2 * Steps; ++n) {
+        out[n][2 * half] *= shrink;
+        out[n][2 * half + 1] *= shrink;
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        scores[n][i] = exp2f(scores[n][i] - largest[i / 2]);
+        total[i / 2] += scores[n][i];
+      }
+    }
+#pragma unroll
+    for (int pair = 0; pair < kKeys / 16; ++pair) {
+      const uint32_t weights[4] = {pack_bf16(scores[2 * pair][0], scores[2 * pair][1]),
+                                   pack_bf16(scores[2 * pair][2], scores[2 * pair][3]),
+                                   pack_bf16(scores[2 * pair + 1][0], scores[2 * pair + 1][1]),
+                                   pack_bf16(scores[2 * pair + 1][2], scores[2 * pair + 1][3])};
+#pragma unroll
+      for (int step = 0; step < Steps; ++step) {
+        uint32_t b[4];
+        load_matrices<true>(
+            b, shared_address(&value_tile.rows[16 * pair + lane % 16][16 * step + lane / 16 * 8]));
+        mma_bf16(out[2 * step], weights, b[0], b[1]);
+        mma_bf16(out[2 * step + 1], weights, b[2], b[3]);
+      }
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float sum = total[half];
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    const int row = first + 16 * warp + lane / 4 + 8 * half;
+    if (row >= end) continue;
+    __nv_bfloat16* to = p.out + row * p.out_row + head * p.out_head;
+#pragma unroll
+    for (int n = 0; n < 2 * Steps; ++n) {
+      const int column = 8 * n + 2 * (lane % 4);
+      if (column >= p.head_dim) continue;
+      *reinterpret_cast<uint32_t*>(to + column) =
+          pack_bf16(out[n][2 * half] / sum, out[n][2 * half + 1] / sum);
+    }
+  }
+}
+
+template <int Steps>
+void run(Stream& stream, const AttentionParams& p, unsigned blocks, unsigned heads) {
+  const LaunchShape shape{.grid = dim3(blocks, heads),
+                          .block = dim3(kWarps * 32),
+                          .shared_bytes = 2 * kStages * sizeof(Tile<Steps>)};
+  launch(stream, shape, attention_kernel<Steps>, p);
+}
+
+}  // namespace
+
+void segment_attention(Stream& stream, const SegmentAttnArgs& args) {
+  const int64_t dim = args.q.dim(2);
+  CHECK(dim % 8 == 0 && dim <= 128, "segment_attention: a head is a multiple of 8, at most 128");
+  unsigned blocks = 0;
+  for (int s = 0; s < args.num_segments; ++s) {
+    const int length = args.host_bounds[s + 1] - args.host_bounds[s];
+    blocks += static_cast<unsigned>((length + kQueries - 1) / kQueries);
+  }
+  if (blocks == 0) return;
+  const AttentionParams p{.q = static_cast<const __nv_bfloat16*>(args.q.data),
+                          .k = static_cast<const __nv_bfloat16*>(args.k.data),
+                          .v = static_cast<const __nv_bfloat16*>(args.v.data),
+                          .out = static_cast<__nv_bfloat16*>(args.out.data),
+                          .bounds = args.bounds.ptr<int32_t>(),
+                          .q_row = args.q.stride[0],
+                          .q_head = args.q.stride[1],
+                          .k_row = args.k.stride[0],
+                          .k_head = args.k.stride[1],
+                          .v_row = args.v.stride[0],
+                          .v_head = args.v.stride[1],
+                          .out_row = args.out.stride[0],
+                          .out_head = args.out.stride[1],
+                          .num_segments = args.num_segments,
+                          .head_dim = static_cast<int>(dim),
+                          .factor = args.scale * 1.44269504f};
+  const auto heads = static_cast<unsigned>(args.q.dim(1));
+  if (dim <= 32) return run<2>(stream, p, blocks, heads);
+  if (dim <= 64) return run<4>(stream, p, blocks, heads);
+  if (dim <= 80) return run<5>(stream, p, blocks, heads);
+  run<8>(stream, p, blocks, heads);
+}
+
+}  // namespace weft::cuda
