@@ -191,6 +191,7 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   plan.footprint = measure_model(plan.spec, plan.load, ops, weights ? &*weights : nullptr);
   plan.cache = cache_bytes(plan.footprint.cache_specs, ops);
   plan.memory = TRY(plan_for(plan, options, cpu, gpu));
+  if (gpu) TRY(GpuExecutor::check_limits(plan.memory.limits));
   plan.load.max_model_len = plan.memory.max_model_len;
   return plan;
 }

@@ -149,6 +149,9 @@ struct AttnShape {
   float scale = 1.0f;
 };
 
+/// Decode segments of a step that a GPU takes.
+inline constexpr int64_t kMaxDecodeSegments = 1024;
+
 /// Causal attention over the paged cache, which already holds this step's K and V. Query head h
 /// reads kv head h / (H/G). Softmax in fp32; keys are cut at absolute multiples of a constant, so a
 /// row's bits depend on its position and its keys alone. A row without keys gives 0. Segments

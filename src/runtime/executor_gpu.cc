@@ -1,5 +1,7 @@
 #include "runtime/executor_gpu.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "base/check.h"
@@ -27,6 +29,14 @@ bool only_decodes(const StepPlan& plan) {
 int64_t GpuExecutor::padded_rows(int64_t rows, int64_t max_seqs) {
   const int64_t step = rows <= 8 ? 1 : rows <= 32 ? 4 : rows <= 128 ? 8 : 16;
   return std::min((rows + step - 1) / step * step, max_seqs);
+}
+
+Result<> GpuExecutor::check_limits(const StepLimits& limits) {
+  const int64_t most = kMaxDecodeSegments - limits.max_rows / kChunk - 1;
+  if (limits.max_seqs <= most) return {};
+  return invalid_argument(
+      fmt::format("--max-num-seqs: at most {} on a GPU with --max-num-batched-tokens {}", most,
+                  limits.max_rows));
 }
 
 int64_t GpuExecutor::device_bytes(const StepLimits& limits, int64_t hidden_size) {

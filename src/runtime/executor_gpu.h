@@ -37,6 +37,9 @@ class GpuExecutor : public Executor {
   void launch(const StepPlan& plan) override;
   StepResult collect() override;
 
+  /// Error where a step could have more decode segments than the kernels take: one a sequence, and
+  /// more where generated tokens are computed again.
+  static Result<> check_limits(const StepLimits& limits);
   /// Device memory that create() takes, but for the model's arena.
   static int64_t device_bytes(const StepLimits& limits, int64_t hidden_size);
   /// Rows that a decode step of `rows` sequences is padded to.

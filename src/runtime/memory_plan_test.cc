@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "runtime/executor_gpu.h"
+
 namespace weft {
 namespace {
 
@@ -150,6 +152,16 @@ TEST(MemoryPlan, TableShowsWhereTheBytesGo) {
   for (const char* row : {"weights", "KV blocks", "state slots", "activations", "logits", "total"})
     EXPECT_THAT(table, HasSubstr(row));
   EXPECT_THAT(table, HasSubstr("1200.0 MiB"));
+}
+
+TEST(GpuLimits, SequencesAndReplayedPiecesFitTheKernels) {
+  StepLimits limits;
+  limits.max_rows = 8192;
+  limits.max_seqs = 895;
+  EXPECT_TRUE(GpuExecutor::check_limits(limits).ok());
+  limits.max_seqs = 896;
+  EXPECT_THAT(GpuExecutor::check_limits(limits).error().message,
+              HasSubstr("at most 895 on a GPU with --max-num-batched-tokens 8192"));
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ constexpr int kWarps = 4;  // of consumers
 constexpr int kTileKeys =
     64;  // a [64 keys][64 columns] tile is 8 KiB in swizzled rows of 128 bytes
 constexpr int kTileBytes = kTileKeys * 128;
-constexpr int kMaxSegments = 1024;
+constexpr int kMaxSegments = kMaxDecodeSegments;
 constexpr int kPrefetched = 2;  // chunks
 constexpr int kMaxRows = 32;    // of q heads that a block takes at once
 constexpr int64_t kSlackKeys = 1024;
