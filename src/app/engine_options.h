@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/result.h"
+#include "sched/speculation.h"
 
 namespace weft {
 
@@ -28,6 +29,7 @@ struct EngineOptions {
   double gpu_memory_utilization = 0.9;  ///< of the GPU's memory
   bool enforce_eager = false;           ///< no CUDA graphs
   uint64_t seed = 0;                    ///< of dummy weights and of requests without a seed
+  SpeculationConfig speculation;        ///< --speculative-config
 };
 
 /// The token budget of a step: what was asked, or 2048 on a CPU and 8192 on a GPU, which has the

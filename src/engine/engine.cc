@@ -203,11 +203,21 @@ void Engine::hand_out(SequenceOutput& output) {
     prompt_tokens_ += client.usage.prompt_tokens;
     client.sink->on_prompt_done(output.cached_tokens);
   }
-  for (size_t i = 0; i < output.tokens.size(); ++i) {
+  bool stopped = false;
+  size_t given = 0;
+  while (given < output.tokens.size() && !stopped) {
     ++client.usage.generated_tokens;
     ++generated_tokens_;
-    const TokenLogprob* logprob = i < output.logprobs.size() ? &output.logprobs[i] : nullptr;
-    if (client.sink->on_token(output.tokens[i], logprob)) continue;
+    const TokenLogprob* logprob =
+        given < output.logprobs.size() ? &output.logprobs[given] : nullptr;
+    stopped = !client.sink->on_token(output.tokens[given++], logprob);
+  }
+  if (given > 0) {
+    output.speculation.cut(static_cast<int>(given));
+    client.sink->on_step(output.speculation);
+    speculation_.add(output.speculation);
+  }
+  if (stopped) {
     scheduler_->abort(output.seq);
     finish(output.seq, FinishReason::kStop, nullptr);
     return;
@@ -258,7 +268,8 @@ void Engine::publish_stats() {
                         .slots_cached = slots.num_evictable(),
                         .slots_used = slots.num_used(),
                         .prompt_tokens = prompt_tokens_,
-                        .generated_tokens = generated_tokens_};
+                        .generated_tokens = generated_tokens_,
+                        .speculation = speculation_};
   const std::lock_guard lock(stats_mutex_);
   stats_ = now;
 }

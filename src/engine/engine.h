@@ -44,6 +44,8 @@ class TokenSink {
   /// A new token (a stop id too); `logprob` is null unless asked for. False ends the request here
   /// with FinishReason::kStop (a stop string was found).
   virtual bool on_token(int32_t token, const TokenLogprob* logprob) = 0;
+  /// A step has given its tokens, step.emitted of them; which of them were drafts.
+  virtual void on_step(const SpeculationStep& step) { (void)step; }
   /// The end. `error` is set with kError alone.
   virtual void on_finish(FinishReason reason, const Usage& usage, const Error* error) = 0;
 };
@@ -60,8 +62,9 @@ struct EngineStats {
   int num_running = 0, num_waiting = 0, num_paused = 0;  ///< paused ones are among the others
   int blocks_free = 0, blocks_cached = 0, blocks_used = 0;
   int slots_free = 0, slots_cached = 0, slots_used = 0;
-  int64_t prompt_tokens = 0;     ///< of prompts that are done, cached ones included
-  int64_t generated_tokens = 0;  ///< given out
+  int64_t prompt_tokens = 0;      ///< of prompts that are done, cached ones included
+  int64_t generated_tokens = 0;   ///< given out
+  SpeculationCounts speculation;  ///< of all requests; zeros where nothing is drafted
 };
 
 /// The loop: takes mail, plans a step, launches it, applies the step before, gives tokens out.
@@ -143,6 +146,7 @@ class Engine {
   StepRecord::Clock::time_point last_end_;      // engine thread only: of the step before
   int64_t prompt_tokens_ = 0;                   // engine thread only
   int64_t generated_tokens_ = 0;                // engine thread only
+  SpeculationCounts speculation_;               // engine thread only
 
   std::mutex mutex_;  // guards the next four
   std::condition_variable mail_came_;

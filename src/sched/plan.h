@@ -8,6 +8,7 @@
 #include "base/ids.h"
 #include "cache/image_cache.h"
 #include "sched/request.h"
+#include "sched/speculation.h"
 
 namespace weft {
 
@@ -15,7 +16,8 @@ namespace weft {
 inline constexpr int kChunk = 64;
 
 /// A token of a slice that the host does not know yet: the executor uses the last token it sampled
-/// for that sequence.
+/// for that sequence. Where a step in flight verifies drafts of it, the host does not know the
+/// token's position either, and Slice::first is the least it can be.
 inline constexpr int32_t kDeviceToken = -1;
 
 /// The two arithmetics of design.md section 4, rule 2. A slice never mixes them.
@@ -31,7 +33,11 @@ struct Slice {
   int64_t first = 0;                ///< position of tokens[0] = number of tokens already computed
   std::span<const int32_t> tokens;  ///< ids, or one kDeviceToken; lives until launch() returns
   Arithmetic arithmetic = Arithmetic::kPrompt;
-  bool sample = false;              ///< sample the token that follows the last one of the slice
+  bool sample = false;  ///< sample the token that follows the last one of the slice
+  /// Of a sampled slice of one token in decode arithmetic: so many drafts of the executor's own may
+  /// be verified behind it, at positions below `limit`.
+  int max_drafts = 0;
+  int64_t limit = 0;
   std::span<const BlockId> blocks;  ///< the sequence's whole block table, covering first + size
   SlotId state_read;                ///< recurrent state before tokens[0]; invalid: zero state
   SlotId state_write;               ///< receives the state after the last token; may equal read
@@ -74,11 +80,14 @@ struct StepPlan {
 /// Results of one slice with `sample`, in slice order, and of prompt slices with prompt_logprobs.
 struct SampledRow {
   SeqId seq;
-  std::vector<int32_t> tokens;  ///< accepted tokens: one without speculation; empty after an error
+  /// The accepted drafts and the token behind them: one without speculation. With numeric_error
+  /// those before the error.
+  std::vector<int32_t> tokens;
+  SpeculationStep speculation;                ///< which of them were drafts
   std::vector<TokenLogprob> logprobs;         ///< one a token, when asked for
   std::vector<TokenLogprob> prompt_logprobs;  ///< of the slice's tokens, when asked for: entry i is
                                               ///< the token at first + i + 1 within the prompt
-  bool ends = false;           ///< the grammar allows nothing more: the request ends with kStop
+  bool ends = false;           ///< the grammar allows nothing after them: it ends with kStop
   bool numeric_error = false;  ///< the row's logits held NaN: the request ends with kError
 };
 

@@ -67,6 +67,7 @@ struct SequenceOutput {
   bool prompt_done = false;     ///< the first token: cached_tokens is valid
   int64_t cached_tokens = 0;    ///< prompt tokens taken from the prefix cache
   std::vector<int32_t> tokens;  ///< a stop id is given out too, as the last token
+  SpeculationStep speculation;  ///< which of them were drafts
   std::vector<TokenLogprob> logprobs;
   std::vector<TokenLogprob> prompt_logprobs;  ///< entry i: prompt token prompt_logprobs_first + i
   int64_t prompt_logprobs_first = 0;

@@ -7,6 +7,16 @@
 
 namespace weft {
 
+void SpeculationStep::cut(int count) {
+  emitted = count;
+  // The drafts of the later sources are the last ones.
+  int left = count;
+  for (int& n : accepted) {
+    n = std::min(n, left);
+    left -= n;
+  }
+}
+
 void SpeculationCounts::add(const SpeculationStep& step) {
   if (step.emitted == 0) return;
   ++steps;

@@ -17,6 +17,10 @@ struct SpeculationStep {
   int emitted = 0;
   std::array<int, kNumDraftSources> proposed{};  ///< drafts that were verified
   std::array<int, kNumDraftSources> accepted{};  ///< of them, given out; in all at most emitted
+  int num_proposed() const { return proposed[0] + proposed[1]; }
+  int num_accepted() const { return accepted[0] + accepted[1]; }
+  /// Only the first `count` of the emitted tokens were given out.
+  void cut(int count);
 };
 
 /// The same, summed over the steps of a request, or of many.
