@@ -37,8 +37,13 @@ struct Load {
   std::vector<int64_t> keys;  // of each sequence
   int rows = 1;               // of each sequence
   std::string name;
+  KvFormat format = KvFormat::kBf16;
   int64_t num_keys() const { return std::accumulate(keys.begin(), keys.end(), int64_t{0}); }
-  double bytes() const { return 4.0 * static_cast<double>(num_keys()) * kv_heads * head_dim; }
+  /// Of codes and scales.
+  double bytes() const {
+    return static_cast<double>(cuda::kv_block_bytes({format, kv_heads, head_dim, kBlock})) /
+           kBlock * static_cast<double>(num_keys());
+  }
 };
 
 /// `sets` caches with blocks in random order, to rotate among.
@@ -51,9 +56,10 @@ class World {
       width_ = std::max(width_, (keys + kBlock - 1) / kBlock);
     }
     blocks *= sets;
-    kv_.shape = {KvFormat::kBf16, load.kv_heads, load.head_dim, kBlock};
+    kv_.shape = {load.format, load.kv_heads, load.head_dim, kBlock};
     kv_.block_bytes = cuda::kv_block_bytes(kv_.shape);
     kv_.num_blocks = blocks;
+    // Random bytes are valid codes of all formats, and two bf16 values in [-1, 1) a valid scale.
     pool_ = random_device_bf16(gpu, blocks * kv_.block_bytes / 2, 1);
     kv_.data = pool_.data();
     rows_ = static_cast<int64_t>(load.keys.size()) * load.rows;
@@ -168,11 +174,14 @@ class World {
 void run(Gpu& gpu, const Load& load, const char* filter) {
   Row row;
   row.kernel = "attention_decode";
-  row.dtype = "bf16";
+  row.dtype = load.format == KvFormat::kBf16          ? "bf16"
+              : load.format == KvFormat::kInt8Dynamic ? "int8_dynamic"
+                                                      : "fp8_block";
   row.shape = load.name + " " + std::to_string(load.q_heads) + "/" + std::to_string(load.kv_heads) +
               " D" + std::to_string(load.head_dim);
+  if (load.format != KvFormat::kBf16) row.kernel += "_" + row.dtype;
   if (load.rows > 1) row.shape += " verify " + std::to_string(load.rows);
-  if (filter && row.shape.find(filter) == std::string::npos) return;
+  if (filter && (row.kernel + " " + row.shape).find(filter) == std::string::npos) return;
   const int sets = static_cast<int>(std::max(2.0, 3 * kL2Bytes / load.bytes() + 1));
   World world(gpu, load, sets);
   row.us = gpu.time_us([&](int i) { cuda::attention_decode(gpu.stream(), world.args(i)); },
@@ -183,8 +192,9 @@ void run(Gpu& gpu, const Load& load, const char* filter) {
 }
 
 void check_against_oracle(Gpu& gpu) {
-  for (const Load& load : {Load{8, 2, 128, {1500, 700}, 1, ""}, Load{4, 4, 64, {3000, 1}, 1, ""},
-                           Load{8, 1, 256, {3000, 77}, 4, ""}}) {
+  for (const Load& load : {Load{8, 2, 128, {1500, 700}, 1, "", KvFormat::kBf16},
+                           Load{4, 4, 64, {3000, 1}, 1, "", KvFormat::kBf16},
+                           Load{8, 1, 256, {3000, 77}, 4, "", KvFormat::kBf16}}) {
     const double error = World(gpu, load, 1).error(gpu);
     std::printf("# %d/%d heads of %d against the oracle: %.2e\n", load.q_heads, load.kv_heads,
                 load.head_dim, error);
@@ -203,11 +213,23 @@ int main(int argc, char** argv) {
   const auto same = [](int batch, int64_t keys) {
     return std::vector<int64_t>(static_cast<size_t>(batch), keys);
   };
-  const auto one = [&](int q, int kv, int dim, int batch, int64_t keys, int rows = 1) {
+  const auto one = [&](int q, int kv, int dim, int batch, int64_t keys, int rows = 1,
+                       weft::KvFormat format = weft::KvFormat::kBf16) {
     run(gpu,
-        {q, kv, dim, same(batch, keys), rows, std::to_string(batch) + "x" + std::to_string(keys)},
+        {q, kv, dim, same(batch, keys), rows, std::to_string(batch) + "x" + std::to_string(keys),
+         format},
         filter);
   };
+  for (const weft::KvFormat format : {weft::KvFormat::kInt8Dynamic, weft::KvFormat::kFp8Block}) {
+    one(32, 8, 128, 64, 4096, 1, format);
+    one(32, 8, 128, 8, 32768, 1, format);
+    one(32, 8, 128, 1, 32768, 1, format);
+    one(32, 8, 128, 64, 1024, 1, format);
+    one(32, 8, 128, 1, 1024, 1, format);
+    one(32, 8, 64, 64, 4096, 1, format);
+    one(16, 2, 256, 64, 4096, 1, format);
+    one(32, 8, 128, 16, 4096, 4, format);
+  }
   for (const int64_t keys : {1024, 4096, 8192, 16384, 32768, 35000, 131072})
     one(32, 8, 128, 1, keys);
   for (const int batch : {2, 4, 8, 16, 32, 64}) one(32, 8, 128, batch, 1024);
@@ -218,7 +240,7 @@ int main(int argc, char** argv) {
   one(32, 8, 128, 256, 1024);
   std::vector<int64_t> mixed;
   for (int i = 0; i < 64; ++i) mixed.push_back(17 + i * i * 2);
-  run(gpu, {32, 8, 128, mixed, 1, "64 mixed"}, filter);
+  run(gpu, {32, 8, 128, mixed, 1, "64 mixed", weft::KvFormat::kBf16}, filter);
   one(16, 2, 256, 1, 32768);
   one(16, 2, 256, 64, 4096);
   one(32, 8, 64, 64, 4096);

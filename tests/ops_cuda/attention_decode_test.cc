@@ -17,7 +17,9 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 struct Heads {
   int q, kv, dim;
   int block_size = 64;
+  KvFormat format = KvFormat::kBf16;
 };
+constexpr KvFormat kInt8 = KvFormat::kInt8Dynamic, kFp8 = KvFormat::kFp8Block;
 
 /// Keys and values of one sequence, functions of a seed: position p's are the same whatever the
 /// length.
@@ -71,31 +73,15 @@ class World {
     for (size_t i = 0; i + 1 < ids.size(); ++i) {
       std::swap(ids[i], ids[i + philox4x32(layout.block_seed, i, 3)[0] % (ids.size() - i)]);
     }
-    // Whatever no sequence wrote is NaN: blocks of nobody, and the rest of last blocks.
-    const int64_t plane = int64_t{heads.kv} * b * heads.dim;
-    std::vector<float> device(static_cast<size_t>(blocks * 2 * plane), kNan), host = device;
-    size_t next = 0;
     for (const Sequence& s : sequences_) {
       tables_.emplace_back();
-      for (int64_t at = 0; at < s.keys; ++at) {
-        if (at % b == 0) tables_.back().push_back(ids[next++]);
-        if (layout.poisoned_from >= 0 && at >= layout.poisoned_from) continue;
-        for (int p = 0; p < 2; ++p) {
-          const std::vector<float> values = row_values(heads, s.seed, p, at);
-          const int64_t block = tables_.back().back();
-          for (int64_t g = 0; g < heads.kv; ++g) {
-            const auto from = values.begin() + g * heads.dim;
-            std::copy_n(from, heads.dim,
-                        device.begin() + (block * 2 + p) * plane + (g * b + at % b) * heads.dim);
-            std::copy_n(
-                from, heads.dim,
-                host.begin() + (block * 2 + p) * plane + (at % b * heads.kv + g) * heads.dim);
-          }
-        }
-      }
+      const size_t first = tables_.size() == 1 ? 0 : next_;
+      next_ = first + static_cast<size_t>((s.keys + b - 1) / b);
+      tables_.back().assign(ids.begin() + static_cast<std::ptrdiff_t>(first),
+                            ids.begin() + static_cast<std::ptrdiff_t>(next_));
     }
-    pool_ = DeviceTensor(DType::kBF16, {blocks, 2 * plane}, device);
-    host_pool_ = std::move(host);
+    write_cache(blocks);
+    read_cache(blocks);
   }
 
   /// The rows' outputs [T * H * D], where T counts prompt and extra rows too.
@@ -111,9 +97,7 @@ class World {
     AttnArgs args = call.args;
     args.q = heads_of(q.view);
     args.out = heads_of(out.view);
-    args.kv.data = static_cast<std::byte*>(pool_.view.data);
-    args.kv.block_bytes = cuda::kv_block_bytes(args.kv.shape);
-    args.kv.num_blocks = pool_.view.dim(0);
+    args.kv = cache();
     args.seqs.cu_q = cu_q.view;
     args.seqs.kv_start = kv_start.view;
     args.seqs.block_table = table.view;
@@ -136,7 +120,7 @@ class World {
     args.out = heads_of({out.data(), DType::kF32, {call.rows, call.row_heads, heads_.dim}});
     args.kv.shape.format = KvFormat::kF32;
     args.kv.data = reinterpret_cast<std::byte*>(host_pool_.data());
-    args.kv.block_bytes = pool_.view.dim(1) * 4;
+    args.kv.block_bytes = int64_t{2} * heads_.kv * heads_.block_size * heads_.dim * 4;
     args.seqs.cu_q = {call.cu_q.data(), DType::kI32, {call.num_segments() + 1}};
     args.seqs.kv_start = {call.kv_start.data(), DType::kI32, {call.num_segments()}};
     args.seqs.block_table = {call.table.data(), DType::kI32, {call.num_segments(), width_}};
@@ -147,6 +131,60 @@ class World {
   int64_t row_size() const { return int64_t{heads_.q} * heads_.dim; }
 
  private:
+  KvShape kv_shape() const { return {heads_.format, heads_.kv, heads_.dim, heads_.block_size}; }
+  PagedKv cache() const {
+    return {kv_shape(), static_cast<std::byte*>(pool_.view.data), cuda::kv_block_bytes(kv_shape()),
+            pool_.view.dim(0)};
+  }
+  /// Through qkv_prepare without norm and rope. Whatever no sequence wrote is NaN: blocks of
+  /// nobody, and the rest of last blocks.
+  void write_cache(int64_t blocks) {
+    pool_ = DeviceTensor(DType::kU8, {blocks, cuda::kv_block_bytes(kv_shape())});
+    pool_.poison();
+    std::vector<float> rows[2];
+    std::vector<int64_t> slots;
+    for (size_t i = 0; i < sequences_.size(); ++i) {
+      for (int64_t at = 0; at < sequences_[i].keys; ++at) {
+        if (layout_.poisoned_from >= 0 && at >= layout_.poisoned_from) break;
+        slots.push_back(int64_t{tables_[i][static_cast<size_t>(at / heads_.block_size)]} *
+                            heads_.block_size +
+                        at % heads_.block_size);
+        for (int plane = 0; plane < 2; ++plane) {
+          const std::vector<float> row = row_values(heads_, sequences_[i].seed, plane, at);
+          rows[plane].insert(rows[plane].end(), row.begin(), row.end());
+        }
+      }
+    }
+    const auto count = static_cast<int64_t>(slots.size());
+    const DeviceTensor k(DType::kBF16, {count, heads_.kv, heads_.dim}, rows[0]);
+    const DeviceTensor v(DType::kBF16, {count, heads_.kv, heads_.dim}, rows[1]);
+    const DeviceTensor q(DType::kBF16, {count, 1, heads_.dim});
+    const DeviceTensor slot(slots), index(std::vector<int32_t>(slots.size()));
+    const DeviceTensor table(DType::kF32, {1}, {0.0f});
+    CudaTestStream stream;
+    QkvPrepareArgs args;
+    args.q = q.view;
+    args.k = k.view;
+    args.v = v.view;
+    args.rope.cos_sin = table.view;
+    args.rope.axis = {table.view.data, DType::kU8, {1}};
+    args.positions.index = index.view;
+    args.kv_slot = slot.view;
+    args.kv = cache();
+    cuda::qkv_prepare(stream, args);
+    stream.sync();
+  }
+  /// What is stored, in the oracle's layout.
+  void read_cache(int64_t blocks) {
+    const int64_t b = heads_.block_size, plane = int64_t{heads_.kv} * b * heads_.dim;
+    host_pool_.resize(static_cast<size_t>(blocks * 2 * plane));
+    for (int64_t block = 0; block < blocks; ++block) {
+      float* at = host_pool_.data() + block * 2 * plane;
+      cuda::kv_read_block(cache(), block, {at, DType::kF32, {b, heads_.kv, heads_.dim}},
+                          {at + plane, DType::kF32, {b, heads_.kv, heads_.dim}});
+    }
+  }
+
   struct Call {
     Call(const World& w, const std::vector<Segment>& segments) {
       const Layout& l = w.layout_;
@@ -177,7 +215,7 @@ class World {
         }
       }
       args.shape = {w.heads_.q, w.heads_.kv, w.heads_.dim, 0.125f};
-      args.kv.shape = {KvFormat::kBf16, w.heads_.kv, w.heads_.dim, w.heads_.block_size};
+      args.kv.shape = w.kv_shape();
       args.seqs.num_segments = num_segments();
       args.prompt_rows = l.prompt_rows;
       args.num_prompt_segments = l.prompt_rows > 0 ? 1 : 0;
@@ -207,6 +245,7 @@ class World {
   std::vector<Sequence> sequences_;
   Layout layout_;
   int64_t width_ = 0;
+  size_t next_ = 0;  // block
   std::vector<std::vector<int32_t>> tables_;
   DeviceTensor pool_;
   std::vector<float> host_pool_;
@@ -248,7 +287,8 @@ void expect_oracle(const Heads& heads, const Batch& batch, const Layout& layout 
 
 TEST(AttentionDecodeTest, SmallLengthsAtBorders) {
   for (const Heads& heads :
-       {Heads{2, 2, 64}, Heads{8, 2, 128}, Heads{8, 1, 128, 16}, Heads{4, 1, 256}}) {
+       {Heads{2, 2, 64}, Heads{8, 2, 128}, Heads{8, 1, 128, 16}, Heads{4, 1, 256},
+        Heads{2, 2, 64, 64, kInt8}, Heads{8, 2, 128, 16, kFp8}, Heads{4, 1, 256, 64, kInt8}}) {
     Batch batch;
     for (const int64_t keys : {1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 300}) {
       batch.add(keys);
@@ -259,7 +299,8 @@ TEST(AttentionDecodeTest, SmallLengthsAtBorders) {
 
 TEST(AttentionDecodeTest, ManyLengths) {
   for (const Heads& heads : {Heads{4, 4, 64, 32}, Heads{16, 2, 128}, Heads{16, 1, 64, 128},
-                             Heads{8, 8, 128, 48}, Heads{32, 2, 256, 16}, Heads{8, 2, 80, 16}}) {
+                             Heads{8, 8, 128, 48}, Heads{32, 2, 256, 16}, Heads{8, 2, 80, 16},
+                             Heads{16, 2, 128, 64, kFp8}, Heads{8, 2, 80, 16, kInt8}}) {
     Batch batch;
     for (const int64_t keys : {1, 511, 512, 513, 1023, 1024, 1025, 2047, 2053, 4096, 4099}) {
       batch.add(keys);
@@ -279,7 +320,8 @@ TEST(AttentionDecodeTest, LongContexts) {
 
 TEST(AttentionDecodeTest, VerificationRows) {
   for (const Heads& heads :
-       {Heads{2, 2, 64}, Heads{8, 2, 128}, Heads{16, 2, 128}, Heads{16, 1, 256}}) {
+       {Heads{2, 2, 64}, Heads{8, 2, 128}, Heads{16, 2, 128}, Heads{16, 1, 256},
+        Heads{16, 2, 128, 64, kInt8}, Heads{16, 1, 256, 64, kFp8}}) {
     Batch batch;
     for (int rows = 1; rows <= 16; ++rows) batch.add(rows % 3 == 0 ? 120 + rows : 500 + rows, rows);
     batch.add(16, 16);
@@ -350,7 +392,8 @@ TEST(AttentionDecodeTest, PromptRowsAreLeftAlone) {
 // ---- Bits
 
 TEST(AttentionDecodeTest, ARowsBitsAreItsOwn) {
-  for (const Heads& heads : {Heads{4, 4, 64}, Heads{16, 2, 128, 16}, Heads{8, 1, 256}}) {
+  for (const Heads& heads : {Heads{4, 4, 64}, Heads{16, 2, 128, 16}, Heads{8, 1, 256},
+                             Heads{16, 2, 128, 16, kInt8}, Heads{8, 1, 64, 64, kFp8}}) {
     SCOPED_TRACE(testing::Message() << heads.q << "/" << heads.kv << " heads of " << heads.dim);
     Batch batch;
     for (const int64_t keys : {1, 4097, 129, 64, 2000, 77, 6001, 512, 1500, 3, 8000}) {
@@ -393,8 +436,8 @@ TEST(AttentionDecodeTest, ARowsBitsAreItsOwn) {
 }
 
 TEST(AttentionDecodeTest, AVerificationRowIsTheDecodeRow) {
-  for (const Heads& heads :
-       {Heads{2, 2, 64}, Heads{8, 2, 128}, Heads{16, 1, 128}, Heads{8, 2, 256}}) {
+  for (const Heads& heads : {Heads{2, 2, 64}, Heads{8, 2, 128}, Heads{16, 1, 128}, Heads{8, 2, 256},
+                             Heads{8, 2, 128, 64, kFp8}}) {
     SCOPED_TRACE(testing::Message() << heads.q << "/" << heads.kv << " heads of " << heads.dim);
     for (const int64_t end : {16, 70, 128, 135, 1030, 4100}) {
       for (const int rows : {2, 3, 7, 16}) {
@@ -415,18 +458,19 @@ TEST(AttentionDecodeTest, AVerificationRowIsTheDecodeRow) {
 }
 
 TEST(AttentionDecodeTest, ALaterDraftsNanStaysWithIt) {
-  const Heads heads{8, 2, 128};
-  for (const int64_t end : {20, 130, 1000}) {
-    Layout bad;
-    bad.poisoned_from = end - 3;
-    const std::vector<float> clean = World(heads, {{5, end}}).run({{0, end, 8}});
-    const std::vector<float> out = World(heads, {{5, end}}, bad).run({{0, end, 8}});
-    const int64_t size = int64_t{heads.q} * heads.dim;
-    EXPECT_TRUE(same_bits(slice(clean, 0, 5 * size), slice(out, 0, 5 * size))) << end;
-    for (int64_t i = 5 * size; i < 8 * size; ++i) {
-      ASSERT_TRUE(std::isnan(out[static_cast<size_t>(i)])) << i;
+  for (const KvFormat format : {KvFormat::kBf16, kInt8, kFp8})
+    for (const int64_t end : {20, 130, 1000}) {
+      const Heads heads{8, 2, 128, 64, format};
+      Layout bad;
+      bad.poisoned_from = end - 3;
+      const std::vector<float> clean = World(heads, {{5, end}}).run({{0, end, 8}});
+      const std::vector<float> out = World(heads, {{5, end}}, bad).run({{0, end, 8}});
+      const int64_t size = int64_t{heads.q} * heads.dim;
+      EXPECT_TRUE(same_bits(slice(clean, 0, 5 * size), slice(out, 0, 5 * size))) << end;
+      for (int64_t i = 5 * size; i < 8 * size; ++i) {
+        ASSERT_TRUE(std::isnan(out[static_cast<size_t>(i)])) << i;
+      }
     }
-  }
 }
 
 }  // namespace

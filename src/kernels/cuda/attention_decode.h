@@ -7,8 +7,10 @@
 
 #include <cstdint>
 
+#include "kernels/args.h"
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/common/ptx.h"
+#include "kernels/cuda/kv_format.h"
 
 namespace weft::cuda::decode {
 
@@ -30,6 +32,9 @@ struct DecodeParams {
   int levels;        // 8^levels chunks are enough for the longest context
   int num_blocks;    // of the main kernel
   float scale;       // times log2(e)
+  const std::byte* cache;
+  int64_t block_bytes;
+  KvBlockLayout layout;
 };
 
 __device__ __forceinline__ float minus_infinity() {
@@ -227,6 +232,9 @@ __device__ __forceinline__ float inverse(float sum) {
   return sum > 0 ? __frcp_rn(sum) : 0.0f;
 }
 
+/// Launch the main kernel and the second for a quantised cache.
+void launch_int8(Stream& stream, const AttnArgs& args, const DecodeParams& p, int padded_dim);
+void launch_fp8(Stream& stream, const AttnArgs& args, const DecodeParams& p, int padded_dim);
 /// Launches the second kernel: the nodes of pairs that more than one block computed.
 void merge(Stream& stream, const DecodeParams& params, int padded_dim);
 

@@ -1,32 +1,46 @@
+#include <cstring>
 #include <vector>
 
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/kv_format.h"
 
 namespace weft::cuda {
 
 int64_t kv_block_bytes(const KvShape& shape) {
-  CHECK(shape.format == KvFormat::kBf16, "the CUDA backend keeps K and V as bf16");
-  return int64_t{2} * shape.heads * shape.block_size * shape.head_dim * 2;
+  return with_kv_format(shape.format,
+                        [&](auto format) { return kv_layout(format, shape).bytes(); });
 }
 
 void kv_read_block(const PagedKv& kv, int64_t block, TensorView k, TensorView v) {
-  const KvShape& s = kv.shape;
-  const int64_t plane = int64_t{s.heads} * s.block_size * s.head_dim;
-  std::vector<bf16> codes(static_cast<size_t>(2 * plane));
-  check(cudaMemcpy(codes.data(), kv.data + block * kv.block_bytes, codes.size() * sizeof(bf16),
-                   cudaMemcpyDeviceToHost),
-        "reading a KV block");
-  for (int64_t g = 0; g < s.heads; ++g) {
-    for (int64_t b = 0; b < s.block_size; ++b) {
-      for (int64_t d = 0; d < s.head_dim; ++d) {
-        const auto at = static_cast<size_t>((g * s.block_size + b) * s.head_dim + d);
-        k.row<float>(b)[g * k.stride[1] + d] = bf16_to_float(codes[at]);
-        v.row<float>(b)[g * v.stride[1] + d] =
-            bf16_to_float(codes[at + static_cast<size_t>(plane)]);
+  std::vector<std::byte> raw(static_cast<size_t>(kv_block_bytes(kv.shape)));
+  check(
+      cudaMemcpy(raw.data(), kv.data + block * kv.block_bytes, raw.size(), cudaMemcpyDeviceToHost),
+      "reading a KV block");
+  with_kv_format(kv.shape.format, [&](auto format) {
+    using Format = decltype(format);
+    const KvBlockLayout layout = kv_layout(format, kv.shape);
+    const auto read = [&](int plane, int64_t g, int64_t b, float* to) {
+      const std::byte* codes = raw.data() + layout.code_offset(plane, g, b);
+      for (int64_t d = 0; d < kv.shape.head_dim; ++d) {
+        if constexpr (Format::kScaled) {
+          float scale;
+          std::memcpy(&scale, raw.data() + layout.scale_offset(plane, g, b), sizeof scale);
+          to[d] = Format::value(static_cast<uint8_t>(codes[d])) * scale;
+        } else {
+          bf16 value;
+          std::memcpy(&value, codes + d * 2, sizeof value);
+          to[d] = bf16_to_float(value);
+        }
+      }
+    };
+    for (int64_t g = 0; g < kv.shape.heads; ++g) {
+      for (int64_t b = 0; b < kv.shape.block_size; ++b) {
+        read(0, g, b, k.row<float>(b) + g * k.stride[1]);
+        read(1, g, b, v.row<float>(b) + g * v.stride[1]);
       }
     }
-  }
+  });
 }
 
 }  // namespace weft::cuda

@@ -1,13 +1,14 @@
 // qkv_prepare: q, k <- rope(norm(q, k)); the cache gets k and v. One warp a (token, head): q heads
 // in place, k heads into the cache with the v head beside them. Everything in fp32 between one read
-// and one rounding to bf16. Bytes: q twice, k and v twice; bound by memory for prompts and by
-// latency for a few rows: all that does not come from the predecessor is loaded before the wait for
-// it. docs/kernels/small_ops_cuda.md
+// and one rounding to bf16 or to the codes of the cache (kv_format.h). Bytes: q twice, k and v
+// twice; bound by memory for prompts and by latency for a few rows: all that does not come from the
+// predecessor is loaded before the wait for it. docs/kernels/small_ops_cuda.md
 
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/common/ptx.h"
 #include "kernels/cuda/common/vec.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/kv_format.h"
 
 namespace weft::cuda {
 namespace {
@@ -25,10 +26,11 @@ struct PrepareParams {
   const int32_t* delta;    // [T]; null: 0
   const int32_t* triples;  // [T][3]; null: no row has axes apart
   const int64_t* kv_slot;
-  __nv_bfloat16* cache;
+  std::byte* cache;
+  KvBlockLayout layout;
   int64_t q_row, q_head, k_row, k_head, v_row, v_head;
-  int64_t block_elements;  // of the cache
-  int64_t num_items;       // T * (H + G)
+  int64_t block_bytes;  // of the cache
+  int64_t num_items;    // T * (H + G)
   int q_heads, kv_heads, head_dim, rotary_dim, block_size;
   bool interleaved;
   float eps;
@@ -90,8 +92,61 @@ __device__ __forceinline__ LanePlan<Turns> plan_lane(const PrepareParams& p, int
   return plan;
 }
 
-/// `Turns` pairs a lane: head_dim <= 64 Turns.
 template <int Turns>
+__device__ __forceinline__ void store_bf16(const float (&x)[Turns][2], int head_dim,
+                                           std::byte* to) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int turn = 0; turn < Turns; ++turn) {
+    const int at = lane * 2 + turn * 64;
+    if (at >= head_dim) continue;
+    *reinterpret_cast<uint32_t*>(to + at * 2) = pack_bf16(x[turn][0], x[turn][1]);
+  }
+}
+
+/// One warp's row of (plane, head, token) into a block of the cache.
+template <class Format, int Turns>
+__device__ __forceinline__ void store_row(const PrepareParams& p, const float (&x)[Turns][2],
+                                          std::byte* block, int plane, int64_t head,
+                                          int64_t token) {
+  std::byte* to = block + p.layout.code_offset(plane, head, token);
+  if constexpr (!Format::kScaled) {
+    store_bf16(x, p.head_dim, to);
+  } else {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    float amax = 0;
+    bool finite = true;
+#pragma unroll
+    for (int turn = 0; turn < Turns; ++turn) {
+      if (lane * 2 + turn * 64 >= p.head_dim) continue;
+#pragma unroll
+      for (const float value : x[turn]) {
+        finite = finite && fabsf(value) <= std::numeric_limits<float>::max();
+        amax = fmaxf(amax, fabsf(value));
+      }
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+      amax = fmaxf(amax, __shfl_xor_sync(0xffffffffu, amax, step));
+    }
+    if (!__all_sync(0xffffffffu, finite)) amax = std::numeric_limits<float>::infinity();
+    const KvRowScale scale = kv_row_scale(amax, kv_largest_code(Format::kFormat));
+#pragma unroll
+    for (int turn = 0; turn < Turns; ++turn) {
+      const int at = lane * 2 + turn * 64;
+      if (at >= p.head_dim) continue;
+      const uint32_t low = Format::code(x[turn][0], scale.inverse);
+      const uint32_t high = Format::code(x[turn][1], scale.inverse);
+      *reinterpret_cast<uint16_t*>(to + at) = static_cast<uint16_t>(low | high << 8);
+    }
+    if (lane == 0) {
+      *reinterpret_cast<float*>(block + p.layout.scale_offset(plane, head, token)) = scale.scale;
+    }
+  }
+}
+
+/// `Turns` pairs a lane: head_dim <= 64 Turns.
+template <class Format, int Turns>
 __global__ __launch_bounds__(kWarps * 32) void prepare_kernel(PrepareParams p) {
   __shared__ float heads[kWarps][64 * Turns];
   let_successor_begin();
@@ -141,27 +196,33 @@ __global__ __launch_bounds__(kWarps * 32) void prepare_kernel(PrepareParams p) {
   }
   __syncwarp();
 
-  __nv_bfloat16* out = q;
-  if (!is_q) {
-    const int64_t block = slot / p.block_size, offset = slot % p.block_size;
-    out = p.cache + block * p.block_elements + (int64_t{g} * p.block_size + offset) * p.head_dim;
-  }
-  __nv_bfloat16* v_out = out + int64_t{p.kv_heads} * p.block_size * p.head_dim;
+  float rotated[Turns][2];
 #pragma unroll
   for (int turn = 0; turn < Turns; ++turn) {
-    const int at = lane * 2 + turn * 64;
-    if (at >= p.head_dim) continue;
-    float rotated[2];
+    if (lane * 2 + turn * 64 >= p.head_dim) continue;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       // a cos - b sin of the first of a pair, b cos + a sin of the second.
       const float2 angle = plan.turn[turn][j];
       const float cross = __fmul_rn(x[plan.other[turn][j]], angle.y);
-      rotated[j] = fmaf(value[turn][j], angle.x, plan.first[turn][j] ? -cross : cross);
+      rotated[turn][j] = fmaf(value[turn][j], angle.x, plan.first[turn][j] ? -cross : cross);
     }
-    *reinterpret_cast<uint32_t*>(out + at) = pack_bf16(rotated[0], rotated[1]);
-    if (!is_q) *reinterpret_cast<uint32_t*>(v_out + at) = v_pair[turn];
   }
+  if (is_q) {
+    store_bf16(rotated, p.head_dim, reinterpret_cast<std::byte*>(q));
+    return;
+  }
+  std::byte* block = p.cache + slot / p.block_size * p.block_bytes;
+  const int64_t offset = slot % p.block_size;
+  store_row<Format>(p, rotated, block, 0, g, offset);
+  float values[Turns][2];
+#pragma unroll
+  for (int turn = 0; turn < Turns; ++turn) {
+    if (lane * 2 + turn * 64 >= p.head_dim) continue;
+    values[turn][0] = low_bf16(v_pair[turn]);
+    values[turn][1] = high_bf16(v_pair[turn]);
+  }
+  store_row<Format>(p, values, block, 1, g, offset);
 }
 
 }  // namespace
@@ -171,7 +232,6 @@ void qkv_prepare(Stream& stream, const QkvPrepareArgs& args) {
   if (rows == 0) return;
   CHECK(args.q.dim(2) <= kMaxHeadDim && args.q.dim(2) % 2 == 0,
         "qkv_prepare: a head is an even number of values, up to 256");
-  CHECK(args.kv.shape.format == KvFormat::kBf16);
   const PrepareParams p{
       .q = static_cast<__nv_bfloat16*>(args.q.data),
       .k = static_cast<const __nv_bfloat16*>(args.k.data),
@@ -184,14 +244,16 @@ void qkv_prepare(Stream& stream, const QkvPrepareArgs& args) {
       .delta = static_cast<const int32_t*>(args.positions.delta.data),
       .triples = static_cast<const int32_t*>(args.positions.triples.data),
       .kv_slot = args.kv_slot.ptr<int64_t>(),
-      .cache = reinterpret_cast<__nv_bfloat16*>(args.kv.data),
+      .cache = args.kv.data,
+      .layout = with_kv_format(args.kv.shape.format,
+                               [&](auto format) { return kv_layout(format, args.kv.shape); }),
       .q_row = args.q.stride[0],
       .q_head = args.q.stride[1],
       .k_row = args.k.stride[0],
       .k_head = args.k.stride[1],
       .v_row = args.v.stride[0],
       .v_head = args.v.stride[1],
-      .block_elements = args.kv.block_bytes / 2,
+      .block_bytes = args.kv.block_bytes,
       .num_items = rows * heads,
       .q_heads = static_cast<int>(args.q.dim(1)),
       .kv_heads = static_cast<int>(args.k.dim(1)),
@@ -204,9 +266,12 @@ void qkv_prepare(Stream& stream, const QkvPrepareArgs& args) {
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>((rows * heads + kWarps - 1) / kWarps)),
                           .block = dim3(kWarps * 32),
                           .overlap = true};
-  if (p.head_dim <= 64) return launch(stream, shape, prepare_kernel<1>, p);
-  if (p.head_dim <= 128) return launch(stream, shape, prepare_kernel<2>, p);
-  launch(stream, shape, prepare_kernel<4>, p);
+  with_kv_format(args.kv.shape.format, [&](auto format) {
+    using Format = decltype(format);
+    if (p.head_dim <= 64) return launch(stream, shape, prepare_kernel<Format, 1>, p);
+    if (p.head_dim <= 128) return launch(stream, shape, prepare_kernel<Format, 2>, p);
+    launch(stream, shape, prepare_kernel<Format, 4>, p);
+  });
 }
 
 }  // namespace weft::cuda

@@ -1,0 +1,12 @@
+// attention_decode over a cache of int8 codes with a scale a token and head: half the bytes of
+// bf16. docs/kernels/attention_decode.md
+
+#include "kernels/cuda/attention_decode_kernel.h"
+
+namespace weft::cuda::decode {
+
+void launch_int8(Stream& stream, const AttnArgs& args, const DecodeParams& p, int padded_dim) {
+  launch_format<KvInt8>(stream, args, p, padded_dim);
+}
+
+}  // namespace weft::cuda::decode

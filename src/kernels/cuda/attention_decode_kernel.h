@@ -1,0 +1,586 @@
+#pragma once
+
+// The main kernel of attention_decode for any KV format: one .cu a format instantiates it. What it
+// does is told in attention_decode.cu.
+
+#include <algorithm>
+#include <climits>
+
+#include "kernels/args.h"
+#include "kernels/cuda/attention_decode_ring.h"
+
+namespace weft::cuda::decode {
+
+/// One thread's part: rows 8 n + 2 (lane % 4) + {0, 1}, two columns of each 16 (m) of the warp's
+/// quarter of the head (Consumer::column): o[m][n] is {first column: rows 0, 1; second: rows 0, 1}.
+template <int M, int N>
+struct State {
+  float o[M][N][4];
+  float top[N][2], sum[N][2];
+
+  __device__ __forceinline__ void fold(const State& other) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      Factors f[2];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        f[h] = fold_factors(top[n][h], sum[n][h], other.top[n][h], other.sum[n][h]);
+      }
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          o[m][n][j] = fold_value(o[m][n][j], other.o[m][n][j], f[j % 2]);
+        }
+      }
+    }
+  }
+};
+
+/// One of the 4 warps that compute. For the scores (keys x rows) a warp has 32 keys of the chunk,
+/// for the outputs (columns x rows) a quarter of the columns; the weights between are exchanged in
+/// shared memory. N: tiles of 8 rows.
+template <class Format, int D, int N>
+class Consumer {
+ public:
+  __device__ Consumer(const DecodeParams& params, const Plan& the_plan,
+                      Shared<Format, D, N>& memory, int at_warp)
+      : p(params),
+        plan(the_plan),
+        shared(memory),
+        lane(static_cast<int>(threadIdx.x) % 32),
+        warp(at_warp),
+        block(static_cast<int>(blockIdx.x)) {}
+
+  /// All of the share whose first run is `run`.
+  __device__ __forceinline__ void consume(Run run, int end) {
+    Partial upper[kMaxLevels];  // indexed at run time: in local memory, on the rare path
+    find_rows(run);
+    wait_for_predecessor();
+    for (;;) {
+      load_rows();
+      for (int chunk = run.begin; chunk < run.end; ++chunk) {
+        compute(run, chunk);
+        add_chunk(run, chunk, upper);
+      }
+      if (run.end < run.chunks) flush(run, upper);
+      if (run.next == end) return;
+      run = find_run(p, plan, run.segment, run.next, end);
+      find_rows(run);
+    }
+  }
+
+ private:
+  static constexpr int kColumns = D / kWarps;  // of a warp
+  static constexpr int kM = kColumns / 16;
+  /// Steps of 16 dimensions that one load of matrices (32 bytes a key) gives.
+  static constexpr int kSteps = 2 / Format::kCodeBytes;
+  static constexpr int kBatch = D * N <= 256 ? 4 : (D * N <= 512 ? 2 : 1);  // as registers allow
+  static constexpr int kKeyBatch = kBatch < kSteps ? kSteps : kBatch;
+  using Partial = State<kM, N>;
+  using Tile = Tiles<Format, D>;
+
+  const DecodeParams& p;
+  const Plan& plan;
+  Shared<Format, D, N>& shared;
+  const int lane, warp, block;
+  Cursor<Shared<Format, D, N>::kStages> ring{.parity = 0};
+  const __nv_bfloat16* q_rows[N];
+  uint32_t q[D / 16][N][2];
+  int visible[N][2];          // keys that the thread's rows see
+  Partial chunk_state, node;  // of the chunk; of the chunks since the last multiple of 8
+
+  __device__ __forceinline__ void release() {
+    __syncwarp();
+    if (lane == 0) arrive(&shared.empty[ring.stage]);
+    ring.next();
+  }
+
+  /// What the run's rows see and where they are.
+  __device__ __forceinline__ void find_rows(const Run& run) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = n * 8 + lane % 4 * 2 + h;
+        visible[n][h] = row < run.rows
+                            ? p.kv_start[run.segment] + (run.first_row + row) / p.group + 1
+                            : INT_MAX;
+      }
+      const int row = n * 8 + lane / 4;
+      const QRow at = locate(p, run, min(row, run.rows - 1));
+      q_rows[n] = row < run.rows ? p.q + at.token * p.q_row + at.head * p.q_head : nullptr;
+    }
+  }
+  __device__ __forceinline__ void load_rows() {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+#pragma unroll
+      for (int k = 0; k < D / 16; ++k) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          // Codes of one byte come four to a thread: the products run over dimensions in that
+          // order, and q follows.
+          const int column = k * 16 + (Format::kCodeBytes == 2 ? half * 8 + lane % 4 * 2
+                                                               : lane % 4 * 4 + half * 2);
+          q[k][n][half] = q_rows[n] != nullptr && column < p.head_dim
+                              ? *reinterpret_cast<const uint32_t*>(q_rows[n] + column)
+                              : 0u;
+        }
+      }
+    }
+  }
+
+  /// chunk_state of chunk `chunk`.
+  __device__ __forceinline__ void compute(const Run& run, int chunk) {
+    const int first_key = chunk * kKeys;
+    float s[2][N][4];  // the warp's keys 16 m + lane / 4 + {0, 8} x the thread's rows
+    multiply_keys(s);
+    const int last_key = first_key + kKeys;
+    bool masked = false;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      masked = masked || last_key > visible[n][0] || last_key > visible[n][1];
+    }
+    if (masked) {
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            const int key = first_key + warp * 32 + m * 16 + lane / 4 + j / 2 * 8;
+            if (key >= visible[n][j % 2]) s[m][n][j] = minus_infinity();
+          }
+        }
+      }
+    }
+    weigh(s, first_key);
+    multiply_values(run, first_key);
+  }
+
+  __device__ __forceinline__ void multiply_keys(float (&s)[2][N][4]) {
+#pragma unroll
+    for (auto& tile : s) {
+#pragma unroll
+      for (auto& x : tile) x[0] = x[1] = x[2] = x[3] = 0;
+    }
+    wait(&shared.full[ring.stage], ring.parity);
+    const uint32_t base = shared_address(shared.ring[ring.stage]);
+    const int key = warp * 32 + lane % 16;
+    // Loads go ahead in batches: neither they nor the products may be reordered by the compiler.
+#pragma unroll
+    for (int first = 0; first < D / 16; first += kKeyBatch) {
+      uint32_t a[kKeyBatch][2][4];
+#pragma unroll
+      for (int i = 0; i < kKeyBatch; i += kSteps) {
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          uint32_t codes[4];
+          load_matrices(codes,
+                        base + Tile::offset(key + m * 16, (first + i) / kSteps * 2 + lane / 16));
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            if constexpr (Format::kCodeBytes == 2) {
+              a[i][m][j] = codes[j];
+            } else {
+              a[i + j / 2][m][j % 2] = Format::template widen<0, 1>(codes[j]);
+              a[i + j / 2][m][j % 2 + 2] = Format::template widen<2, 3>(codes[j]);
+            }
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kKeyBatch; ++i) {
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+#pragma unroll
+          for (int n = 0; n < N; ++n) {
+            mma_bf16(s[m][n], a[i][m], q[first + i][n][0], q[first + i][n][1]);
+          }
+        }
+      }
+    }
+    if constexpr (Format::kScaled) {
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float scale = shared.scales[ring.stage][warp * 32 + m * 16 + lane / 4 + j / 2 * 8];
+#pragma unroll
+          for (int n = 0; n < N; ++n) s[m][n][j] *= scale;
+        }
+      }
+    }
+    release();
+  }
+
+  /// Scores to weights in shared memory; top and sum of chunk_state.
+  __device__ __forceinline__ void weigh(float (&s)[2][N][4], int first_key) {
+    const int my_row = lane % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      float top[2];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        top[h] = fmaxf(fmaxf(s[0][n][h], s[0][n][h + 2]), fmaxf(s[1][n][h], s[1][n][h + 2]));
+#pragma unroll
+        for (int step = 4; step < 32; step *= 2) {
+          top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], step));
+        }
+      }
+      if (lane < 4) {
+        *reinterpret_cast<float2*>(&shared.tops[warp][n * 8 + my_row]) = {top[0], top[1]};
+      }
+    }
+    barrier_sync(1, kWarps * 32);
+    if constexpr (Format::kScaled) wait(&shared.full[ring.stage], ring.parity);
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      float all[2] = {minus_infinity(), minus_infinity()}, sum[2] = {0, 0};
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        const float2 of = *reinterpret_cast<const float2*>(&shared.tops[w][n * 8 + my_row]);
+        all[0] = fmaxf(all[0], of.x);
+        all[1] = fmaxf(all[1], of.y);
+      }
+      float shift[2];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        chunk_state.top[n][h] = __fmul_rn(all[h], p.scale);
+        shift[h] = all[h] == minus_infinity() ? 0.0f : -chunk_state.top[n][h];
+      }
+      uint32_t packed[4];
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          s[m][n][j] = exp2_approx(fmaf(s[m][n][j], p.scale, shift[j % 2]));
+          sum[j % 2] += s[m][n][j];
+        }
+        if constexpr (Format::kScaled) scale_weights(s[m][n], first_key, m, n);
+        packed[2 * m] = pack_bf16(s[m][n][0], s[m][n][1]);
+        packed[2 * m + 1] = pack_bf16(s[m][n][2], s[m][n][3]);
+      }
+      store_matrices<true>(
+          shared_address(&shared.weights[n * 8 + lane % 8][warp * 32 + lane / 8 * 8]), packed);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int step = 4; step < 32; step *= 2) {
+          sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], step);
+        }
+      }
+      if (lane < 4) {
+        *reinterpret_cast<float2*>(&shared.sums[warp][n * 8 + my_row]) = {sum[0], sum[1]};
+      }
+    }
+    barrier_sync(1, kWarps * 32);
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      float2 of[kWarps];
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        of[w] = *reinterpret_cast<const float2*>(&shared.sums[w][n * 8 + my_row]);
+      }
+      chunk_state.sum[n][0] = (of[0].x + of[1].x) + (of[2].x + of[3].x);
+      chunk_state.sum[n][1] = (of[0].y + of[1].y) + (of[2].y + of[3].y);
+    }
+  }
+
+  /// Times the scales of the values; what a row doesn't see stays 0, whatever its scale.
+  __device__ __forceinline__ void scale_weights(float (&w)[4], [[maybe_unused]] int first_key,
+                                                int m, int n) const {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int key = warp * 32 + m * 16 + lane / 4 + j / 2 * 8;
+      const float scaled = __fmul_rn(w[j], shared.scales[ring.stage][key]);
+      w[j] = first_key + key < visible[n][j % 2] ? scaled : 0.0f;
+    }
+  }
+
+  /// chunk_state.o = V^T x weights. A row's product takes keys that it doesn't see as 0, whatever
+  /// the memory holds there (0 * NaN is NaN). In most steps of 16 keys all rows see the same keys;
+  /// where the rows of several tokens don't, each token's rows get a product of their own. Codes of
+  /// quantised formats are finite whatever they are: there weights of 0 suffice.
+  __device__ __forceinline__ void multiply_values(const Run& run, int first_key) {
+    const int start = p.kv_start[run.segment] + 1 - first_key;
+    const int first_limit = start + run.first_row / p.group;
+    const int last_limit = start + (run.first_row + run.rows - 1) / p.group;
+#pragma unroll
+    for (auto& tile : chunk_state.o) {
+#pragma unroll
+      for (auto& x : tile) x[0] = x[1] = x[2] = x[3] = 0;
+    }
+    wait(&shared.full[ring.stage], ring.parity);
+    if (Format::kScaled || first_limit >= kKeys) {
+#pragma unroll
+      for (int k = 0; k < kKeys / 16; k += kBatch) multiply_steps<kBatch>(k);
+    } else {
+      // Keys that all rows see, up to a multiple of 16; then masked steps.
+      const int clean = max(first_limit, 0) / 16;
+      for (int k = 0; k < clean; ++k) multiply_steps<1>(k);
+      const int steps = min((last_limit + 15) / 16, kKeys / 16);
+      for (int limit = first_limit; limit <= last_limit; ++limit) {
+        for (int k = clean; k < steps; ++k) multiply_token(k, limit, limit + first_key);
+      }
+    }
+    release();
+  }
+  /// Fragments of V^T: 16 columns (tile m of the warp's) x the keys of step k.
+  __device__ __forceinline__ void load_values(uint32_t (&a)[4], int k, int m) const {
+    const uint32_t base = shared_address(shared.ring[ring.stage]);
+    if constexpr (Format::kCodeBytes == 2) {
+      const int unit = (warp * kColumns + m * 16) / 8 + lane / 8 % 2;
+      load_matrices<true>(a, base + Tile::offset(k * 16 + lane / 16 * 8 + lane % 8, unit));
+    } else {
+      // Pairs of columns come together: the even ones are rows 0..7 of the fragment.
+      uint32_t codes[2];
+      load_turned(codes, base + Tile::offset(k * 16 + lane % 16, warp * kM + m));
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        a[2 * half] = Format::template widen<0, 2>(codes[half]);
+        a[2 * half + 1] = Format::template widen<1, 3>(codes[half]);
+      }
+    }
+  }
+  __device__ __forceinline__ uint32_t weights_at(int k, int n) const {
+    return shared_address(&shared.weights[n * 8 + lane % 8][k * 16 + lane / 8 % 2 * 8]);
+  }
+  /// Keys of steps [first, first + Steps).
+  template <int Steps>
+  __device__ __forceinline__ void multiply_steps(int first) {
+    uint32_t a[Steps][kM][4], b[Steps][N][2];
+#pragma unroll
+    for (int i = 0; i < Steps; ++i) {
+#pragma unroll
+      for (int n = 0; n < N; ++n) load_matrices(b[i][n], weights_at(first + i, n));
+#pragma unroll
+      for (int m = 0; m < kM; ++m) load_values(a[i][m], first + i, m);
+    }
+#pragma unroll
+    for (int i = 0; i < Steps; ++i) {
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) mma_bf16(chunk_state.o[m][n], a[i][m], b[i][n][0], b[i][n][1]);
+      }
+    }
+  }
+  /// Step k for the rows that see `seen` keys, `limit` of them in the chunk.
+  __device__ __forceinline__ void multiply_token(int k, int limit, int seen) {
+    const int key = k * 16 + lane % 4 * 2;
+    uint32_t keep[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      keep[half] =
+          (key + 8 * half < limit ? 0xFFFFu : 0u) | (key + 8 * half + 1 < limit ? 0xFFFF0000u : 0u);
+    }
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      uint32_t a[4];
+      load_values(a, k, m);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] &= keep[i / 2];
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        uint32_t b[2];
+        load_matrices(b, weights_at(k, n));
+        float(&o)[4] = chunk_state.o[m][n];
+        float product[4] = {o[0], o[1], o[2], o[3]};
+        mma_bf16(product, a, b[0], b[1]);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) o[j] = visible[n][j % 2] == seen ? product[j] : o[j];
+      }
+    }
+  }
+
+  /// Climbs the tree from chunk `chunk`: a node joins its parent when the parent begins in this
+  /// run, and is left for the second kernel otherwise.
+  __device__ __forceinline__ void add_chunk(const Run& run, int chunk, Partial* upper) {
+    if (chunk / kFan * kFan < run.begin) {
+      store(run, chunk_state, 0, chunk % kFan);
+      return;
+    }
+    if (chunk % kFan == 0) {
+      node = chunk_state;
+    } else {
+      node.fold(chunk_state);
+    }
+    if (chunk % kFan == kFan - 1 || chunk + 1 == run.chunks) {
+      climb(run, chunk / kFan, chunk + 1, upper);
+    }
+  }
+  /// From the complete node `index` of level 1, which ends at chunk `end`. upper[i] is the open
+  /// node of level i + 1.
+  __device__ __forceinline__ void climb(const Run& run, int index, int end, Partial* upper) {
+    int64_t span = kFan;  // chunks of a node of this level
+    for (int level = 1;; ++level, span *= kFan, index /= kFan) {
+      if (run.begin == 0 && run.end == run.chunks && span >= run.chunks) {
+        write(run, node);
+        return;
+      }
+      if (index / kFan * kFan * span < run.begin) {
+        store(run, node, level, index % kFan);
+        return;
+      }
+      if (index % kFan == 0) {
+        upper[level] = node;
+      } else {
+        upper[level].fold(node);
+      }
+      if (index % kFan != kFan - 1 && end < run.chunks) return;
+      node = upper[level];
+    }
+  }
+  /// The nodes that the end of the run leaves unfinished.
+  __device__ __forceinline__ void flush(const Run& run, const Partial* upper) {
+    int64_t span = kFan;
+    for (int level = 1; span / kFan <= run.end; ++level, span *= kFan) {
+      // The open node of this level: it began in this run, and has a complete child.
+      if (run.end / span * span < run.begin || run.end % span / (span / kFan) == 0) continue;
+      // Not `level == 1 ? node : ...`: the choice of an address would put all state in local
+      // memory.
+      if (level > 1) node = upper[level - 1];
+      store(run, node, level - 1, 0);
+    }
+  }
+
+  __device__ __forceinline__ int column(int m, int j) const {
+    return warp * kColumns + m * 16 +
+           (Format::kCodeBytes == 2 ? lane / 4 + j / 2 * 8 : lane / 4 * 2 + j / 2);
+  }
+  __device__ __forceinline__ void store(const Run& run, const Partial& x, int level, int child) {
+    float* to = p.partials + partial_offset(p, D, block, level, child);
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = n * 8 + lane % 4 * 2 + h;
+        if (row >= run.rows) continue;
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+          to[row * D + column(m, 0)] = x.o[m][n][h];
+          to[row * D + column(m, 2)] = x.o[m][n][h + 2];
+        }
+        if (warp == 0 && lane < 4) {
+          *reinterpret_cast<float2*>(to + p.partial_rows * D + 2 * row) = {x.top[n][h],
+                                                                           x.sum[n][h]};
+        }
+      }
+    }
+  }
+  __device__ __forceinline__ void write(const Run& run, const Partial& x) const {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = n * 8 + lane % 4 * 2 + h;
+        if (row >= run.rows) continue;
+        const QRow at = locate(p, run, row);
+        __nv_bfloat16* to = p.out + at.token * p.out_row + at.head * p.out_head;
+        const float scale = inverse(x.sum[n][h]);
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+#pragma unroll
+          for (int j = h; j < 4; j += 2) {
+            if (column(m, j) < p.head_dim)
+              to[column(m, j)] = __float2bfloat16(x.o[m][n][j] * scale);
+          }
+        }
+      }
+    }
+  }
+};
+
+/// Rows that belong to no segment.
+__device__ inline void clear_rest(const DecodeParams& p) {
+  const int width = p.head_dim / 8;
+  for (int64_t row = p.cu_q[p.num_segments] + blockIdx.x; row < p.total_rows; row += gridDim.x) {
+    for (int i = static_cast<int>(threadIdx.x); i < p.kv_heads * p.group * width;
+         i += static_cast<int>(blockDim.x)) {
+      *reinterpret_cast<uint4*>(p.out + row * p.out_row + i / width * p.out_head + i % width * 8) =
+          uint4{};
+    }
+  }
+}
+
+template <class Format, int D, int N>
+__global__ __launch_bounds__(kWarps * 32 + 32, blocks_per_processor(D, 8 * N)) void decode_kernel(
+    const __grid_constant__ CUtensorMap map, const __grid_constant__ DecodeParams p) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  Shared<Format, D, N>& shared = *reinterpret_cast<Shared<Format, D, N>*>(memory);
+  const int warp = warp_index();
+  let_successor_begin();
+  if (threadIdx.x == 0) {
+    prefetch_map(&map);
+    for (int i = 0; i < Shared<Format, D, N>::kStages; ++i) {
+      barrier_init(&shared.full[i], 1);
+      barrier_init(&shared.empty[i], kWarps);
+    }
+    fence_barrier_init();
+  }
+  // The SeqMap comes from copies, which a programmatic launch never overtakes.
+  const Plan plan(memory + sizeof(Shared<Format, D, N>), p.num_segments);
+  make_plan(p, plan);
+  const Shares shares(plan.starts[p.num_segments], p.num_blocks);
+  const int block = static_cast<int>(blockIdx.x);
+  const int begin = shares.begin(block), end = shares.begin(block + 1);
+  if (begin == end) {
+    wait_for_predecessor();
+  } else {
+    const Run run = find_run(p, plan, find_segment(p, plan, begin), begin, end);
+    if (warp == kWarps) {
+      produce<Format, D, N>(p, &map, plan, shared, run, end);
+    } else {
+      Consumer<Format, D, N>(p, plan, shared, warp).consume(run, end);
+    }
+  }
+  clear_rest(p);
+}
+
+template <class Format, int D, int N>
+void launch_decode(Stream& stream, const AttnArgs& args, const DecodeParams& p) {
+  // A box is as many keys as lie together: up to a tile.
+  MapShape shape;
+  shape.type = Format::kCodeBytes == 2 ? MapType::kBF16 : MapType::kE4M3;
+  shape.swizzle = Tiles<Format, D>::kSwizzle;
+  shape.rank = 3;
+  shape.dims[0] = static_cast<uint64_t>(p.head_dim);
+  shape.dims[1] = static_cast<uint64_t>(2 * p.kv_heads * p.block_size);
+  shape.dims[2] = static_cast<uint64_t>(args.kv.num_blocks);
+  shape.stride_bytes[0] = static_cast<uint64_t>(p.head_dim * Format::kCodeBytes);
+  shape.stride_bytes[1] = static_cast<uint64_t>(args.kv.block_bytes);
+  shape.box[0] = static_cast<uint32_t>(Tiles<Format, D>::kRowCodes);
+  shape.box[1] = static_cast<uint32_t>(p.box_rows);
+  shape.box[2] = 1;
+  const CUtensorMap map = encode_map(args.kv.data, shape);
+  const auto grid = static_cast<unsigned>(p.num_blocks);
+  const auto plan = static_cast<size_t>(plan_bytes(p.num_segments));
+  launch(stream,
+         {.grid = dim3(grid),
+          .block = dim3(kWarps * 32 + 32),
+          .shared_bytes = sizeof(Shared<Format, D, N>) + plan,
+          .overlap = true},
+         decode_kernel<Format, D, N>, map, p);
+  merge(stream, p, D);
+}
+
+template <class Format>
+void launch_format(Stream& stream, const AttnArgs& args, const DecodeParams& p, int padded_dim) {
+  const auto choose = [&](auto narrow, auto middle, auto wide) {
+    (p.tile_rows == 8 ? narrow : (p.tile_rows == 16 ? middle : wide))(stream, args, p);
+  };
+  if (padded_dim == 64) {
+    choose(launch_decode<Format, 64, 1>, launch_decode<Format, 64, 2>,
+           launch_decode<Format, 64, 4>);
+  } else if (padded_dim == 128) {
+    choose(launch_decode<Format, 128, 1>, launch_decode<Format, 128, 2>,
+           launch_decode<Format, 128, 4>);
+  } else {
+    choose(launch_decode<Format, 256, 1>, launch_decode<Format, 256, 2>,
+           launch_decode<Format, 256, 2>);
+  }
+}
+
+}  // namespace weft::cuda::decode
