@@ -2,61 +2,15 @@
 
 #include <algorithm>
 
-#include "tests/golden/compare.h"
-#include "tests/golden/driver.h"
-#include "tests/support/oracle.h"
+#include "tests/golden/golden_case.h"
 
 // Every family's tiny checkpoint against the outputs of transformers (see the oracle's README).
 
 namespace weft::testing {
 namespace {
 
-struct Backend {
-  std::string name;
-  const OpTable* ops;
-};
-
-/// The reference, and the CPU backend at every instruction set that this machine has.
-std::vector<Backend> backends() {
-  std::vector<Backend> out = {{"ref", &ref_ops()}};
-  const CpuInfo cpu = cpu_info();
-  for (const CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAmx}) {
-    if (cpu.supported && isa <= cpu.isa)
-      out.push_back({std::string(cpu_isa_name(isa)), &cpu_ops(isa)});
-  }
-  return out;
-}
-
 constexpr double kF32Tolerance = 2e-4;   // of the largest logit
 constexpr double kBf16Tolerance = 2e-2;  // relative L2
-
-class Golden : public ::testing::TestWithParam<std::tuple<std::string, size_t>> {
- protected:
-  std::string dir() const { return oracle_dir() + "/models/" + std::get<0>(GetParam()); }
-  SafetensorsFile file() const {
-    return SafetensorsFile::open(dir() + "/golden.safetensors").value();
-  }
-  std::unique_ptr<Driver> load(WeightFormat format) const {
-    auto driver = Driver::load(
-        dir(), {.ops = backends()[std::get<1>(GetParam())].ops,
-                .format = format,
-                .kv_format = format == WeightFormat::kF32 ? KvFormat::kF32 : KvFormat::kBf16});
-    EXPECT_TRUE(driver.ok()) << driver.error().message;
-    return driver.ok() ? std::move(driver).value() : nullptr;
-  }
-};
-
-std::vector<std::tuple<std::string, size_t>> cases(std::initializer_list<const char*> names) {
-  std::vector<std::tuple<std::string, size_t>> out;
-  for (const char* name : names) {
-    for (size_t b = 0; b < backends().size(); ++b) out.emplace_back(name, b);
-  }
-  return out;
-}
-
-std::string case_name(const ::testing::TestParamInfo<std::tuple<std::string, size_t>>& info) {
-  return std::get<0>(info.param) + "_" + backends()[std::get<1>(info.param)].name;
-}
 
 class GoldenText : public Golden {};
 
@@ -131,7 +85,7 @@ TEST_P(GoldenText, QuantisedAgreesWithTheReference) {
       }
       return all;
     };
-    const auto ours = run(backends()[std::get<1>(GetParam())].ops), expected = run(&ref_ops());
+    const auto ours = run(ops()), expected = run(&ref_ops());
     const size_t vocab = ours.size() / (kPrompt + kDecoded);
     std::vector<double> rows;
     for (size_t i = 0; i < ours.size(); i += vocab) {
