@@ -266,6 +266,8 @@ Result<std::unique_ptr<CommandLine>> parse_words(std::vector<std::string> words)
   if (!words.empty() && words[0] == "serve") {
     words = TRY(expand_serve_words({words.begin() + 1, words.end()}));
     words.insert(words.begin(), "serve");
+  } else {
+    words = TRY(expand_engine_words(words));
   }
   auto line = std::make_unique<CommandLine>();
   parse(*line, words);

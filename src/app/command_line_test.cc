@@ -110,10 +110,34 @@ TEST(ServeFlags, DottedFlagsBuildJson) {
   EXPECT_EQ(o.override_generation_config, R"({"top_k":5})");
   EXPECT_NE(refusal({"--port.x", "1"}).find("--port: this flag has no dotted form"),
             std::string::npos);
-  EXPECT_NE(refusal({"--speculative-config.method", "mtp"}).find("[speculation]"),
-            std::string::npos);
   EXPECT_NE(refusal({"--override-generation-config", "[1]"}).find("not a JSON object"),
             std::string::npos);
+}
+
+TEST(ServeFlags, SpeculationIsSpeltAsVllmSpellsIt) {
+  for (const std::vector<std::string>& words :
+       {std::vector<std::string>{"--speculative-config",
+                                 R"({"method":"mtp","num_speculative_tokens":3})"},
+        {"--speculative-config.method", "mtp", "--speculative-config.num_speculative_tokens=3"},
+        {"-sc", R"({"method":"mtp"})", "--speculative_config.num_speculative_tokens", "3"}}) {
+    EXPECT_NE(refusal(words).find("[speculation]"), std::string::npos) << words[0];
+  }
+  EXPECT_NE(refusal({"--speculative-config.methods", "mtp"}).find("unknown key 'methods'"),
+            std::string::npos);
+  EXPECT_NE(refusal({"--speculative-config", "mtp"}).find("not a JSON object"), std::string::npos);
+  EXPECT_NE(refusal({"--num-speculative-tokens", "3"}).find("[speculation-flags]"),
+            std::string::npos);
+  EXPECT_FALSE(serve({"-sc", R"({"method":"naive"})"}).engine.speculation.on());
+}
+
+TEST(ServeFlags, OtherCommandsHaveTheDottedFormOfSpeculationAlone) {
+  const auto expanded =
+      expand_engine_words({"run", "-c", "x.y", "-sc.method", "ngram", "--image=a.png",
+                           "--speculative-config", "{}", "--", "-sc"});
+  ASSERT_TRUE(expanded.ok());
+  EXPECT_EQ(*expanded, (std::vector<std::string>{
+                           "run", "-c", "x.y", R"(--speculative-config={"method":"ngram"})",
+                           "--image=a.png", "--speculative-config", "{}", "--", "-sc"}));
 }
 
 TEST(ServeFlags, KnownFlagsWarnOnceAndKeepTheirValues) {

@@ -3,6 +3,8 @@
 #include <cctype>
 
 #include "app/flags.h"
+#include "app/speculative_config.h"
+#include "base/log.h"
 
 namespace weft {
 namespace {
@@ -110,6 +112,18 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
       ->check(CLI::Range(0.05, 1.0))
       ->capture_default_str();
   app.add_flag("--enforce-eager", o.enforce_eager, "No CUDA graphs: every kernel is launched");
+  app.add_option_function<std::vector<std::string>>(
+         "--speculative-config",
+         [&o](const std::vector<std::string>& objects) {
+           Result<ParsedSpeculation> parsed = parse_speculative_config(objects);
+           if (!parsed.ok()) throw CLI::ValidationError(parsed.error().message);
+           for (const std::string& warning : parsed->warnings) log_warning(warning);
+           o.speculation = parsed->config;
+         },
+         "JSON object: how drafts are made, such as "
+         "{\"method\":\"mtp\",\"num_speculative_tokens\":3} "
+         "(docs/speculation.md)")
+      ->allow_extra_args(false);
   app.add_option("--seed,-s", o.seed, "Seed of sampling and of dummy weights")
       ->capture_default_str();
 }

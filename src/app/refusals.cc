@@ -28,6 +28,8 @@ constexpr Refusal kRefusals[] = {
     {"reuse-without-cache",
      [](const EngineOptions& o) { return o.reuse_generated && !o.prefix_caching; },
      "--prefix-cache reuse-generated needs the prefix cache; drop --no-enable-prefix-caching"},
+    {"speculation", [](const EngineOptions& o) { return o.speculation.on(); },
+     "--speculative-config: this version does not speculate; leave the flag out"},
 };
 
 constexpr ServeRefusal kServeRefusals[] = {
@@ -54,8 +56,9 @@ constexpr FlagRefusal kFlagRefusals[] = {
      "--data-parallel-hybrid-lb --data-parallel-external-lb --decode-context-parallel-size "
      "--prefill-context-parallel-size --nnodes --node-rank --headless",
      "this version runs a model on one device of one machine; allowed: sizes of 1"},
-    {"speculation", "--speculative-config --speculative-model --num-speculative-tokens",
-     "this version does not speculate; leave the flag out"},
+    {"speculation-flags", "--speculative-model --num-speculative-tokens",
+     "these are vLLM's older spellings; give --speculative-config "
+     "{\"method\":\"ngram\",\"num_speculative_tokens\":4}"},
     {"kv-cache-format", "--kv-cache-dtype",
      "the KV cache has the model's own format in this version; allowed: auto, bfloat16"},
     {"lora",

@@ -209,7 +209,6 @@ constexpr KnownFlag kRefused[] = {
     {"--nnodes", kValue, "1"},
     {"--node-rank", kValue, "0"},
     {"--headless", kSwitch, ""},
-    {"--speculative-config", kMany, ""},
     {"--speculative-model", kValue, ""},
     {"--num-speculative-tokens", kValue, "0"},
     {"--kv-cache-dtype", kValue, "auto bfloat16"},
@@ -340,7 +339,9 @@ std::string nest(const std::string& path, const std::string& value) {
 
 class Expander {
  public:
-  explicit Expander(const std::vector<std::string>& words) : words_(words) {
+  /// `engine_only`: the flags of vLLM's that other commands have as well, no aliases.
+  Expander(const std::vector<std::string>& words, bool engine_only)
+      : words_(words), engine_only_(engine_only) {
     // Only then is a second word behind a list flag not the model itself.
     for (const std::string& word : words) {
       const std::string name = word.substr(0, word.find('='));
@@ -369,6 +370,10 @@ class Expander {
   Result<void> flag(const std::string& word) {
     const size_t equals = word.find('=');
     std::string name = word.substr(0, equals);
+    if (engine_only_ && canonical(name.substr(0, name.find('.'))) != "--speculative-config") {
+      out_.push_back(word);
+      return {};
+    }
     std::optional<std::string> value;
     if (equals != std::string::npos) value = word.substr(equals + 1);
     if (name.size() > 2 && name.substr(0, 2) == "-O") {  // -O3, -O.mode=3
@@ -424,6 +429,7 @@ class Expander {
   }
 
   const std::vector<std::string>& words_;
+  const bool engine_only_;
   size_t next_ = 0;
   bool model_given_ = false;
   std::vector<std::string> out_;
@@ -453,7 +459,11 @@ bool is_harmless(const KnownFlag& flag, const std::vector<std::string>& values) 
 }
 
 Result<std::vector<std::string>> expand_serve_words(const std::vector<std::string>& words) {
-  return Expander(words).run();
+  return Expander(words, /*engine_only=*/false).run();
+}
+
+Result<std::vector<std::string>> expand_engine_words(const std::vector<std::string>& words) {
+  return Expander(words, /*engine_only=*/true).run();
 }
 
 }  // namespace weft

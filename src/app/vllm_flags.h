@@ -40,5 +40,7 @@ bool is_harmless(const KnownFlag& flag, const std::vector<std::string>& values);
 /// JSON flags (--speculative-config.method x) become JSON (--speculative-config {"method":"x"}),
 /// lists behind --served-model-name and --api-key become repeated flags. Errors name the flag.
 Result<std::vector<std::string>> expand_serve_words(const std::vector<std::string>& words);
+/// The same behind any other command, of --speculative-config (-sc) alone.
+Result<std::vector<std::string>> expand_engine_words(const std::vector<std::string>& words);
 
 }  // namespace weft
