@@ -19,7 +19,8 @@
 namespace weft::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kTeams = 2;                       // of a block, with items of their own
+constexpr int kThreads = 256;                   // of a team
 constexpr float kScale = 0.08838834764831845f;  // K^-1/2
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
@@ -77,7 +78,7 @@ class Preparer {
  public:
   __device__ Preparer(const GdnView& p, const GdnChunks& chunks, Shared& shared)
       : p_(p), chunks_(chunks), shared_(shared) {
-    warp_ = warp_index();
+    warp_ = warp_index() % (kThreads / 32);
     lane_ = static_cast<int>(threadIdx.x) % 32;
     warpgroup_ = warp_ / 4;
   }
@@ -85,10 +86,10 @@ class Preparer {
   __device__ void run() {
     Cursor cursor(p_);
     const int items = chunks_.num_chunks * p_.key_heads;
-    int item = static_cast<int>(blockIdx.x);
+    int item = static_cast<int>(blockIdx.x) * kTeams + team();
     if (item >= items) return;
     // What is above the diagonal blocks of T and P stays 0.
-    for (int i = static_cast<int>(threadIdx.x); i < 2 * kGdnTpBytes / 16; i += kThreads) {
+    for (int i = thread(); i < 2 * kGdnTpBytes / 16; i += kThreads) {
       reinterpret_cast<uint4*>(shared_.tp)[i] = make_uint4(0, 0, 0, 0);
     }
     ChunkRows rows = cursor.find(item / p_.key_heads);
@@ -96,21 +97,21 @@ class Preparer {
       const int chunk = item / p_.key_heads, hk = item % p_.key_heads;
       // Bulk stores of the item before may still read shared memory.
       if (is_leader()) bulk_wait_read<0>();
-      __syncthreads();
+      sync_team();
       const bool has_head = warp_ < p_.group();
       GateInputs inputs;
       if (has_head) inputs = load_gates(rows, hk * p_.group() + warp_);
       convolve(rows, hk);
       if (has_head) make_gates(rows, inputs, shared_.gates[warp_]);
       fence_async_shared();
-      __syncthreads();
-      const int next = item + static_cast<int>(gridDim.x);
+      sync_team();
+      const int next = item + static_cast<int>(gridDim.x) * kTeams;
       if (next < items) {
         rows = cursor.find(next / p_.key_heads);
         prefetch(rows, next % p_.key_heads);
       }
       publish();  // the item before
-      if (threadIdx.x == 0) {
+      if (thread() == 0) {
         const int64_t at = int64_t{chunk} * p_.key_heads + hk;
         bulk_store(chunks_.kq + at * kGdnKqBytes, shared_.kq, kGdnKqBytes);
         bulk_commit();
@@ -124,7 +125,12 @@ class Preparer {
 
  private:
   __device__ bool is_leader() const { return threadIdx.x % 128 == 0; }
-  __device__ void sync_warpgroup() const { barrier_sync(1 + warpgroup_, 128); }
+  __device__ static int team() { return static_cast<int>(threadIdx.x) / kThreads; }
+  __device__ static int thread() { return static_cast<int>(threadIdx.x) % kThreads; }
+  __device__ void sync_team() const { barrier_sync(1 + team(), kThreads); }
+  __device__ void sync_warpgroup() const {
+    barrier_sync(3 + static_cast<int>(threadIdx.x) / 128, 128);
+  }
 
   /// This warpgroup's part of the item before is in memory: tells so.
   __device__ void publish() {
@@ -137,7 +143,7 @@ class Preparer {
 
   /// Asks for the input rows of a chunk: lines of 128 bytes, two of q and two of k a row.
   __device__ void prefetch(const ChunkRows& rows, int hk) const {
-    const int row = static_cast<int>(threadIdx.x) / 4, part = static_cast<int>(threadIdx.x) % 4;
+    const int row = thread() / 4, part = thread() % 4;
     if (row >= rows.count) return;
     const int channel = (part < 2 ? hk * kGdnDim : p_.k_channel(hk)) + part % 2 * 64;
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p_.qkv + int64_t{rows.begin + row} * p_.qkv_row +
@@ -463,25 +469,29 @@ class Preparer {
   int* pending_ = nullptr;
 };
 
-__global__ void __launch_bounds__(kThreads, 2)
+/// Bytes of a team.
+__host__ __device__ int64_t team_bytes(const GdnView& p) {
+  const int64_t gates = p.value_heads / p.key_heads - 1;
+  return (static_cast<int64_t>(sizeof(Shared) + gates * sizeof(HeadGates)) + 1023) / 1024 * 1024;
+}
+
+__global__ void __launch_bounds__(kTeams* kThreads, 1)
     gdn_chunks_kernel(const __grid_constant__ GdnView p, const __grid_constant__ GdnChunks chunks) {
   extern __shared__ __align__(1024) std::byte memory[];
   let_successor_begin();  // the scan follows by the flags, chunk by chunk
-  Preparer(p, chunks, *reinterpret_cast<Shared*>(memory)).run();
+  std::byte* own = memory + warp_index() / (kThreads / 32) * team_bytes(p);
+  Preparer(p, chunks, *reinterpret_cast<Shared*>(own)).run();
 }
 
 }  // namespace
 
-void gdn_prepare_chunks(Stream& stream, const GdnView& p, const GdnChunks& chunks) {
-  int device = 0, multiprocessors = 0;
-  check(cudaGetDevice(&device), "device");
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-        "multiprocessors");
-  const int items = chunks.num_chunks * p.key_heads;
+void gdn_prepare_chunks(Stream& stream, const GdnView& p, const GdnChunks& chunks,
+                        int multiprocessors) {
+  const int blocks = (chunks.num_chunks * p.key_heads + kTeams - 1) / kTeams;
   launch(stream,
-         {.grid = static_cast<unsigned>(std::min(items, 2 * multiprocessors)),
-          .block = kThreads,
-          .shared_bytes = sizeof(Shared) + (p.value_heads / p.key_heads - 1) * sizeof(HeadGates)},
+         {.grid = static_cast<unsigned>(std::min(blocks, multiprocessors)),
+          .block = kTeams * kThreads,
+          .shared_bytes = static_cast<size_t>(kTeams * team_bytes(p))},
          gdn_chunks_kernel, p, chunks);
 }
 

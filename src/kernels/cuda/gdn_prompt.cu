@@ -747,6 +747,13 @@ bool aligned(const TensorView& x, int64_t elements) {
 
 static_assert(kGdnDim == 128);
 
+int multiprocessors() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
+  return count;
+}
+
 int64_t kq_bytes(const GdnShape& s) {
   return s.key_heads * kGdnKqBytes;
 }
@@ -781,6 +788,7 @@ bool gdn_prompt(Stream& stream, const GdnArgs& args) {
     num_chunks += (args.host_cu_q[i + 1] - args.host_cu_q[i] + kGdnChunk - 1) / kGdnChunk;
   }
   const GdnView p = gdn_view(args);
+  const int blocks = args.num_prompt_chains * s.value_heads * 2, all = multiprocessors();
   Arena& scratch = stream.scratch();
   const ArenaScope scope(scratch);
   GdnChunks chunks{};
@@ -792,13 +800,14 @@ bool gdn_prompt(Stream& stream, const GdnArgs& args) {
     chunks.ready = static_cast<int*>(scratch.take(flag_bytes(s, num_chunks)));
     const auto bytes = static_cast<size_t>(flag_bytes(s, num_chunks));
     check(cudaMemsetAsync(chunks.ready, 0, bytes, native(stream)), "flags of chunks");
-    gdn_prepare_chunks(stream, p, chunks);
+    gdn_prepare_chunks(stream, p, chunks, 2 * blocks <= all ? all - blocks : all);
   }
-  // With `overlap` the scan begins once all blocks of the preparation run. It never waits for the
+  // A few sequences' scan gets multiprocessors of its own, which the preparation leaves free. With
+  // `overlap` the scan begins once all blocks of the preparation run. It never waits for the
   // end of that kernel but for the flags of its chunks; what is older is finished, because the
   // preparation began after it.
   launch(stream,
-         {.grid = static_cast<unsigned>(args.num_prompt_chains * s.value_heads * 2),
+         {.grid = static_cast<unsigned>(blocks),
           .block = kThreads,
           .shared_bytes = sizeof(Shared),
           .overlap = num_chunks > 0},

@@ -31,8 +31,10 @@ constexpr int64_t kGdnTpBytes = 2 * kGdnTile;
 constexpr int kGdnGates = 4 * kGdnChunk;
 constexpr int kGdnReady = 2;
 
-/// All chunks of the prompt segments; `ready` is zero before.
-void gdn_prepare_chunks(Stream& stream, const GdnView& p, const GdnChunks& chunks);
+/// All chunks of the prompt segments, in blocks that fill a multiprocessor each and not more of
+/// them than `multiprocessors`; `ready` is zero before.
+void gdn_prepare_chunks(Stream& stream, const GdnView& p, const GdnChunks& chunks,
+                        int multiprocessors);
 
 #ifdef __CUDACC__
 
