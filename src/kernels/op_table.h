@@ -45,6 +45,14 @@ struct VisionOps {
   Op<void(Stream&, const SegmentAttnArgs&)> segment_attention;
 };
 
+/// What plans of heads in prompts need besides (sparse_args.h).
+struct SparseOps {
+  Op<void(Stream&, const RouterArgs&)> route;
+  Op<void(Stream&, const SelectArgs&)> select;
+  /// Upper bound of what `select` takes of Stream::scratch() for sequences of `num_keys`.
+  Op<int64_t(const AttnShape&, int stride, int64_t num_keys, int num_threads)> select_scratch;
+};
+
 /// A backend: every op, typed. The whole contract is in args.h.
 struct OpTable {
   std::string_view name;
@@ -52,6 +60,7 @@ struct OpTable {
   DType activation = DType::kF32;        ///< of activations (args.h)
   const SampleOps* sampling = nullptr;   ///< null: the host samples (runtime/sampler.h)
   const VisionOps* vision = nullptr;     ///< null: no images
+  const SparseOps* sparse = nullptr;     ///< null: every head sees all keys
   bool fp8_blocks = false;               ///< has WeightFormat::kFp8Block
   /// Which kernels a model gets (choose.h). Null: every op has one that can do everything.
   std::vector<KernelChoice> (*choices)(const KernelNeeds&) = nullptr;

@@ -19,7 +19,8 @@ enum class HeadKind : int32_t { kStreaming = -1, kFull = 0, kBlocks = 1 };
 ///   kBlocks     in block b, or in a block c < b whose bit is set
 struct HeadPlan {
   static constexpr int kBlock = 128;
-  TensorView kinds;  ///< [S, H] i32: HeadKind
+  TensorView kinds;  ///< [rows, H] i32: HeadKind
+  TensorView rows;   ///< [S] i32: the row of `kinds` of a segment; undefined: segment s has row s
   int sink_blocks = 1, window_blocks = 16;
   /// [S, H, row blocks, words] i32, contiguous: bit c % 32 of word c / 32 of row block
   /// b - kv_start / 128. Undefined if no head is of kind kBlocks.
@@ -28,12 +29,19 @@ struct HeadPlan {
       counts;  ///< [S, H, row blocks] i32: the bits set, of which the longest-first order is made
 };
 
+/// The kind of a head of a segment, where plans are host memory.
+inline int32_t& kind_of(const TensorView& kinds, const TensorView& rows, int64_t segment,
+                        int64_t head) {
+  const int64_t row = rows.defined() ? rows.ptr<int32_t>()[segment * rows.stride[0]] : segment;
+  return kinds.row<int32_t>(row)[head];
+}
+
 /// Does a row at `position` see `key` (at most its own position) of a segment that begins at
 /// `kv_start`? `kinds` and `blocks` of the plan are host memory.
 inline bool sees(const HeadPlan& plan, int64_t segment, int64_t head, int64_t kv_start,
                  int64_t position, int64_t key) {
   const int64_t b = position / HeadPlan::kBlock, c = key / HeadPlan::kBlock;
-  const int32_t kind = plan.kinds.row<int32_t>(segment)[head];
+  const int32_t kind = kind_of(plan.kinds, plan.rows, segment, head);
   if (kind == static_cast<int32_t>(HeadKind::kFull)) return true;
   if (kind == static_cast<int32_t>(HeadKind::kStreaming)) {
     return c < plan.sink_blocks || c > b - plan.window_blocks;
@@ -63,7 +71,8 @@ struct RouterArgs {
   int num_segments = 0;
   HeadKind retrieval = HeadKind::kFull, sparse = HeadKind::kBlocks;
   TensorView logits;                   ///< [S, G, 2] f32
-  TensorView kinds;                    ///< [S, H] i32: head h as kv head h / (H / G)
+  TensorView kinds;                    ///< [rows, H] i32: head h as kv head h / (H / G)
+  TensorView rows;                     ///< [S] i32, as HeadPlan::rows
   static constexpr int kPooled = 100;  ///< rows at each end
 };
 
@@ -83,6 +92,12 @@ struct SelectArgs {
   int stride = 16;  ///< Z: 4, 8 or 16
   float norm = 1;
   TensorView thresholds;  ///< [H] f32
+  /// Rows of blocks before this one are chosen as the published code does in its first chunk, for
+  /// comparisons with it: block 0 is one of the others, and these are weighed one late: the first
+  /// of them is always chosen, a further one as long as b and the chosen others but the last hold
+  /// too little. Block 0 is seen in any case.
+  int quirk_blocks = 0;
+  TensorView mass;  ///< [S, H, row blocks] f32: the share of sum_c s[b, c] chosen; or undefined
 };
 
 }  // namespace weft

@@ -1,6 +1,6 @@
 // out = softmax(scale q K^T) V over the paged cache, causal, online softmax (Milakov & Gimelshein
 // 2018, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691).
-// Tile: 32 rows (tokens x query heads of one kv head) x 64 keys. Bytes: each K and V once per row
+// Tile: 32 rows (tokens x query heads of one kv head) x 128 keys. Bytes: each K and V once per row
 // tile. Bound: bandwidth for decode, the matrix unit and exp for prefill.
 // docs/kernels/attention_cpu.md
 //
@@ -18,14 +18,34 @@ namespace {
 
 constexpr int64_t kSegment = 512;   // keys of a partial result
 constexpr int kStreamingRows = 16;  // up to here a piece is bound by memory
-constexpr float kLog2E = 1.44269504f;
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
-/// One piece of work: rows [first_row, first_row + rows) of the packed rows (token * R + head) of a
-/// sequence and kv head, over keys [begin, end).
+/// One piece of work: rows [first_row, first_row + rows) of the packed rows (token * group + head)
+/// of a sequence and `group` query heads from `head` on, over keys [begin, end).
 struct Piece {
-  int64_t sequence, kv_head, first_row;
+  int64_t sequence, head, group, first_row;
   int rows;
   int64_t begin, end;
+};
+
+static_assert(HeadPlan::kBlock == kKeyTile && HeadPlan::kBlock % kTileRows == 0);
+
+/// What the rows of a tile see of a plan of heads: all of them lie in one block of rows.
+struct Sight {
+  HeadKind kind = HeadKind::kFull;
+  int64_t block = 0, sink_blocks = 0, window_blocks = 0;
+  const int32_t* words = nullptr;  // of kBlocks
+
+  /// Of the tile of keys at `key`.
+  bool sees(int64_t key) const {
+    const int64_t c = key / kKeyTile;
+    switch (kind) {
+      case HeadKind::kFull: return true;
+      case HeadKind::kStreaming: return c < sink_blocks || c > block - window_blocks;
+      case HeadKind::kBlocks: return c == block || (words[c / 32] >> (c % 32) & 1) != 0;
+    }
+    return true;
+  }
 };
 
 /// The call, unpacked: what every piece needs.
@@ -39,11 +59,37 @@ struct Call {
   int64_t tokens(int64_t s) const { return first_token(s + 1) - first_token(s); }
   int64_t start(int64_t s) const { return at(args.seqs.kv_start, s); }
   int64_t keys(int64_t s) const { return start(s) + tokens(s); }
-  int64_t packed_rows(int64_t s) const { return tokens(s) * group; }
+  /// The heads of a sequence see different keys: a tile holds rows of one of them.
+  bool planned(int64_t s) const { return args.heads != nullptr && s < args.num_prompt_segments; }
+  int64_t packed_heads(int64_t s) const { return planned(s) ? 1 : group; }
+  int64_t packs(int64_t s) const { return args.shape.q_heads / packed_heads(s); }
+  int64_t packed_rows(int64_t s) const { return tokens(s) * packed_heads(s); }
   int64_t row_tiles(int64_t s) const { return (packed_rows(s) + kTileRows - 1) / kTileRows; }
-  int64_t position(int64_t s, int64_t row) const { return start(s) + row / group; }
+  int64_t position(const Piece& p, int64_t row) const { return start(p.sequence) + row / p.group; }
   const float* q(const Piece& p, int r) const { return row_of(args.q, p, r); }
   float* out(const Piece& p, int r) const { return row_of(args.out, p, r); }
+  /// Where the log-sum-exp of a row goes; null: nowhere.
+  float* lse(const Piece& p, int r) const {
+    if (args.lse.data == nullptr || p.sequence >= args.num_prompt_segments) return nullptr;
+    const int64_t row = p.first_row + r;
+    return static_cast<float*>(args.lse.data) +
+           (first_token(p.sequence) + row / p.group) * args.lse.stride[0] + p.head + row % p.group;
+  }
+  Sight sight(const Piece& p) const {
+    if (!planned(p.sequence)) return {};
+    const HeadPlan& plan = *args.heads;
+    const int64_t row = plan.rows.data == nullptr ? p.sequence : at(plan.rows, p.sequence);
+    const auto* kinds = static_cast<const int32_t*>(plan.kinds.data) + row * plan.kinds.stride[0];
+    Sight out{static_cast<HeadKind>(kinds[p.head]), position(p, p.first_row) / kKeyTile,
+              plan.sink_blocks, plan.window_blocks};
+    if (out.kind == HeadKind::kBlocks) {
+      const TensorView& words = plan.blocks;
+      out.words = static_cast<const int32_t*>(words.data) + p.sequence * words.stride[0] +
+                  p.head * words.stride[1] +
+                  (out.block - start(p.sequence) / kKeyTile) * words.stride[2];
+    }
+    return out;
+  }
 
  private:
   static int64_t at(const TensorView& v, int64_t i) {
@@ -51,8 +97,8 @@ struct Call {
   }
   float* row_of(const TensorView& v, const Piece& p, int r) const {
     const int64_t row = p.first_row + r;
-    return static_cast<float*>(v.data) + (first_token(p.sequence) + row / group) * v.stride[0] +
-           (p.kv_head * group + row % group) * v.stride[1];
+    return static_cast<float*>(v.data) + (first_token(p.sequence) + row / p.group) * v.stride[0] +
+           (p.head + row % p.group) * v.stride[1];
   }
 };
 
@@ -100,6 +146,9 @@ void write_rows(const Call& call, const Piece& piece, const Partial& total) {
     for (int64_t i = 0; i < call.d; i += kLanes) {
       store(out + i, load(total.o + r * call.d + i) * inverse);
     }
+    if (float* lse = call.lse(piece, r); lse != nullptr) {
+      *lse = (total.m[r] + __builtin_log2f(total.l[r])) * kLn2;
+    }
   }
 }
 
@@ -142,6 +191,7 @@ class Worker {
   /// Keys [piece.begin, piece.end), which lie in one segment, from nothing. The result stays in the
   /// worker until the next call.
   Partial run(const Piece& piece) {
+    const Sight sight = call_.sight(piece);
     const int rows = Math::kTiles ? (piece.rows + 15) / 16 * 16 : piece.rows;
     for (int64_t i = 0; i < rows * call_.d; ++i) w_.o[i] = 0;
     for (int r = 0; r < piece.rows; ++r) {
@@ -149,13 +199,16 @@ class Worker {
       store(sums_ + r * kLanes, splat(0));
     }
     for (int64_t key = piece.begin; key < piece.end; key += kKeyTile) {
+      if (!sight.sees(key)) continue;
       KeyTile keys;
       const int groups = stage(piece, key, keys);
       const bool streaming = piece.rows <= kStreamingRows;
       if (streaming) prefetch(keys.v, groups);
       qk_product<Math>(w_, piece.rows, call_.d, keys, groups);
       softmax_step(piece, key, groups);
-      if (streaming && key + kKeyTile < piece.end) prefetch_next(piece, key + kKeyTile);
+      if (streaming && key + kKeyTile < piece.end && sight.sees(key + kKeyTile)) {
+        prefetch_next(piece, key + kKeyTile);
+      }
       pv_product<Math>(w_, piece.rows, call_.d, keys, groups);
     }
     for (int r = 0; r < piece.rows; ++r) l_[r] = sum_lanes(load(sums_ + r * kLanes));
@@ -188,7 +241,7 @@ class Worker {
         static_cast<const int32_t*>(table.data) + piece.sequence * table.stride[0];
     int groups = 0;
     for (int64_t k = key; groups < kTileGroups && k < seen; k += kGroup, ++groups) {
-      std::byte* head = Format::head(kv, blocks[k / kv.shape.block_size], piece.kv_head);
+      std::byte* head = Format::head(kv, blocks[k / kv.shape.block_size], piece.head / call_.group);
       keys.k[groups] = Format::k_group(kv, head, k % kv.shape.block_size);
       keys.v[groups] = Format::v_group(kv, head, k % kv.shape.block_size);
     }
@@ -225,7 +278,7 @@ class Worker {
     // Tiles multiply pairs of groups: the odd one out is 0.
     const int used = Math::kTiles ? (groups + 1) / 2 * 2 : groups;
     for (int r = 0; r < piece.rows; ++r) {
-      const int64_t visible = call_.position(piece.sequence, piece.first_row + r) + 1 - key;
+      const int64_t visible = call_.position(piece, piece.first_row + r) + 1 - key;
       if (visible >= kKeyTile && used == kTileGroups) {
         softmax_row(r, kTileGroups, [](Vec x, int) { return x; });
       } else {
@@ -286,7 +339,7 @@ struct Cut {
 
   int64_t segments(const Call& call, int64_t s) const {
     const int64_t n = (call.keys(s) + kSegment - 1) / kSegment;
-    return by_segment && call.row_tiles(s) == 1 && n > 1 ? n : 1;
+    return by_segment && !call.planned(s) && call.row_tiles(s) == 1 && n > 1 ? n : 1;
   }
 };
 
@@ -305,20 +358,30 @@ int64_t find_sequence(const int64_t* first, int64_t num, int64_t index) {
 }
 
 void plan(const Call& call, Cut& cut) {
-  const int64_t heads = call.args.shape.kv_heads;
   cut.first_piece[0] = cut.first_partial[0] = 0;
   for (int64_t s = 0; s < call.args.seqs.num_segments; ++s) {
-    const int64_t n = cut.segments(call, s);
+    const int64_t n = cut.segments(call, s), heads = call.packs(s);
     cut.first_piece[s + 1] = cut.first_piece[s] + heads * call.row_tiles(s) * n;
     cut.first_partial[s + 1] = cut.first_partial[s] + (n > 1 ? heads * n : 0);
   }
 }
 
-/// Rows of one row tile; row tiles from the last (the longest) to the first.
-Piece tile_piece(const Call& call, int64_t s, int64_t kv_head, int64_t tile) {
+/// Rows of one row tile of the pack of heads `pack`; row tiles from the last (the longest) to the
+/// first.
+Piece tile_piece(const Call& call, int64_t s, int64_t pack, int64_t tile) {
   const int64_t first = tile * kTileRows, left = call.packed_rows(s) - first;
   const int rows = static_cast<int>(left < kTileRows ? left : kTileRows);
-  return {s, kv_head, first, rows, 0, call.position(s, first + rows - 1) + 1};
+  const int64_t group = call.packed_heads(s);
+  Piece piece{s, pack * group, group, first, rows, 0, 0};
+  piece.end = call.position(piece, first + rows - 1) + 1;
+  return piece;
+}
+
+bool sees_any(const Sight& sight, const Piece& part) {
+  for (int64_t key = part.begin; key < part.end; key += kKeyTile) {
+    if (sight.sees(key)) return true;
+  }
+  return false;
 }
 
 /// All segments of a row tile, one after the other.
@@ -328,12 +391,14 @@ void run_whole(Worker<Math>& worker, const Call& call, const Piece& piece) {
   float m[kTileRows], l[kTileRows];
   const Partial total{o, m, l};
   clear(total, piece.rows, call.d);
+  const Sight sight = call.sight(piece);
   worker.load_q(piece);
   prefetch_out(call, piece);
   for (int64_t begin = 0; begin < piece.end; begin += kSegment) {
     Piece part = piece;
     part.begin = begin;
     part.end = begin + kSegment < piece.end ? begin + kSegment : piece.end;
+    if (!sees_any(sight, part)) continue;
     const Partial result = worker.run(part);
     for (int r = 0; r < piece.rows; ++r) merge_row(total, result, r, call.d);
   }
@@ -360,16 +425,16 @@ void run_piece(Worker<Math>& worker, const Call& call, const Cut& cut, int64_t i
   memcpy(kept.l, result.l, static_cast<size_t>(piece.rows) * sizeof(float));
 }
 
-void merge_sequence(const Call& call, const Cut& cut, int64_t s, int64_t kv_head) {
+void merge_sequence(const Call& call, const Cut& cut, int64_t s, int64_t pack) {
   const int64_t n = cut.segments(call, s);
   if (n == 1 || call.row_tiles(s) == 0) return;
   alignas(64) float o[kTileRows * kMaxHeadDim];
   float m[kTileRows], l[kTileRows];
   const Partial total{o, m, l};
-  const Piece piece = tile_piece(call, s, kv_head, 0);
+  const Piece piece = tile_piece(call, s, pack, 0);
   clear(total, piece.rows, call.d);
   for (int64_t i = 0; i < n; ++i) {
-    const Partial part = partial_at(cut, cut.first_partial[s] + kv_head * n + i, call.d);
+    const Partial part = partial_at(cut, cut.first_partial[s] + pack * n + i, call.d);
     for (int r = 0; r < piece.rows; ++r) merge_row(total, part, r, call.d);
   }
   write_rows(call, piece, total);
@@ -403,9 +468,11 @@ void attention(Stream& stream, const AttnArgs& args) {
   ISA_CHECK(shape.head_dim % kLanes == 0 && shape.head_dim <= kMaxHeadDim);
   ISA_CHECK(shape.kv_heads > 0 && shape.q_heads % shape.kv_heads == 0);
   ISA_CHECK(args.kv.shape.block_size % kGroup == 0);
-  ISA_CHECK(args.heads == nullptr && !args.lse.defined());
   const Call call(args);
   const int64_t num = args.seqs.num_segments;
+  for (int64_t s = 0; s < num && call.planned(s); ++s) {
+    ISA_CHECK(call.start(s) % HeadPlan::kBlock == 0);
+  }
   if (num == 0) return;
   ScratchScope scratch(stream);
   Cut cut{static_cast<int64_t*>(scratch.take((num + 1) * 8)),

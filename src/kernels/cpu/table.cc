@@ -17,9 +17,15 @@ const OpTable& ops() {
       .axial_rope = axial_rope,
       .segment_attention = segment_attention,
   };
+  static constexpr SparseOps kSparse = {
+      .route = route_heads,
+      .select = select_blocks,
+      .select_scratch = select_scratch_bytes,
+  };
   static constexpr OpTable kOps = {
       .name = "cpu-" WEFT_STRING(WEFT_ISA_NS),
       .vision = &kVision,
+      .sparse = &kSparse,
       .weight_bytes = weight_bytes,
       .pack_weight = pack_weight,
       .unpack_weight = unpack_weight,

@@ -10,9 +10,15 @@ const OpTable& ref_ops() {
       .axial_rope = ref::axial_rope,
       .segment_attention = ref::segment_attention,
   };
+  static constexpr SparseOps kSparse{
+      .route = ref::route_heads,
+      .select = ref::select_blocks,
+      .select_scratch = [](const AttnShape&, int, int64_t, int) -> int64_t { return 0; },
+  };
   static constexpr OpTable kOps{
       .name = "ref",
       .vision = &kVision,
+      .sparse = &kSparse,
       .fp8_blocks = true,
       .weight_bytes = ref::weight_bytes,
       .pack_weight = ref::pack_weight,

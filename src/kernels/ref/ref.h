@@ -53,9 +53,10 @@ void mul_sigmoid(Stream&, const MulSigmoidArgs& args);
 void qkv_prepare(Stream&, const QkvPrepareArgs& args);
 void attention(Stream&, const AttnArgs& args);
 void route_heads(Stream&, const RouterArgs& args);
-/// s[b, 0 .. b] of SelectArgs; and the blocks chosen by them.
+/// s[b, 0 .. b] of SelectArgs; and the blocks chosen by them (`quirk`: SelectArgs::quirk_blocks).
 std::vector<double> block_scores(const SelectArgs& args, int64_t segment, int64_t head, int64_t b);
-std::vector<bool> choose_blocks(const std::vector<double>& scores, double threshold);
+std::vector<bool> choose_blocks(const std::vector<double>& scores, double threshold,
+                                bool quirk = false);
 void select_blocks(Stream&, const SelectArgs& args);
 void gdn(Stream&, const GdnArgs& args);
 void gated_norm(Stream&, const GatedNormArgs& args);

@@ -59,7 +59,7 @@ void route_heads(Stream&, const RouterArgs& args) {
       logits[1] = static_cast<float>(x[1]);
       const HeadKind kind = logits[1] > logits[0] ? args.retrieval : args.sparse;
       for (int64_t h = g * group; h < (g + 1) * group; ++h) {
-        args.kinds.row<int32_t>(s)[h] = static_cast<int32_t>(kind);
+        kind_of(args.kinds, args.rows, s, h) = static_cast<int32_t>(kind);
       }
     }
   }
@@ -106,22 +106,30 @@ std::vector<double> block_scores(const SelectArgs& args, int64_t segment, int64_
   return scores;
 }
 
-std::vector<bool> choose_blocks(const std::vector<double>& scores, double threshold) {
+std::vector<bool> choose_blocks(const std::vector<double>& scores, double threshold, bool quirk) {
   const size_t b = scores.size() - 1;
   std::vector<bool> chosen(scores.size(), threshold >= 1);
-  chosen[0] = chosen[b] = true;
-  double mass = scores[0] + (b > 0 ? scores[b] : 0);
+  if (threshold >= 1) return chosen;
+  chosen[b] = true;
+  double mass = scores[b];
+  if (!quirk && b > 0) {
+    chosen[0] = true;
+    mass += scores[0];
+  }
   const double wanted = threshold * std::accumulate(scores.begin(), scores.end(), 0.0);
   std::vector<size_t> order(scores.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::stable_sort(order.begin(), order.end(),
                    [&](size_t x, size_t y) { return scores[x] > scores[y]; });
+  double late = quirk ? -1 : mass;  // what a block is weighed against
   for (const size_t c : order) {
     if (chosen[c]) continue;
-    if (mass >= wanted) break;
+    if (late >= wanted) break;
     chosen[c] = true;
+    late = quirk ? mass : mass + scores[c];
     mass += scores[c];
   }
+  chosen[0] = true;
   return chosen;
 }
 
@@ -132,21 +140,29 @@ void select_blocks(Stream&, const SelectArgs& args) {
     const int64_t start = attn.seqs.kv_start.ptr<int32_t>()[s];
     const int64_t rows = attn.seqs.cu_q.ptr<int32_t>()[s + 1] - attn.seqs.cu_q.ptr<int32_t>()[s];
     for (int64_t h = 0; h < attn.shape.q_heads; ++h) {
-      if (plan.kinds.row<int32_t>(s)[h] != static_cast<int32_t>(HeadKind::kBlocks)) continue;
+      const int32_t kind = kind_of(plan.kinds, plan.rows, s, h);
+      if (kind != static_cast<int32_t>(HeadKind::kBlocks)) continue;
       for (int64_t row = 0; row * HeadPlan::kBlock < rows; ++row) {
+        const int64_t b = start / HeadPlan::kBlock + row;
+        const std::vector<double> scores = block_scores(args, s, h, b);
         const std::vector<bool> chosen =
-            choose_blocks(block_scores(args, s, h, start / HeadPlan::kBlock + row),
-                          args.thresholds.ptr<float>()[h]);
+            choose_blocks(scores, args.thresholds.ptr<float>()[h], b < args.quirk_blocks);
         int32_t* words =
             plan.blocks.row<int32_t>(s) + h * plan.blocks.stride[1] + row * plan.blocks.stride[2];
         std::fill_n(words, plan.blocks.dim(3), 0);
         int32_t count = 0;
+        double kept = 0;
         for (size_t c = 0; c < chosen.size(); ++c) {
           if (!chosen[c]) continue;
+          kept += scores[c];
           words[c / 32] |= static_cast<int32_t>(1u << (c % 32));
           ++count;
         }
         plan.counts.row<int32_t>(s)[h * plan.counts.stride[1] + row] = count;
+        if (args.mass.defined()) {
+          args.mass.row<float>(s)[h * args.mass.stride[1] + row] =
+              static_cast<float>(kept / std::accumulate(scores.begin(), scores.end(), 0.0));
+        }
       }
     }
   }

@@ -1,0 +1,394 @@
+// Plans of heads in prompts: what a head sees, which blocks are chosen for it, and which heads are
+// retrieval heads (kernels/sparse_args.h).
+#include <functional>
+
+#include "kernels/cpu/choose_blocks.h"
+#include "kernels/ref/ref.h"
+#include "sparse_support.h"
+
+namespace weft {
+namespace {
+
+using Plan = SparseWorld::Plan;
+constexpr auto kFull = HeadKind::kFull, kBlocks = HeadKind::kBlocks,
+               kStreaming = HeadKind::kStreaming;
+
+SparseShape shape_of(int length, KvFormat format = KvFormat::kF32, int block_size = 64) {
+  return {.attn = {4, 2, 64, 0.125f}, .format = format, .block_size = block_size, .length = length};
+}
+
+void keep_all(const SparseWorld& world, Plan& plan) {
+  for (int64_t h = 0; h < world.shape().attn.q_heads; ++h) {
+    for (int64_t b = 0; b < world.row_blocks(); ++b) {
+      for (int64_t c = 0; c <= b; ++c) {
+        world.words(plan, h, b)[c / 32] |= static_cast<int32_t>(1u << (c % 32));
+      }
+    }
+  }
+}
+
+void keep_some(const SparseWorld& world, Plan& plan, uint64_t seed) {
+  for (int64_t h = 0; h < world.shape().attn.q_heads; ++h) {
+    for (int64_t b = 0; b < world.row_blocks(); ++b) {
+      for (int64_t c = 0; c < b; ++c) {
+        const auto index = static_cast<uint64_t>((h * 64 + b) * 64 + c);
+        if (philox4x32(seed, index, 3)[0] % 3 != 0) continue;
+        world.words(plan, h, b)[c / 32] |= static_cast<int32_t>(1u << (c % 32));
+      }
+    }
+  }
+}
+
+bool same(const SparseWorld::Output& a, const SparseWorld::Output& b) {
+  return a.out.same_bits(b.out) && a.lse.same_bits(b.lse);
+}
+
+class SparsePrefill : public testing::TestWithParam<CpuIsa> {
+ protected:
+  const OpTable& ops_ = cpu_ops(GetParam());
+  TestStream stream_;
+};
+WEFT_FOR_EACH_ISA(SparsePrefill);
+
+TEST_P(SparsePrefill, MatchesTheOracle) {
+  const std::vector<HeadKind> mixed = {kFull, kBlocks, kStreaming, kBlocks};
+  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBf16}) {
+    for (const int length : {1, 127, 128, 129, 255, 700}) {
+      const SparseShape shape = shape_of(length, format, length == 255 ? 16 : 64);
+      SparseWorld ours(ops_, stream_, shape, 5), oracle(ref_ops(), stream_, shape, 5);
+      Plan plan = ours.plan_of(mixed);
+      keep_some(ours, plan, 9);
+      const auto got = ours.attend(&plan, 0, length), want = oracle.attend(&plan, 0, length);
+      const double tolerance = format == KvFormat::kF32 ? 2e-6 : 6e-3;
+      EXPECT_LT(relative_l2(got.out.data, want.out.data), tolerance) << length;
+      EXPECT_LT(relative_l2(got.lse.data, want.lse.data), tolerance) << length;
+    }
+  }
+}
+
+TEST_P(SparsePrefill, PlansThatSeeEverythingAreTheDenseKernel) {
+  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBf16}) {
+    for (const int length : {1, 128, 700}) {
+      SparseWorld world(ops_, stream_, shape_of(length, format), 5);
+      const auto dense = world.attend(nullptr, 0, length);
+      const Plan full = world.plan_of(kFull);
+      EXPECT_TRUE(same(world.attend(&full, 0, length), dense));
+      Plan all = world.plan_of(kBlocks);
+      keep_all(world, all);
+      EXPECT_TRUE(same(world.attend(&all, 0, length), dense));
+      Plan window = world.plan_of(kStreaming);
+      window.window = static_cast<int>(world.row_blocks());
+      EXPECT_TRUE(same(world.attend(&window, 0, length), dense));
+      window.window = 1;
+      window.sink = static_cast<int>(world.row_blocks());
+      EXPECT_TRUE(same(world.attend(&window, 0, length), dense));
+    }
+  }
+}
+
+TEST_P(SparsePrefill, SinkAndWindowAreTheListOfTheirBlocks) {
+  for (const int length : {1, 127, 128, 129, 255, 640, 1411}) {
+    SparseWorld world(ops_, stream_, shape_of(length, KvFormat::kBf16), 3);
+    for (const int sink : {0, 1, 2}) {
+      for (const int window : {1, 2, 5}) {
+        Plan streaming = world.plan_of(kStreaming), list = world.plan_of(kBlocks);
+        streaming.sink = sink;
+        streaming.window = window;
+        for (int64_t h = 0; h < 4; ++h) {
+          for (int64_t b = 0; b < world.row_blocks(); ++b) {
+            for (int64_t c = 0; c <= b; ++c) {
+              if (c >= sink && c <= b - window) continue;
+              world.words(list, h, b)[c / 32] |= static_cast<int32_t>(1u << (c % 32));
+            }
+          }
+        }
+        EXPECT_TRUE(same(world.attend(&streaming, 0, length), world.attend(&list, 0, length)))
+            << length << " sink " << sink << " window " << window;
+      }
+    }
+  }
+}
+
+TEST_P(SparsePrefill, ChunksPagesAndThreadsDontShow) {
+  const std::vector<HeadKind> mixed = {kBlocks, kStreaming, kFull, kBlocks};
+  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBf16}) {
+    TestStream one(1), three(3);
+    const SparseShape shape = shape_of(900, format);
+    SparseWorld world(ops_, stream_, shape, 5), other(ops_, three, shape, 5, 77);
+    SparseWorld lonely(ops_, one, shape, 5, 3);
+    const auto widths = static_cast<size_t>(4 * 64);
+    for (SparseWorld* w : {&other, &lonely}) {
+      Plan plan = w->plan_of(mixed);
+      const std::vector<float> mass = w->select(plan, 0, 900, {.threshold = 0.7f});
+      const auto whole = world.attend(&plan, 0, 900);
+      for (const int chunk : {128, 384}) {
+        Plan cut = w->plan_of(mixed);
+        for (int at = 0; at < 900; at += chunk) {
+          const int end = std::min(900, at + chunk);
+          w->select(cut, at, end, {.threshold = 0.7f});
+          const auto part = w->attend(&cut, at, end);
+          EXPECT_EQ(std::memcmp(part.out.data.data(),
+                                whole.out.data.data() + static_cast<size_t>(at) * widths,
+                                static_cast<size_t>(end - at) * widths * sizeof(float)),
+                    0)
+              << at;
+        }
+        EXPECT_EQ(cut.words, plan.words);
+        EXPECT_EQ(cut.counts, plan.counts);
+      }
+    }
+  }
+}
+
+TEST_P(SparsePrefill, NobodyReadsABlockThatNobodyKeeps) {
+  SparseWorld clean(ops_, stream_, shape_of(640), 5), poisoned(ops_, stream_, shape_of(640), 5);
+  Plan plan = clean.plan_of({kBlocks, kStreaming, kStreaming, kBlocks});
+  for (const int64_t h : {0, 3}) {
+    for (int64_t b = 1; b < 5; ++b) clean.words(plan, h, b)[0] = b > 1 ? 3 : 1;
+  }
+  poisoned.poison(2);
+  // Rows of the last block: blocks 0, 1, 4 by list; 0, 3, 4 by sink and window.
+  EXPECT_TRUE(same(poisoned.attend(&plan, 512, 640), clean.attend(&plan, 512, 640)));
+}
+
+TEST_P(SparsePrefill, DecodeRowsSeeEverything) {
+  SparseWorld world(ops_, stream_, shape_of(700), 5);
+  const Plan nothing = world.plan_of(kBlocks);
+  const auto planned = world.attend(&nothing, 640, 650, true);
+  EXPECT_TRUE(planned.out.same_bits(world.attend(nullptr, 640, 650, true).out));
+}
+
+// ---- Which blocks are chosen
+
+TEST_P(SparsePrefill, SelectionMatchesTheOracle) {
+  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBf16}) {
+    for (const int stride : {4, 8, 16}) {
+      for (const int length : {1, 100, 129, 515, 1100}) {
+        const SparseShape shape = shape_of(length, format, stride == 8 ? 16 : 64);
+        SparseWorld ours(ops_, stream_, shape, 5), oracle(ref_ops(), stream_, shape, 5);
+        for (const float threshold : {0.5f, 0.9f, 1.0f}) {
+          Plan got = ours.plan_of({kBlocks, kFull, kBlocks, kBlocks}), want = got;
+          const SparseWorld::Choice choice{.stride = stride, .threshold = threshold};
+          const std::vector<float> mass = ours.select(got, 0, length, choice);
+          const std::vector<float> wanted = oracle.select(want, 0, length, choice);
+          EXPECT_EQ(got.words, want.words) << length << " stride " << stride;
+          EXPECT_EQ(got.counts, want.counts);
+          for (size_t i = 0; i < mass.size(); ++i) {
+            if (got.counts[i] == 0) continue;
+            EXPECT_NEAR(mass[i], wanted[i], 1e-5);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(SparsePrefill, SelectionIsTheSmallestThatReachesTheMass) {
+  SparseWorld world(ops_, stream_, shape_of(1400, KvFormat::kBf16), 8);
+  Plan before;
+  for (const float threshold : {0.0f, 0.3f, 0.6f, 0.9f, 0.99f, 1.0f}) {
+    Plan plan = world.plan_of(kBlocks);
+    const std::vector<float> mass = world.select(plan, 0, 1400, {.threshold = threshold});
+    for (int64_t h = 0; h < 4; ++h) {
+      for (int64_t b = 0; b < world.row_blocks(); ++b) {
+        const auto at = static_cast<size_t>(h * world.row_blocks() + b);
+        EXPECT_TRUE(world.kept(plan, h, b, 0) && world.kept(plan, h, b, b));
+        EXPECT_GE(mass[at], threshold - 1e-6f);
+        int32_t count = 0;
+        for (int64_t c = 0; c < world.row_blocks(); ++c) {
+          count += world.kept(plan, h, b, c);
+          EXPECT_FALSE(c > b && world.kept(plan, h, b, c));
+          EXPECT_TRUE(threshold < 1 || c > b || world.kept(plan, h, b, c));
+          // More mass never loses a block.
+          if (!before.words.empty() && world.kept(before, h, b, c)) {
+            EXPECT_TRUE(world.kept(plan, h, b, c));
+          }
+        }
+        EXPECT_EQ(count, plan.counts[at]);
+      }
+    }
+    before = plan;
+  }
+}
+
+TEST_P(SparsePrefill, NormDividesTheScores) {
+  SparseWorld world(ops_, stream_, shape_of(700), 8), scaled(ops_, stream_, shape_of(700), 8);
+  Plan a = world.plan_of(kBlocks), b = a, unscaled = a;
+  world.select(a, 0, 700, {.norm = 0.25f, .threshold = 0.6f});
+  world.select(unscaled, 0, 700, {.threshold = 0.6f});
+  for (float& x : scaled.q().data) x *= 4;
+  scaled.select(b, 0, 700, {.threshold = 0.6f});
+  EXPECT_EQ(a.words, b.words);
+  EXPECT_NE(a.words, unscaled.words);
+}
+
+/// What the published code does in a chunk whose query blocks begin at key block `index`, on one
+/// row: the forced ones are sorted first, a column counts by the sum of those two places before it.
+std::vector<bool> published_choice(const std::vector<double>& scores, double threshold,
+                                   bool first_chunk) {
+  const size_t n = scores.size(), b = n - 1;
+  std::vector<bool> forced(n, false);
+  if (!first_chunk) forced[0] = true;
+  forced[b] = true;
+  double total = 0, forced_mass = 0;
+  for (size_t c = 0; c < n; ++c) {
+    total += scores[c];
+    if (forced[c]) forced_mass += scores[c];
+  }
+  std::vector<size_t> order(n);
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t x, size_t y) {
+    const double a = forced[x] ? 1e5 * (1 + scores[x]) : scores[x];
+    const double c = forced[y] ? 1e5 * (1 + scores[y]) : scores[y];
+    return a > c;
+  });
+  std::vector<double> others;
+  for (size_t c = 0; c < n; ++c) others.push_back(forced[c] ? 0 : scores[c]);
+  std::sort(others.rbegin(), others.rend());
+  std::vector<double> column = {0, forced_mass};
+  column.insert(column.end(), others.begin(), others.end());
+  std::vector<bool> kept = forced;
+  double before = 0;
+  for (size_t place = 0; place < n; ++place) {
+    if (place > 0) before += column[place - 1];
+    kept[before < threshold * total ? order[place] : 0] = true;
+  }
+  return kept;
+}
+
+TEST(BlockChoice, IsThePublishedOneWithAndWithoutItsQuirk) {
+  int differences = 0;
+  for (uint64_t seed = 0; seed < 400; ++seed) {
+    const size_t n = 1 + philox4x32(seed, 0, 9)[0] % 60;
+    const double threshold = 0.05 + 0.9 * uniform01(philox4x32(seed, 1, 9)[0]);
+    std::vector<double> scores;
+    std::vector<float> narrow;
+    for (size_t i = 0; i < n; ++i) {
+      narrow.push_back(std::pow(uniform01(philox4x32(seed, i, 10)[0]), 4.0f));
+      scores.push_back(narrow.back());
+    }
+    for (const bool quirk : {false, true}) {
+      const std::vector<bool> want = published_choice(scores, static_cast<float>(threshold), quirk);
+      EXPECT_EQ(ref::choose_blocks(scores, static_cast<float>(threshold), quirk), want) << seed;
+      std::vector<int32_t> order(n), words(2, -1);
+      const ChosenBlocks chosen = choose_blocks({.scores = narrow.data(),
+                                                 .row = static_cast<int64_t>(n) - 1,
+                                                 .threshold = static_cast<float>(threshold),
+                                                 .quirk = quirk,
+                                                 .order = order.data(),
+                                                 .words = words.data(),
+                                                 .num_words = 2});
+      for (size_t c = 0; c < 64; ++c) {
+        EXPECT_EQ((words[c / 32] >> (c % 32) & 1) != 0, c < n && want[c]) << seed << " " << c;
+      }
+      EXPECT_EQ(chosen.count, std::count(want.begin(), want.end(), true));
+      differences +=
+          quirk && want != published_choice(scores, static_cast<float>(threshold), false);
+    }
+  }
+  EXPECT_GT(differences, 100);
+}
+
+TEST(BlockChoice, TiesGoToTheLowerBlock) {
+  const std::vector<double> scores = {1, 2, 2, 2, 1};
+  EXPECT_EQ(ref::choose_blocks(scores, 0.45), (std::vector<bool>{true, true, false, false, true}));
+  EXPECT_EQ(ref::choose_blocks(scores, 0.51), (std::vector<bool>{true, true, true, false, true}));
+}
+
+// ---- The router
+
+struct RouterWorld {
+  static constexpr int64_t kHeads = 3, kGroup = 2, kDim = 32;
+  Floats weights[5], biases[5], norm = random_floats({kDim}, 50);
+  RouterWeights args;
+
+  explicit RouterWorld(uint64_t seed) {
+    const int64_t shapes[5][2] = {
+        {4 * kDim, kDim}, {kDim, 4 * kDim}, {4 * kDim, kDim}, {kDim, 4 * kDim}, {2, kDim}};
+    for (uint64_t i = 0; i < 5; ++i) {
+      weights[i] = random_floats({shapes[i][0], shapes[i][1]}, seed + i, 0.4f);
+      biases[i] = random_floats({shapes[i][0]}, seed + 10 + i, 0.4f);
+    }
+    for (int i = 0; i < 2; ++i) {
+      args.feature[i] = weights[i].view;
+      args.feature_bias[i] = biases[i].view;
+    }
+    for (int i = 0; i < 3; ++i) {
+      args.router[i] = weights[i + 2].view;
+      args.router_bias[i] = biases[i + 2].view;
+    }
+  }
+
+  struct Result {
+    Floats logits;
+    std::vector<int32_t> kinds;
+  };
+  Result run(const OpTable& ops, Stream& stream, const Floats& k, std::vector<int32_t> cu) {
+    const auto num = static_cast<int64_t>(cu.size()) - 1;
+    Ints cu_q(std::move(cu));
+    std::vector<int32_t> rows;  // the last one first
+    for (int64_t s = 0; s < num; ++s) rows.push_back(static_cast<int32_t>(num - 1 - s));
+    Ints row_of(rows);
+    Result out{Floats({num, kHeads, 2}, kNaN),
+               std::vector<int32_t>(static_cast<size_t>(num * kHeads * kGroup), 7)};
+    ops.sparse->route(stream,
+                      {.k = k.view,
+                       .k_norm = norm.view,
+                       .weights = args,
+                       .cu_q = cu_q.view,
+                       .num_segments = static_cast<int>(num),
+                       .retrieval = kFull,
+                       .sparse = kStreaming,
+                       .logits = out.logits.view,
+                       .kinds = TensorView(out.kinds.data(), DType::kI32, {num, kHeads * kGroup}),
+                       .rows = row_of.view});
+    return out;
+  }
+};
+
+TEST_P(SparsePrefill, RouterMatchesTheOracleForEveryLength) {
+  RouterWorld world(4);
+  for (const int length : {1, 99, 100, 101, 150, 199, 200, 201, 333}) {
+    const Floats k = random_floats({length + 40, RouterWorld::kHeads, RouterWorld::kDim}, 70, 3);
+    const auto got = world.run(ops_, stream_, k, {0, length, length + 40});
+    const auto want = world.run(ref_ops(), stream_, k, {0, length, length + 40});
+    for (size_t i = 0; i + 1 < got.logits.data.size(); ++i) {
+      EXPECT_NEAR(got.logits.data[i], want.logits.data[i], 1e-5) << length;
+    }
+    EXPECT_EQ(got.kinds, want.kinds);
+    // Alone it is the same, bit for bit: kinds of segment 0 are in the last row.
+    const auto alone = world.run(ops_, stream_, k, {0, length});
+    EXPECT_EQ(std::memcmp(alone.logits.data.data(), got.logits.data.data(), 6 * sizeof(float)), 0);
+    EXPECT_TRUE(std::equal(alone.kinds.begin(), alone.kinds.end(), got.kinds.begin() + 6));
+  }
+}
+
+TEST_P(SparsePrefill, RouterTakesOnlyTheEndsOfAPromptAndEachTwiceWhereTheyOverlap) {
+  RouterWorld world(4);
+  Floats k = random_floats({300, RouterWorld::kHeads, RouterWorld::kDim}, 70, 3);
+  const auto before = world.run(ops_, stream_, k, {0, 300});
+  const size_t row = RouterWorld::kHeads * RouterWorld::kDim;
+  for (size_t i = 100 * row; i < 200 * row; ++i) k.data[i] = 99;
+  EXPECT_TRUE(before.logits.same_bits(world.run(ops_, stream_, k, {0, 300}).logits));
+  k.data[99 * row] += 1;
+  EXPECT_FALSE(before.logits.same_bits(world.run(ops_, stream_, k, {0, 300}).logits));
+}
+
+TEST_P(SparsePrefill, RouterChoosesByTheLargerLogitAndSparseOnATie) {
+  const Floats k = random_floats({150, RouterWorld::kHeads, RouterWorld::kDim}, 70);
+  const auto kinds_with = [&](float first, float second) {
+    RouterWorld world(4);
+    std::fill(world.weights[4].data.begin(), world.weights[4].data.end(), 0.0f);
+    world.biases[4].data[0] = first;
+    world.biases[4].data[1] = second;
+    return world.run(ops_, stream_, k, {0, 150}).kinds;
+  };
+  const std::vector<int32_t> retrieval(6, static_cast<int32_t>(kFull));
+  const std::vector<int32_t> sparse(6, static_cast<int32_t>(kStreaming));
+  EXPECT_EQ(kinds_with(0, 1), retrieval);
+  EXPECT_EQ(kinds_with(1, 0), sparse);
+  EXPECT_EQ(kinds_with(0.5f, 0.5f), sparse);
+}
+
+}  // namespace
+}  // namespace weft
