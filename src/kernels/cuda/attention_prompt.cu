@@ -659,6 +659,7 @@ class PrefillLauncher {
     params_.kinds = plan.kinds.template ptr<int32_t>();
     params_.heads = static_cast<int32_t>(plan.kinds.dim(1));
     CHECK(plan.kinds.contiguous() && params_.heads == args_.shape.q_heads);
+    CHECK(!plan.rows.defined() && plan.kinds.dim(0) >= args_.num_prompt_segments);
     params_.sink_blocks = plan.sink_blocks;
     params_.window_blocks = plan.window_blocks;
     CHECK(plan.sink_blocks >= 0 && plan.window_blocks >= 1);

@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 void route_heads(Stream& stream, const RouterArgs& args) {
   if (args.num_segments == 0) return;
   const RouterWeights& weights = args.weights;
-  CHECK(args.k.dtype == DType::kBF16 && args.k.stride[2] == 1);
+  CHECK(args.k.dtype == DType::kBF16 && args.k.stride[2] == 1 && !args.rows.defined());
   RouterParams p;
   p.dim = static_cast<int32_t>(args.k.dim(2));
   CHECK(p.dim > 0 && p.dim <= kMaxDim && p.dim % 8 == 0, "router: head_dim is 8, 16, .. 256");
