@@ -104,6 +104,7 @@ export class Live {
       prompt: lineChart(150, "Prompt tokens per second", {unit: " tok/s"}),
       requests: lineChart(156, "Requests", {whole: true}),
       hits: lineChart(118, "Hit rates", {percent: true}),
+      drafts: lineChart(118, "Accepted drafts", {percent: true}),
       steps: stepChart(176),
     };
     this.blocks = meter("KV blocks");
@@ -112,6 +113,10 @@ export class Live {
     this.memory = h("p", {class: "big", id: "live-memory"}, "–");
     this.hits = h("p", {class: "big", id: "live-hits"}, "–");
     this.hitFacts = h("p", {class: "hint"});
+    this.drafts = h("p", {class: "big", id: "live-drafts"}, "–");
+    this.draftFacts = h("p", {class: "hint"});
+    this.places = h("div");
+    this.draftsNode = card("full", "Speculation", h("div", {class: "drafts"}, h("div", null, this.drafts, this.charts.drafts.node, this.draftFacts), this.places));
     this.memoryFacts = h("p", {class: "hint"});
     this.stepFacts = h("span", {class: "hint"});
     this.facts = h("dl", {class: "facts"});
@@ -123,6 +128,7 @@ export class Live {
       card("third", "Requests", this.requests, legend(["running", "c-indigo"], ["waiting", "c-madder"]), this.charts.requests.node),
       card("third", "Memory", this.memory, this.blocks.node("c-indigo"), this.slotsNode, this.memoryFacts),
       card("third", "Prefix cache", this.hits, legend(["KV found", "c-indigo"], ["reused", "c-weld"], ["state", "c-leaf"]), this.charts.hits.node, this.hitFacts),
+      this.draftsNode,
       h("section", {class: "card full"},
         h("div", {class: "head"}, h("h2", null, "Steps, milliseconds each"), legend(["prompt rows", "c-indigo"], ["decode rows", "c-weld"], ["preempted", "c-madder"]), this.stepFacts),
         this.charts.steps.node),
@@ -176,6 +182,7 @@ export class Live {
     this.drawRates();
     this.drawMemory(latest);
     this.drawHits(latest);
+    this.drawDrafts(latest);
     const {steps} = history;
     this.charts.steps.update({steps, now: latest.now ?? 0});
     const middle = steps.map((step) => step.ms ?? 0).sort((a, b) => a - b)[steps.length >> 1];
@@ -210,6 +217,7 @@ export class Live {
     this.requests.replaceChildren(`${history.now("running") ?? "–"}`, h("small", null, "running"), h("small", null, `${history.now("waiting") ?? 0} waiting`));
     draw(this.charts.requests, ["running", "running", "c-indigo"], ["waiting", "waiting", "c-madder"]);
     draw(this.charts.hits, ["KV found", "kv_hit_rate", "c-indigo"], ["reused", "reuse_rate", "c-weld"], ["state", "state_hit_rate", "c-leaf"]);
+    draw(this.charts.drafts, ["accepted", "draft_acceptance", "c-leaf"]);
   }
 
   drawMemory({limits = {}}) {
@@ -234,6 +242,29 @@ export class Live {
     if (looked != null) parts.push(`KV found for ${percent(share(totals.kv_hit_tokens, looked))} of ${count(looked)} tokens`);
     if (totals.state_hits != null) parts.push(`${count(totals.state_hits)} ${totals.state_hits === 1 ? "sequence" : "sequences"} began from a stored state`);
     this.hitFacts.textContent = parts.join("; ");
+  }
+
+  /** How drafts fare: only of a server that speculates. */
+  drawDrafts({limits = {}, totals = {}}) {
+    const drafts = totals.drafts;
+    this.draftsNode.hidden = !(limits.speculative_tokens > 0 && drafts);
+    if (this.draftsNode.hidden) return;
+    const {mtp = 0, ngram = 0} = drafts.proposed ?? {};
+    const accepted = drafts.accepted ?? {};
+    const length = share(drafts.emitted, drafts.sequence_steps);
+    this.drafts.replaceChildren(length == null ? "–" : length.toFixed(2), h("small", null, "tokens a step"),
+      h("small", null, `${percent(share((accepted.mtp ?? 0) + (accepted.ngram ?? 0), mtp + ngram))} of the drafts accepted`));
+    const from = [["mtp", "MTP", mtp], ["ngram", "n-gram", ngram]].filter(([, , proposed]) => proposed > 0);
+    this.draftFacts.textContent = from.map(([key, name, proposed]) => `${name}: ${percent(share(accepted[key] ?? 0, proposed))} of ${count(proposed)} drafts`).join("; ");
+    // Of the steps with drafts, those whose n-th draft was accepted.
+    if (this.placeMeters?.length !== limits.speculative_tokens) {
+      this.placeMeters = Array.from({length: limits.speculative_tokens}, (_, i) => meter(`Draft ${i + 1}`));
+      this.places.replaceChildren(...this.placeMeters.map((place) => place.node("c-leaf")));
+    }
+    this.placeMeters.forEach((place, i) => {
+      const part = share(drafts.accepted_at?.[i] ?? 0, drafts.draft_steps);
+      place.set(part, 0, percent(part));
+    });
   }
 
   drawFacts({limits = {}, totals = {}}) {

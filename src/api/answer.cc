@@ -23,6 +23,11 @@ bool AnswerStream::on_token(int32_t token, const TokenLogprob* logprob) {
   return go_on;
 }
 
+void AnswerStream::on_step(const SpeculationStep& step) {
+  const std::lock_guard lock(mutex_);
+  answer_.speculation.add(step);
+}
+
 void AnswerStream::on_prompt_logprobs(int64_t first, std::vector<TokenLogprob> logprobs) {
   const std::lock_guard lock(mutex_);
   CHECK(first == static_cast<int64_t>(answer_.prompt_logprobs.size()) + 1);

@@ -22,6 +22,7 @@ struct Answer {
   std::string text;
   FinishReason reason = FinishReason::kNone;
   Usage usage;
+  SpeculationCounts speculation;  ///< of all its steps
   std::optional<Error> error;
   std::vector<Clock::time_point> token_times;  ///< one a token
   Clock::time_point started, first_token, finished;
@@ -35,6 +36,7 @@ class AnswerStream final : public TokenSink {
   AnswerStream(const Tokenizer* tokenizer, TextOptions options);
 
   bool on_token(int32_t token, const TokenLogprob* logprob) override;
+  void on_step(const SpeculationStep& step) override;
   void on_prompt_logprobs(int64_t first, std::vector<TokenLogprob> logprobs) override;
   void on_finish(FinishReason reason, const Usage& usage, const Error* error) override;
 

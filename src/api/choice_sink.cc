@@ -53,6 +53,7 @@ void ChoiceSink::on_finish(FinishReason reason, const Usage& usage, const Error*
   last.end->reason = reason;
   last.end->usage = usage;
   if (error != nullptr) last.end->error = *error;
+  last.end->speculation = std::move(speculation_);
   last.end->stop_string = output_.stop_string();
   if (reason == FinishReason::kStop) last.end->stop_token = stop_token_;
   const Emit emit = std::move(emit_);  // it may hold the last reference to this

@@ -22,6 +22,7 @@ struct TokenEvent {
     std::optional<Error> error;
     std::optional<size_t> stop_string;  ///< index of the stop string that ended it
     int32_t stop_token = -1;            ///< the stop id that ended it
+    SpeculationCounts speculation;      ///< of all its steps
   };
   Kind kind = Kind::kToken;
   int32_t token = -1;                               ///< of kToken
@@ -50,12 +51,14 @@ class ChoiceSink final : public TokenSink {
   void on_prompt_done(int64_t cached_tokens) override;
   void on_prompt_logprobs(int64_t first, std::vector<TokenLogprob> logprobs) override;
   bool on_token(int32_t token, const TokenLogprob* logprob) override;
+  void on_step(const SpeculationStep& step) override { speculation_.add(step); }
   void on_finish(FinishReason reason, const Usage& usage, const Error* error) override;
 
  private:
   TextOutput output_;
   Emit emit_;
   int32_t stop_token_ = -1;
+  SpeculationCounts speculation_;
   std::chrono::steady_clock::time_point scheduled_;
 };
 

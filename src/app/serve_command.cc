@@ -198,17 +198,21 @@ Result<void> Server::open() {
   const std::vector<std::string> names = options_.served_model_names.empty()
                                              ? std::vector<std::string>{served_.name}
                                              : options_.served_model_names;
+  const SpeculationConfig& speculation = options_.engine.speculation;
+  const int speculative_tokens = speculation.on() ? speculation.num_speculative_tokens : 0;
   telemetry_ = TRY(Telemetry::start({.metrics = {.model_name = names.front(),
                                                  .block_size = served_.block_size,
                                                  .num_blocks = served_.num_blocks,
                                                  .num_state_slots = served_.num_slots,
-                                                 .prefix_caching = options_.engine.prefix_caching},
+                                                 .prefix_caching = options_.engine.prefix_caching,
+                                                 .num_speculative_tokens = speculative_tokens},
                                      .live = {.model_name = names.front(),
                                               .block_size = served_.block_size,
                                               .num_blocks = served_.num_blocks,
                                               .num_state_slots = served_.num_slots,
                                               .max_num_seqs = options_.engine.max_num_seqs,
-                                              .max_model_len = served_.limits.max_model_len},
+                                              .max_model_len = served_.limits.max_model_len,
+                                              .num_speculative_tokens = speculative_tokens},
                                      .trace_file = options_.trace_file,
                                      .log_stats = options_.log_stats}));
   ServiceConfig config{
@@ -218,6 +222,7 @@ Result<void> Server::open() {
       .allowed_origins = options_.allowed_origins,
       .max_sequences = int64_t{options_.engine.max_num_seqs} + options_.max_waiting,
       .log_requests = options_.log_requests};
+  config.num_speculative_tokens = speculative_tokens;
   config.limits.max_n = options_.max_n;
   if (options_.engine.seed != 0) config.seed = options_.engine.seed;
   service_ = std::make_unique<Service>(std::move(config), std::move(keys), *telemetry_);

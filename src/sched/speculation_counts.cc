@@ -7,6 +7,10 @@
 
 namespace weft {
 
+std::string_view source_name(DraftSource source) {
+  return source == DraftSource::kMtp ? "mtp" : "ngram";
+}
+
 void SpeculationStep::cut(int count) {
   emitted = count;
   // The drafts of the later sources are the last ones.
@@ -16,6 +20,22 @@ void SpeculationStep::cut(int count) {
     left -= n;
   }
 }
+
+namespace {
+
+/// Adds one to the first `count` of them.
+void count_up(std::vector<int64_t>& counts, int count) {
+  const auto size = static_cast<size_t>(count);
+  if (counts.size() < size) counts.resize(size);
+  for (size_t i = 0; i < size; ++i) ++counts[i];
+}
+
+void add_each(std::vector<int64_t>& to, const std::vector<int64_t>& from) {
+  to.resize(std::max(to.size(), from.size()));
+  for (size_t i = 0; i < from.size(); ++i) to[i] += from[i];
+}
+
+}  // namespace
 
 void SpeculationCounts::add(const SpeculationStep& step) {
   if (step.emitted == 0) return;
@@ -27,10 +47,8 @@ void SpeculationCounts::add(const SpeculationStep& step) {
     any = any || step.proposed[i] > 0;
   }
   draft_steps += any ? 1 : 0;
-  if (per_head.size() < static_cast<size_t>(step.emitted)) {
-    per_head.resize(static_cast<size_t>(step.emitted));
-  }
-  for (size_t j = 0; j < static_cast<size_t>(step.emitted); ++j) ++per_head[j];
+  count_up(per_head, step.emitted);
+  count_up(accepted_at, step.num_accepted());
 }
 
 void SpeculationCounts::add(const SpeculationCounts& other) {
@@ -40,8 +58,8 @@ void SpeculationCounts::add(const SpeculationCounts& other) {
     proposed[i] += other.proposed[i];
     accepted[i] += other.accepted[i];
   }
-  per_head.resize(std::max(per_head.size(), other.per_head.size()));
-  for (size_t j = 0; j < other.per_head.size(); ++j) per_head[j] += other.per_head[j];
+  add_each(per_head, other.per_head);
+  add_each(accepted_at, other.accepted_at);
 }
 
 int64_t SpeculationCounts::emitted() const {

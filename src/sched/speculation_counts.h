@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 #include <vector>
 
 namespace weft {
@@ -10,6 +11,7 @@ namespace weft {
 /// Who proposed a draft token.
 enum class DraftSource : uint8_t { kMtp, kNgram };
 inline constexpr size_t kNumDraftSources = 2;
+std::string_view source_name(DraftSource source);  ///< mtp, ngram
 
 /// What one step did for one request under speculation: `emitted` tokens were given out, the first
 /// of them that were drafts, then, unless the answer was cut, one of the target's own.
@@ -28,7 +30,8 @@ struct SpeculationCounts {
   int64_t steps = 0;        ///< that gave out tokens; the one of the first token is one of them
   int64_t draft_steps = 0;  ///< of them, those that verified drafts
   std::array<int64_t, kNumDraftSources> proposed{}, accepted{};
-  std::vector<int64_t> per_head;  ///< [j]: steps that gave out more than j tokens
+  std::vector<int64_t> per_head;     ///< [j]: steps that gave out more than j tokens
+  std::vector<int64_t> accepted_at;  ///< [i]: steps that gave out more than i drafts
 
   void add(const SpeculationStep& step);
   void add(const SpeculationCounts& other);

@@ -110,12 +110,15 @@ TEST(SpeculationCounts, SourcesAreCountedApart) {
   EXPECT_EQ(counts.num_proposed(), 10);
   EXPECT_EQ(counts.num_accepted(), 8);
   EXPECT_EQ(counts.per_head, (std::vector<int64_t>{3, 2, 2, 2, 1}));
+  // In the cut step the fifth token was a draft, in the other the target's own.
+  EXPECT_EQ(counts.accepted_at, (std::vector<int64_t>{2, 2, 2, 1, 1}));
 }
 
 TEST(SpeculationCounts, SumsOfRequestsEqualTheSumOfTheirSteps) {
   SpeculationCounts one, two, all;
   for (int i = 0; i < 12; ++i) {
-    const SpeculationStep step{.emitted = 1 + i % 4, .proposed = {i % 3, i % 2}};
+    const SpeculationStep step{
+        .emitted = 1 + i % 4, .proposed = {i % 3, i % 2}, .accepted = {i % 4 / 2, 0}};
     (i % 5 == 0 ? one : two).add(step);
     all.add(step);
   }
@@ -123,6 +126,7 @@ TEST(SpeculationCounts, SumsOfRequestsEqualTheSumOfTheirSteps) {
   sum.add(one);
   sum.add(two);
   EXPECT_EQ(sum.per_head, all.per_head);
+  EXPECT_EQ(sum.accepted_at, all.accepted_at);
   EXPECT_EQ(sum.steps, all.steps);
   EXPECT_EQ(sum.draft_steps, all.draft_steps);
   EXPECT_EQ(sum.proposed, all.proposed);

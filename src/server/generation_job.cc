@@ -43,7 +43,8 @@ struct GenerationJob::Choice {
   std::vector<int32_t> token_ids;  // not yet sent
   int64_t num_tokens = 0, num_reasoning = 0, cached = 0;
   bool has_tool_calls = false;
-  bool thought = false;  // there was reasoning, empty perhaps
+  bool thought = false;           // there was reasoning, empty perhaps
+  SpeculationCounts speculation;  // when it has ended
   ChoiceEnd end;
 };
 
@@ -253,6 +254,7 @@ void GenerationJob::on_end(Choice& choice, TokenEvent& event) {
   if (choice.parser) choice.parser->finish(choice.delta);
   choice.has_tool_calls = choice.parser && choice.parser->num_tool_calls() > 0;
   choice.end = end_of(choice, end);
+  choice.speculation = std::move(event.end->speculation);
   if (request_.stream) send_frame(choice, &choice.end);
   if (++num_ended_ == choices_.size()) finish();
 }
@@ -266,6 +268,11 @@ std::string GenerationJob::take_logprobs(Choice& choice) {
   std::string out = "{\"content\":[" + choice.chat_logprobs + "],\"refusal\":null}";
   choice.chat_logprobs.clear();
   return out;
+}
+
+std::string GenerationJob::speculate_metrics_of(const Choice& choice) const {
+  const int tokens = context_.num_speculative_tokens;
+  return tokens > 0 ? speculate_metrics_json(choice.speculation, tokens) : std::string();
 }
 
 /// Sends what the choice has gathered since its last frame.
@@ -282,6 +289,7 @@ void GenerationJob::send_frame(Choice& choice, const ChoiceEnd* end) {
     if (!choice.begun) prompt_ids = json_ids(prompt);
     ids = json_ids(choice.token_ids);
   }
+  const std::string speculation = end != nullptr ? speculate_metrics_of(choice) : "";
   const ChunkChoice chunk{.index = static_cast<int64_t>(choice.index),
                           .role = !choice.begun,
                           .delta = &choice.delta,
@@ -290,6 +298,7 @@ void GenerationJob::send_frame(Choice& choice, const ChoiceEnd* end) {
                           .prompt_logprobs = prompt_logprobs,
                           .prompt_token_ids = prompt_ids,
                           .token_ids = ids,
+                          .speculate_metrics = speculation,
                           .end = end};
   const std::string usage_so_far = request_.continuous_usage_stats ? usage_json(usage()) : "";
   choice.begun = true;
@@ -354,9 +363,15 @@ void GenerationJob::resume() {
 UsageTotals GenerationJob::usage() const {
   UsageTotals out;
   out.prompt_tokens = prepared_.num_prompt_tokens();
+  if (context_.num_speculative_tokens > 0) out.accepted_drafts = out.rejected_drafts = 0;
   for (const auto& choice : choices_) {
     out.completion_tokens += choice->num_tokens;
     out.reasoning_tokens += choice->num_reasoning;
+    if (context_.num_speculative_tokens > 0) {
+      const int64_t accepted = choice->speculation.num_accepted();
+      out.accepted_drafts += accepted;
+      out.rejected_drafts += choice->speculation.num_proposed() - accepted;
+    }
     // Choices of one prompt share its prefix: the first tells what the prompt found.
     if (choice->index % static_cast<size_t>(request_.n) == 0) out.cached_tokens += choice->cached;
   }
@@ -405,6 +420,7 @@ void GenerationJob::finish() {
       out.prompt_token_ids = json_ids(prompt);
       out.token_ids = json_ids(choice->token_ids);
     }
+    out.speculate_metrics = speculate_metrics_of(*choice);
     out.end = std::move(choice->end);
     whole.push_back(std::move(out));
   }

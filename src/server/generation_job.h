@@ -26,6 +26,7 @@ struct JobContext {
   /// Brings an event to GenerationJob::on_event() on the I/O thread, in order.
   std::function<void(std::shared_ptr<GenerationJob>, size_t sequence, TokenEvent)> emit;
   Telemetry* telemetry = nullptr;
+  int num_speculative_tokens = 0;  ///< 0: nothing is drafted
   /// Once a job, when its answer is complete; 499: the client has gone.
   std::function<void(std::string_view route, int status)> on_answer;
 };
@@ -68,6 +69,7 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   void add_logprob(Choice& choice, const TokenEvent& event);
   void add_echo(Choice& choice);
   std::string take_logprobs(Choice& choice);
+  std::string speculate_metrics_of(const Choice& choice) const;
   void send_frame(Choice& choice, const ChoiceEnd* end);
   void begin_stream();
   void write(std::string frame);

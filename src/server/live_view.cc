@@ -1,6 +1,7 @@
 #include "server/live_view.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <cmath>
 #include <iterator>
@@ -33,6 +34,20 @@ void append_column(std::string& out, std::string_view name, const Samples& sampl
     }
   }
   out += ']';
+}
+
+/// ,"drafts":{...}: of the whole life.
+void append_drafts(std::string& out, const SpeculationCounts& s) {
+  const auto to = std::back_inserter(out);
+  fmt::format_to(to, ",\"drafts\":{{\"sequence_steps\":{},\"draft_steps\":{}", s.steps,
+                 s.draft_steps);
+  for (const auto& [name, counts] :
+       {std::pair{"proposed", &s.proposed}, std::pair{"accepted", &s.accepted}}) {
+    fmt::format_to(to, ",\"{}\":{{\"{}\":{},\"{}\":{}}}", name, source_name(DraftSource::kMtp),
+                   (*counts)[0], source_name(DraftSource::kNgram), (*counts)[1]);
+  }
+  fmt::format_to(to, ",\"emitted\":{},\"accepted_at\":[{}]}}", s.emitted(),
+                 fmt::join(s.accepted_at, ","));
 }
 
 }  // namespace
@@ -82,6 +97,10 @@ void LiveView::sample(const EngineStats& stats, Clock::time_point now) {
   const int64_t admitted = s.hits + s.misses - b.hits - b.misses;
   sample.state_hit =
       info_.num_state_slots > 0 ? share(s.state_hits - b.state_hits, admitted) : -1.0;
+  const SpeculationCounts &d = stats.speculation, &e = before->speculation;
+  sample.draft_acceptance =
+      share(d.num_accepted() - e.num_accepted(), d.num_proposed() - e.num_proposed());
+  sample.accepted_length = share(d.emitted() - e.emitted(), d.steps - e.steps);
   if (samples_.size() == kSamples) samples_.pop_front();
   samples_.push_back(sample);
 }
@@ -111,18 +130,20 @@ std::string LiveView::json(double since, const std::string& state) const {
   append_json_quoted(info_.model_name, out);
   fmt::format_to(to,
                  ",\"limits\":{{\"blocks\":{},\"block_size\":{},\"slots\":{},\"max_num_seqs\":{},"
-                 "\"max_model_len\":{}}}",
+                 "\"max_model_len\":{},\"speculative_tokens\":{}}}",
                  info_.num_blocks, info_.block_size, info_.num_state_slots, info_.max_num_seqs,
-                 info_.max_model_len);
+                 info_.max_model_len, info_.num_speculative_tokens);
   const int64_t finished = s.finished_stop + s.finished_length + s.aborted + s.numeric_errors;
   fmt::format_to(to,
                  ",\"totals\":{{\"prompt_tokens\":{},\"generated_tokens\":{},\"finished\":{},"
                  "\"preemptions\":{},\"steps\":{},\"computed_tokens\":{},\"looked_up_tokens\":{},"
                  "\"kv_hit_tokens\":{},\"reused_tokens\":{},\"state_lost_tokens\":{},"
-                 "\"state_hits\":{}}}",
+                 "\"state_hits\":{}",
                  stats.prompt_tokens, stats.generated_tokens, finished, s.preemptions, s.steps,
                  s.computed_tokens, s.looked_up_tokens, s.kv_hit_tokens, s.reused_tokens,
                  s.state_lost_tokens, s.state_hits);
+  if (info_.num_speculative_tokens > 0) append_drafts(out, stats.speculation);
+  out += "}";
   out += ",\"samples\":{\"period\":1,\"time\":[";
   for (size_t i = 0; i < samples.size(); ++i) {
     fmt::format_to(to, "{}{:.3f}", i > 0 ? "," : "", samples[i].time);
@@ -141,6 +162,12 @@ std::string LiveView::json(double since, const std::string& state) const {
   append_column(out, "kv_hit_rate", samples, [](const Sample& x) { return x.kv_hit; });
   append_column(out, "reuse_rate", samples, [](const Sample& x) { return x.reuse; });
   append_column(out, "state_hit_rate", samples, [](const Sample& x) { return x.state_hit; });
+  if (info_.num_speculative_tokens > 0) {
+    append_column(out, "draft_acceptance", samples,
+                  [](const Sample& x) { return x.draft_acceptance; });
+    append_column(out, "accepted_length", samples,
+                  [](const Sample& x) { return x.accepted_length; });
+  }
   out += "},\"steps\":[";
   for (size_t i = 0; i < steps.size(); ++i) {
     const StepRecord& r = steps[i];

@@ -20,6 +20,7 @@ struct LiveInfo {
   int num_state_slots = 0;
   int max_num_seqs = 0;
   int64_t max_model_len = 0;
+  int num_speculative_tokens = 0;  ///< drafts a step at most; 0: nothing is drafted
 };
 
 /// The last ten minutes, one sample a second, and the last 200 steps, as JSON for the page
@@ -47,6 +48,8 @@ class LiveView {
     int blocks_used = 0, blocks_cached = 0, slots_used = 0, slots_cached = 0;
     double prompt_rate = 0, generation_rate = 0, steps = 0;  // a second
     double kv_hit = -1, reuse = -1, state_hit = -1;          // shares; -1: nothing looked up
+    double draft_acceptance = -1;                            // share of the drafts; -1: none
+    double accepted_length = -1;  // tokens that a step gives a sequence; -1: none
   };
   double epoch_seconds(Clock::time_point t) const;
 

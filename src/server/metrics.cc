@@ -159,6 +159,36 @@ void render_engine(Exposition& out, const MetricsInfo& info, const EngineStats& 
                  prometheus_label("enable_prefix_caching", info.prefix_caching ? "True" : "False"));
 }
 
+/// Only of a server that drafts, as vLLM has it.
+void render_speculation(Exposition& out, const MetricsInfo& info, const EngineStats& stats) {
+  if (info.num_speculative_tokens == 0) return;
+  const SpeculationCounts& s = stats.speculation;
+  out.counter("vllm:spec_decode_num_drafts_total", static_cast<double>(s.draft_steps),
+              "Times that drafts of a sequence were verified.");
+  out.counter("vllm:spec_decode_num_draft_tokens_total", static_cast<double>(s.num_proposed()),
+              "Draft tokens verified.");
+  out.counter("vllm:spec_decode_num_accepted_tokens_total", static_cast<double>(s.num_accepted()),
+              "Of them, given out.");
+  out.family("vllm:spec_decode_num_accepted_tokens_per_pos_total", "counter",
+             "Draft tokens given out, by their place among the drafts of a step.");
+  for (int i = 0; i < info.num_speculative_tokens; ++i) {
+    const auto place = static_cast<size_t>(i);
+    out.sample(place < s.accepted_at.size() ? static_cast<double>(s.accepted_at[place]) : 0,
+               prometheus_label("position", std::to_string(i)));
+  }
+  const auto by_source = [&](const char* name, const char* help, const auto& counts) {
+    out.family(name, "counter", help);
+    for (size_t i = 0; i < kNumDraftSources; ++i) {
+      out.sample(static_cast<double>(counts[i]),
+                 prometheus_label("source", source_name(static_cast<DraftSource>(i))));
+    }
+  };
+  by_source("weft:draft_tokens_total", "Draft tokens verified, by who proposed them.", s.proposed);
+  by_source("weft:accepted_draft_tokens_total", "Of them, given out.", s.accepted);
+  out.counter("weft:generation_steps_total", static_cast<double>(s.steps),
+              "Steps that gave a sequence tokens, once a sequence.");
+}
+
 void render_own(Exposition& out, const MetricsInfo& info, const EngineStats& stats) {
   const SchedulerStats& s = stats.scheduler;
   const auto count = [&out](const char* name, int64_t value, const char* help) {
@@ -224,6 +254,7 @@ std::string Metrics::render(const EngineStats& stats, bool healthy) const {
   out.histogram("vllm:request_params_n", params_n_, "n, as requested.");
   out.histogram("vllm:request_params_max_tokens", params_max_tokens_, "max_tokens, as requested.");
   out.histogram("vllm:iteration_tokens_total", iteration_tokens_, "Tokens of a step.");
+  render_speculation(out, info_, stats);
   render_own(out, info_, stats);
   out.histogram("weft:step_seconds", step_time_, "Seconds of a step on the device.");
   out.gauge("weft:healthy", healthy ? 1 : 0, "1 while the engine makes progress.");

@@ -43,6 +43,7 @@ struct MetricsInfo {
   int num_state_slots = 0;
   std::string kv_cache_dtype = "auto";
   bool prefix_caching = true;
+  int num_speculative_tokens = 0;  ///< drafts a step at most; 0: nothing is drafted
 };
 
 /// Every figure at /metrics, under vLLM's names where vLLM has the figure and under `weft:`

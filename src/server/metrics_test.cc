@@ -167,6 +167,31 @@ TEST(Metrics, EngineFiguresAreShares) {
   EXPECT_EQ(s["weft:healthy{" + kLabels + "}"], 0);
 }
 
+TEST(Metrics, DraftsAreCountedUnderVllmsNames) {
+  EngineStats stats;
+  stats.speculation.add(SpeculationStep{.emitted = 1});
+  stats.speculation.add(SpeculationStep{.emitted = 3, .proposed = {2, 1}, .accepted = {2, 0}});
+  stats.speculation.add(SpeculationStep{.emitted = 2, .proposed = {2, 1}, .accepted = {1, 0}});
+  MetricsInfo drafting = info();
+  drafting.num_speculative_tokens = 3;
+  const Scrape s(Metrics(drafting).render(stats, true));
+  const std::string common = "{" + kLabels;
+  EXPECT_EQ(s["vllm:spec_decode_num_drafts_total" + common + "}"], 2);
+  EXPECT_EQ(s["vllm:spec_decode_num_draft_tokens_total" + common + "}"], 6);
+  EXPECT_EQ(s["vllm:spec_decode_num_accepted_tokens_total" + common + "}"], 3);
+  const std::string per_position = "vllm:spec_decode_num_accepted_tokens_per_pos_total" + common;
+  EXPECT_EQ(s[per_position + ",position=\"0\"}"], 2);
+  EXPECT_EQ(s[per_position + ",position=\"1\"}"], 1);
+  EXPECT_EQ(s[per_position + ",position=\"2\"}"], 0);
+  EXPECT_EQ(s["weft:draft_tokens_total" + common + ",source=\"mtp\"}"], 4);
+  EXPECT_EQ(s["weft:draft_tokens_total" + common + ",source=\"ngram\"}"], 2);
+  EXPECT_EQ(s["weft:accepted_draft_tokens_total" + common + ",source=\"ngram\"}"], 0);
+  EXPECT_EQ(s["weft:generation_steps_total" + common + "}"], 3);
+  EXPECT_EQ(s.types.at("vllm:spec_decode_num_drafts_total"), "counter");
+  // A server that does not draft has none of them.
+  EXPECT_EQ(Metrics(info()).render(stats, true).find("spec_decode"), std::string::npos);
+}
+
 TEST(Metrics, HistogramBucketsAreCumulativeAndABoundBelongsBelow) {
   const double bounds[] = {1, 2, 5};
   Histogram histogram(bounds);

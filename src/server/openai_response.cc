@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <cmath>
+#include <utility>
 
 #include "base/json_text.h"
 #include "base/utf8.h"
@@ -19,6 +20,15 @@ void append_number(std::string& out, int64_t value) {
 /// no infinity; OpenAI's value).
 void append_logprob(std::string& out, float value) {
   if (!std::isfinite(value)) value = -9999.0F;
+  char text[32];
+  const char* end = std::to_chars(text, text + sizeof(text), value).ptr;
+  const std::string_view written(text, static_cast<size_t>(end - text));
+  out += written;
+  if (written.find_first_of(".e") == std::string_view::npos) out += ".0";
+}
+
+/// The shortest text that reads back as the same number, always with a point or an exponent.
+void append_double(std::string& out, double value) {
   char text[32];
   const char* end = std::to_chars(text, text + sizeof(text), value).ptr;
   const std::string_view written(text, static_cast<size_t>(end - text));
@@ -154,8 +164,53 @@ std::string usage_json(const UsageTotals& usage) {
   append_number(out, usage.cached_tokens);
   out += "},\"completion_tokens_details\":{\"reasoning_tokens\":";
   append_number(out, usage.reasoning_tokens);
+  if (usage.accepted_drafts >= 0) {
+    out += ",\"accepted_prediction_tokens\":";
+    append_number(out, usage.accepted_drafts);
+    out += ",\"rejected_prediction_tokens\":";
+    append_number(out, usage.rejected_drafts);
+  }
   out += "}}";
   return out;
+}
+
+std::string speculate_metrics_json(const SpeculationCounts& counts, int num_speculative_tokens) {
+  const SpeculateMetrics metrics = speculate_metrics(counts, num_speculative_tokens);
+  std::string out = "{\"accepted_tokens\":";
+  append_number(out, metrics.accepted_tokens);
+  out += ",\"rejected_tokens\":";
+  append_number(out, metrics.rejected_tokens);
+  out += ",\"accept_ratio\":";
+  append_double(out, metrics.accept_ratio);
+  out += ",\"average_accept_length\":";
+  append_double(out, metrics.average_accept_length);
+  std::string_view comma;
+  out += ",\"accepted_tokens_per_head\":[";
+  for (const int64_t count : metrics.per_head) {
+    out += std::exchange(comma, ",");
+    append_number(out, count);
+  }
+  comma = {};
+  out += "],\"accept_ratio_per_head\":[";
+  for (const double ratio : metrics.ratio_per_head) {
+    out += std::exchange(comma, ",");
+    append_double(out, ratio);
+  }
+  out += ']';
+  for (const auto& [name, by_source] : {std::pair{"proposed_drafts", &counts.proposed},
+                                        std::pair{"accepted_drafts", &counts.accepted}}) {
+    comma = {};
+    append_field(out, name, "{");
+    for (size_t i = 0; i < kNumDraftSources; ++i) {
+      out += std::exchange(comma, ",");
+      out += '"';
+      out += source_name(static_cast<DraftSource>(i));
+      out += "\":";
+      append_number(out, (*by_source)[i]);
+    }
+    out += '}';
+  }
+  return out + "}";
 }
 
 std::string stream_frame(const ResponseHead& head, const ChunkChoice& choice,
@@ -183,6 +238,7 @@ std::string stream_frame(const ResponseHead& head, const ChunkChoice& choice,
   append_field(out, "prompt_logprobs", choice.prompt_logprobs);
   append_field(out, "prompt_token_ids", head.is_chat ? "" : choice.prompt_token_ids);
   append_field(out, "token_ids", choice.token_ids);
+  append_field(out, "speculate_metrics", choice.speculate_metrics);
   out += "}]";
   append_field(out, "usage", usage);
   out += "}\n\n";
@@ -253,6 +309,7 @@ std::string whole_body(const ResponseHead& head, const std::vector<WholeChoice>&
       append_field(out, "prompt_token_ids", choice.prompt_token_ids);
     }
     append_field(out, "token_ids", choice.token_ids);
+    append_field(out, "speculate_metrics", choice.speculate_metrics);
     out += '}';
   }
   out += ']';

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "api/choice_sink.h"
+#include "sched/speculation_counts.h"
 #include "text/chat_parser.h"
 #include "text/tokenizer.h"
 
@@ -27,8 +28,14 @@ struct ResponseHead {
 
 struct UsageTotals {
   int64_t prompt_tokens = 0, completion_tokens = 0, cached_tokens = 0, reasoning_tokens = 0;
+  /// Drafts of the choices that have ended; -1: nothing is drafted.
+  int64_t accepted_drafts = -1, rejected_drafts = -1;
 };
 std::string usage_json(const UsageTotals& usage);
+
+/// FastDeploy's speculate_metrics of one choice, and beside them the drafts by who proposed them.
+/// `num_speculative_tokens`: K.
+std::string speculate_metrics_json(const SpeculationCounts& counts, int num_speculative_tokens);
 
 /// Why a choice ended, as the API says it.
 struct ChoiceEnd {
@@ -47,7 +54,8 @@ struct ChunkChoice {
   std::string_view prompt_logprobs;
   std::string_view prompt_token_ids;
   std::string_view token_ids;
-  const ChoiceEnd* end = nullptr;  ///< of the last frame
+  std::string_view speculate_metrics;  ///< of the last frame
+  const ChoiceEnd* end = nullptr;      ///< of the last frame
 };
 
 /// One SSE frame, "data: ...\n\n".
@@ -67,7 +75,8 @@ struct WholeChoice {
   std::string text;  ///< content, or the text of a completion
   std::optional<std::string> reasoning;
   std::vector<ToolCall> tool_calls;
-  std::string logprobs, prompt_logprobs, prompt_token_ids, token_ids;  ///< JSON, or empty
+  /// JSON, or empty.
+  std::string logprobs, prompt_logprobs, prompt_token_ids, token_ids, speculate_metrics;
   ChoiceEnd end;
 };
 std::string whole_body(const ResponseHead& head, const std::vector<WholeChoice>& choices,

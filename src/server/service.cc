@@ -141,6 +141,7 @@ void Service::model_ready(const Frontend& frontend, Engine& engine, ModelCard ca
       emit(std::move(job), sequence, std::move(event));
     };
     context_.telemetry = &telemetry_;
+    context_.num_speculative_tokens = config_.num_speculative_tokens;
     context_.on_answer = [this](std::string_view route, int status) {
       num_open_.fetch_sub(1, std::memory_order_relaxed);
       telemetry_.metrics().http_answered(route, status);

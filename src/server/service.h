@@ -28,6 +28,7 @@ struct ServiceConfig {
   int64_t max_sequences = 1024;              ///< running and waiting; beyond it 429
   std::optional<uint64_t> seed;              ///< of requests without one; absent: drawn for each
   int num_workers = 2;                       ///< front-end threads
+  int num_speculative_tokens = 0;            ///< drafts a step at most; 0: nothing is drafted
   RequestLimits limits;
   bool log_requests = false;  ///< a line for each: never its text
 };

@@ -42,6 +42,14 @@ std::optional<std::string> StatsLog::tick(const EngineStats& stats, Clock::time_
       percent(reused, looked_up));
   const int slots = stats.slots_free + stats.slots_cached + stats.slots_used;
   if (slots > 0) line += fmt::format(", State slots: {}/{}", stats.slots_used, slots);
+  const SpeculationCounts &d = stats.speculation, &e = before->speculation;
+  const int64_t drafted = d.num_proposed() - e.num_proposed();
+  if (drafted > 0) {
+    line += fmt::format(
+        ", Mean acceptance length: {:.2f}, Avg Draft acceptance rate: {:.1f}%",
+        static_cast<double>(d.emitted() - e.emitted()) / static_cast<double>(d.steps - e.steps),
+        percent(d.num_accepted() - e.num_accepted(), drafted));
+  }
   return line;
 }
 

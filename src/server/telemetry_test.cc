@@ -48,6 +48,20 @@ TEST(StatsLog, SaysWhatPeopleGrepAndFallsSilentWhenIdle) {
   EXPECT_TRUE(tick(stats_of(1, 1000, 400)));
 }
 
+TEST(StatsLog, SaysHowDraftsFare) {
+  StatsLog log;
+  const Clock::time_point start;
+  log.tick(stats_of(1, 10, 10), start);
+  EngineStats stats = stats_of(1, 10, 20);
+  stats.speculation.add(SpeculationStep{.emitted = 3, .proposed = {3, 1}, .accepted = {2, 0}});
+  stats.speculation.add(SpeculationStep{.emitted = 2, .proposed = {4, 0}, .accepted = {1, 0}});
+  const auto line = log.tick(stats, start + std::chrono::seconds(10));
+  ASSERT_TRUE(line);
+  EXPECT_NE(line->find(", Mean acceptance length: 2.50, Avg Draft acceptance rate: 37.5%"),
+            std::string::npos)
+      << *line;
+}
+
 const JsonValue& at(const JsonValue& value, std::string_view key) {
   const JsonValue* found = value.find(key);
   EXPECT_NE(found, nullptr) << key;
@@ -97,6 +111,34 @@ TEST(LiveView, KeepsTenMinutesAndTwoHundredSteps) {
   ASSERT_TRUE(newer.ok());
   EXPECT_EQ(size_of(at(at(*newer, "samples"), "time")), 10u);
   EXPECT_LE(size_of(at(*newer, "steps")), 11u);
+}
+
+TEST(LiveView, DraftsAreThereWhereThereAreDrafts) {
+  LiveView view({.model_name = "m", .num_speculative_tokens = 3});
+  EngineStats stats = stats_of(1, 0, 0);
+  Clock::time_point now = Clock::now();
+  view.sample(stats, now);
+  view.sample(stats, now += std::chrono::seconds(1));
+  stats.speculation.add(SpeculationStep{.emitted = 3, .proposed = {3, 1}, .accepted = {2, 0}});
+  stats.speculation.add(SpeculationStep{.emitted = 2, .proposed = {3, 1}, .accepted = {1, 0}});
+  view.sample(stats, now += std::chrono::seconds(1));
+  const auto parsed = parse_json(view.json(0, "ready"));
+  ASSERT_TRUE(parsed.ok()) << parsed.error().message;
+  EXPECT_EQ(number(at(at(*parsed, "limits"), "speculative_tokens")), 3);
+  const JsonArray& acceptance = *at(at(*parsed, "samples"), "draft_acceptance").as<JsonArray>();
+  const JsonArray& length = *at(at(*parsed, "samples"), "accepted_length").as<JsonArray>();
+  ASSERT_EQ(acceptance.size(), 2u);
+  EXPECT_TRUE(acceptance[0].is_null());
+  EXPECT_NEAR(number(acceptance[1]), .375, 1e-9);
+  EXPECT_TRUE(length[0].is_null());
+  EXPECT_NEAR(number(length[1]), 2.5, 1e-9);
+  const JsonValue& drafts = at(at(*parsed, "totals"), "drafts");
+  EXPECT_EQ(number(at(drafts, "sequence_steps")), 2);
+  EXPECT_EQ(number(at(drafts, "emitted")), 5);
+  EXPECT_EQ(number(at(at(drafts, "proposed"), "mtp")), 6);
+  EXPECT_EQ(number(at(at(drafts, "proposed"), "ngram")), 2);
+  EXPECT_EQ(number(at(at(drafts, "accepted"), "mtp")), 3);
+  EXPECT_EQ(size_of(at(drafts, "accepted_at")), 2u);
 }
 
 /// Waits at most ten seconds.

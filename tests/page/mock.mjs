@@ -60,6 +60,8 @@ export function liveAnswer(now, uptime = 600) {
     put('generation_tokens_per_s', load * 310 + 14 * Math.sin(t));
     put('kv_hit_rate', load > 0.2 ? 0.55 + 0.2 * Math.sin(t / 31) : null);
     put('reuse_rate', load > 0.2 ? 0.48 + 0.2 * Math.sin(t / 31) : null);
+    put('draft_acceptance', load > 0.2 ? 0.7 + 0.15 * Math.sin(t / 23) : null);
+    put('accepted_length', load > 0.2 ? 2.6 + 0.5 * Math.sin(t / 23) : null);
     put('state_hit_rate', load > 0.2 ? 0.7 + 0.2 * Math.sin(t / 53) : null);
   }
   const steps = [];
@@ -70,9 +72,11 @@ export function liveAnswer(now, uptime = 600) {
   }
   return {
     now, uptime, state: 'ready', model: 'mock-model',
-    limits: {blocks: 1024, block_size: 64, slots: 64, max_num_seqs: 64, max_model_len: 32768},
+    limits: {blocks: 1024, block_size: 64, slots: 64, max_num_seqs: 64, max_model_len: 32768, speculative_tokens: 5},
     totals: {prompt_tokens: 812345, generated_tokens: 123456, finished: 1832, preemptions: 4, steps: 48400, computed_tokens: 700000,
-      looked_up_tokens: 812345, kv_hit_tokens: 510000, reused_tokens: 462000, state_lost_tokens: 48000, state_hits: 977},
+      looked_up_tokens: 812345, kv_hit_tokens: 510000, reused_tokens: 462000, state_lost_tokens: 48000, state_hits: 977,
+      drafts: {sequence_steps: 50000, draft_steps: 48000, proposed: {mtp: 140000, ngram: 30000}, accepted: {mtp: 92400, ngram: 9600}, emitted: 130000,
+        accepted_at: [39000, 31000, 22000, 7000, 3000]}},
     samples: {period: 1, time, ...columns}, steps,
   };
 }

@@ -332,7 +332,23 @@ await test('the live view shows the engine', async (page) => {
   await page.mouse.move(box.x + box.width - 20, box.y + box.height / 2);
   assert.match(await page.innerText('.tip'), /step \d+\n[\d.]+ ms/);
   await shoot(page, 'live-dark');
-}, {colorScheme: 'dark', viewport: {width: 1280, height: 1180}});
+}, {colorScheme: 'dark', viewport: {width: 1280, height: 1420}});
+
+await test('the live view shows how drafts fare', async (page) => {
+  await page.click('#tab-live');
+  await until(async () => /\d/.test(await page.innerText('#live-drafts')), 'a number');
+  const card = page.locator('.card', {has: page.locator('#live-drafts')});
+  const text = await card.innerText();
+  // 130,000 tokens in 50,000 steps; 102,000 of 170,000 drafts; 39,000 of 48,000 at the first place.
+  for (const wanted of [/2\.60\s*tokens a step/, /60% of the drafts accepted/, /MTP: 66% of 140,000 drafts; n-gram: 32% of 30,000 drafts/, /Draft 1\s*81%/, /Draft 5\s*6\.3%/]) assert.match(text, wanted);
+  assert.equal(await card.locator('[role=meter]').count(), 5);
+});
+
+await test('the live view of a server that does not draft says nothing of drafts', async (page) => {
+  await page.click('#tab-live');
+  await until(async () => /\d/.test(await page.innerText('#live-generation')), 'a number');
+  assert.equal(await page.locator('#live-drafts').isVisible(), false);
+}, {mock: {live: (now) => { const answer = liveAnswer(now); answer.limits.speculative_tokens = 0; delete answer.totals.drafts; return answer; }}});
 
 let polls = 0;
 await test('the live view rests while nobody looks', async (page) => {
