@@ -4,13 +4,12 @@ Usage: python3 attention_peers.py [--quick]
 Backends: cuDNN and flash of scaled_dot_product_attention, dense causal, q heads grouped (GQA).
 Medians of CUDA-graph replays between events; two input sets, fresh random values.
 """
-import datetime
 import json
-import statistics
 import sys
 
 import torch
 import torch.nn.functional as F
+from timing import median_us, print_row
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 SHAPES = [(128, 32, 8, 8192), (256, 16, 2, 16384)]
@@ -23,28 +22,6 @@ def inputs(dim, q_heads, kv_heads, tokens):
         return torch.randn(1, tokens, heads, dim, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
 
     return make(q_heads), make(kv_heads), make(kv_heads)
-
-
-def median_us(call, calls, samples=9):
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for i in range(2):
-            call(i)
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(calls):
-            call(i)
-    times = []
-    for i in range(samples + 2):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        if i >= 2:
-            times.append(begin.elapsed_time(end))
-    return 1e3 * statistics.median(times) / calls
 
 
 def main():
@@ -73,10 +50,8 @@ def main():
                 "peer": name,
                 "peer_us": round(us, 2),
                 "tflops": round(flops / us * 1e-6, 1),
-                "machine": torch.cuda.get_device_name(),
-                "date": datetime.date.today().isoformat(),
             }
-            print(json.dumps(row), flush=True)
+            print_row(row)
 
 
 if __name__ == "__main__":

@@ -4,27 +4,8 @@ Rows in the order of experts are given; gathering, SiluMul and the sum over a to
 PyTorch's own kernels. Prints JSON lines whose kernel, shape and dtype are those of moe_gpu_bench.
 """
 
-import json
-
 import torch
-
-
-def graph_us(body, calls=4, samples=9):
-    body()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            body()
-    times = []
-    for _ in range(samples + 2):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / calls)
-    return sorted(times[2:])[samples // 2]
+from timing import median_us, print_row
 
 
 def run(hidden, inner, experts, top_k):
@@ -44,7 +25,7 @@ def run(hidden, inner, experts, top_k):
             act = torch.nn.functional.silu(gate) * up
             return torch._grouped_mm(act, down.transpose(-2, -1), offs=offsets)
 
-        def whole():
+        def whole(_):
             return products(x[token_of])[place].sum(1)
 
         row = {
@@ -52,9 +33,9 @@ def run(hidden, inner, experts, top_k):
             "shape": f"T{tokens} {hidden}x{inner} {top_k} of {experts}",
             "dtype": "bf16",
             "peer": "torch grouped_mm " + torch.__version__,
-            "peer_us": round(graph_us(whole), 2),
+            "peer_us": round(median_us(whole, 4), 2),
         }
-        print(json.dumps(row), flush=True)
+        print_row(row)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,10 @@
 """PyTorch beside sample_gpu_bench: what a server without kernels of its own calls. Usage: sample_peers.py [--quick]"""
-import datetime
-import json
-import statistics
 import sys
 
 import torch
+from timing import median_us, print_row
 
 VOCABULARY, ROWS = 151936, 192
-
-
-def median_us(call, calls, samples=9):
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for i in range(2):
-            call(i)
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(calls):
-            call(i)
-    times = []
-    for i in range(samples + 2):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        if i >= 2:
-            times.append(begin.elapsed_time(end))
-    return 1e3 * statistics.median(times) / calls
 
 
 def draw(weights):
@@ -69,10 +45,8 @@ def main():
                 "dtype": "f32",
                 "peer": "pytorch",
                 "peer_us": round(us, 2),
-                "machine": torch.cuda.get_device_name(),
-                "date": datetime.date.today().isoformat(),
             }
-            print(json.dumps(row), flush=True)
+            print_row(row)
         if "--quick" in sys.argv:
             return
 
