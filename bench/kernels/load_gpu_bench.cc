@@ -46,6 +46,11 @@ std::vector<Tensor> tensors_of(int64_t bytes) {
   return all;
 }
 
+/// Word i of the data of the file: two bf16 values of about 0.02.
+uint32_t word_at(int64_t i) {
+  return 0x3C003C00u | (philox4x32(1, static_cast<uint64_t>(i % (1 << 20)), 0)[0] & 0x80FF80FFu);
+}
+
 void write_checkpoint(const std::string& dir, const std::vector<Tensor>& tensors,
                       ThreadPool& pool) {
   std::string header = "{";
@@ -66,10 +71,8 @@ void write_checkpoint(const std::string& dir, const std::vector<Tensor>& tensors
   };
   put(&length, 8, 0);
   put(header.data(), header.size(), 8);
-  std::vector<uint32_t> block(size_t{1} << 20);  // values of about 0.02
-  for (size_t i = 0; i < block.size(); ++i) {
-    block[i] = 0x3C003C00u | (philox4x32(1, i, 0)[0] & 0x80FF80FFu);
-  }
+  std::vector<uint32_t> block(size_t{1} << 20);
+  for (size_t i = 0; i < block.size(); ++i) block[i] = word_at(static_cast<int64_t>(i));
   const int64_t step = static_cast<int64_t>(block.size() * 4);
   pool.for_each((at + step - 1) / step, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -114,6 +117,21 @@ double read_rate(Stream& stream, const Checkpoint& checkpoint, const Tensor& ten
   return static_cast<double>(pieces * kPiece) / seconds_since(begin) * 1e-9;
 }
 
+/// Whether 64 rows of a loaded bf16 tensor, whose data begin at byte `begin`, are those of the
+/// file.
+bool is_loaded(const std::byte* device, const Tensor& t, int64_t begin, Stream& stream) {
+  std::vector<uint32_t> row(static_cast<size_t>(t.columns / 2));
+  for (int64_t i = 0; i < 64; ++i) {
+    const int64_t at = (t.rows - 1) * i / 63 * t.columns * 2;
+    copy_bytes(stream, row.data(), device + at, t.columns * 2);
+    synchronize(stream);
+    for (size_t j = 0; j < row.size(); ++j) {
+      if (row[j] != word_at((begin + at) / 4 + static_cast<int64_t>(j))) return false;
+    }
+  }
+  return true;
+}
+
 void run(Stream& stream, const Checkpoint& checkpoint, const std::vector<Tensor>& tensors,
          WeightFormat format, double rate) {
   WeightPlan plan(cuda_ops(), &checkpoint);
@@ -137,6 +155,17 @@ void run(Stream& stream, const Checkpoint& checkpoint, const std::vector<Tensor>
   const auto memory = plan.load(stream, false, [&](int64_t done, int64_t) { last = done; });
   const double seconds = seconds_since(begin);
   CHECK(memory.ok() && last == static_cast<int64_t>(bytes), "loading failed");
+  int64_t at = 0;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const auto* data = tensors[i].name == "embed" ? static_cast<const std::byte*>(views[i].data)
+                       : format == WeightFormat::kBf16 ? weights[i].data
+                                                       : nullptr;
+    if (data != nullptr && !is_loaded(data, tensors[i], at, stream)) {
+      std::printf("WRONG: %s\n", tensors[i].name.c_str());
+      return;
+    }
+    at += tensors[i].rows * tensors[i].columns * 2;
+  }
   const double gbps = bytes / seconds * 1e-9;
   std::printf(
       "{\"kernel\": \"load\", \"shape\": \"%.1f GB\", \"dtype\": \"%s\", \"us\": %.0f, "

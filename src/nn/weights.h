@@ -77,7 +77,7 @@ class WeightPlan {
   Result<> check() const;
   /// Takes the memory, reads (or, with dummy weights, makes) and packs everything, sets the
   /// targets. Reads with all threads of the stream's pool; beside the result it holds one staging
-  /// buffer.
+  /// buffer (for a GPU three, of pinned memory).
   Result<Buffer> load(Stream& stream, bool dummy, const LoadProgress& progress);
 
  private:
@@ -88,7 +88,8 @@ class WeightPlan {
     DType dtype = DType::kF32;  // of the result, for kVector and kTable
     size_t weight = 0;          // index into weights_, for kMatrix
     int64_t expert = 0;
-    int64_t offset = 0;  // of the result, for kVector and kTable
+    int64_t offset = 0;      // of the result, for kVector and kTable
+    int64_t first_row = -1;  // of the result, for kMatrix; -1: all rows
     std::vector<TensorPart> parts;
   };
   struct WeightTarget {

@@ -14,7 +14,7 @@ namespace weft {
 namespace {
 
 constexpr int64_t kBatch = int64_t{64} << 20;  // bytes staged at a time, if the tensors allow it
-constexpr int64_t kPiece = int64_t{4} << 20;   // bytes of one read
+constexpr int64_t kPiece = int64_t{1} << 20;   // bytes of one read
 constexpr float kDummyScale = 0.02f;           // standard deviation, as transformers initialises
 
 int64_t aligned(int64_t bytes) {
@@ -68,29 +68,30 @@ void expand_fp8(const TensorPart& part, const std::vector<float>& scales, int64_
 }
 
 /// Fills the memory of a plan, a batch of jobs at a time: read into a staging buffer (or straight
-/// into a table), then pack. For a GPU there are two staging buffers of pinned memory: the next
-/// batch is read while the last one is on its way.
+/// into a table), then pack. For a GPU there are three staging buffers of pinned memory: the next
+/// batches are read while the last ones are on their way. There large tensors are cut into batches.
 class WeightPlan::Loader {
  public:
   Loader(const WeightPlan& plan, Stream& stream, bool dummy, const LoadProgress& progress)
       : plan_(plan), stream_(stream), dummy_(dummy), progress_(progress) {
     for (const Job& job : plan_.jobs_) {
       for (const TensorPart& part : job.parts) total_ += part_bytes(job, part);
+      cut(job);
     }
   }
 
   Result<> run(std::byte* memory) {
     memory_ = memory;
     size_t first = 0;
-    while (first < plan_.jobs_.size()) {
+    while (first < jobs_.size()) {
       int64_t bytes = 0;
       size_t last = first;
-      while (last < plan_.jobs_.size() &&
-             (last == first || bytes + staged_bytes(plan_.jobs_[last]) <= kBatch)) {
-        bytes += staged_bytes(plan_.jobs_[last++]);
+      while (last < jobs_.size() &&
+             (last == first || bytes + staged_bytes(jobs_[last]) <= kBatch)) {
+        bytes += staged_bytes(jobs_[last++]);
       }
       TRY(prepare_staging(bytes));
-      TRY(run_batch(std::span(plan_.jobs_).subspan(first, last - first)));
+      TRY(run_batch(std::span(jobs_).subspan(first, last - first)));
       first = last;
     }
     synchronize(stream_);
@@ -133,6 +134,37 @@ class WeightPlan::Loader {
   int64_t staged_bytes(const Job& job, const TensorPart& part) const {
     return aligned(part_bytes(job, part)) +
            (keeps_codes(job, part) ? aligned(scale_bytes(part)) : 0);
+  }
+  /// The job, or what it is cut into: rows that fit into half a staging buffer.
+  void cut(const Job& job) {
+    const bool rows = job.kind == JobKind::kMatrix ? plan_.ops_->pack_rows != nullptr
+                                                   : job.kind == JobKind::kTable && on_gpu() &&
+                                                         job.dtype == dtype_of(job, job.parts[0]);
+    const bool at_blocks =
+        std::all_of(job.parts.begin(), job.parts.end() - 1,
+                    [](const TensorPart& part) { return part.num_rows() % kFp8Block == 0; });
+    if (!rows || !at_blocks || staged_bytes(job) <= kBatch / 2) {
+      jobs_.push_back(job);
+      return;
+    }
+    int64_t done = 0;
+    for (const TensorPart& part : job.parts) {
+      const int64_t row_bytes = part.width() * dtype_size(dtype_of(job, part));
+      const int64_t step = std::max<int64_t>(kBatch / 2 / row_bytes / kFp8Block, 1) * kFp8Block;
+      for (int64_t row = 0; row < part.num_rows(); row += step) {
+        Job piece = job;
+        piece.parts = {part};
+        piece.parts[0].begin += row;
+        piece.parts[0].rows = std::min(step, part.num_rows() - row);
+        if (job.kind == JobKind::kMatrix) {
+          piece.first_row = done + row;
+        } else {
+          piece.offset += row * row_bytes;
+        }
+        jobs_.push_back(std::move(piece));
+      }
+      done += part.num_rows();
+    }
   }
   bool on_gpu() const { return plan_.ops_->device == DeviceKind::kCuda; }
   /// A table whose type needs no conversion is read in place.
@@ -276,7 +308,11 @@ class WeightPlan::Loader {
       const WeightTarget& target = plan_.weights_[job.weight];
       Weight weight = *target.target;
       weight.data = memory_ + target.offset;
-      plan_.ops_->pack_weight(stream_, weight, job.expert, pieces);
+      if (job.first_row < 0) {
+        plan_.ops_->pack_weight(stream_, weight, job.expert, pieces);
+      } else {
+        plan_.ops_->pack_rows(stream_, weight, job.expert, job.first_row, pieces);
+      }
       return;
     }
     if (job.kind == JobKind::kTable && job.dtype == dtype_of(job, job.parts[0])) {
@@ -320,7 +356,8 @@ class WeightPlan::Loader {
   Stream& stream_;
   const bool dummy_;
   const LoadProgress& progress_;
-  std::array<Staging, 2> stagings_;
+  std::vector<Job> jobs_;  // those of the plan, or what they are cut into
+  std::array<Staging, 3> stagings_;
   Staging* staging_ = nullptr;  // of this batch
   size_t num_batches_ = 0;
   std::map<std::string, std::vector<float>> scales_;  // of fp8 tensors, by their names

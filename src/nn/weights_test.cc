@@ -2,7 +2,9 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <numeric>
 
@@ -76,6 +78,36 @@ TEST_F(Weights, PacksRowsOfSeveralTensors) {
   EXPECT_THAT(rows, ElementsAre(106, 107, 108, 0, 1, 2, 3, 4, 5));
   EXPECT_EQ(norm.ptr<float>()[2], 3.0f);
   EXPECT_EQ(table.row<float>(3)[0], 109.0f);
+}
+
+TEST_F(Weights, LargeMatricesAreCutIntoRowsWhereTheBackendTakesThem) {
+  constexpr int64_t kK = 4096;
+  add("a", {2176, kK}, 0);  // 35.7 MB: more than half a batch
+  add("b", {300, kK}, 1e6);
+  const Checkpoint checkpoint = write();
+  static std::vector<int64_t> first_rows;
+  first_rows.clear();
+  OpTable ops = ref_ops();
+  ops.pack_rows = [](Stream&, const Weight& weight, int64_t, int64_t first_row,
+                     std::span<const TensorView> pieces) {
+    first_rows.push_back(first_row);
+    std::byte* to = weight.data + first_row * kK * 4;
+    for (const TensorView& piece : pieces) {
+      std::memcpy(to, piece.data, static_cast<size_t>(piece.bytes()));
+      to += piece.bytes();
+    }
+  };
+  WeightPlan plan(&ops, &checkpoint);
+  Weight weight;
+  plan.matrix(weight, WeightFormat::kF32, {{"a", {2176, kK}}, {"b", {300, kK}}});
+  int64_t last = 0;
+  const Buffer memory =
+      plan.load(stream_, false, [&](int64_t done, int64_t) { last = done; }).value();
+  EXPECT_THAT(first_rows, ElementsAre(0, 2048, 2176));
+  EXPECT_EQ(last, 2476 * kK * 4);
+  const auto* rows = reinterpret_cast<const float*>(weight.data);
+  EXPECT_TRUE(std::equal(values_[0].begin(), values_[0].end(), rows));
+  EXPECT_TRUE(std::equal(values_[1].begin(), values_[1].end(), rows + 2176 * kK));
 }
 
 TEST_F(Weights, Fp8CodesAreMultipliedByTheScaleOfTheirBlock) {
