@@ -77,7 +77,7 @@ class WeightPlan {
   Result<> check() const;
   /// Takes the memory, reads (or, with dummy weights, makes) and packs everything, sets the
   /// targets. Reads with all threads of the stream's pool; beside the result it holds one staging
-  /// buffer (for a GPU three, of pinned memory).
+  /// buffer (for a GPU eight small ones, of pinned memory).
   Result<Buffer> load(Stream& stream, bool dummy, const LoadProgress& progress);
 
  private:

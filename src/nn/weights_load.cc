@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <condition_variable>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <optional>
 
@@ -13,9 +15,11 @@
 namespace weft {
 namespace {
 
-constexpr int64_t kBatch = int64_t{64} << 20;  // bytes staged at a time, if the tensors allow it
-constexpr int64_t kPiece = int64_t{1} << 20;   // bytes of one read
-constexpr float kDummyScale = 0.02f;           // standard deviation, as transformers initialises
+// Bytes staged at a time, if the tensors allow it, and of one read.
+constexpr int64_t kBatch = int64_t{64} << 20, kPiece = int64_t{4} << 20;
+constexpr int64_t kGpuBatch = int64_t{16} << 20, kGpuPiece = int64_t{2} << 20;
+constexpr size_t kGpuStagings = 8;
+constexpr float kDummyScale = 0.02f;  // standard deviation, as transformers initialises
 
 int64_t aligned(int64_t bytes) {
   return (bytes + 63) / 64 * 64;
@@ -68,8 +72,10 @@ void expand_fp8(const TensorPart& part, const std::vector<float>& scales, int64_
 }
 
 /// Fills the memory of a plan, a batch of jobs at a time: read into a staging buffer (or straight
-/// into a table), then pack. For a GPU there are three staging buffers of pinned memory: the next
-/// batches are read while the last ones are on their way. There large tensors are cut into batches.
+/// into a table), then pack. On the CPU all threads read a batch, then all pack it. For a GPU large
+/// tensors are cut, there are some staging buffers of pinned memory, and no thread waits for
+/// another: whoever reads the last piece of a batch enqueues its way to the device, while the
+/// others read the next ones.
 class WeightPlan::Loader {
  public:
   Loader(const WeightPlan& plan, Stream& stream, bool dummy, const LoadProgress& progress)
@@ -78,22 +84,12 @@ class WeightPlan::Loader {
       for (const TensorPart& part : job.parts) total_ += part_bytes(job, part);
       cut(job);
     }
+    stagings_.resize(on_gpu() ? kGpuStagings : 1);
   }
 
   Result<> run(std::byte* memory) {
     memory_ = memory;
-    size_t first = 0;
-    while (first < jobs_.size()) {
-      int64_t bytes = 0;
-      size_t last = first;
-      while (last < jobs_.size() &&
-             (last == first || bytes + staged_bytes(jobs_[last]) <= kBatch)) {
-        bytes += staged_bytes(jobs_[last++]);
-      }
-      TRY(prepare_staging(bytes));
-      TRY(run_batch(std::span(jobs_).subspan(first, last - first)));
-      first = last;
-    }
+    TRY(on_gpu() ? run_overlapped() : run_in_turn());
     synchronize(stream_);
     return {};
   }
@@ -102,14 +98,23 @@ class WeightPlan::Loader {
   struct Staging {
     Buffer buffer;
     std::optional<GpuEvent> passed;  // when the GPU has taken what was in it
+    bool busy = false;               // from its opening until its way to the GPU is enqueued
   };
   struct Read {
     const TensorPart* part;
     VectorRole role;
-    bool constant;   // dummy: a constant instead of random values
-    bool expanded;   // fp8 codes become bf16 values
-    int64_t offset;  // bytes from the beginning of the tensor
+    bool constant;                     // dummy: a constant instead of random values
+    const std::vector<float>* scales;  // fp8 codes become bf16 values; null: they stay
+    int64_t offset;                    // bytes from the beginning of the tensor
     std::span<std::byte> dst;
+  };
+  /// Jobs that are staged together.
+  struct Batch {
+    std::span<const Job> jobs;
+    Staging* staging = nullptr;
+    std::vector<Read> reads;
+    std::vector<std::byte*> staged;  // of every part, in order
+    size_t unfinished = 0;           // reads
   };
 
   bool is_fp8(const TensorPart& part) const {
@@ -143,14 +148,15 @@ class WeightPlan::Loader {
     const bool at_blocks =
         std::all_of(job.parts.begin(), job.parts.end() - 1,
                     [](const TensorPart& part) { return part.num_rows() % kFp8Block == 0; });
-    if (!rows || !at_blocks || staged_bytes(job) <= kBatch / 2) {
+    const int64_t most = batch_bytes() / 2;
+    if (!rows || !at_blocks || staged_bytes(job) <= most) {
       jobs_.push_back(job);
       return;
     }
     int64_t done = 0;
     for (const TensorPart& part : job.parts) {
       const int64_t row_bytes = part.width() * dtype_size(dtype_of(job, part));
-      const int64_t step = std::max<int64_t>(kBatch / 2 / row_bytes / kFp8Block, 1) * kFp8Block;
+      const int64_t step = std::max<int64_t>(most / row_bytes / kFp8Block, 1) * kFp8Block;
       for (int64_t row = 0; row < part.num_rows(); row += step) {
         Job piece = job;
         piece.parts = {part};
@@ -167,97 +173,183 @@ class WeightPlan::Loader {
     }
   }
   bool on_gpu() const { return plan_.ops_->device == DeviceKind::kCuda; }
+  int64_t batch_bytes() const { return on_gpu() ? kGpuBatch : kBatch; }
   /// A table whose type needs no conversion is read in place.
   bool in_place(const Job& job) const {
     return job.kind == JobKind::kTable && !on_gpu() && dtype_of(job, job.parts[0]) != DType::kF16;
   }
 
-  /// The next staging buffer, at least that large and free.
-  Result<> prepare_staging(int64_t bytes) {
-    staging_ = &stagings_[num_batches_++ % (on_gpu() ? stagings_.size() : 1)];
-    if (on_gpu() && !staging_->passed) staging_->passed.emplace(TRY(GpuEvent::create()));
-    if (staging_->passed) staging_->passed->wait();
-    if (bytes <= staging_->buffer.bytes()) return {};
-    staging_->buffer = Buffer();  // the old one goes first
-    const DeviceKind kind = on_gpu() ? DeviceKind::kPinned : DeviceKind::kCpu;
-    staging_->buffer = TRY(Buffer::allocate(kind, std::max(bytes, kBatch)));
-    return {};
+  /// Copied to the device as it is staged; other vectors and tables are converted on the host.
+  bool copied(const Job& job) const {
+    return job.kind == JobKind::kTable && job.dtype == dtype_of(job, job.parts[0]);
+  }
+  static int64_t num_elements(const Job& job) {
+    int64_t count = 0;
+    for (const TensorPart& part : job.parts) count += part.num_rows() * part.width();
+    return count;
   }
   int64_t staged_bytes(const Job& job) const {
     if (in_place(job)) return 0;
     int64_t bytes = 0;
     for (const TensorPart& part : job.parts) bytes += staged_bytes(job, part);
-    return bytes;
+    // What is made of them waits there for the device.
+    const bool converted = on_gpu() && job.kind != JobKind::kMatrix && !copied(job);
+    return bytes + (converted ? aligned(num_elements(job) * dtype_size(job.dtype)) : 0);
   }
 
-  Result<> run_batch(std::span<const Job> jobs) {
-    std::vector<Read> reads;
-    std::vector<std::byte*> staged;  // of every part, in order
-    std::byte* at = staging_->buffer.data();
-    for (const Job& job : jobs) {
-      for (const TensorPart& part : job.parts) {
-        std::byte* dst = in_place(job) ? memory_ + job.offset : at;
-        if (!in_place(job)) at += staged_bytes(job, part);
-        staged.push_back(dst);
-        const int64_t bytes = part_bytes(job, part);
-        const int64_t start = part.begin * part.width() * dtype_size(dtype_of(job, part));
-        for (int64_t done = 0; done < bytes; done += kPiece) {
-          const int64_t size = std::min(kPiece, bytes - done);
-          reads.push_back({&part,
-                           job.role,
-                           job.kind == JobKind::kVector && job.role != VectorRole::kOther,
-                           is_fp8(part) && !keeps_codes(job, part),
-                           start + done,
-                           {dst + done, static_cast<size_t>(size)}});
-        }
-      }
+  /// As many of the jobs that are left as fit into a staging buffer, at least one; not opened.
+  Batch next_batch() {
+    const size_t first = next_job_;
+    int64_t bytes = 0;
+    while (next_job_ < jobs_.size()) {
+      const int64_t more = staged_bytes(jobs_[next_job_]);
+      if (next_job_ > first && bytes + more > batch_bytes()) break;
+      bytes += more;
+      ++next_job_;
     }
-    for (const Job& job : jobs) {
+    Batch batch;
+    batch.jobs = std::span(jobs_).subspan(first, next_job_ - first);
+    batch.staging = &stagings_[num_batches_++ % stagings_.size()];
+    return batch;
+  }
+
+  /// Waits until the batch's staging buffer is free, and says what is to be read.
+  Result<> open(Batch& batch) {
+    Staging& staging = *batch.staging;
+    int64_t bytes = 0;
+    for (const Job& job : batch.jobs) bytes += staged_bytes(job);
+    if (on_gpu() && !staging.passed) staging.passed.emplace(TRY(GpuEvent::create()));
+    if (staging.passed) staging.passed->wait();
+    if (bytes > staging.buffer.bytes()) {
+      staging.buffer = Buffer();  // the old one goes first
+      const DeviceKind kind = on_gpu() ? DeviceKind::kPinned : DeviceKind::kCpu;
+      staging.buffer = TRY(Buffer::allocate(kind, std::max(bytes, batch_bytes())));
+    }
+    std::byte* at = staging.buffer.data();
+    for (const Job& job : batch.jobs) {
+      std::byte* const begin = at;
       for (const TensorPart& part : job.parts) {
         if (is_fp8(part)) TRY(read_scales(part));
+        std::byte* dst = in_place(job) ? memory_ + job.offset : at;
+        at += in_place(job) ? 0 : staged_bytes(job, part);
+        batch.staged.push_back(dst);
+        add_reads(job, part, dst, batch.reads);
       }
+      at = begin + staged_bytes(job);
     }
-    TRY(read_all(reads));
-    size_t next = 0;
-    for (const Job& job : jobs) {
-      finish(job, std::span(staged).subspan(next, job.parts.size()));
-      next += job.parts.size();
-    }
-    if (staging_->passed) staging_->passed->record(stream_);
+    CHECK(!batch.reads.empty(), "a batch of empty tensors");
+    batch.unfinished = batch.reads.size();
     return {};
   }
 
-  Result<> read_all(std::span<const Read> reads) {
-    std::mutex mutex;
-    std::optional<Error> first_error;
-    std::atomic<bool> stop{false};
-    stream_.pool().for_each(static_cast<int64_t>(reads.size()), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end && !stop.load(std::memory_order_relaxed); ++i) {
-        const Read& read = reads[static_cast<size_t>(i)];
-        auto result = dummy_ ? make(read) : fetch(read);
-        const std::lock_guard lock(mutex);
-        if (!result.ok()) {
-          if (!first_error) first_error = std::move(result).error();
-          stop = true;
-          return;
-        }
-        done_ += static_cast<int64_t>(read.dst.size());
-        if (progress_) progress_(done_, total_);
-      }
-    });
-    if (first_error) return *first_error;
+  void add_reads(const Job& job, const TensorPart& part, std::byte* dst,
+                 std::vector<Read>& reads) const {
+    const int64_t bytes = part_bytes(job, part), piece = on_gpu() ? kGpuPiece : kPiece;
+    const int64_t start = part.begin * part.width() * dtype_size(dtype_of(job, part));
+    for (int64_t done = 0; done < bytes; done += piece) {
+      reads.push_back({&part,
+                       job.role,
+                       job.kind == JobKind::kVector && job.role != VectorRole::kOther,
+                       is_fp8(part) && !keeps_codes(job, part) ? &scales_.at(part.name) : nullptr,
+                       start + done,
+                       {dst + done, static_cast<size_t>(std::min(piece, bytes - done))}});
+    }
+  }
+
+  /// Packs what was read, or enqueues that on the GPU.
+  void finish(const Batch& batch) {
+    size_t next = 0;
+    for (const Job& job : batch.jobs) {
+      finish(job, std::span(batch.staged).subspan(next, job.parts.size()));
+      next += job.parts.size();
+    }
+    if (batch.staging->passed) batch.staging->passed->record(stream_);
+  }
+
+  Result<> run_in_turn() {
+    while (next_job_ < jobs_.size()) {
+      Batch batch = next_batch();
+      TRY(open(batch));
+      stream_.pool().for_each(static_cast<int64_t>(batch.reads.size()), 1,
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t i = begin; i < end && !stop_; ++i) {
+                                  read(batch, batch.reads[static_cast<size_t>(i)]);
+                                }
+                              });
+      if (error_) return *error_;
+      finish(batch);
+    }
     return {};
+  }
+
+  Result<> run_overlapped() {
+    stream_.pool().parallel([&](int) { take_reads(); });
+    if (error_) return *error_;
+    return {};
+  }
+
+  /// What each thread does for a GPU: reads pieces of the youngest batch, and opens the next one
+  /// when there is none left. Batches are opened in order, and a batch waits for a staging buffer
+  /// of an older one whose pieces are all taken: some thread can always go on.
+  void take_reads() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      if (error_) return;
+      if (open_ && next_read_ < open_->reads.size()) {
+        const std::shared_ptr<Batch> batch = open_;
+        const Read& piece = batch->reads[next_read_++];
+        lock.unlock();
+        const bool last = read(*batch, piece);
+        lock.lock();
+        if (!last) continue;
+        finish(*batch);
+        batch->staging->busy = false;
+        changed_.notify_all();
+      } else if (opening_ || (next_job_ < jobs_.size() && next_staging().busy)) {
+        changed_.wait(lock);
+      } else if (next_job_ == jobs_.size()) {
+        return;
+      } else {
+        const auto batch = std::make_shared<Batch>(next_batch());
+        batch->staging->busy = opening_ = true;
+        lock.unlock();
+        auto opened = open(*batch);
+        lock.lock();
+        if (!opened.ok() && !error_) error_ = std::move(opened).error();
+        open_ = batch;
+        next_read_ = 0;
+        opening_ = false;
+        changed_.notify_all();
+      }
+    }
+  }
+  const Staging& next_staging() const { return stagings_[num_batches_ % stagings_.size()]; }
+
+  /// Reads (or makes) a piece; whether it was the batch's last one and all is well.
+  bool read(Batch& batch, const Read& piece) {
+    auto result = dummy_ ? make(piece) : fetch(piece);
+    const std::lock_guard lock(mutex_);
+    if (!result.ok()) {
+      if (!error_) error_ = std::move(result).error();
+      stop_ = true;
+      changed_.notify_all();
+      return false;
+    }
+    done_ += static_cast<int64_t>(piece.dst.size());
+    if (progress_) progress_(done_, total_);
+    return --batch.unfinished == 0 && !error_;
   }
 
   Result<> fetch(const Read& read) {
     const auto offset = static_cast<uint64_t>(read.offset);
     const Checkpoint& checkpoint = *plan_.checkpoint_;
-    if (!read.expanded) return checkpoint.read_range(read.part->name, offset, read.dst);
+    if (read.scales == nullptr) return checkpoint.read_range(read.part->name, offset, read.dst);
     TRY(checkpoint.read_range(read.part->name, offset / 2, read.dst.last(read.dst.size() / 2)));
-    expand_fp8(*read.part, scales_.at(read.part->name), read.offset / 2, read.dst);
+    expand_fp8(*read.part, *read.scales, read.offset / 2, read.dst);
     return {};
   }
 
+  /// By the thread that opens a batch, the only one that adds some.
   Result<> read_scales(const TensorPart& part) {
     if (scales_.contains(part.name)) return {};
     const std::string name = fp8_scale_name(part.name);
@@ -266,8 +358,10 @@ class WeightPlan::Loader {
     for (const int64_t extent : info.shape) count *= extent;
     std::vector<std::byte> bytes(static_cast<size_t>(count * dtype_size(info.dtype)));
     TRY(plan_.checkpoint_->read_range(name, 0, bytes));
-    std::vector<float>& scales = scales_[part.name];
+    std::vector<float> scales;
     for (int64_t i = 0; i < count; ++i) scales.push_back(element(bytes.data(), info.dtype, i));
+    const std::lock_guard lock(mutex_);  // finish() looks for others meanwhile
+    scales_[part.name] = std::move(scales);
     return {};
   }
 
@@ -315,7 +409,7 @@ class WeightPlan::Loader {
       }
       return;
     }
-    if (job.kind == JobKind::kTable && job.dtype == dtype_of(job, job.parts[0])) {
+    if (copied(job)) {
       copy_bytes(stream_, memory_ + job.offset, staged[0], part_bytes(job, job.parts[0]));
       return;
     }
@@ -324,15 +418,9 @@ class WeightPlan::Loader {
 
   /// Vectors, and tables of a type that is not kept; small or rare.
   void convert(const Job& job, std::span<std::byte* const> staged) {
-    int64_t count = 0;
-    for (const TensorPart& part : job.parts) count += part.num_rows() * part.width();
-    const int64_t bytes = count * dtype_size(job.dtype);
-    Buffer converted;
+    const int64_t bytes = num_elements(job) * dtype_size(job.dtype);
     std::byte* out = memory_ + job.offset;
-    if (on_gpu()) {
-      converted = Buffer::allocate(DeviceKind::kCpu, bytes).value();
-      out = converted.data();
-    }
+    if (on_gpu()) out = staged.back() + staged_bytes(job, job.parts.back());
     std::byte* at = out;
     const float offset = job.role == VectorRole::kNormMinusOne ? 1.0f : 0.0f;
     for (size_t i = 0; i < staged.size(); ++i) {
@@ -347,19 +435,23 @@ class WeightPlan::Loader {
         }
       }
     }
-    if (!on_gpu()) return;
-    copy_bytes(stream_, memory_ + job.offset, out, bytes);
-    synchronize(stream_);
+    if (on_gpu()) copy_bytes(stream_, memory_ + job.offset, out, bytes);
   }
 
   const WeightPlan& plan_;
   Stream& stream_;
   const bool dummy_;
   const LoadProgress& progress_;
-  std::vector<Job> jobs_;  // those of the plan, or what they are cut into
-  std::array<Staging, 3> stagings_;
-  Staging* staging_ = nullptr;  // of this batch
-  size_t num_batches_ = 0;
+  std::vector<Job> jobs_;          // those of the plan, or what they are cut into
+  std::vector<Staging> stagings_;  // batch i has the i-th, in rotation
+  size_t next_job_ = 0, num_batches_ = 0;
+  std::atomic<bool> stop_ = false;
+  std::mutex mutex_;  // what follows, and for a GPU the stream and what is above
+  std::condition_variable changed_;
+  std::shared_ptr<Batch> open_;  // the youngest
+  size_t next_read_ = 0;         // of its
+  bool opening_ = false;
+  std::optional<Error> error_;                        // the first
   std::map<std::string, std::vector<float>> scales_;  // of fp8 tensors, by their names
   std::byte* memory_ = nullptr;
   int64_t total_ = 0, done_ = 0;
