@@ -21,10 +21,10 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/cuda/attention_prompt_consumer.h"
 #include "kernels/cuda/attention_prompt_plan.h"
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/common/tensor_map.h"
-#include "kernels/cuda/common/wgmma.h"
 #include "kernels/cuda/cuda_ops.h"
 
 namespace weft::cuda {
@@ -60,6 +60,8 @@ struct KvProducer {
   __device__ __forceinline__ void copy(int plane, int j, int u, int block, Barrier* barrier) {
     if (lane == 0) arrive_expect(barrier, C::kUnitBytes);
     __syncwarp();
+    // The blocks of a cluster copy a panel each for all of them.
+    const bool shared_copy = C::kCluster > 1 && barrier != shared.tail;
     const int boxes = C::kKeys / params.box_keys;
     unsigned char* to = shared.ring + ring.slot * C::kUnitBytes;
     for (int i = 0; i < boxes; ++i) {
@@ -67,6 +69,13 @@ struct KvProducer {
       const int offset = (j * C::kKeys + i * params.box_keys) % params.block_size;
       const int row = (plane * params.kv_heads + kv_head) * params.block_size + offset;
       if (lane == 0) {
+        if (shared_copy) {
+          const int panel = static_cast<int>(cluster_rank());
+          tma_load_multicast(to + panel * C::kPanelBytes + i * params.box_keys * 128, map, barrier,
+                             Coords{u * C::kUnitDims + panel * 64, row, id},
+                             (1 << C::kCluster) - 1);
+          continue;
+        }
 #pragma unroll
         for (int panel = 0; panel < C::kPanels; ++panel) {
           tma_load(to + panel * C::kPanelBytes + i * params.box_keys * 128, map, barrier,
@@ -105,7 +114,8 @@ struct KvProducer {
   }
 
   __device__ __forceinline__ void run(const PrefillPlan& plan) {
-    PrefillItem item = get_item<C>(plan, params, 0);
+    ItemWalk<C> walk(plan, params);
+    PrefillItem item = walk.take(shared, 0, lane);
     int block = block_of(table_of(item), item.tile.kv_end, 0);
     for (int round = 0; item.tile.tokens > 0; ++round) {
       table = table_of(item);
@@ -116,7 +126,7 @@ struct KvProducer {
       int j = tiles.from(0), note = tiles.note(j);
       if (j != 0) block = block_of(table, kv_end, j);
       // The table of the next item is on its way while this one's tiles are copied.
-      item = get_item<C>(plan, params, round + 1);
+      item = walk.take(shared, round + 1, lane);
       const int next_item_block = block_of(table_of(item), item.tile.kv_end, 0);
       while (j >= 0) {
         const int next = tiles.from(j + 1);
@@ -134,17 +144,14 @@ struct KvProducer {
 };
 
 template <class C>
-__device__ __forceinline__ void produce_q(const PrefillShared<C>& shared, const CUtensorMap* maps,
-                                          const PrefillParams& params, const PrefillPlan& plan) {
-  PrefillItem item = get_item<C>(plan, params, 0);
+__device__ __forceinline__ void produce_q(const PrefillShared<C>& shared, const CUtensorMap* maps) {
   for (int round = 0;; ++round) {
-    const PrefillItem next =
-        get_item<C>(plan, params, round + 1);  // on its way while this one waits
+    wait(shared.claimed + round % C::kClaims, round / C::kClaims & 1);
+    const PrefillItem item = shared.item(round);
     const CUtensorMap* map = maps + (item.tile.pack_shift != 0);
 #pragma unroll
     for (int w = 0; w < C::kWarpgroups; ++w) {
       wait(shared.q_empty + w, (round & 1) ^ 1);
-      shared.items[2 * w + (round & 1)] = item;
       if (PrefillSpan<C>(item.tile, w).tiles == 0) {
         arrive(shared.q_full + w);
         continue;
@@ -158,298 +165,8 @@ __device__ __forceinline__ void produce_q(const PrefillShared<C>& shared, const 
       }
     }
     if (item.tile.tokens == 0) return;
-    item = next;
   }
 }
-
-// ---- Consumers
-
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float max_of_quad(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-__device__ __forceinline__ float sum_of_quad(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
-/// Words w[i] of lane c of a quad become w[c] of lane i.
-__device__ __forceinline__ void transpose_in_quad(uint32_t (&w)[4], int c) {
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const uint32_t got = __shfl_xor_sync(0xffffffffu, (c & 1) ? w[i] : w[i + 1], 1);
-    w[i] = (c & 1) ? got : w[i];
-    w[i + 1] = (c & 1) ? w[i + 1] : got;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const uint32_t got = __shfl_xor_sync(0xffffffffu, (c & 2) ? w[i] : w[i + 2], 2);
-    w[i] = (c & 2) ? got : w[i];
-    w[i + 2] = (c & 2) ? w[i + 2] : got;
-  }
-}
-
-/// The running softmax of a thread's rows r and r + 8.
-struct RunningSoftmax {
-  float scale_log2;
-  float high[2];    // the reference of the exponents: at least max - kSlack
-  float sum[2];     // of this thread's columns
-  float factor[2];  // that the last tile put on what was before
-
-  // A row's reference rises only when its maximum passes it by 2^kSlack: until then the factor is 1
-  // for sure, and most tiles need no pass over O.
-  static constexpr float kSlack = 8;
-
-  __device__ __forceinline__ void reset() {
-    high[0] = high[1] = -INFINITY;
-    sum[0] = sum[1] = 0;
-  }
-
-  /// S becomes P.
-  template <int Count>
-  __device__ __forceinline__ void tile(float (&s)[Count]) {
-    float top[2] = {high[0], high[1]};
-#pragma unroll
-    for (int i = 0; i < Count; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], s[i]);
-    float shift[2];
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      top[row] = max_of_quad(top[row]);
-      if ((top[row] - high[row]) * scale_log2 <= kSlack) top[row] = high[row];
-      factor[row] = exp2_approx((high[row] - top[row]) * scale_log2);
-      high[row] = top[row];
-      shift[row] = top[row] * scale_log2;
-    }
-    float part[4] = {0, 0, 0, 0};
-#pragma unroll
-    for (int i = 0; i < Count; ++i) {
-      s[i] = exp2_approx(fmaf(s[i], scale_log2, -shift[(i / 2) % 2]));
-      part[i % 4] += s[i];
-    }
-    sum[0] = fmaf(sum[0], factor[0], part[0] + part[1]);
-    sum[1] = fmaf(sum[1], factor[1], part[2] + part[3]);
-  }
-
-  template <int Units, int Count>
-  __device__ __forceinline__ void rescale(float (&o)[Units][Count]) const {
-    // Where no row of the warp changes, the products by 1 are left out: the same bits.
-    if (__any_sync(0xffffffffu, factor[0] != 1 || factor[1] != 1)) {
-#pragma unroll
-      for (int u = 0; u < Units; ++u) {
-#pragma unroll
-        for (int i = 0; i < Count; ++i) o[u][i] *= factor[(i / 2) % 2];
-      }
-    }
-  }
-};
-
-template <class C>
-struct PrefillConsumer {
-  const PrefillShared<C>& shared;
-  RingAt<C> ring;
-  int warpgroup;
-  uint64_t q;  // descriptor
-
-  float s[C::kKeys / 2];
-  uint32_t p[C::kKeys / 16][4];
-  float o[C::kUnits][C::kUnitDims / 2];
-  RunningSoftmax softmax;
-
-  __device__ __forceinline__ void turn_begin() const {
-    if (C::kTurns) barrier_sync(1 + warpgroup, 256);
-  }
-  __device__ __forceinline__ void turn_end() const {
-    if (C::kTurns) barrier_arrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
-  }
-  __device__ __forceinline__ void await(RingAt<C> at) const {
-#pragma unroll
-    for (int u = 0; u < C::kUnits; ++u) {
-      wait(shared.full + at.slot, at.phase);
-      at.step();
-    }
-  }
-  /// Each warp says that it has done with the units.
-  __device__ __forceinline__ void release(RingAt<C> at) const {
-#pragma unroll
-    for (int u = 0; u < C::kUnits; ++u) {
-      if (threadIdx.x % 32 == 0) arrive(shared.empty + at.slot);
-      at.step();
-    }
-  }
-  __device__ __forceinline__ void release_q() const {
-    if (threadIdx.x % 32 == 0) arrive(shared.q_empty + warpgroup);
-  }
-
-  __device__ __forceinline__ void issue_scores(RingAt<C> at) {
-#pragma unroll
-    for (int u = 0; u < C::kUnits; ++u) {
-      const uint64_t k = k_major_128(shared.ring + at.slot * C::kUnitBytes);
-#pragma unroll
-      for (int panel = 0; panel < C::kPanels; ++panel) {
-#pragma unroll
-        for (int step = 0; step < 4; ++step) {
-          Wgmma<C::kKeys>::bf16(
-              s, advance(q, (u * C::kPanels + panel) * C::kQPanelBytes + step * 32),
-              advance(k, panel * C::kPanelBytes + step * 32), (u | panel | step) != 0);
-        }
-      }
-      at.step();
-    }
-    wgmma_commit();
-  }
-  __device__ __forceinline__ void issue_values(RingAt<C> at) {
-#pragma unroll
-    for (int u = 0; u < C::kUnits; ++u) {
-      const uint64_t v = mn_major_128(shared.ring + at.slot * C::kUnitBytes, C::kPanelBytes);
-#pragma unroll
-      for (int k = 0; k < C::kKeys / 16; ++k) {
-        Wgmma<C::kUnitDims>::template bf16_a<true>(o[u], p[k], advance(v, k * 2048), 1);
-      }
-      at.step();
-    }
-    wgmma_commit();
-  }
-
-  __device__ __forceinline__ int row() const {
-    const int thread = static_cast<int>(threadIdx.x) % 128;
-    return 16 * (thread / 32) + thread % 32 / 4;
-  }
-  /// S of tile `j` without what the rows don't see.
-  __device__ __forceinline__ void mask(const PrefillTile& tile, int j) {
-    const int column = j * C::kKeys + 2 * (static_cast<int>(threadIdx.x) % 4);
-    const int first = PrefillSpan<C>(tile, warpgroup).first - column;
-    const int limit[2] = {first + (row() >> tile.pack_shift),
-                          first + ((row() + 8) >> tile.pack_shift)};
-#pragma unroll
-    for (int i = 0; i < C::kKeys / 2; ++i) {
-      if (i / 4 * 8 + i % 2 > limit[i / 2 % 2]) s[i] = -INFINITY;
-    }
-  }
-
-  /// Tile `j` of keys; returns the note of the next one.
-  __device__ __forceinline__ int tile(const PrefillTile& rows, int j, bool masked, bool last) {
-    await(ring);
-    turn_begin();
-    wgmma_fence();
-    issue_scores(ring);
-    turn_end();
-    wgmma_wait<0>();
-    hold(s);
-    release(ring);
-    ring.step_tile();
-    if (last) release_q();
-    if (masked) mask(rows, j);
-    softmax.tile(s);
-    softmax.rescale(o);
-#pragma unroll
-    for (int k = 0; k < C::kKeys / 16; ++k) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) p[k][i] = pack_bf16(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
-    }
-    await(ring);
-    turn_begin();
-    wgmma_fence();
-    issue_values(ring);
-    turn_end();
-    const int next = note_at(ring);
-    wgmma_wait<0>();
-#pragma unroll
-    for (int u = 0; u < C::kUnits; ++u) hold(o[u]);
-    release(ring);
-    ring.step_tile();
-    return next;
-  }
-  /// Lets a tile of keys go by.
-  __device__ __forceinline__ int pass() {
-    await(ring);
-    turn_begin();
-    turn_end();
-    release(ring);
-    ring.step_tile();
-    await(ring);
-    const int next = note_at(ring);
-    turn_begin();
-    turn_end();
-    release(ring);
-    ring.step_tile();
-    return next;
-  }
-  __device__ __forceinline__ int note_at(RingAt<C> at) const {
-    return C::kPlanned ? __shfl_sync(0xffffffffu, shared.notes[at.slot], 0) : 0;
-  }
-
-  /// This warpgroup's part of an item.
-  __device__ __forceinline__ void run(const PrefillItem& item, const PrefillParams& params) {
-    softmax.reset();
-#pragma unroll
-    for (int u = 0; u < C::kUnits; ++u) {
-#pragma unroll
-      for (int i = 0; i < C::kUnitDims / 2; ++i) o[u][i] = 0;
-    }
-    const PrefillSpan<C> span(item.tile, warpgroup);
-    if (span.tiles == 0) release_q();
-    if constexpr (C::kPlanned) {
-      await(ring);
-      int note = note_at(ring);
-      const int needed = kNeededBy << warpgroup;
-      // A warpgroup needs a prefix of the tiles of its item.
-      while (note & needed) {
-        note = tile(item.tile, note >> kTileBits, (note & (kMaskedFor << warpgroup)) != 0,
-                    (note & (kLastOfGroup << warpgroup)) != 0);
-      }
-      while (note != 0) note = pass();
-    } else {
-      const int whole = (span.first + 1) / C::kKeys;
-      int j = 0;
-      for (; j < span.tiles; ++j) tile(item.tile, j, j >= whole, j + 1 == span.tiles);
-      const int tiles = (item.tile.position + item.tile.tokens - 1) / C::kKeys + 1;
-      for (; j < tiles; ++j) pass();
-    }
-    if (PrefillSpan<C>(item.tile, warpgroup).tiles > 0) store(item, params);
-  }
-
-  __device__ __forceinline__ void store(const PrefillItem& item, const PrefillParams& params) {
-    const int first = warpgroup * 64 + row();
-    const int c = static_cast<int>(threadIdx.x) % 4;
-    const int shift = item.tile.pack_shift;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float sum = sum_of_quad(softmax.sum[half]);
-      const float inverse = 1.0f / sum;
-      const int at = first + 8 * half;
-      const int token = at >> shift;
-      const int head = item.head + (at & ((1 << shift) - 1));
-      if (params.lse != nullptr && c == 0 && token < item.tile.tokens) {
-        params.lse[(item.tile.row + token) * params.lse_row + head] =
-            0.693147181f * fmaf(softmax.high[half], softmax.scale_log2, __log2f(sum));
-      }
-      __nv_bfloat16* to =
-          params.out + (item.tile.row + token) * params.out_row + head * params.out_head + 8 * c;
-#pragma unroll
-      for (int u = 0; u < C::kUnits; ++u) {
-#pragma unroll
-        for (int j = 0; j < C::kUnitDims / 8; j += 4) {
-          uint32_t w[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const float* pair = &o[u][4 * (j + i) + 2 * half];
-            w[i] = pack_bf16(pair[0] * inverse, pair[1] * inverse);
-          }
-          transpose_in_quad(w, c);
-          if (token < item.tile.tokens && u * C::kUnitDims + 8 * (j + c) < params.head_dim) {
-            *reinterpret_cast<uint4*>(to + u * C::kUnitDims + 8 * j) =
-                make_uint4(w[0], w[1], w[2], w[3]);
-          }
-        }
-      }
-    }
-  }
-};
 
 /// q[0], q[1]: (D, H, T) in boxes of (64, 1, 64), and of (64, 2^k, 64 / 2^k); kv: (D, 2 G B,
 /// blocks) in boxes of (64, box_keys, 1).
@@ -457,6 +174,15 @@ struct PrefillMaps {
   CUtensorMap q[2];
   CUtensorMap kv;
 };
+
+/// A block of a cluster stays as long as others write to its shared memory.
+template <class C>
+__device__ __forceinline__ void leave() {
+  if constexpr (C::kCluster > 1) {
+    __syncwarp();
+    cluster_sync();
+  }
+}
 
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, 1)
@@ -471,16 +197,21 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     prefetch_map(&maps.kv);
     for (int i = 0; i < C::kStages; ++i) {
       barrier_init(shared.full + i, 1);
-      barrier_init(shared.empty + i, 4 * C::kWarpgroups);
+      barrier_init(shared.empty + i, 4 * C::kWarpgroups * C::kCluster);
     }
     for (int w = 0; w < C::kWarpgroups; ++w) {
       barrier_init(shared.q_full + w, 1);
       barrier_init(shared.q_empty + w, 4);
     }
+    for (int i = 0; i < C::kClaims; ++i) barrier_init(shared.claimed + i, 1);
     barrier_init(shared.tail, 1);
     fence_barrier_init();
   }
-  __syncthreads();
+  if constexpr (C::kCluster > 1) {
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
   wait_for_predecessor();
 
   if (warp < 4) {
@@ -488,8 +219,9 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     if (warp == 0) {
       KvProducer<C>{shared, params, &maps.kv, static_cast<int>(threadIdx.x)}.run(plan);
     } else if (threadIdx.x == 32) {
-      produce_q<C>(shared, maps.q, params, plan);
+      produce_q<C>(shared, maps.q);
     }
+    leave<C>();
   } else {
     raise_registers_to<C::kConsumerRegisters>();
     PrefillConsumer<C> self{shared};
@@ -500,11 +232,12 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     if (self.warpgroup == C::kWarpgroups - 1) self.turn_end();
     for (int round = 0;; ++round) {
       wait(shared.q_full + self.warpgroup, round & 1);
-      const PrefillItem& item = shared.items[2 * self.warpgroup + (round & 1)];
+      const PrefillItem& item = shared.item(round);
       if (item.tile.tokens == 0) break;
       self.run(item, params);
     }
     if (self.warpgroup == 0) self.turn_begin();
+    leave<C>();
   }
 }
 
@@ -520,6 +253,11 @@ int num_multiprocessors() {
   return count;
 }
 
+/// K and V that a section reads again and again: well below the 50 MiB of L2.
+constexpr int64_t kSectionBytes = int64_t{24} << 20;
+/// From so many items a block on they are taken as they come.
+constexpr int kManyRounds = 6;
+
 /// Tiles are collected, and launched when the plan is full and at the end.
 template <class C>
 class PrefillLauncher {
@@ -530,7 +268,9 @@ class PrefillLauncher {
     const int group = shape.q_heads / shape.kv_heads;
     // Heads of one tile are a power of two of one kv head.
     // With a plan every head has tiles of its own.
-    while (!C::kPlanned && pack_shift_ < 4 && group % (2 << pack_shift_) == 0) ++pack_shift_;
+    while (!C::kPlanned && pack_shift_ < 4 && group % ((2 * C::kCluster) << pack_shift_) == 0) {
+      ++pack_shift_;
+    }
     params_.out = static_cast<__nv_bfloat16*>(args.out.data);
     params_.out_row = args.out.stride[0];
     params_.out_head = args.out.stride[1];
@@ -597,7 +337,8 @@ class PrefillLauncher {
       plan_.longest = std::max(plan_.longest, tile->position + tile->tokens);
       all += int64_t{tile->position + tile->tokens} * args_.shape.q_heads >> tile->pack_shift;
     }
-    if (plan_.longest > all / num_multiprocessors() / 16) {
+    const bool in_order = plan_.longest <= all / num_multiprocessors() / 16;
+    if (!in_order) {
       std::stable_sort(plan_.tiles, end, [](const PrefillTile& a, const PrefillTile& b) {
         return a.position + a.tokens > b.position + b.tokens;
       });
@@ -605,24 +346,33 @@ class PrefillLauncher {
     const int shift = plan_.tiles[0].pack_shift;
     const PrefillTile* others = std::stable_partition(
         plan_.tiles, end, [&](const PrefillTile& tile) { return tile.pack_shift == shift; });
-    const auto items = [&](int s) { return args_.shape.q_heads >> s; };
+    const int sections = in_order ? 1 : num_sections();
+    plan_.section_heads = args_.shape.q_heads / sections;
+    const auto items = [&](int s) { return (plan_.section_heads >> s) / C::kCluster; };
     plan_.num_first = static_cast<int32_t>(others - plan_.tiles);
     plan_.first_items = items(shift);
     plan_.other_items = others == end ? 1 : items(others->pack_shift);
-    plan_.num_items = plan_.num_first * plan_.first_items +
-                      (plan_.num_tiles - plan_.num_first) * plan_.other_items;
-    const int walkers = std::min(plan_.num_items, num_multiprocessors());
+    plan_.section_items = plan_.num_first * plan_.first_items +
+                          (plan_.num_tiles - plan_.num_first) * plan_.other_items;
+    plan_.num_items = plan_.section_items * sections;
+    const int walkers = std::min(plan_.num_items, num_multiprocessors() / C::kCluster);
     ArenaScope scope(stream_.scratch());
+    params_.counter = nullptr;
     if constexpr (C::kPlanned) {
-      auto* order = static_cast<int32_t*>(stream_.scratch().take(int64_t{plan_.num_items} * 4 + 4));
+      auto* order = static_cast<int32_t*>(stream_.scratch().take(int64_t{plan_.num_items} * 4 + 8));
+      params_.counter = order++;
       launch(stream_, {.grid = 1, .block = 1024, .overlap = true}, order_items<C>, params_, plan_,
              order);
       params_.order = order;
+    } else if (C::kCluster == 1 && plan_.num_items >= kManyRounds * walkers) {
+      params_.counter = static_cast<int32_t*>(stream_.scratch().take(4));
+      launch(stream_, {.grid = 1, .block = 1, .overlap = true}, reset_counter, params_.counter);
     }
     launch(stream_,
-           {.grid = static_cast<unsigned>(walkers),
+           {.grid = static_cast<unsigned>(walkers * C::kCluster),
             .block = C::kThreads,
             .shared_bytes = C::kSharedBytes,
+            .cluster = C::kCluster,
             .overlap = true},
            attention_prefill<C>, maps_, params_, plan_);
     plan_.num_tiles = 0;
@@ -653,6 +403,24 @@ class PrefillLauncher {
       tile.kinds = static_cast<uint8_t>(kinds);
       at += tokens;
     }
+  }
+
+  /// So many that the K and V of a section's heads stay in L2.
+  int num_sections() const {
+    int64_t bytes = 0;
+    int segment = -1;
+    for (int i = 0; i < plan_.num_tiles; ++i) {
+      const PrefillTile& tile = plan_.tiles[i];
+      if (tile.segment != segment) bytes += int64_t{tile.kv_end} * args_.shape.head_dim * 4;
+      segment = tile.segment;
+    }
+    int sections = 1;
+    while (sections < args_.shape.kv_heads &&
+           (args_.shape.kv_heads % sections != 0 ||
+            bytes * (args_.shape.kv_heads / sections) > kSectionBytes)) {
+      ++sections;
+    }
+    return sections;
   }
 
   void take_plan(const HeadPlan& plan) {
@@ -693,7 +461,7 @@ void launch_prefill(Stream& stream, const AttnArgs& args) {
 }  // namespace
 
 int64_t attention_prompt_scratch(const AttnShape& shape, int64_t, int64_t) {
-  return int64_t{PrefillPlan::kMaxTiles} * shape.q_heads * 4 + 256;  // of a HeadPlan's items
+  return int64_t{PrefillPlan::kMaxTiles} * shape.q_heads * 4 + 512;  // of a HeadPlan's items
 }
 
 void attention_prompt(Stream& stream, const AttnArgs& args) {

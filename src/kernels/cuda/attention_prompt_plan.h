@@ -27,13 +27,15 @@ struct PrefillTile {
 /// its warpgroups see the same blocks.
 enum : int { kFullHeads = 1, kOtherHeads = 2 };
 
-/// The work of a launch: a parameter of the kernel. Items are (tile, heads), tile by tile; the
-/// first `num_first` tiles have `first_items` items each, the others `other_items`.
+/// The work of a launch: a parameter of the kernel. Items are (tile, heads): section by section of
+/// `section_heads` heads, whose K and V stay in L2 together, and there tile by tile; the first
+/// `num_first` tiles have `first_items` items of a section each, the others `other_items`.
 struct PrefillPlan {
   static constexpr int kMaxTiles = 1000;
   int32_t num_tiles = 0;
   int32_t num_first = 0;
   int32_t first_items = 0, other_items = 0;
+  int32_t section_items = 0, section_heads = 0;
   int32_t num_items = 0;
   int32_t longest = 0;  ///< keys of the tile that sees the most
   PrefillTile tiles[kMaxTiles];
@@ -54,6 +56,8 @@ struct PrefillParams {
   float* lse = nullptr;
   int64_t lse_row = 0;
 
+  int32_t* counter = nullptr;  ///< items taken beyond the first of each block; null: a fixed walk
+
   // Of a HeadPlan.
   const int32_t* order = nullptr;  ///< how many items; the items, longest first
   const int32_t* kinds = nullptr;  ///< contiguous, as `blocks`
@@ -71,13 +75,16 @@ struct PrefillParams {
   }
 };
 
-template <int HeadDim, int Keys, int Warpgroups, bool Turns, bool Planned = false>
+template <int HeadDim, int Keys, int Warpgroups, bool Turns, bool Planned = false,
+          bool Overlap = false, int Cluster = 1>
 struct PrefillShape {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kKeys = Keys;
   static constexpr int kWarpgroups = Warpgroups;
   static constexpr bool kTurns = Turns;
   static constexpr bool kPlanned = Planned;
+  static constexpr bool kOverlap = Overlap;
+  static constexpr int kCluster = Cluster;
   static constexpr int kRows = 64 * Warpgroups;
   static constexpr int kThreads = 128 * (Warpgroups + 1);
   static constexpr int kConsumerRegisters = Warpgroups == 2 ? 240 : Warpgroups == 3 ? 160 : 112;
@@ -93,12 +100,16 @@ struct PrefillShape {
   static constexpr int kUnitBytes = kPanels * kPanelBytes;
   static constexpr int kQPanelBytes = 64 * 128;
   static constexpr int kQBytes = HeadDim / 64 * kQPanelBytes;  // of a warpgroup
-  static constexpr int kMaxBoxKeys = Keys % 64 == 0 ? 64 : 32;
+  static constexpr int kMaxBoxKeys = Keys % 64 == 0 ? 64 : Keys % 32 == 0 ? 32 : 16;
   static constexpr int kShared = 227 * 1024 - 2048;  // alignment, barriers and notes aside
   static constexpr int kFit = (kShared - Warpgroups * kQBytes) / kUnitBytes;
   static constexpr int kStages = kFit < 12 ? kFit : 12;
   static constexpr int kSharedBytes = 2048 + Warpgroups * kQBytes + kStages * kUnitBytes;
   static_assert(kStages >= 2 * kUnits && Warpgroups <= 4);
+  static_assert(Cluster == 1 || (Cluster == kPanels && !Planned));
+  // The copying warp is so many items before the slowest warpgroup, at most.
+  static constexpr int kClaims = 16;
+  static_assert(kStages / (2 * kUnits) + 2 < kClaims);
 };
 
 /// What both sides walk: the slots of the ring.
@@ -141,9 +152,10 @@ struct PrefillShared {
   Barrier* empty;       // [kStages]
   Barrier* q_full;      // [Warpgroups]
   Barrier* q_empty;     // [Warpgroups]
+  Barrier* claimed;     // [kClaims]
   Barrier* tail;
-  int* notes;          // [kStages] notes
-  PrefillItem* items;  // [Warpgroups][2] of even and odd rounds; of 0 tokens at the end
+  int* notes;          // [kStages]
+  PrefillItem* items;  // [kClaims] of the rounds; of 0 tokens at the end
 
   __device__ __forceinline__ explicit PrefillShared(unsigned char* raw) {
     q = raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
@@ -152,25 +164,24 @@ struct PrefillShared {
     empty = full + C::kStages;
     q_full = empty + C::kStages;
     q_empty = q_full + C::kWarpgroups;
-    tail = q_empty + C::kWarpgroups;
+    claimed = q_empty + C::kWarpgroups;
+    tail = claimed + C::kClaims;
     items = reinterpret_cast<PrefillItem*>(tail + 1);
-    notes = reinterpret_cast<int*>(items + 2 * C::kWarpgroups);
+    notes = reinterpret_cast<int*>(items + C::kClaims);
   }
-  static_assert((2 * C::kStages + 2 * C::kWarpgroups + 1) * sizeof(Barrier) +
-                    2 * C::kWarpgroups * sizeof(PrefillItem) + C::kStages * sizeof(int) <=
+  static_assert((2 * C::kStages + 2 * C::kWarpgroups + C::kClaims + 1) * sizeof(Barrier) +
+                    C::kClaims * sizeof(PrefillItem) + C::kStages * sizeof(int) <=
                 1024);
+  __device__ __forceinline__ PrefillItem& item(int round) const {
+    return items[round % C::kClaims];
+  }
 };
 
-/// Blocks walk the items in a zigzag: the longest come first, and a block with a longer item in one
-/// round has a shorter one in the next. Of 0 tokens at the end.
+/// Item `index` of the plan; in a cluster each block has its own heads.
 template <class C>
-__device__ __forceinline__ PrefillItem get_item(const PrefillPlan& plan,
-                                                const PrefillParams& params, int round) {
-  const int walkers = static_cast<int>(gridDim.x), me = static_cast<int>(blockIdx.x);
-  int index = round * walkers + ((round & 1) ? walkers - 1 - me : me);
-  PrefillItem item;
-  if (index >= (C::kPlanned ? params.order[0] : plan.num_items)) return item;
-  if constexpr (C::kPlanned) index = params.order[1 + index];
+__device__ __forceinline__ PrefillItem item_at(const PrefillPlan& plan, int index) {
+  const int section = index / plan.section_items;
+  index -= section * plan.section_items;
   const int in_first = plan.num_first * plan.first_items;
   int tile, part;
   if (index < in_first) {
@@ -181,10 +192,54 @@ __device__ __forceinline__ PrefillItem get_item(const PrefillPlan& plan,
     part = index - in_first - tile * plan.other_items;
     tile += plan.num_first;
   }
+  if (C::kCluster > 1) part = part * C::kCluster + static_cast<int>(cluster_rank());
+  PrefillItem item;
   item.tile = plan.tiles[tile];
-  item.head = part << item.tile.pack_shift;
+  item.head = section * plan.section_heads + (part << item.tile.pack_shift);
   return item;
 }
+
+/// The items of this block: the first by its index, the others taken as they come or, in a launch
+/// with few items for each block, in a zigzag (the longest are first, and who has a longer one in
+/// one round has a shorter one in the next). No bit depends on who computes what.
+template <class C>
+class ItemWalk {
+ public:
+  __device__ __forceinline__ ItemWalk(const PrefillPlan& plan, const PrefillParams& params)
+      : plan_(plan), params_(params) {
+    count_ = C::kPlanned ? params.order[0] : plan.num_items;
+    next_ = me();
+  }
+  /// The next one, of 0 tokens at the end, written for the block too. Called by the copying warp.
+  __device__ __forceinline__ PrefillItem take(const PrefillShared<C>& shared, int round, int lane) {
+    int index = __shfl_sync(0xffffffffu, next_, 0);
+    PrefillItem item;
+    if (index < count_) {
+      if constexpr (C::kPlanned) index = params_.order[1 + index];
+      item = item_at<C>(plan_, index);
+    }
+    if (lane == 0) {
+      shared.item(round) = item;
+      arrive(shared.claimed + round % C::kClaims);
+      if (params_.counter == nullptr) {  // of the round after
+        next_ = (round + 1) * walkers() + ((round & 1) ? me() : walkers() - 1 - me());
+      } else {
+        next_ = walkers() + atomicAdd(params_.counter, 1);
+      }
+    }
+    return item;
+  }
+
+ private:
+  static __device__ __forceinline__ int walkers() {
+    return static_cast<int>(gridDim.x) / C::kCluster;
+  }
+  static __device__ __forceinline__ int me() { return static_cast<int>(blockIdx.x) / C::kCluster; }
+
+  const PrefillPlan& plan_;
+  const PrefillParams& params_;
+  int count_, next_;
+};
 
 /// The keys of one warpgroup's rows of an item.
 template <class C>
@@ -276,54 +331,74 @@ class KeyTiles<C, true> {
   uint32_t seen_;
 };
 
-/// order[0]: how many items (tile, head) there are; then they, longest first (by the tiles of keys
-/// of all warpgroups, in 256 classes; inside a class in any order, on which no bit depends). One
-/// block.
+/// order[0]: how many items (tile, head) there are; then they, section by section and there longest
+/// first (by the tiles of keys of all warpgroups, in classes; inside a class in any order, on which
+/// no bit depends). The counter becomes 0. One block.
 template <class C>
 __global__ void __launch_bounds__(1024)
     order_items(const __grid_constant__ PrefillParams params,
                 const __grid_constant__ PrefillPlan plan, int32_t* order) {
-  constexpr int kClasses = 256;
-  __shared__ int places[kClasses];
+  constexpr int kClasses = 1024;
+  __shared__ int places[kClasses], sums[32];
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread < kClasses) places[thread] = 0;
+  places[thread] = 0;
   __syncthreads();
   wait_for_predecessor();
   const int longest = ((plan.longest - 1) / C::kKeys + 1) * C::kWarpgroups;
+  const int sections = plan.num_items / plan.section_items;
+  const int classes = kClasses / sections;  // of a section
   const auto class_of = [&](int index) {
-    const PrefillTile& tile = plan.tiles[index / params.heads];
-    const int head = index % params.heads;
-    const int kind = params.kind(tile.segment, head);
+    const PrefillItem item = item_at<C>(plan, index);
+    const PrefillTile& tile = item.tile;
+    const int kind = params.kind(tile.segment, item.head);
     const bool full = kind == static_cast<int>(HeadKind::kFull);
     if ((tile.kinds & (full ? kFullHeads : kOtherHeads)) == 0) return -1;
     int cost = (tile.position + tile.tokens - 1) / C::kKeys + 1;
     if (kind == static_cast<int>(HeadKind::kStreaming)) {
       cost = min(cost, params.sink_blocks + params.window_blocks);
     } else if (!full) {
-      cost = params.counts[params.row_block(tile.segment, head, tile.block)];
+      cost = params.counts[params.row_block(tile.segment, item.head, tile.block)];
     }
     cost *= (tile.tokens + 63) / 64;
-    return kClasses - 1 - min(kClasses - 1, cost * (kClasses - 1) / longest);
+    const int section = index / plan.section_items;
+    return (section + 1) * classes - 1 - min(classes - 1, cost * (classes - 1) / longest);
   };
   for (int i = thread; i < plan.num_items; i += 1024) {
     const int place = class_of(i);
     if (place >= 0) atomicAdd(&places[place], 1);
   }
   __syncthreads();
-  if (thread == 0) {
-    int at = 1;
-    for (int& place : places) {
-      const int count = place;
-      place = at;
-      at += count;
+  const int warp = thread / 32, lane = thread % 32;
+  const auto scan_of_warp = [&](int x) {
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const int below = __shfl_up_sync(0xffffffffu, x, step);
+      if (lane >= step) x += below;
     }
-    order[0] = at - 1;
+    return x;
+  };
+  const int mine = places[thread], upto = scan_of_warp(mine);
+  if (lane == 31) sums[warp] = upto;
+  __syncthreads();
+  if (warp == 0) sums[lane] = scan_of_warp(sums[lane]);
+  __syncthreads();
+  const int before = upto - mine + (warp > 0 ? sums[warp - 1] : 0);
+  places[thread] = 1 + before;
+  if (thread == 1023) {
+    order[0] = before + mine;
+    *params.counter = 0;
   }
   __syncthreads();
   for (int i = thread; i < plan.num_items; i += 1024) {
     const int place = class_of(i);
     if (place >= 0) order[atomicAdd(&places[place], 1)] = i;
   }
+}
+
+/// For a launch without order_items().
+__global__ void reset_counter(int32_t* counter) {
+  wait_for_predecessor();
+  *counter = 0;
 }
 
 }  // namespace

@@ -54,6 +54,9 @@ void qkv_prepare(Stream& stream, const QkvPrepareArgs& args);
 
 /// Elastic-Attention's router (sparse_args.h): k bf16, matrices bf16, the rest f32. One launch.
 void route_heads(Stream& stream, const RouterArgs& args);
+/// XAttention's lists (sparse_args.h). Scratch for one segment of `rows` rows that sees `keys`.
+int64_t select_blocks_scratch(const AttnShape& shape, int64_t rows, int64_t keys, int stride);
+void select_blocks(Stream& stream, const SelectArgs& args);
 
 int64_t gdn_scratch(const GdnShape& shape, int64_t rows, int64_t num_sequences);
 void gdn(Stream& stream, const GdnArgs& args);

@@ -1,0 +1,396 @@
+#pragma once
+
+// The warpgroups that compute in attention over prompts (attention_prompt.cu): softmax, products,
+// the way through the tiles of an item, the store. Included by that .cu alone.
+
+#include <cuda_bf16.h>
+
+#include "kernels/cuda/attention_prompt_plan.h"
+#include "kernels/cuda/common/wgmma.h"
+
+namespace weft::cuda {
+namespace {
+
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float max_of_quad(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+__device__ __forceinline__ float sum_of_quad(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+/// Words w[i] of lane c of a quad become w[c] of lane i.
+__device__ __forceinline__ void transpose_in_quad(uint32_t (&w)[4], int c) {
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, (c & 1) ? w[i] : w[i + 1], 1);
+    w[i] = (c & 1) ? got : w[i];
+    w[i + 1] = (c & 1) ? w[i + 1] : got;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, (c & 2) ? w[i] : w[i + 2], 2);
+    w[i] = (c & 2) ? got : w[i];
+    w[i + 2] = (c & 2) ? w[i + 2] : got;
+  }
+}
+
+/// The running softmax of a thread's rows r and r + 8.
+struct RunningSoftmax {
+  float scale_log2;
+  float high[2];    // the reference of the exponents: at least max - kSlack
+  float sum[2];     // of this thread's columns
+  float factor[2];  // that the last tile put on what was before
+
+  // A row's reference rises only when its maximum passes it by 2^kSlack: until then the factor is 1
+  // for sure, and most tiles need no pass over O.
+  static constexpr float kSlack = 8;
+
+  __device__ __forceinline__ void reset() {
+    high[0] = high[1] = -INFINITY;
+    sum[0] = sum[1] = 0;
+  }
+
+  /// S becomes P.
+  template <int Count>
+  __device__ __forceinline__ void tile(float (&s)[Count]) {
+    float top[2] = {high[0], high[1]};
+#pragma unroll
+    for (int i = 0; i < Count; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], s[i]);
+    float shift[2];
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      top[row] = max_of_quad(top[row]);
+      if ((top[row] - high[row]) * scale_log2 <= kSlack) top[row] = high[row];
+      factor[row] = exp2_approx((high[row] - top[row]) * scale_log2);
+      high[row] = top[row];
+      shift[row] = top[row] * scale_log2;
+    }
+    float part[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      s[i] = exp2_approx(fmaf(s[i], scale_log2, -shift[(i / 2) % 2]));
+      part[i % 4] += s[i];
+    }
+    sum[0] = fmaf(sum[0], factor[0], part[0] + part[1]);
+    sum[1] = fmaf(sum[1], factor[1], part[2] + part[3]);
+  }
+
+  template <int Units, int Count>
+  __device__ __forceinline__ void rescale(float (&o)[Units][Count]) const {
+    // Where no row of the warp changes, the products by 1 are left out: the same bits.
+    if (__any_sync(0xffffffffu, factor[0] != 1 || factor[1] != 1)) {
+#pragma unroll
+      for (int u = 0; u < Units; ++u) {
+#pragma unroll
+        for (int i = 0; i < Count; ++i) o[u][i] *= factor[(i / 2) % 2];
+      }
+    }
+  }
+};
+
+template <class C>
+struct PrefillConsumer {
+  const PrefillShared<C>& shared;
+  RingAt<C> ring;
+  int warpgroup;
+  uint64_t q;  // descriptor
+
+  float s[C::kKeys / 2];
+  uint32_t p[C::kKeys / 16][4];
+  float o[C::kUnits][C::kUnitDims / 2];
+  RunningSoftmax softmax;
+
+  __device__ __forceinline__ void turn_begin() const {
+    if (C::kTurns) barrier_sync(1 + warpgroup, 256);
+  }
+  __device__ __forceinline__ void turn_end() const {
+    if (C::kTurns) barrier_arrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
+  }
+  __device__ __forceinline__ void await(RingAt<C> at) const {
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) {
+      wait(shared.full + at.slot, at.phase);
+      at.step();
+    }
+  }
+  /// Each warp says that it has done with the units.
+  __device__ __forceinline__ void release(RingAt<C> at) const {
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) {
+      if (threadIdx.x % 32 == 0) arrive(shared.empty + at.slot);
+      if (C::kCluster > 1 && threadIdx.x % 32 == 1) {
+        arrive_remote(shared.empty + at.slot, cluster_rank() ^ 1);
+      }
+      at.step();
+    }
+  }
+  __device__ __forceinline__ void release_q() const {
+    if (threadIdx.x % 32 == 0) arrive(shared.q_empty + warpgroup);
+  }
+
+  __device__ __forceinline__ void issue_scores(RingAt<C> at) {
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) {
+      const uint64_t k = k_major_128(shared.ring + at.slot * C::kUnitBytes);
+#pragma unroll
+      for (int panel = 0; panel < C::kPanels; ++panel) {
+#pragma unroll
+        for (int step = 0; step < 4; ++step) {
+          Wgmma<C::kKeys>::bf16(
+              s, advance(q, (u * C::kPanels + panel) * C::kQPanelBytes + step * 32),
+              advance(k, panel * C::kPanelBytes + step * 32), (u | panel | step) != 0);
+        }
+      }
+      at.step();
+    }
+    wgmma_commit();
+  }
+  __device__ __forceinline__ void issue_values(RingAt<C> at) {
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) {
+      const uint64_t v = mn_major_128(shared.ring + at.slot * C::kUnitBytes, C::kPanelBytes);
+#pragma unroll
+      for (int k = 0; k < C::kKeys / 16; ++k) {
+        Wgmma<C::kUnitDims>::template bf16_a<true>(o[u], p[k], advance(v, k * 2048), 1);
+      }
+      at.step();
+    }
+    wgmma_commit();
+  }
+
+  __device__ __forceinline__ int row() const {
+    const int thread = static_cast<int>(threadIdx.x) % 128;
+    return 16 * (thread / 32) + thread % 32 / 4;
+  }
+  /// S of tile `j` without what the rows don't see.
+  __device__ __forceinline__ void mask(const PrefillTile& tile, int j) {
+    const int column = j * C::kKeys + 2 * (static_cast<int>(threadIdx.x) % 4);
+    const int first = PrefillSpan<C>(tile, warpgroup).first - column;
+    const int limit[2] = {first + (row() >> tile.pack_shift),
+                          first + ((row() + 8) >> tile.pack_shift)};
+#pragma unroll
+    for (int i = 0; i < C::kKeys / 2; ++i) {
+      if (i / 4 * 8 + i % 2 > limit[i / 2 % 2]) s[i] = -INFINITY;
+    }
+  }
+
+  /// Tile `j` of keys; returns the note of the next one.
+  __device__ __forceinline__ int tile(const PrefillTile& rows, int j, bool masked, bool last) {
+    await(ring);
+    turn_begin();
+    wgmma_fence();
+    issue_scores(ring);
+    turn_end();
+    wgmma_wait<0>();
+    hold(s);
+    release(ring);
+    ring.step_tile();
+    if (last) release_q();
+    if (masked) mask(rows, j);
+    softmax.tile(s);
+    softmax.rescale(o);
+    round_p();
+    await(ring);
+    turn_begin();
+    wgmma_fence();
+    issue_values(ring);
+    turn_end();
+    const int next = note_at(ring);
+    end_values(ring);
+    ring.step_tile();
+    return next;
+  }
+  __device__ __forceinline__ void round_p() {
+#pragma unroll
+    for (int k = 0; k < C::kKeys / 16; ++k) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) p[k][i] = pack_bf16(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
+    }
+  }
+  __device__ __forceinline__ void end_values(RingAt<C> at) {
+    wgmma_wait<0>();
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) hold(o[u]);
+    release(at);
+  }
+
+  /// The tiles of an item with the scores of a tile computed beside the values of the one before:
+  /// one turn each, one more at the end.
+  __device__ __forceinline__ void overlapped(const PrefillItem& item) {
+    const PrefillSpan<C> span(item.tile, warpgroup);
+    const int whole = (span.first + 1) / C::kKeys;
+    const int needed = kNeededBy << warpgroup;
+    int j = 0, note = 0;
+    if constexpr (C::kPlanned) {
+      await(ring);
+      note = note_at(ring);
+      j = note >> kTileBits;
+    }
+    const auto masked = [&] {
+      return C::kPlanned ? (note & (kMaskedFor << warpgroup)) != 0 : j >= whole;
+    };
+    const auto last = [&] {
+      return C::kPlanned ? (note & (kLastOfGroup << warpgroup)) != 0 : j + 1 == span.tiles;
+    };
+    if (C::kPlanned ? (note & needed) != 0 : span.tiles > 0) {
+      await(ring);
+      turn_begin();
+      wgmma_fence();
+      issue_scores(ring);
+      turn_end();
+      wgmma_wait<0>();
+      hold(s);
+      release(ring);
+      ring.step_tile();
+      if (last()) release_q();
+      if (masked()) mask(item.tile, j);
+      softmax.tile(s);
+      round_p();
+      while (true) {  // the ring stands at V of tile j
+        if constexpr (C::kPlanned) {
+          await(ring);
+          note = note_at(ring);
+          if ((note & needed) == 0) break;
+          j = note >> kTileBits;
+        } else {
+          if (++j == span.tiles) break;
+        }
+        RingAt<C> k = ring;
+        k.step_tile();
+        await(k);
+        await(ring);
+        turn_begin();
+        wgmma_fence();
+        issue_scores(k);
+        issue_values(ring);
+        turn_end();
+        wgmma_wait<1>();
+        hold(s);
+        release(k);
+        if (last()) release_q();
+        if (masked()) mask(item.tile, j);
+        softmax.tile(s);
+        end_values(ring);
+        softmax.rescale(o);
+        round_p();
+        ring = k;
+        ring.step_tile();
+      }
+      await(ring);
+      turn_begin();
+      wgmma_fence();
+      issue_values(ring);
+      turn_end();
+      end_values(ring);
+      ring.step_tile();
+    } else {
+      turn_begin();
+      turn_end();
+    }
+    if constexpr (C::kPlanned) {
+      while (note != 0) note = pass();
+    } else {
+      const int tiles = (item.tile.position + item.tile.tokens - 1) / C::kKeys + 1;
+      for (j = span.tiles; j < tiles; ++j) pass();
+    }
+  }
+  /// Lets a tile of keys go by.
+  __device__ __forceinline__ int pass() {
+    await(ring);
+    turn_begin();
+    turn_end();
+    release(ring);
+    ring.step_tile();
+    await(ring);
+    const int next = note_at(ring);
+    if (!C::kOverlap) {
+      turn_begin();
+      turn_end();
+    }
+    release(ring);
+    ring.step_tile();
+    return next;
+  }
+  __device__ __forceinline__ int note_at(RingAt<C> at) const {
+    return C::kPlanned ? __shfl_sync(0xffffffffu, shared.notes[at.slot], 0) : 0;
+  }
+
+  /// This warpgroup's part of an item.
+  __device__ __forceinline__ void run(const PrefillItem& item, const PrefillParams& params) {
+    softmax.reset();
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) {
+#pragma unroll
+      for (int i = 0; i < C::kUnitDims / 2; ++i) o[u][i] = 0;
+    }
+    const PrefillSpan<C> span(item.tile, warpgroup);
+    if (span.tiles == 0) release_q();
+    if constexpr (C::kOverlap) {
+      overlapped(item);
+    } else if constexpr (C::kPlanned) {
+      await(ring);
+      int note = note_at(ring);
+      const int needed = kNeededBy << warpgroup;
+      // A warpgroup needs a prefix of the tiles of its item.
+      while (note & needed) {
+        note = tile(item.tile, note >> kTileBits, (note & (kMaskedFor << warpgroup)) != 0,
+                    (note & (kLastOfGroup << warpgroup)) != 0);
+      }
+      while (note != 0) note = pass();
+    } else {
+      const int whole = (span.first + 1) / C::kKeys;
+      int j = 0;
+      for (; j < span.tiles; ++j) tile(item.tile, j, j >= whole, j + 1 == span.tiles);
+      const int tiles = (item.tile.position + item.tile.tokens - 1) / C::kKeys + 1;
+      for (; j < tiles; ++j) pass();
+    }
+    if (PrefillSpan<C>(item.tile, warpgroup).tiles > 0) store(item, params);
+  }
+
+  __device__ __forceinline__ void store(const PrefillItem& item, const PrefillParams& params) {
+    const int first = warpgroup * 64 + row();
+    const int c = static_cast<int>(threadIdx.x) % 4;
+    const int shift = item.tile.pack_shift;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float sum = sum_of_quad(softmax.sum[half]);
+      const float inverse = 1.0f / sum;
+      const int at = first + 8 * half;
+      const int token = at >> shift;
+      const int head = item.head + (at & ((1 << shift) - 1));
+      if (params.lse != nullptr && c == 0 && token < item.tile.tokens) {
+        params.lse[(item.tile.row + token) * params.lse_row + head] =
+            0.693147181f * fmaf(softmax.high[half], softmax.scale_log2, __log2f(sum));
+      }
+      __nv_bfloat16* to =
+          params.out + (item.tile.row + token) * params.out_row + head * params.out_head + 8 * c;
+#pragma unroll
+      for (int u = 0; u < C::kUnits; ++u) {
+#pragma unroll
+        for (int j = 0; j < C::kUnitDims / 8; j += 4) {
+          uint32_t w[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float* pair = &o[u][4 * (j + i) + 2 * half];
+            w[i] = pack_bf16(pair[0] * inverse, pair[1] * inverse);
+          }
+          transpose_in_quad(w, c);
+          if (token < item.tile.tokens && u * C::kUnitDims + 8 * (j + c) < params.head_dim) {
+            *reinterpret_cast<uint4*>(to + u * C::kUnitDims + 8 * j) =
+                make_uint4(w[0], w[1], w[2], w[3]);
+          }
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace weft::cuda

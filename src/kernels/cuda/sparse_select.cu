@@ -1,0 +1,570 @@
+// s[b, c] = sum over the groups i of block b and j of block c of softmax_j(a)[i, j], with
+// a[i, j] = sum_t q[i Z + Z - 1 - t] . k[j Z + t] * scale / (Z norm): XAttention's scores (arXiv
+// 2503.16428), and the blocks that each head of kind kBlocks sees by them.
+//
+// Four kernels a pass (some heads of a segment): the keys of the pages in order (gather_keys); the
+// products in tiles of 128 groups of rows x 256 of keys, steps of 64 of Z D, two warpgroups of 64 x
+// 256, of which only log2 of the sum over each block of keys is kept, a float a (group, block)
+// (estimate_kernel); then a block of threads a row of blocks: the softmax over those sums and the
+// smallest set (select_kernel). Bound: the tensor cores, L^2 D / Z FLOPs a head, 1 / (2 Z) of
+// attention. Kinds are device data: items of other heads are passed over.
+// docs/kernels/attention_prefill.md
+//
+// A list depends on the rows of its own block and the keys up to it: no sum here is cut by the
+// chunk, the pass or the company.
+
+#include <cuda_bf16.h>
+
+#include <algorithm>
+
+#include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/common/tensor_map.h"
+#include "kernels/cuda/common/wgmma.h"
+#include "kernels/cuda/cuda_ops.h"
+
+namespace weft::cuda {
+namespace {
+
+constexpr int kTileRows = 128, kTileColumns = 256;  // groups
+constexpr int kRowsTogether = 8;                    // tiles of rows that sweep the columns together
+constexpr int kStages = 4;
+constexpr int kABytes = kTileRows * 128, kBBytes = kTileColumns * 128;
+constexpr int kStageBytes = kABytes + kBBytes;
+constexpr int kShared = 1024 + kStages * kStageBytes + 2 * kStages * 8;
+constexpr int kThreads = 384;
+/// Of the sums of a pass; a single head may take more.
+constexpr int64_t kSumBytes = int64_t{128} << 20;
+
+struct EstimateParams {
+  float* sums = nullptr;  ///< [heads of the pass][rows][blocks], log2
+  const int32_t* kinds = nullptr;
+  float scale_log2 = 0;
+  int32_t first_head = 0, num_heads = 0, group = 1, first_kv_head = 0;
+  int32_t rows = 0;         ///< groups of the segment's rows
+  int32_t first_group = 0;  ///< the first of them, counted from position 0
+  int32_t blocks = 0;       ///< of keys
+  int32_t stride = 0, dim_steps = 0;
+  int32_t in_last = 0;  ///< rows of an incomplete last group
+  int32_t complete = 0;
+
+  __device__ __forceinline__ int row_tiles() const { return (rows + kTileRows - 1) / kTileRows; }
+  /// Tiles of columns that some row of tile `m` sees.
+  __device__ __forceinline__ int column_tiles(int m) const {
+    return (first_group + min((m + 1) * kTileRows, rows) - 1) / kTileColumns + 1;
+  }
+};
+
+struct EstimateItem {
+  int head = -1, m = 0, n = 0;  ///< head of the pass
+};
+
+/// The items of this block: head by head, in bands of kRowsTogether tiles of rows, there column by
+/// column (L2).
+class EstimateWalk {
+ public:
+  __device__ __forceinline__ explicit EstimateWalk(const EstimateParams& p) : p_(p) {
+    for (int band = 0; band * kRowsTogether < p.row_tiles(); ++band) of_head_ += of_band(band);
+    next_ = static_cast<int>(blockIdx.x);
+  }
+  /// False at the end.
+  __device__ __forceinline__ bool next(EstimateItem& item) {
+    for (; next_ < of_head_ * p_.num_heads; next_ += static_cast<int>(gridDim.x)) {
+      item.head = next_ / of_head_;
+      if (p_.kinds[p_.first_head + item.head] != static_cast<int32_t>(HeadKind::kBlocks)) continue;
+      int at = next_ - item.head * of_head_, band = 0;
+      for (; at >= of_band(band); ++band) at -= of_band(band);
+      const int high = min(kRowsTogether, p_.row_tiles() - band * kRowsTogether);
+      item.n = at / high;
+      item.m = band * kRowsTogether + at - item.n * high;
+      if (item.n >= p_.column_tiles(item.m)) continue;
+      next_ += static_cast<int>(gridDim.x);
+      return true;
+    }
+    return false;
+  }
+
+ private:
+  __device__ __forceinline__ int of_band(int band) const {
+    const int end = min((band + 1) * kRowsTogether, p_.row_tiles());
+    return (end - band * kRowsTogether) * p_.column_tiles(end - 1);
+  }
+  const EstimateParams& p_;
+  int of_head_ = 0, next_;
+};
+
+/// q: (D, Z, groups, H) of the complete groups, and (D, rows of the incomplete one, groups + 1, H);
+/// k: (D, Z, groups, kv heads of the pass).
+struct EstimateMaps {
+  CUtensorMap q, q_last, k;
+};
+
+__device__ __forceinline__ void produce(const EstimateMaps& maps, const EstimateParams& p,
+                                        unsigned char* shared, Barrier* full, Barrier* empty) {
+  EstimateWalk walk(p);
+  EstimateItem item;
+  int stage = 0;
+  uint32_t phase = 0;
+  while (walk.next(item)) {
+    const int head = p.first_head + item.head;
+    const int kv_head = head / p.group - p.first_kv_head;
+    for (int t = 0; t < p.stride; ++t) {
+      const int row = p.stride - 1 - t;
+      const bool last = row < p.in_last || p.complete == 0;
+      for (int d = 0; d < p.dim_steps; ++d) {
+        wait(empty + stage, phase ^ 1);
+        arrive_expect(full + stage, kStageBytes);
+        unsigned char* to = shared + stage * kStageBytes;
+        tma_load(to, last ? &maps.q_last : &maps.q, full + stage,
+                 Coords{d * 64, row, item.m * kTileRows, head});
+        tma_load(to + kABytes, &maps.k, full + stage,
+                 Coords{d * 64, t, item.n * kTileColumns, kv_head});
+        if (++stage == kStages) {
+          stage = 0;
+          phase ^= 1;
+        }
+      }
+    }
+  }
+}
+
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// log2 of the sums of a warpgroup's 64 x 256 products over the blocks of 8 * Chunks columns.
+template <int Chunks>
+__device__ __forceinline__ void store_sums(float (&d)[128], const EstimateParams& p,
+                                           const EstimateItem& item, int first_row) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, c = lane % 4;
+  const int row = first_row + static_cast<int>(threadIdx.x) % 128 / 32 * 16 + lane / 4;
+  const int column = item.n * kTileColumns + 2 * c;
+  if (p.first_group + first_row < item.n * kTileColumns + kTileColumns - 1) {
+#pragma unroll
+    for (int i = 0; i < 128; ++i) {
+      const int j = column + i / 4 * 8 + i % 2;
+      if (j > p.first_group + row + i / 2 % 2 * 8) d[i] = -INFINITY;
+    }
+  }
+  constexpr int kBlocks = 32 / Chunks;
+  float* to = p.sums + int64_t{item.head} * p.rows * p.blocks + item.n * kBlocks + c;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float mine = 0;
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      float top = -INFINITY;
+#pragma unroll
+      for (int i = 0; i < 2 * Chunks; ++i) {
+        top = fmaxf(top, d[(b * Chunks + i / 2) * 4 + half * 2 + i % 2]);
+      }
+      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+      const float shift = top > -INFINITY ? top * p.scale_log2 : 0.0f;
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < 2 * Chunks; ++i) {
+        const float x = d[(b * Chunks + i / 2) * 4 + half * 2 + i % 2];
+        sum += exp2_approx(fmaf(x, p.scale_log2, -shift));
+      }
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      const float value = shift + __log2f(sum);  // -inf where nothing is seen
+      if (b % 4 == c) mine = value;
+      const bool inside = row + 8 * half < p.rows && item.n * kBlocks + b / 4 * 4 + c < p.blocks;
+      if (b % 4 == 3 && inside) to[int64_t{row + 8 * half} * p.blocks + b / 4 * 4] = mine;
+    }
+  }
+}
+
+template <int Chunks>
+__device__ __forceinline__ void consume(const EstimateParams& p, unsigned char* shared,
+                                        Barrier* full, Barrier* empty) {
+  const int warpgroup = warp_index() / 4 - 1;
+  const int steps = p.stride * p.dim_steps;
+  EstimateWalk walk(p);
+  EstimateItem item;
+  int stage = 0;
+  uint32_t phase = 0;
+  while (walk.next(item)) {
+    float d[128];
+    int last = 0;
+    for (int step = 0; step < steps; ++step) {
+      wait(full + stage, phase);
+      const unsigned char* at = shared + stage * kStageBytes;
+      const uint64_t a = k_major_128(at + warpgroup * (64 * 128));
+      const uint64_t b = k_major_128(at + kABytes);
+      hold(d);
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        Wgmma<kTileColumns>::bf16(d, advance(a, 32 * k), advance(b, 32 * k), (step | k) != 0);
+      }
+      wgmma_commit();
+      hold(d);
+      if (step > 0) {
+        wgmma_wait<1>();
+        if (threadIdx.x % 32 == 0) arrive(empty + last);
+      }
+      last = stage;
+      if (++stage == kStages) {
+        stage = 0;
+        phase ^= 1;
+      }
+    }
+    wgmma_wait<0>();
+    hold(d);
+    if (threadIdx.x % 32 == 0) arrive(empty + last);
+    store_sums<Chunks>(d, p, item, item.m * kTileRows + warpgroup * 64);
+  }
+}
+
+template <int Chunks>
+__global__ void __launch_bounds__(kThreads, 1)
+    estimate_kernel(const __grid_constant__ EstimateMaps maps,
+                    const __grid_constant__ EstimateParams p) {
+  extern __shared__ unsigned char raw[];
+  unsigned char* shared = raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
+  Barrier* full = reinterpret_cast<Barrier*>(shared + kStages * kStageBytes);
+  Barrier* empty = full + kStages;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; ++i) {
+      barrier_init(full + i, 1);
+      barrier_init(empty + i, 8);
+    }
+    fence_barrier_init();
+  }
+  __syncthreads();
+  wait_for_predecessor();
+  if (threadIdx.x < 128) {
+    drop_registers_to<40>();
+    if (threadIdx.x == 0) produce(maps, p, shared, full, empty);
+  } else {
+    raise_registers_to<232>();
+    consume<Chunks>(p, shared, full, empty);
+  }
+}
+
+// ---- Keys in the order of their positions
+
+struct GatherParams {
+  const unsigned char* kv = nullptr;
+  int64_t block_bytes = 0;
+  const int32_t* table = nullptr;  ///< of the segment
+  uint4* out = nullptr;            ///< [kv heads of the pass][padded][D], zeros from `keys` on
+  int32_t block_size = 0, first_kv_head = 0;
+  int32_t keys = 0, padded = 0;
+  int32_t chunks = 0;  ///< of 16 bytes a row
+};
+
+__global__ void __launch_bounds__(256) gather_keys(const __grid_constant__ GatherParams p) {
+  wait_for_predecessor();
+  const int64_t count = int64_t{p.padded} * p.chunks;
+  const int head = static_cast<int>(blockIdx.y);
+  for (int64_t i = blockIdx.x * 256 + threadIdx.x; i < count; i += int64_t{gridDim.x} * 256) {
+    const int key = static_cast<int>(i / p.chunks), chunk = static_cast<int>(i % p.chunks);
+    uint4 value = make_uint4(0, 0, 0, 0);
+    if (key < p.keys) {
+      const int64_t block = p.table[key / p.block_size];
+      const int64_t row = int64_t{p.first_kv_head + head} * p.block_size + key % p.block_size;
+      value = *reinterpret_cast<const uint4*>(p.kv + block * p.block_bytes +
+                                              (row * p.chunks + chunk) * 16);
+    }
+    p.out[head * count + i] = value;
+  }
+}
+
+// ---- Selection
+
+struct ChooseParams {
+  const float* sums = nullptr;
+  const int32_t* kinds = nullptr;
+  const float* thresholds = nullptr;
+  int32_t* blocks = nullptr;  ///< of the segment: [H, row blocks, words]
+  int32_t* counts = nullptr;
+  int32_t first_head = 0;
+  int32_t rows = 0, row_blocks = 0, words = 0;  ///< groups; of the plan
+  int32_t num_blocks = 0;                       ///< of keys
+  int32_t first_block = 0;                      ///< of the first row
+  int32_t groups = 0;                           ///< of a block
+};
+
+constexpr int kChoosers = 256;
+
+/// The sum over the threads, the same in all of them.
+__device__ __forceinline__ float sum_of_all(float x, float* partial) {
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
+  __syncthreads();
+  float sum = 0;
+#pragma unroll
+  for (int w = 0; w < kChoosers / 32; ++w) sum += partial[w];
+  return sum;
+}
+
+__global__ void __launch_bounds__(kChoosers) select_kernel(const __grid_constant__ ChooseParams p) {
+  extern __shared__ float scores[];  // [b + 1]
+  __shared__ float partial[kChoosers / 32], whole[32];
+  wait_for_predecessor();
+  const int head = p.first_head + static_cast<int>(blockIdx.y);
+  if (p.kinds[head] != static_cast<int32_t>(HeadKind::kBlocks)) return;
+  const int row = static_cast<int>(blockIdx.x), b = p.first_block + row;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const float* sums = p.sums + (int64_t{blockIdx.y} * p.rows + row * p.groups) * p.num_blocks;
+  const int groups = min(p.groups, p.rows - row * p.groups);
+  for (int i = warp; i < groups; i += kChoosers / 32) {
+    const float* x = sums + int64_t{i} * p.num_blocks;
+    float top = -INFINITY, sum = 0;
+    for (int c = lane; c <= b; c += 32) top = fmaxf(top, x[c]);
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, step));
+    }
+    for (int c = lane; c <= b; c += 32) sum += exp2_approx(x[c] - top);
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    if (lane == 0) whole[i] = top + __log2f(sum);
+  }
+  __syncthreads();
+  float mine = 0;
+  for (int c = thread; c <= b; c += kChoosers) {
+    float score = 0;
+    for (int i = 0; i < groups; ++i) {
+      score += exp2_approx(sums[int64_t{i} * p.num_blocks + c] - whole[i]);
+    }
+    scores[c] = score;
+    mine += score;
+  }
+  const float threshold = p.thresholds[head];
+  const float wanted = threshold * sum_of_all(mine, partial);
+  const float forced = scores[0] + (b > 0 ? scores[b] : 0.0f);
+
+  // Chosen are the others of a score above `least`, and the first `ties` that have it.
+  uint32_t least = 0;
+  int ties = b + 1;
+  if (threshold < 1) {
+    const auto mass_from = [&](uint32_t bits) {
+      float mass = 0;
+      for (int c = thread; c < b; c += kChoosers) {
+        if (c > 0 && __float_as_uint(scores[c]) >= bits) mass += scores[c];
+      }
+      return forced + sum_of_all(mass, partial);
+    };
+    if (forced >= wanted) {
+      least = 0xffffffffu;
+    } else {
+      // Not negative: their bits are in their order.
+      for (int bit = 30; bit >= 0; --bit) {
+        if (mass_from(least | 1u << bit) >= wanted) least |= 1u << bit;
+      }
+      if (least > 0) {
+        const float above = mass_from(least + 1), each = __uint_as_float(least);
+        ties = max(1, static_cast<int>(ceilf(fminf((wanted - above) / each, 1e9f))));
+      }
+    }
+  }
+  if (warp != 0) return;
+  const int64_t list = int64_t{head} * p.row_blocks + row;
+  int count = 0;
+  for (int word = 0; word < p.words; ++word) {
+    const int c = word * 32 + lane;
+    const uint32_t bits = c <= b ? __float_as_uint(scores[c]) : 0;
+    const bool fixed = c == 0 || c == b;
+    const uint32_t tied = __ballot_sync(0xffffffffu, c < b && !fixed && bits == least);
+    const bool taken = (tied >> lane & 1) != 0 && __popc(tied & ((1u << lane) - 1)) < ties;
+    const uint32_t chosen =
+        __ballot_sync(0xffffffffu, c <= b && (fixed || taken || (bits > least && c < b)));
+    ties = max(0, ties - __popc(tied));
+    count += __popc(chosen);
+    if (lane == 0) p.blocks[list * p.words + word] = static_cast<int32_t>(chosen);
+  }
+  if (lane == 0) p.counts[list] = count;
+}
+
+// ---- Host
+
+int round_up(int x, int to) {
+  return (x + to - 1) / to * to;
+}
+
+int num_multiprocessors() {
+  static const int count = [] {
+    int device = 0, value = 0;
+    check(cudaGetDevice(&device), "device");
+    check(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device), "device");
+    return value;
+  }();
+  return count;
+}
+
+/// Heads of a pass: whole kv heads if one fits, else a part of one.
+int heads_of_pass(int heads, int group, int64_t bytes_of_head) {
+  const auto fit = static_cast<int>(std::clamp<int64_t>(kSumBytes / bytes_of_head, 1, heads));
+  if (fit >= group) return fit / group * group;
+  int part = fit;
+  while (group % part != 0) --part;
+  return part;
+}
+
+class Selector {
+ public:
+  Selector(Stream& stream, const SelectArgs& args)
+      : stream_(stream), args_(args), attn_(*args.attention) {}
+
+  void segment(int s) {
+    const AttnShape& shape = attn_.shape;
+    const HeadPlan& plan = *attn_.heads;
+    const int first_row = attn_.seqs.host_cu_q[s];
+    const int rows = attn_.seqs.host_cu_q[s + 1] - first_row, start = attn_.seqs.host_kv_start[s];
+    if (rows == 0) return;
+    CHECK(start % HeadPlan::kBlock == 0, "selection: segments begin at multiples of 128");
+    const int keys = start + rows, stride = args_.stride;
+
+    EstimateParams p;
+    p.kinds = plan.kinds.row<int32_t>(s);
+    p.scale_log2 = shape.scale * 1.44269504088896f / (static_cast<float>(stride) * args_.norm);
+    p.group = shape.q_heads / shape.kv_heads;
+    p.rows = (rows + stride - 1) / stride;
+    p.first_group = start / stride;
+    p.blocks = (keys + HeadPlan::kBlock - 1) / HeadPlan::kBlock;
+    p.stride = stride;
+    p.dim_steps = (shape.head_dim + 63) / 64;
+    p.in_last = rows % stride;
+    p.complete = rows / stride;
+
+    GatherParams gather;
+    gather.kv = reinterpret_cast<const unsigned char*>(attn_.kv.data);
+    gather.block_bytes = attn_.kv.block_bytes;
+    gather.table = attn_.seqs.block_table.row<int32_t>(s);
+    gather.block_size = attn_.kv.shape.block_size;
+    gather.keys = keys;
+    gather.padded = round_up(keys, stride);
+    gather.chunks = shape.head_dim / 8;
+
+    const int64_t of_head = int64_t{p.rows} * p.blocks * 4;
+    const int heads = heads_of_pass(shape.q_heads, p.group, of_head);
+    const int kv_heads = (heads + p.group - 1) / p.group;
+    ArenaScope scope(stream_.scratch());
+    p.sums = static_cast<float*>(stream_.scratch().take(of_head * heads));
+    gather.out = static_cast<uint4*>(
+        stream_.scratch().take(int64_t{kv_heads} * gather.padded * shape.head_dim * 2));
+    const EstimateMaps maps = encode(first_row, rows, gather, kv_heads);
+    int gathered = -1;
+    for (int first = 0; first < shape.q_heads; first += heads) {
+      p.first_head = first;
+      p.num_heads = std::min(heads, shape.q_heads - first);
+      p.first_kv_head = gather.first_kv_head = first / p.group;
+      if (gathered != p.first_kv_head) {
+        gathered = p.first_kv_head;
+        const int there = std::min(kv_heads, shape.kv_heads - gathered);
+        launch(stream_,
+               {.grid = dim3(static_cast<unsigned>(4 * num_multiprocessors()),
+                             static_cast<unsigned>(there)),
+                .block = 256,
+                .overlap = true},
+               gather_keys, gather);
+      }
+      estimate(maps, p);
+      select(s, p);
+    }
+  }
+
+ private:
+  EstimateMaps encode(int first_row, int num_rows, const GatherParams& gather, int kv_heads) const {
+    const AttnShape& shape = attn_.shape;
+    const auto stride = static_cast<uint64_t>(args_.stride);
+    const auto row_bytes = static_cast<uint64_t>(attn_.q.stride[0]) * 2;
+    const auto rows = static_cast<uint64_t>(num_rows);
+    MapShape m;
+    m.rank = 4;
+    m.dims[0] = static_cast<uint64_t>(shape.head_dim);
+    m.dims[3] = static_cast<uint64_t>(shape.q_heads);
+    m.stride_bytes[0] = row_bytes;
+    m.stride_bytes[1] = row_bytes * stride;
+    m.stride_bytes[2] = static_cast<uint64_t>(attn_.q.stride[1]) * 2;
+    m.box[0] = 64;
+    m.box[1] = m.box[3] = 1;
+    m.box[2] = kTileRows;
+    EstimateMaps maps;
+    const void* q = attn_.q.row<__nv_bfloat16>(first_row);
+    m.dims[1] = stride;
+    m.dims[2] = std::max<uint64_t>(rows / stride, 1);
+    maps.q = encode_map(q, m);
+    m.dims[1] = std::max<uint64_t>(rows % stride, 1);
+    m.dims[2] = rows / stride + (rows % stride > 0 ? 1 : 0);
+    maps.q_last = encode_map(q, m);
+    m.dims[1] = stride;
+    m.dims[2] = static_cast<uint64_t>(gather.padded) / stride;
+    m.dims[3] = static_cast<uint64_t>(kv_heads);
+    m.stride_bytes[0] = m.dims[0] * 2;
+    m.stride_bytes[1] = m.stride_bytes[0] * stride;
+    m.stride_bytes[2] = m.stride_bytes[1] * m.dims[2];
+    m.box[2] = kTileColumns;
+    maps.k = encode_map(gather.out, m);
+    return maps;
+  }
+  void estimate(const EstimateMaps& maps, const EstimateParams& p) {
+    const LaunchShape shape{.grid = static_cast<unsigned>(num_multiprocessors()),
+                            .block = kThreads,
+                            .shared_bytes = kShared,
+                            .overlap = true};
+    if (args_.stride == 16) return launch(stream_, shape, estimate_kernel<1>, maps, p);
+    if (args_.stride == 8) return launch(stream_, shape, estimate_kernel<2>, maps, p);
+    launch(stream_, shape, estimate_kernel<4>, maps, p);
+  }
+  void select(int s, const EstimateParams& e) {
+    const HeadPlan& plan = *attn_.heads;
+    ChooseParams p;
+    p.sums = e.sums;
+    p.kinds = e.kinds;
+    p.thresholds = args_.thresholds.ptr<float>();
+    p.blocks = plan.blocks.row<int32_t>(s);
+    p.counts = plan.counts.row<int32_t>(s);
+    p.first_head = e.first_head;
+    p.rows = e.rows;
+    p.row_blocks = static_cast<int32_t>(plan.blocks.dim(2));
+    p.words = static_cast<int32_t>(plan.blocks.dim(3));
+    p.num_blocks = e.blocks;
+    p.groups = HeadPlan::kBlock / e.stride;
+    p.first_block = e.first_group / p.groups;
+    launch(stream_,
+           {.grid = dim3(static_cast<unsigned>((e.rows + p.groups - 1) / p.groups),
+                         static_cast<unsigned>(e.num_heads)),
+            .block = kChoosers,
+            .shared_bytes = static_cast<size_t>(e.blocks) * 4,
+            .overlap = true},
+           select_kernel, p);
+  }
+
+  Stream& stream_;
+  const SelectArgs& args_;
+  const AttnArgs& attn_;
+};
+
+}  // namespace
+
+int64_t select_blocks_scratch(const AttnShape& shape, int64_t rows, int64_t keys, int stride) {
+  const int64_t groups = (rows + stride - 1) / stride;
+  const int64_t of_head = groups * ((keys + HeadPlan::kBlock - 1) / HeadPlan::kBlock) * 4;
+  const int64_t sums = std::max(of_head, std::min(kSumBytes, of_head * shape.q_heads));
+  return sums + (keys + stride) * shape.kv_heads * shape.head_dim * 2 + 1024;
+}
+
+void select_blocks(Stream& stream, const SelectArgs& args) {
+  const AttnArgs& attn = *args.attention;
+  if (attn.prompt_rows == 0 || attn.num_prompt_segments == 0) return;
+  CHECK(attn.seqs.host_cu_q && attn.seqs.host_kv_start && attn.heads != nullptr);
+  CHECK(attn.q.dtype == DType::kBF16 && attn.kv.shape.format == KvFormat::kBf16);
+  CHECK(args.stride == 4 || args.stride == 8 || args.stride == 16, "selection: stride 4, 8 or 16");
+  const int dim = attn.shape.head_dim;
+  CHECK(dim > 0 && dim <= 256 && dim % 8 == 0, "selection: head_dim is 8, 16, .. 256");
+  const HeadPlan& plan = *attn.heads;
+  CHECK(plan.blocks.contiguous() && plan.counts.contiguous() && plan.blocks.rank == 4);
+  Selector selector(stream, args);
+  for (int s = 0; s < attn.num_prompt_segments; ++s) selector.segment(s);
+}
+
+}  // namespace weft::cuda
