@@ -14,8 +14,8 @@ enum class DeviceKind : uint8_t {
   kPinned,  ///< host memory that a GPU reads and writes at full speed
 };
 
-/// Owned memory of a device, aligned to 64 bytes at least. CPU buffers of 2 MiB and more ask for
-/// transparent huge pages; pages are zero and become resident when first touched.
+/// Owned memory of a device, aligned to 64 bytes at least. Host buffers of 2 MiB and more ask for
+/// transparent huge pages; pages are zero, and those of the CPU become resident when first touched.
 class Buffer {
  public:
   Buffer() = default;

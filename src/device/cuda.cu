@@ -97,18 +97,18 @@ void cuda_free(void* data) {
   cudaFree(data);
 }
 
-Result<void*> cuda_allocate_pinned(int64_t bytes) {
-  void* data = nullptr;
-  const cudaError_t status = cudaMallocHost(&data, static_cast<size_t>(bytes));
+Result<> cuda_pin(void* data, int64_t bytes) {
+  const cudaError_t status =
+      cudaHostRegister(data, static_cast<size_t>(bytes), cudaHostRegisterDefault);
   if (status == cudaErrorMemoryAllocation) {
     return exhausted("CUDA: " + std::to_string(bytes >> 20) + " MiB could not be pinned");
   }
-  if (status != cudaSuccess) return cuda_error("cudaMallocHost", status);
-  return data;
+  if (status != cudaSuccess) return cuda_error("cudaHostRegister", status);
+  return {};
 }
 
-void cuda_free_pinned(void* data) {
-  cudaFreeHost(data);
+void cuda_unpin(void* data) {
+  cudaHostUnregister(data);
 }
 
 }  // namespace weft

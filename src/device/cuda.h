@@ -31,8 +31,8 @@ Result<std::string> cuda_driver_version();
 /// Zeroed device memory on the current device. Error kExhausted when there is not enough.
 Result<void*> cuda_allocate(int64_t bytes);
 void cuda_free(void* data);
-/// The same for pinned host memory.
-Result<void*> cuda_allocate_pinned(int64_t bytes);
-void cuda_free_pinned(void* data);
+/// Pins whole pages of host memory, which then have one address for the host and the GPU.
+Result<> cuda_pin(void* data, int64_t bytes);
+void cuda_unpin(void* data);
 
 }  // namespace weft

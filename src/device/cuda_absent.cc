@@ -25,9 +25,9 @@ Result<void*> cuda_allocate(int64_t) {
   return absent();
 }
 void cuda_free(void*) {}
-Result<void*> cuda_allocate_pinned(int64_t) {
+Result<> cuda_pin(void*, int64_t) {
   return absent();
 }
-void cuda_free_pinned(void*) {}
+void cuda_unpin(void*) {}
 
 }  // namespace weft

@@ -17,7 +17,7 @@ namespace {
 
 // Bytes staged at a time, if the tensors allow it, and of one read.
 constexpr int64_t kBatch = int64_t{64} << 20, kPiece = int64_t{4} << 20;
-constexpr int64_t kGpuBatch = int64_t{16} << 20, kGpuPiece = int64_t{2} << 20;
+constexpr int64_t kGpuBatch = int64_t{8} << 20, kGpuPiece = int64_t{1} << 20;
 constexpr size_t kGpuStagings = 8;
 constexpr float kDummyScale = 0.02f;  // standard deviation, as transformers initialises
 
@@ -283,6 +283,14 @@ class WeightPlan::Loader {
   }
 
   Result<> run_overlapped() {
+    // All at once: taking and pinning memory is slow.
+    stream_.pool().for_each(std::ssize(stagings_), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        auto buffer = Buffer::allocate(DeviceKind::kPinned, batch_bytes());
+        // What could not be had is missed again when a batch asks for it.
+        if (buffer.ok()) stagings_[static_cast<size_t>(i)].buffer = std::move(buffer).value();
+      }
+    });
     stream_.pool().parallel([&](int) { take_reads(); });
     if (error_) return *error_;
     return {};

@@ -2,11 +2,9 @@
 
 // Pinned host tensors: what pack_weight is given.
 
-#include <algorithm>
-#include <utility>
 #include <vector>
 
-#include "device/cuda.h"
+#include "device/buffer.h"
 #include "tensor/view.h"
 
 namespace weft {
@@ -14,7 +12,8 @@ namespace weft {
 class PinnedTensor {
  public:
   PinnedTensor(DType dtype, std::initializer_list<int64_t> dims) : view(nullptr, dtype, dims) {
-    view.data = cuda_allocate_pinned(std::max<int64_t>(view.bytes(), 1)).value();
+    memory_ = Buffer::allocate(DeviceKind::kPinned, view.bytes()).value();
+    view.data = memory_.data();
   }
   /// Rounded to `dtype` (kF32, kBF16, kF16).
   PinnedTensor(DType dtype, std::initializer_list<int64_t> dims, const std::vector<float>& values)
@@ -27,13 +26,11 @@ class PinnedTensor {
       }
     }
   }
-  PinnedTensor(PinnedTensor&& other) noexcept : view(std::exchange(other.view, {})) {}
-  PinnedTensor& operator=(PinnedTensor&&) = delete;
-  ~PinnedTensor() {
-    if (view.defined()) cuda_free_pinned(view.data);
-  }
 
   TensorView view;
+
+ private:
+  Buffer memory_;
 };
 
 }  // namespace weft
