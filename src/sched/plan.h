@@ -34,13 +34,13 @@ struct Slice {
   std::span<const int32_t> tokens;  ///< ids, or one kDeviceToken; lives until launch() returns
   Arithmetic arithmetic = Arithmetic::kPrompt;
   bool sample = false;  ///< sample the token that follows the last one of the slice
+  std::span<const BlockId> blocks;  ///< the sequence's whole block table, covering first + size
+  SlotId state_read;                ///< recurrent state before tokens[0]; invalid: zero state
+  SlotId state_write;               ///< receives the state after the last token; may equal read
   /// Of a sampled slice of one token in decode arithmetic: so many drafts of the executor's own may
   /// be verified behind it, at positions below `limit`.
   int max_drafts = 0;
   int64_t limit = 0;
-  std::span<const BlockId> blocks;  ///< the sequence's whole block table, covering first + size
-  SlotId state_read;                ///< recurrent state before tokens[0]; invalid: zero state
-  SlotId state_write;               ///< receives the state after the last token; may equal read
 };
 
 /// Copy of whole blocks (all layers and planes), done before the step's slices.
