@@ -23,7 +23,7 @@ struct Scenario {
   std::string_view name;
   void (*run)(const Settings&, Report&);
 };
-constexpr std::array<Scenario, 10> kScenarios = {{{"streams", run_streams},
+constexpr std::array<Scenario, 11> kScenarios = {{{"streams", run_streams},
                                                   {"overload", run_overload},
                                                   {"disconnects", run_disconnects},
                                                   {"drain", run_drain},
@@ -32,7 +32,8 @@ constexpr std::array<Scenario, 10> kScenarios = {{{"streams", run_streams},
                                                   {"exactness", run_exactness},
                                                   {"replicas", run_replicas},
                                                   {"tenants", run_tenants},
-                                                  {"schemas", run_schemas}}};
+                                                  {"schemas", run_schemas},
+                                                  {"prefixes", run_prefixes}}};
 
 int usage() {
   std::fprintf(stderr, "usage: weft_load [--weft BINARY] [--full] [--seed N] [SCENARIO...]\n  ");

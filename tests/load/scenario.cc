@@ -99,4 +99,12 @@ double Victim::gap_p99() const {
   return percentile(gaps_, 99);
 }
 
+Usage usage_of(const Answer& answer) {
+  const auto body = nlohmann::json::parse(answer.body, nullptr, /*allow_exceptions=*/false);
+  if (answer.status != 200 || !body.is_object()) return {};
+  const auto& usage = body["usage"];
+  return {usage["prompt_tokens"].get<int64_t>(),
+          usage["prompt_tokens_details"]["cached_tokens"].get<int64_t>()};
+}
+
 }  // namespace weft::load

@@ -42,6 +42,13 @@ void run_exactness(const Settings& settings, Report& report);
 void run_replicas(const Settings& settings, Report& report);
 void run_tenants(const Settings& settings, Report& report);
 void run_schemas(const Settings& settings, Report& report);
+void run_prefixes(const Settings& settings, Report& report);
+
+/// Tokens of a prompt, and how many of them were in the cache; -1 where the answer has none.
+struct Usage {
+  int64_t prompt = -1, cached = -1;
+};
+Usage usage_of(const Answer& answer);
 
 /// An answer without what differs from call to call: its id, its time, what the cache had.
 std::string without_identity(std::string body);

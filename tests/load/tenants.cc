@@ -40,14 +40,6 @@ Answer probe(Loop& loop, const std::string& prompt, const std::string& key) {
   return ask(loop, completion(prompt, R"("max_tokens": 1, "temperature": 0)", key));
 }
 
-int64_t usage_of(const Answer& answer, bool cached) {
-  const auto body = nlohmann::json::parse(answer.body, nullptr, /*allow_exceptions=*/false);
-  if (answer.status != 200 || !body.is_object()) return -1;
-  const auto& usage = body["usage"];
-  return cached ? usage["prompt_tokens_details"]["cached_tokens"].get<int64_t>()
-                : usage["prompt_tokens"].get<int64_t>();
-}
-
 /// The chance that one of `a` is larger than one of `b` (ties half): area under the ROC curve.
 double auc(const std::vector<double>& a, const std::vector<double>& b) {
   std::vector<double> sorted = b;
@@ -76,13 +68,13 @@ void prefix_probe(const Settings& settings, Report& report) {
       const bool guess = first == secret_first;
       const Answer answer = probe(loop, guess ? secret : fresh_text(rng, 40), kBob);
       (guess ? asked : unasked).push_back(answer.seconds);
-      bobs_hits += usage_of(answer, /*cached=*/true);
+      bobs_hits += usage_of(answer).cached;
     }
     const Answer again = probe(loop, secret, kAlice);
     own.push_back(again.seconds);
     own_unasked.push_back(probe(loop, fresh_text(rng, 40), kAlice).seconds);
-    alices_hits += usage_of(again, /*cached=*/true);
-    rounds_with_hit += usage_of(again, /*cached=*/true) > 0;
+    alices_hits += usage_of(again).cached;
+    rounds_with_hit += usage_of(again).cached > 0;
   }
   const double across = auc(unasked, asked), within = auc(own_unasked, own);
   const double sigma = std::sqrt((2.0 * rounds + 1) / (12.0 * rounds * rounds));
