@@ -33,7 +33,7 @@ struct Slice {
   int64_t first = 0;                ///< position of tokens[0] = number of tokens already computed
   std::span<const int32_t> tokens;  ///< ids, or one kDeviceToken; lives until launch() returns
   Arithmetic arithmetic = Arithmetic::kPrompt;
-  bool sample = false;  ///< sample the token that follows the last one of the slice
+  bool sample = false;              ///< sample the token that follows the last one of the slice
   std::span<const BlockId> blocks;  ///< the sequence's whole block table, covering first + size
   SlotId state_read;                ///< recurrent state before tokens[0]; invalid: zero state
   SlotId state_write;               ///< receives the state after the last token; may equal read
