@@ -142,6 +142,7 @@ struct SeqMap {
   // Null in a step without prompt segments (which may be a captured graph).
   const int32_t* host_cu_q = nullptr;
   const int32_t* host_kv_start = nullptr;
+  const int32_t* host_block_table = nullptr;  ///< rows as far apart as those of block_table
 };
 
 struct AttnShape {

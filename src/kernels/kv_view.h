@@ -44,9 +44,10 @@ constexpr bool kv_has_static_scales(KvFormat format) {
 /// Shape of the KV cache of one layer.
 struct KvShape {
   KvFormat format = KvFormat::kBf16;
-  int heads = 0;        ///< G
-  int head_dim = 0;     ///< D, of K and of V
-  int block_size = 64;  ///< B tokens a block; a multiple of 16
+  int heads = 0;          ///< G
+  int head_dim = 0;       ///< D, of K and of V
+  int block_size = 64;    ///< B tokens a block; a multiple of 16
+  int planned_heads = 0;  ///< H of a layer whose router's decisions are kept; 0: there is none
 };
 
 /// The paged cache of one layer as kernels see it: block b of the layer starts at
@@ -61,6 +62,9 @@ struct PagedKv {
   /// scales alone.
   const float* k_scale = nullptr;
   const float* v_scale = nullptr;
+  /// [num_blocks, H] i32: what heads see of the prompt (HeadKind) whose first block this is.
+  /// Undefined without a router.
+  TensorView kinds;
 };
 
 /// Recurrent state of one gated-delta-rule layer.

@@ -49,8 +49,10 @@ struct VisionOps {
 struct SparseOps {
   Op<void(Stream&, const RouterArgs&)> route;
   Op<void(Stream&, const SelectArgs&)> select;
-  /// Upper bound of what `select` takes of Stream::scratch() for sequences of `num_keys`.
-  Op<int64_t(const AttnShape&, int stride, int64_t num_keys, int num_threads)> select_scratch;
+  /// Upper bound of what `select` takes of Stream::scratch() for `rows` rows of sequences of at
+  /// most `num_keys`.
+  Op<int64_t(const AttnShape&, int stride, int64_t rows, int64_t num_keys, int num_threads)>
+      select_scratch;
 };
 
 /// A backend: every op, typed. The whole contract is in args.h.

@@ -29,7 +29,7 @@ int64_t recurrent_bytes(const GdnShape& s) {
 /// Bytes of a layer's cache.
 int64_t layer_bytes(const CacheSpec& spec, const OpTable& ops, int64_t blocks, int64_t slots) {
   if (const auto* paged = std::get_if<PagedSpec>(&spec)) {
-    return blocks * ops.kv_block_bytes(*paged);
+    return blocks * ops.kv_block_bytes(*paged) + aligned(blocks * paged->planned_heads * 4);
   }
   if (const auto* state = std::get_if<StateSpec>(&spec)) {
     return aligned(slots * conv_bytes(state->shape)) +
@@ -69,7 +69,15 @@ Result<KvStore> KvStore::create(std::span<const CacheSpec> specs, const OpTable&
   std::byte* at = out.buffer_.data();
   for (const CacheSpec& spec : specs) {
     if (const auto* paged = std::get_if<PagedSpec>(&spec)) {
-      out.layers_.push_back(PagedKv{*paged, at, ops.kv_block_bytes(*paged), num_blocks});
+      PagedKv kv{.shape = *paged,
+                 .data = at,
+                 .block_bytes = ops.kv_block_bytes(*paged),
+                 .num_blocks = num_blocks};
+      if (paged->planned_heads > 0) {
+        kv.kinds = TensorView(at + num_blocks * kv.block_bytes, DType::kI32,
+                              {num_blocks, paged->planned_heads});
+      }
+      out.layers_.push_back(kv);
     } else if (const auto* state = std::get_if<StateSpec>(&spec)) {
       const GdnShape& s = state->shape;
       StateSlots slots;
@@ -93,6 +101,9 @@ void KvStore::copy_block(Stream& stream, BlockId from, BlockId to) {
     if (!kv) continue;
     copy_bytes(stream, kv->data + to.value * kv->block_bytes,
                kv->data + from.value * kv->block_bytes, kv->block_bytes);
+    if (!kv->kinds.defined()) continue;
+    copy_bytes(stream, kv->kinds.row<int32_t>(to.value), kv->kinds.row<int32_t>(from.value),
+               kv->kinds.dim(1) * 4);
   }
 }
 

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "device/gpu.h"
+#include "models/prefill.h"
+
 namespace weft {
 
 Decoder::Decoder(const ModelSpec& spec, const LoadOptions& options, const OpTable* ops)
@@ -89,12 +92,17 @@ Result<> Decoder::load(const Checkpoint* checkpoint, Stream& stream) {
   WeightPlan plan(ops_, options_.dummy_weights ? nullptr : checkpoint);
   declare(plan);
   weights_ = TRY(plan.load(stream, options_.dummy_weights, options_.progress));
+  for (const auto& layer : layers_) TRY(layer->mixer->prepare(stream, ops_->device));
+  if (mtp_) {
+    for (const auto& layer : mtp_->layers) TRY(layer->mixer->prepare(stream, ops_->device));
+  }
   if (head_is_embedding()) embedding_ = ops_->weight_rows(head_.weight());
   if (takes_images()) TRY(vision_->prepare(stream, *ops_, options_.max_image_patches));
   return {};
 }
 
 int64_t Decoder::arena_bytes(int64_t rows) const {
+  if (has_prefill_router(spec_)) rows = std::max<int64_t>(rows, 2 * RouterArgs::kPooled);
   const StepQuery query = step_query(rows);
   int64_t layer_bytes = 0;
   const auto grow = [&](const Layers& layers) {
@@ -194,6 +202,65 @@ TensorView Decoder::run_layers(StepContext& context, const Layers& layers, int f
   return normed;
 }
 
+/// One layer on the rows of a piece; the residual is whole afterwards.
+void Decoder::run_layer(StepContext& context, LayerId id, TensorView residual) const {
+  const ArenaScope scope(context.arena);
+  const DecoderLayer& layer = *layers_[static_cast<size_t>(id.value)];
+  TensorView normed = take_rows(context, residual.dim(0), spec_.hidden);
+  TensorView out = take_rows(context, residual.dim(0), spec_.hidden);
+  layer.input_norm.forward(context, residual, {}, normed, spec_.norm_eps);
+  layer.mixer->forward(context, id, normed, residual);
+  layer.post_norm.forward(context, residual, {}, normed, spec_.norm_eps);
+  if (layer.mlp.forward(context, normed, out, residual)) {
+    context.ops.add(context.stream, {.x = out, .out = residual});
+  }
+}
+
+/// What heads see of this layer, from the ends of the prompt.
+void Decoder::decide(StepContext& context, const LayeredPrompt& prompt, LayerId id) const {
+  StepContext ends{context.stream, context.ops, context.arena,
+                   *prompt.ends,   context.kv,  context.plans};
+  const ArenaScope scope(context.arena);
+  const int64_t n = prompt.num_ends, rows = prompt.residual.dim(0);
+  const int64_t head = std::min<int64_t>(n, RouterArgs::kPooled);
+  TensorView gathered = take_rows_f32(context.arena, n, spec_.hidden);
+  TensorView normed = take_rows(context, n, spec_.hidden);
+  const int64_t row_bytes = spec_.hidden * 4;
+  copy_bytes(context.stream, gathered.data, prompt.residual.data, head * row_bytes);
+  if (n > head) {
+    copy_bytes(context.stream, gathered.row<float>(head),
+               prompt.residual.row<float>(rows - (n - head)), (n - head) * row_bytes);
+  }
+  const DecoderLayer& layer = *layers_[static_cast<size_t>(id.value)];
+  layer.input_norm.forward(ends, gathered, {}, normed, spec_.norm_eps);
+  layer.mixer->decide(ends, id, normed);
+}
+
+void Decoder::run_prompt_layers(StepContext& context, const LayeredPrompt& prompt) const {
+  CHECK(prompt.residual.contiguous());
+  const auto for_pieces = [&](auto&& body) {
+    int64_t row = 0;
+    for (const StepBatch& piece : prompt.pieces) {
+      StepContext part{context.stream, context.ops, context.arena,
+                       piece,          context.kv,  context.plans};
+      body(part, prompt.residual.rows(row, row + piece.num_rows()));
+      row += piece.num_rows();
+    }
+  };
+  if (prompt.first_layer == 0) {
+    for_pieces([&](StepContext& part, TensorView residual) { embed(part, residual); });
+  }
+  for (int i = prompt.first_layer; i < prompt.last_layer; ++i) {
+    decide(context, prompt, LayerId{i});
+    for_pieces(
+        [&](StepContext& part, TensorView residual) { run_layer(part, LayerId{i}, residual); });
+  }
+}
+
+void Decoder::final_norm(StepContext& context, TensorView rows, TensorView out) const {
+  norm_.forward(context, rows, {}, out, spec_.norm_eps);
+}
+
 TensorView Decoder::hidden(StepContext& context) const {
   TensorView residual = take_rows_f32(context.arena, context.batch.num_rows(), spec_.hidden);
   embed(context, residual);
@@ -221,6 +288,14 @@ TensorView Decoder::mtp_hidden(StepContext& context, TensorView previous) const 
   return run_layers(context, mtp_->layers, static_cast<int>(layers_.size()), residual, mtp_->norm);
 }
 
+void Model::run_prompt_layers(StepContext&, const LayeredPrompt&) const {
+  CHECK(false, "the model's prompts are not computed layer by layer");
+}
+
+void Model::final_norm(StepContext&, TensorView, TensorView) const {
+  CHECK(false, "the model's prompts are not computed layer by layer");
+}
+
 TensorView Model::mtp_hidden(StepContext&, TensorView) const {
   CHECK(false, "the model has no MTP module");
   return {};
@@ -231,7 +306,12 @@ Result<std::unique_ptr<Model>> Model::load(const ModelSpec& spec, const Checkpoi
                                            const OpTable& ops) {
   CHECK(checkpoint || options.dummy_weights, "no checkpoint");
   ModelSpec adapted = spec;
-  if (checkpoint && !options.dummy_weights) adapt_to_checkpoint(adapted, *checkpoint);
+  if (checkpoint && !options.dummy_weights) {
+    adapt_to_checkpoint(adapted, *checkpoint);
+    TRY(check_prefill_router(adapted, *checkpoint));
+  }
+  if (!adapted.prefill_refusal.empty()) return unsupported(adapted.prefill_refusal);
+  CHECK(ops.sparse != nullptr || !has_sparse_prefill(adapted), "no kernels for sparse prompts");
   auto decoder = std::make_unique<Decoder>(adapted, options, &ops);
   TRY(decoder->load(checkpoint, stream));
   return std::unique_ptr<Model>(std::move(decoder));

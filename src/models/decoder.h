@@ -35,6 +35,8 @@ class Decoder final : public Model {
   TensorView hidden(StepContext& context) const override;
   void logits(StepContext& context, TensorView rows, int64_t prompt_rows,
               TensorView out) const override;
+  void run_prompt_layers(StepContext& context, const LayeredPrompt& prompt) const override;
+  void final_norm(StepContext& context, TensorView rows, TensorView out) const override;
   TensorView mtp_hidden(StepContext& context, TensorView previous) const override;
 
  private:
@@ -52,6 +54,8 @@ class Decoder final : public Model {
   /// Runs `layers` on `residual` (updated) and returns the final norm of it.
   TensorView run_layers(StepContext& context, const Layers& layers, int first_layer,
                         TensorView residual, const RmsNorm& final_norm) const;
+  void run_layer(StepContext& context, LayerId id, TensorView residual) const;
+  void decide(StepContext& context, const LayeredPrompt& prompt, LayerId id) const;
   StepQuery step_query(int64_t rows) const;
   int64_t scratch_bytes(const StepQuery& query) const;
   int64_t num_positions() const {

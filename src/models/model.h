@@ -39,6 +39,18 @@ struct ModelFootprint {
 ModelFootprint measure_model(const ModelSpec& spec, const LoadOptions& options, const OpTable& ops,
                              const Checkpoint* checkpoint = nullptr);
 
+/// Some layers of one prompt that is computed layer by layer, because what its heads see of a layer
+/// depends on all of its rows there. `residual` carries it from one call to the next.
+struct LayeredPrompt {
+  std::span<const StepBatch> pieces;  ///< its rows in order: batches of one prompt segment
+  /// The segment that decides: the first and the last rows of the prompt, as many as a router
+  /// pools, one behind the other (all rows of a short one).
+  const StepBatch* ends = nullptr;
+  int64_t num_ends = 0;                 ///< rows of it
+  TensorView residual;                  ///< [rows of all pieces, hidden] f32
+  int first_layer = 0, last_layer = 0;  ///< layers [first, last)
+};
+
 /// A decoder with its weights, for one device. Immutable after load(); a step's state is all in the
 /// StepContext. Virtual only so that tests of the runtime can put a toy in its place.
 class Model {
@@ -65,6 +77,11 @@ class Model {
   /// out [R, V] f32 = head(rows [R, hidden]); the first `prompt_rows` use prompt arithmetic.
   virtual void logits(StepContext& context, TensorView rows, int64_t prompt_rows,
                       TensorView out) const = 0;
+
+  /// Runs some layers of a prompt; the first ones begin with its tokens.
+  virtual void run_prompt_layers(StepContext& context, const LayeredPrompt& prompt) const;
+  /// What hidden() does behind the layers: out = norm(rows of the residual), [R, hidden].
+  virtual void final_norm(StepContext& context, TensorView rows, TensorView out) const;
 
   /// The MTP module on rows whose tokens are the batch's ids and whose hidden states are those of
   /// the tokens before them (`previous` [T, hidden], normed): [T, hidden] in the arena, for

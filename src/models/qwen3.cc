@@ -1,4 +1,5 @@
 #include "models/config.h"
+#include "models/prefill.h"
 
 namespace weft {
 
@@ -36,14 +37,24 @@ Result<ModelSpec> parse_llama(const ConfigJson& config) {
   return parse_dense(config, {.qkv_bias = bias, .out_bias = bias}, {});
 }
 
-/// Elastic-Attention (notes: sparse or streaming heads in long prefills, dense in decode) is a
-/// Qwen3 with a router beside each attention. It runs dense: the router's weights and what its
-/// training left behind are not read.
+/// Elastic-Attention: a Qwen3 with a router beside each attention, which decides what the heads see
+/// of a prompt. What its training left behind is not read.
 Result<ModelSpec> parse_paw_qwen3(const ConfigJson& config) {
   ModelSpec spec = TRY(parse_qwen3(config));
+  const ConfigJson text = TRY(config.text_config());
+  const Result<SparsePrefillSpec> sparse =
+      parse_elastic(text, std::get<AttentionSpec>(spec.layers[0].mixer));
+  if (!sparse) {
+    spec.prefill_refusal = sparse.error().message;
+  } else if (sparse->routed || sparse->sparse != HeadKind::kFull) {
+    for (LayerSpec& layer : spec.layers) std::get<AttentionSpec>(layer.mixer).sparse = *sparse;
+  }
   spec.names.ignored_prefixes.push_back("model.sparsity_lambda");
-  spec.names.ignored_parts.push_back(".self_attn.mask_allocator.");
+  spec.names.ignored_parts.push_back(".self_attn.mask_allocator.log_temp");
   spec.names.ignored_parts.push_back(".self_attn.attn_mask_log_alphas");
+  if (!has_prefill_router(spec)) {
+    spec.names.ignored_parts.push_back(".self_attn.mask_allocator.");
+  }
   return spec;
 }
 

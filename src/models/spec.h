@@ -46,6 +46,9 @@ struct ModelSpec {
   std::vector<LayerSpec> layers;
   bool may_have_mtp = false;  ///< the family knows an MTP module; the checkpoint decides
   std::optional<MtpSpec> mtp;
+  /// Why the heads of prompts can't see what the checkpoint was trained with; empty: they can. With
+  /// another --prefill-attention it runs.
+  std::string prefill_refusal;
   std::optional<VisionSpec> vision;  ///< see LoadOptions::images
   NameMap names;
 };

@@ -13,7 +13,8 @@ CacheSpec AttentionMixer::cache_spec() const {
   return PagedSpec{.format = options_.kv_format,
                    .heads = spec_.kv_heads,
                    .head_dim = spec_.head_dim,
-                   .block_size = options_.block_size};
+                   .block_size = options_.block_size,
+                   .planned_heads = planner_ && planner_->routed() ? spec_.q_heads : 0};
 }
 
 void AttentionMixer::declare(WeightPlan& plan, const std::string& prefix) {
@@ -34,6 +35,7 @@ void AttentionMixer::declare(WeightPlan& plan, const std::string& prefix) {
   if (spec_.out_bias) bias = {{p + "o_proj.bias", {hidden}}};
   out_.declare(plan, options_.format, {{p + "o_proj.weight", {hidden, out_width}}},
                std::move(bias));
+  if (planner_) planner_->declare(plan, p);
   if (spec_.qk_norm) {
     q_norm_.declare(plan, p + "q_norm.weight", spec_.head_dim, options_.norm_minus_one);
     k_norm_.declare(plan, p + "k_norm.weight", spec_.head_dim, options_.norm_minus_one);
@@ -42,13 +44,29 @@ void AttentionMixer::declare(WeightPlan& plan, const std::string& prefix) {
 
 int64_t AttentionMixer::arena_bytes(const StepQuery& query) const {
   return query.activation_bytes(q_width() + 2 * kv_width()) +
-         query.activation_bytes(int64_t{spec_.q_heads} * spec_.head_dim);
+         query.activation_bytes(int64_t{spec_.q_heads} * spec_.head_dim) +
+         (planner_ ? planner_->arena_bytes(query) : 0);
 }
 
 int64_t AttentionMixer::scratch_bytes(const StepQuery& query) const {
   const AttnShape shape{spec_.q_heads, spec_.kv_heads, spec_.head_dim, 1.0f};
-  return std::max({qkv_.scratch_bytes(query), out_.scratch_bytes(query, Epilogue::kAdd),
+  const int64_t planning = planner_ ? planner_->scratch_bytes(query) : 0;
+  return std::max({planning, qkv_.scratch_bytes(query), out_.scratch_bytes(query, Epilogue::kAdd),
                    query.ops.attention_scratch(shape, query.max_seqs, query.max_len)});
+}
+
+Result<> AttentionMixer::prepare(Stream& stream, DeviceKind device) {
+  return planner_ ? planner_->prepare(stream, device) : Result<>();
+}
+
+void AttentionMixer::decide(StepContext& context, LayerId layer, TensorView x) const {
+  if (!planner_ || !planner_->routed()) return;
+  const ArenaScope scope(context.arena);
+  TensorView qkv = take_rows(context, x.dim(0), q_width() + 2 * kv_width());
+  qkv_.forward(context, x, qkv);
+  const TensorView k = qkv.columns(q_width(), q_width() + kv_width());
+  planner_->decide(context, std::get<PagedKv>(context.kv.layer(layer)), layer,
+                   k.split_last(spec_.kv_heads, spec_.head_dim), k_norm_.weight());
 }
 
 void AttentionMixer::forward(StepContext& context, LayerId layer, TensorView x,
@@ -65,8 +83,12 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, TensorView x,
   const TensorView q = q_part.columns(0, head_dim);
   const TensorView k = qkv.columns(q_width(), q_width() + kv_width());
   const TensorView v = qkv.columns(q_width() + kv_width(), q_width() + 2 * kv_width());
+  const TensorView keys = k.split_last(spec_.kv_heads, head_dim);
+  if (planner_ && planner_->routed() && context.batch.num_deciding > 0) {
+    planner_->decide(context, kv, layer, keys, k_norm_.weight());
+  }
   context.ops.qkv_prepare(context.stream, {.q = q,
-                                           .k = k.split_last(spec_.kv_heads, head_dim),
+                                           .k = keys,
                                            .v = v.split_last(spec_.kv_heads, head_dim),
                                            .q_norm = q_norm_.weight(),
                                            .k_norm = k_norm_.weight(),
@@ -77,15 +99,20 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, TensorView x,
                                            .kv = kv});
   const TensorView heads = attended.split_last(q_heads, head_dim);
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
-  context.ops.attention(context.stream,
-                        {.shape = {spec_.q_heads, spec_.kv_heads, spec_.head_dim, scale},
-                         .q = q,
-                         .out = heads,
-                         .kv = kv,
-                         .seqs = context.batch.seqs,
-                         .prompt_rows = context.batch.prompt_rows,
-                         .num_prompt_segments = context.batch.num_prompt_segments,
-                         .max_decode_len = context.batch.max_decode_len});
+  AttnArgs attention{.shape = {spec_.q_heads, spec_.kv_heads, spec_.head_dim, scale},
+                     .q = q,
+                     .out = heads,
+                     .kv = kv,
+                     .seqs = context.batch.seqs,
+                     .prompt_rows = context.batch.prompt_rows,
+                     .num_prompt_segments = context.batch.num_prompt_segments,
+                     .max_decode_len = context.batch.max_decode_len};
+  HeadPlan plan;
+  if (planner_ && attention.num_prompt_segments > 0) {
+    plan = planner_->plan(context, layer, attention);
+    attention.heads = &plan;
+  }
+  context.ops.attention(context.stream, attention);
   if (spec_.output_gate) {
     context.ops.mul_sigmoid(context.stream,
                             {.x = heads, .gate = q_part.columns(head_dim, 2 * head_dim)});

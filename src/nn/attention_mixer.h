@@ -1,6 +1,8 @@
 #pragma once
 
-#include "nn/mixer.h"
+#include <optional>
+
+#include "nn/head_planner.h"
 
 namespace weft {
 
@@ -9,11 +11,15 @@ namespace weft {
 class AttentionMixer final : public Mixer {
  public:
   AttentionMixer(const AttentionSpec& spec, const MixerOptions& options)
-      : spec_(spec), options_(options) {}
+      : spec_(spec), options_(options) {
+    if (spec_.sparse) planner_.emplace(spec_, options_);
+  }
   CacheSpec cache_spec() const override;
   void declare(WeightPlan& plan, const std::string& prefix) override;
   int64_t arena_bytes(const StepQuery& query) const override;
   int64_t scratch_bytes(const StepQuery& query) const override;
+  Result<> prepare(Stream& stream, DeviceKind device) override;
+  void decide(StepContext& context, LayerId layer, TensorView x) const override;
   void forward(StepContext& context, LayerId layer, TensorView x,
                TensorView residual) const override;
 
@@ -25,6 +31,7 @@ class AttentionMixer final : public Mixer {
   MixerOptions options_;
   Linear qkv_, out_;
   RmsNorm q_norm_, k_norm_;
+  std::optional<HeadPlanner> planner_;
 };
 
 }  // namespace weft

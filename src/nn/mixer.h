@@ -33,6 +33,11 @@ class Mixer {
   virtual int64_t arena_bytes(const StepQuery& query) const = 0;
   /// What its ops take of the stream's scratch memory, at most.
   virtual int64_t scratch_bytes(const StepQuery& query) const = 0;
+  /// Called once when the weights are loaded.
+  virtual Result<> prepare(Stream&, DeviceKind) { return {}; }
+  /// Decides what heads see, for the deciding segments of a step whose rows are the only ones that
+  /// the router needs; x [T, hidden]. Nothing where no router is.
+  virtual void decide(StepContext&, LayerId, TensorView) const {}
   /// residual += mixer(x); both [T, hidden], residual f32. Reads and writes the cache of `layer`.
   virtual void forward(StepContext& context, LayerId layer, TensorView x,
                        TensorView residual) const = 0;

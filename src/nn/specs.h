@@ -5,12 +5,25 @@
 
 #include <cstdint>
 #include <iterator>
+#include <optional>
 #include <variant>
 #include <vector>
 
 #include "kernels/args.h"
 
 namespace weft {
+
+/// What heads see of long prompts (kernels/sparse_args.h); generated tokens see everything.
+struct SparsePrefillSpec {
+  /// A router of the checkpoint's decides per kv head and prompt (Elastic-Attention); otherwise all
+  /// heads are of kind `sparse` (XAttention).
+  bool routed = false;
+  HeadKind retrieval = HeadKind::kFull, sparse = HeadKind::kBlocks;
+  int sink_blocks = 1, window_blocks = 16;  ///< of streaming heads
+  int stride = 16;                          ///< of the estimate: 4, 8 or 16
+  float norm = 1;
+  std::vector<float> thresholds = {0.9f};  ///< mass that a list reaches: one, or one a head
+};
 
 /// Softmax attention with grouped kv heads. The scale is head_dim^-0.5.
 struct AttentionSpec {
@@ -19,6 +32,7 @@ struct AttentionSpec {
   bool qkv_bias = false;     ///< q_proj.bias, k_proj.bias, v_proj.bias
   bool out_bias = false;     ///< o_proj.bias
   bool output_gate = false;  ///< q_proj has 2D rows a head, [q | gate]; out *= sigmoid(gate)
+  std::optional<SparsePrefillSpec> sparse;  ///< none: all heads see all keys
 };
 
 /// Gated delta rule (Qwen3-Next, Qwen3.5).

@@ -4,6 +4,7 @@
 
 #include "kernels/op_table.h"
 #include "kv/store.h"
+#include "nn/plan_record.h"
 
 namespace weft {
 
@@ -33,6 +34,9 @@ struct StepBatch {
   ImageRows images;
   int64_t prompt_rows = 0;
   int num_prompt_segments = 0;
+  /// Of the prompt segments the first ones: whole decision windows, whose routers decide now what
+  /// their heads see.
+  int num_deciding = 0;
   int max_decode_len = 1;  ///< rows of the longest decode segment, at most
   int64_t num_rows() const { return ids.dim(0); }
 };
@@ -44,6 +48,7 @@ struct StepContext {
   Arena& arena;  ///< temporaries of this step
   const StepBatch& batch;
   const KvStore& kv;
+  PlanSink* plans = nullptr;  ///< told what plans of heads do; null: nobody asks, or not on a host
 };
 
 }  // namespace weft

@@ -64,6 +64,8 @@ class WeightPlan {
               std::initializer_list<int64_t> dims);
   /// A table of rows in the checkpoint's own precision (bf16 or f32; f16 becomes f32).
   void table(TensorView& target, TensorPart part);
+  /// Whether the backend's activations are bf16, as its small matrices then are.
+  bool narrow() const { return ops_ && ops_->activation == DType::kBF16; }
   /// What is declared from now on must be there and have its shape, but is not loaded.
   void check_only(bool value) { check_only_ = value; }
   /// Tensors that may be there and are not used: by the beginning of their names, or by a part.

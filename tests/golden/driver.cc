@@ -25,7 +25,8 @@ Result<std::unique_ptr<Driver>> Driver::load(const std::string& dir, const Optio
   out->stream_ = std::make_unique<Stream>(*out->pool_, out->scratch_,
                                           out->gpu_ ? out->gpu_->native() : nullptr);
   const ModelConfig config = TRY(load_config(dir));
-  const ModelSpec spec = TRY(parse_model(config.config));
+  ModelSpec spec = TRY(parse_model(config.config));
+  TRY(apply_prefill(options.prefill, spec));
   const Checkpoint checkpoint = TRY(Checkpoint::open(dir));
   const LoadOptions load{.format = options.format,
                          .kv_format = options.kv_format,
@@ -36,7 +37,7 @@ Result<std::unique_ptr<Driver>> Driver::load(const std::string& dir, const Optio
                          .max_image_patches = 1024};
   out->model_ = TRY(Model::load(spec, &checkpoint, load, *out->stream_, *options.ops));
   const int64_t arena_bytes = out->model_->arena_bytes(options.max_len);
-  const int64_t logit_bytes = options.max_len * spec.vocab * 4 + 64;
+  const int64_t logit_bytes = options.max_len * (spec.vocab + 2 * spec.hidden) * 4 + 256;
   out->arena_ = Arena(TRY(Buffer::allocate(device, arena_bytes + logit_bytes)));
   out->scratch_ = Arena(TRY(Buffer::allocate(device, arena_bytes)));
   out->inputs_ = Arena(TRY(Buffer::allocate(
@@ -147,8 +148,10 @@ std::vector<float> Driver::step(std::span<const int32_t> tokens, int64_t first, 
   if (kind == Kind::kPrompt) {
     batch.prompt_rows = rows;
     batch.num_prompt_segments = batch.num_prompt_chains = 1;
+    batch.num_deciding = first == 0 && has_prefill_router(model_->spec()) ? 1 : 0;
     batch.seqs.host_cu_q = cu.data();
     batch.seqs.host_kv_start = start.data();
+    batch.seqs.host_block_table = blocks_.data();
   }
 
   std::vector<int32_t> image_rows;
@@ -168,7 +171,8 @@ std::vector<float> Driver::step(std::span<const int32_t> tokens, int64_t first, 
   }
 
   const ArenaScope scope(arena_);
-  StepContext context{*stream_, *options_.ops, arena_, batch, *kv_};
+  const bool on_host = options_.ops->device == DeviceKind::kCpu;
+  StepContext context{*stream_, *options_.ops, arena_, batch, *kv_, on_host ? &plans_ : nullptr};
   const int64_t width = model_->spec().hidden;
   std::vector<float>& kept = mtp_previous ? mtp_hidden_ : hidden_rows_;
   TensorView hidden;
@@ -225,6 +229,7 @@ std::vector<float> Driver::prefill(std::span<const int32_t> tokens, int64_t chun
   const int64_t total = static_cast<int64_t>(tokens.size());
   if (chunk == 0) chunk = total;
   if (last < 0) last = total;
+  if (chunk < total && has_prefill_router(model_->spec())) return layered(tokens, chunk, last);
   std::vector<float> out;
   for (int64_t begin = 0; begin < total; begin += chunk) {
     const int64_t end = std::min(begin + chunk, total);
@@ -236,6 +241,83 @@ std::vector<float> Driver::prefill(std::span<const int32_t> tokens, int64_t chun
     out.insert(out.end(), logits.begin(), logits.end());
   }
   return out;
+}
+
+std::vector<int32_t> Driver::kinds() {
+  std::vector<int32_t> out;
+  for (size_t i = 0; i < model_->spec().layers.size(); ++i) {
+    const TensorView kinds = std::get<PagedKv>(kv_->layer(LayerId{static_cast<int32_t>(i)})).kinds;
+    std::vector<int32_t> layer(static_cast<size_t>(kinds.dim(1)));
+    copy_bytes(*stream_, layer.data(), kinds.row<int32_t>(blocks_[0]), kinds.dim(1) * 4);
+    synchronize(*stream_);
+    out.insert(out.end(), layer.begin(), layer.end());
+  }
+  return out;
+}
+
+std::vector<float> Driver::layered(std::span<const int32_t> tokens, int64_t piece, int64_t last) {
+  const ArenaScope inputs(inputs_), scope(arena_);
+  const int64_t total = static_cast<int64_t>(tokens.size()), width = model_->spec().hidden;
+  std::vector<std::array<int32_t, 2>> cu;
+  std::vector<int32_t> start;
+  const auto batch_of = [&](int64_t begin, int64_t end) {
+    const int64_t rows = end - begin;
+    std::vector<int32_t> ids, index, delta;
+    std::vector<int64_t> kv_slot;
+    for (int64_t i = begin; i < end; ++i) {
+      ids.push_back(tokens[static_cast<size_t>(i)]);
+      index.push_back(static_cast<int32_t>(i));
+      delta.push_back(0);
+      kv_slot.push_back(int64_t{blocks_[static_cast<size_t>(i / kBlockSize)]} * kBlockSize +
+                        i % kBlockSize);
+    }
+    cu.push_back({0, static_cast<int32_t>(rows)});
+    start.push_back(static_cast<int32_t>(begin));
+    StepBatch batch;
+    batch.ids = upload<int32_t>(ids, DType::kI32, {rows});
+    batch.positions = {.index = upload<int32_t>(index, DType::kI32, {rows}),
+                       .delta = upload<int32_t>(delta, DType::kI32, {rows})};
+    batch.kv_slot = upload<int64_t>(kv_slot, DType::kI64, {rows});
+    batch.seqs = {.cu_q = upload<int32_t>({0, static_cast<int32_t>(rows)}, DType::kI32, {2}),
+                  .kv_start = upload<int32_t>({start.back()}, DType::kI32, {1}),
+                  .block_table = upload<int32_t>(blocks_, DType::kI32,
+                                                 {1, static_cast<int64_t>(blocks_.size())}),
+                  .num_segments = 1};
+    batch.prompt_rows = rows;
+    batch.num_prompt_segments = 1;
+    return batch;
+  };
+  std::vector<StepBatch> pieces;
+  for (int64_t begin = 0; begin < total; begin += piece) {
+    pieces.push_back(batch_of(begin, std::min(begin + piece, total)));
+  }
+  StepBatch ends = batch_of(0, std::min<int64_t>(total, 2 * RouterArgs::kPooled));
+  ends.num_deciding = 1;
+  ends.seqs.host_block_table = blocks_.data();
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    pieces[i].seqs.host_cu_q = cu[i].data();
+    pieces[i].seqs.host_kv_start = &start[i];
+    pieces[i].seqs.host_block_table = blocks_.data();
+  }
+  const TensorView residual = take_rows_f32(arena_, total, width);
+  const bool on_host = options_.ops->device == DeviceKind::kCpu;
+  StepContext context{*stream_, *options_.ops, arena_, ends, *kv_, on_host ? &plans_ : nullptr};
+  const int num_layers = static_cast<int>(model_->spec().layers.size());
+  for (int layer = 0; layer < num_layers; ++layer) {
+    model_->run_prompt_layers(context, {.pieces = pieces,
+                                        .ends = &ends,
+                                        .num_ends = ends.num_rows(),
+                                        .residual = residual,
+                                        .first_layer = layer,
+                                        .last_layer = layer + 1});
+  }
+  last = std::min(last, total);
+  const TensorView hidden = take_rows(context, last, width);
+  model_->final_norm(context, residual.rows(total - last, total), hidden);
+  TensorView out = take_rows_f32(arena_, last, vocab());
+  model_->logits(context, hidden, last, out);
+  num_computed_ = total;
+  return download(out);
 }
 
 std::vector<float> Driver::decode(int32_t token) {

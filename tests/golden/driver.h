@@ -9,6 +9,7 @@
 
 #include "device/gpu.h"
 #include "models/model.h"
+#include "models/prefill.h"
 #include "nn/vision_plan.h"
 
 namespace weft::testing {
@@ -25,6 +26,7 @@ class Driver {
     int64_t max_len = 2048;
     int num_threads = 1;  ///< tests run side by side
     bool images = false;
+    PrefillOptions prefill;
   };
 
   /// Loads the model directory `dir`.
@@ -36,12 +38,19 @@ class Driver {
   /// Forgets the sequence.
   void reset();
   /// Computes prompt tokens in steps of at most `chunk` (a multiple of 64; 0: in one piece) and
-  /// returns the logits of the last `last` of them (all: -1), [last, V].
+  /// returns the logits of the last `last` of them (all: -1), [last, V]. Where a router decides by
+  /// the whole prompt, chunks are pieces of one layer after the other.
   std::vector<float> prefill(std::span<const int32_t> tokens, int64_t chunk, int64_t last = -1);
   /// Computes one generated token; its logits [V].
   std::vector<float> decode(int32_t token);
   /// Greedy continuation after prefill() or decode(), whose last logits are `logits`.
   std::vector<int32_t> greedy(std::vector<float> logits, size_t count);
+
+  /// What plans of heads do from now on is written there; null: nowhere.
+  void set_record(PlanRecord* record) { plans_.record = record; }
+
+  /// [L, H] what a router decided for the heads of the prompt.
+  std::vector<int32_t> kinds();
 
   /// Explicit (t, h, w) of the tokens of the next prefill(), and the delta of those after it.
   void set_positions(std::vector<std::array<int32_t, 3>> prompt, int32_t rope_delta);
@@ -63,6 +72,8 @@ class Driver {
   /// One step of one segment at positions first ..; logits of the last `last` rows.
   std::vector<float> step(std::span<const int32_t> tokens, int64_t first, Kind kind, int64_t last,
                           const std::vector<float>* mtp_previous);
+  /// A whole prompt, layer by layer in pieces.
+  std::vector<float> layered(std::span<const int32_t> tokens, int64_t piece, int64_t last);
 
   template <class T>
   TensorView upload(const std::vector<T>& values, DType dtype, std::initializer_list<int64_t> dims);
@@ -84,6 +95,7 @@ class Driver {
   int64_t num_computed_ = 0;
   int32_t slot_ = -1;
   std::vector<float> hidden_rows_, mtp_hidden_;
+  PlanSink plans_;
 };
 
 }  // namespace weft::testing

@@ -106,24 +106,6 @@ INSTANTIATE_TEST_SUITE_P(Families, GoldenText,
                                                     "ernie4_5_moe"})),
                          case_name);
 
-/// Elastic-Attention runs dense: its routed prefill is another matter.
-class GoldenPaw : public Golden {};
-
-TEST_P(GoldenPaw, DensePrefillInF32) {
-  if (!oracle_has("models/" + std::get<0>(GetParam()))) GTEST_SKIP() << "not packed";
-  const auto driver = load(WeightFormat::kF32);
-  ASSERT_TRUE(driver);
-  const auto logits = driver->prefill(golden<int32_t>(file(), "input_ids"), 192, 8);
-  const auto expected = golden<float>(file(), "dense_logits_last8");
-  EXPECT_LE(difference(logits, expected).relative_max(), kF32Tolerance);
-}
-
-INSTANTIATE_TEST_SUITE_P(Families, GoldenPaw,
-                         ::testing::ValuesIn(cases({"pawqwen3_full_xattn",
-                                                    "pawqwen3_full_streaming",
-                                                    "pawqwen3_xattn_streaming"})),
-                         case_name);
-
 /// Checkpoints with images: everything loads, and what stands before the first image is text.
 class GoldenImage : public Golden {};
 

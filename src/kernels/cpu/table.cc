@@ -20,7 +20,10 @@ const OpTable& ops() {
   static constexpr SparseOps kSparse = {
       .route = route_heads,
       .select = select_blocks,
-      .select_scratch = select_scratch_bytes,
+      .select_scratch = [](const AttnShape& shape, int stride, int64_t, int64_t num_keys,
+                           int threads) -> int64_t {
+        return select_scratch_bytes(shape, stride, num_keys, threads);
+      },
   };
   static constexpr OpTable kOps = {
       .name = "cpu-" WEFT_STRING(WEFT_ISA_NS),

@@ -13,7 +13,7 @@ const OpTable& ref_ops() {
   static constexpr SparseOps kSparse{
       .route = ref::route_heads,
       .select = ref::select_blocks,
-      .select_scratch = [](const AttnShape&, int, int64_t, int) -> int64_t { return 0; },
+      .select_scratch = [](const AttnShape&, int, int64_t, int64_t, int) -> int64_t { return 0; },
   };
   static constexpr OpTable kOps{
       .name = "ref",
