@@ -24,8 +24,9 @@ PrefixIndex::PrefixIndex(uint64_t key, int num_blocks, int block_size, int hash_
   by_hash_.reserve(static_cast<size_t>(num_blocks));
 }
 
-Hash128 PrefixIndex::root(std::string_view cache_salt) const {
-  return chain_hash(key_, {}, std::as_bytes(std::span(cache_salt)));
+Hash128 PrefixIndex::root(std::string_view cache_salt, std::span<const int32_t> window) const {
+  const Hash128 root = chain_hash(key_, {}, std::as_bytes(std::span(cache_salt)));
+  return window.empty() ? root : chain_hash(key_, root, std::as_bytes(window));
 }
 
 Hash128 PrefixIndex::block_hash(Hash128 parent, std::span<const int32_t> tokens,

@@ -30,8 +30,9 @@ class PrefixIndex {
   /// kept of a block's hash; fewer than all make collisions, for tests.
   PrefixIndex(uint64_t key, int num_blocks, int block_size, int hash_bits = 128);
 
-  /// The hash that block 0 of a prompt of this scope is chained from.
-  Hash128 root(std::string_view cache_salt) const;
+  /// The hash that block 0 of a prompt of this scope is chained from. `window`: tokens of the
+  /// prompt that decide how all of it is computed.
+  Hash128 root(std::string_view cache_salt, std::span<const int32_t> window = {}) const;
   Hash128 block_hash(Hash128 parent, std::span<const int32_t> tokens, Hash128 extra = {}) const;
 
   /// The block that holds exactly this content; invalid when there is none.

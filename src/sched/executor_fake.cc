@@ -44,6 +44,16 @@ uint64_t symbol_of(const Request& request, size_t index) {
   return symbol_of(request.prompt[index]);
 }
 
+/// The hash of no token, for a prompt that is computed by what its first tokens decided.
+uint64_t root_of(const Request& request, const FakeExecutorConfig& config) {
+  uint64_t root = kEmptyPrefix;
+  const int64_t window = std::min(static_cast<int64_t>(request.prompt.size()), config.plan_tokens);
+  for (int64_t i = 0; i < window; ++i) {
+    root = mix(root ^ symbol_of(request.prompt[static_cast<size_t>(i)]));
+  }
+  return root;
+}
+
 struct Draw {
   int32_t token = 0;
   bool numeric_error = false;
@@ -108,13 +118,15 @@ void FakeExecutor::launch(const StepPlan& plan) {
     Sequence seq;
     seq.request = request;
     if (request->constraint) seq.grammar = std::make_unique<GrammarMatcher>(*request->constraint);
-    seq.prefix.push_back(static_cast<uint32_t>(kEmptyPrefix));
-    seq.last = kEmptyPrefix;
+    seq.last = root_of(*request, config_);
+    seq.prefix.push_back(static_cast<uint32_t>(seq.last));
     CHECK(sequences_.emplace(request->id, std::move(seq)).second, "admitted twice");
   }
   for (const SeqId id : plan.preempted) {
     const auto it = sequences_.find(id);
-    CHECK(it != sequences_.end() && !it->second.restarted, "preempted without blocks");
+    // Who waits for a turn of layers has blocks before anything was computed.
+    CHECK(it != sequences_.end() && (!it->second.restarted || config_.plan_tokens > 0),
+          "preempted without blocks");
     it->second.restarted = true;
   }
   StepResult result;
@@ -123,6 +135,7 @@ void FakeExecutor::launch(const StepPlan& plan) {
     for (const int32_t page : encoding.pages) image_pages_[page] = content_of(*encoding.image);
   }
   for (const Slice& slice : plan.slices) {
+    CHECK(!slice.layers.partial() || plan.slices.size() == 1, where(slice) + ": not alone");
     check_images(slice, plan);
     run(slice, plan.step, result);
   }
@@ -180,6 +193,34 @@ void FakeExecutor::check_images(const Slice& slice, const StepPlan& plan) {
   }
 }
 
+/// Whoever begins a prompt decides, by the whole window.
+void FakeExecutor::check_decision(const Slice& slice, const Sequence& seq) const {
+  const bool decides = config_.plan_tokens > 0 && slice.first == 0;
+  CHECK(slice.decides == decides, where(slice) + ": decides when it should not, or not");
+  const auto prompt_len = static_cast<int64_t>(seq.request->prompt.size());
+  CHECK(!decides || std::ssize(slice.tokens) == std::min(prompt_len, config_.plan_tokens),
+        where(slice) + ": decides by other tokens than its window");
+}
+
+/// Some layers of a window. False: there are more to come, and what lies in its blocks is nobody's.
+bool FakeExecutor::run_layers(const Slice& slice, Sequence& seq) {
+  if (!slice.layers.partial()) return true;
+  if (slice.layers.begin == 0) seq.layers_done = 0;
+  CHECK(slice.decides && slice.layers.begin == seq.layers_done, where(slice) + ": wrong layers");
+  CHECK(slice.layers.end <= config_.num_layers &&
+            slice.layers.last == (slice.layers.end == config_.num_layers),
+        where(slice) + ": wrong layers");
+  seq.layers_done = slice.layers.end;
+  if (slice.layers.last) return true;
+  CHECK(!slice.sample);
+  for (const BlockId block : slice.blocks) {
+    std::fill_n(kv_.begin() + int64_t{block.value} * config_.block_size, config_.block_size, 0);
+  }
+  seq.computed = 0;
+  seq.restarted = false;
+  return false;
+}
+
 void FakeExecutor::run(const Slice& slice, uint64_t step, StepResult& result) {
   const auto it = sequences_.find(slice.seq);
   CHECK(it != sequences_.end(), where(slice) + ": a retired or unknown sequence");
@@ -192,10 +233,12 @@ void FakeExecutor::run(const Slice& slice, uint64_t step, StepResult& result) {
   CHECK(size > 0);
   CHECK(seq.restarted || slice.first == seq.computed, where(slice) + ": not where it stopped");
   CHECK(prompt == (slice.first < prompt_len), where(slice) + ": wrong arithmetic");
-  CHECK(!prompt || slice.first % kChunk == 0, where(slice) + ": begins inside a chunk");
-  CHECK(!prompt || end == prompt_len || (end < prompt_len && end % kChunk == 0),
+  CHECK(!prompt || slice.first % config_.chunk == 0, where(slice) + ": begins inside a chunk");
+  CHECK(!prompt || end == prompt_len || (end < prompt_len && end % config_.chunk == 0),
         where(slice) + ": cut inside a chunk");
   CHECK(static_cast<int64_t>(slice.blocks.size()) * config_.block_size >= end);
+  check_decision(slice, seq);
+  if (!run_layers(slice, seq)) return;
 
   // Reused prompt tokens were never sent: their hashes come from the request.
   while (static_cast<int64_t>(seq.prefix.size()) <= slice.first) {
@@ -222,7 +265,7 @@ void FakeExecutor::run(const Slice& slice, uint64_t step, StepResult& result) {
   // Where it goes on at an earlier token than its last, the entry just checked has the whole hash.
   uint64_t hash = static_cast<int64_t>(seq.prefix.size()) == slice.first + 1 ? seq.last
                   : slice.first > 0 ? entry(slice.first - 1)
-                                    : kEmptyPrefix;
+                                    : root_of(*seq.request, config_);
   if (config_.num_state_slots > 0) {
     CHECK(slice.state_write.valid());
     CHECK(slice.state_read.valid() == (slice.first > 0));
@@ -282,7 +325,7 @@ void FakeExecutor::sample(const Slice& slice, Sequence& seq, SampledRow& row) {
 
 FakeExecutor::Answer FakeExecutor::answer(const Request& request, const FakeExecutorConfig& config,
                                           int64_t max_model_len) {
-  uint64_t prefix = kEmptyPrefix;
+  uint64_t prefix = root_of(request, config);
   for (size_t i = 0; i < request.prompt.size(); ++i) {
     prefix = extend(prefix, symbol_of(request, i), Arithmetic::kPrompt, config.reuse_generated);
   }

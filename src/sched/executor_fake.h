@@ -18,6 +18,9 @@ struct FakeExecutorConfig {
   int num_state_slots = 0;  ///< 0: no recurrent state
   int32_t vocab = 1000;
   bool reuse_generated = false;  ///< the two arithmetics may be mixed in a prefix
+  int chunk = kChunk;            ///< as in SchedulerConfig, like the next two
+  int64_t plan_tokens = 0;
+  int num_layers = 0;
   int64_t numeric_error_in = 0;  ///< one sample in so many is a numeric error; 0: never
 };
 
@@ -63,12 +66,15 @@ class FakeExecutor : public Executor {
     int32_t last_token = kDeviceToken;
     std::unique_ptr<GrammarMatcher> grammar;
     bool restarted = true;  // may begin at any cached boundary
+    int layers_done = 0;    // of a prompt that is computed layer by layer
   };
   struct User {  // who named a block or slot last
     SeqId seq;   // invalid: several sequences
     uint64_t step = 0;
   };
   void run(const Slice& slice, uint64_t step, StepResult& result);
+  bool run_layers(const Slice& slice, Sequence& seq);
+  void check_decision(const Slice& slice, const Sequence& seq) const;
   void check_fence(const Slice& slice, uint64_t step);
   void check_images(const Slice& slice, const StepPlan& plan);
   void sample(const Slice& slice, Sequence& seq, SampledRow& row);

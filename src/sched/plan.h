@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/ids.h"
+#include "base/plan_counters.h"
 #include "cache/image_cache.h"
 #include "sched/request.h"
 #include "sched/speculation.h"
@@ -26,6 +27,13 @@ enum class Arithmetic : uint8_t {
   kDecode,  ///< generated tokens (new or replayed), row by row: any start, any count
 };
 
+/// Some layers of a prompt: [begin, end).
+struct LayerRange {
+  int begin = 0, end = 0;
+  bool last = false;  ///< behind them nothing is left: the prompt is computed
+  bool partial() const { return end > begin; }
+};
+
 /// Consecutive tokens of one sequence in one step. Several slices of one sequence may follow each
 /// other in a step (a recurrent-state checkpoint lies between them); they are in order.
 struct Slice {
@@ -41,6 +49,12 @@ struct Slice {
   /// be verified behind it, at positions below `limit`.
   int max_drafts = 0;
   int64_t limit = 0;
+  /// These tokens, the first of the prompt, are what a router decides by what the heads of the
+  /// prompt see: it does so now.
+  bool decides = false;
+  /// Of a deciding slice that is larger than a step: it comes again and again, alone in its step,
+  /// for some layers each time. Else none: all layers.
+  LayerRange layers;
 };
 
 /// Copy of whole blocks (all layers and planes), done before the step's slices.
@@ -95,6 +109,7 @@ struct StepResult {
   uint64_t step = 0;
   // Of a GPU, by its own clock: how long it stood still before this step, and how long it ran.
   double device_idle_us = 0, device_us = 0;
+  PlanCounters plans;  ///< what plans of heads did in its prompts, where they lie on the host
   std::vector<SampledRow> rows;
 };
 

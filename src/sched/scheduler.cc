@@ -27,7 +27,7 @@ CacheConfig cache_config(const SchedulerConfig& c) {
   return {.block_size = c.block_size,
           .num_blocks = c.num_blocks,
           .num_slots = c.num_state_slots,
-          .boundary = std::max(c.block_size, kChunk),
+          .boundary = std::max(c.block_size, c.chunk),
           .hash_key = c.hash_key,
           .hash_bits = c.hash_bits};
 }
@@ -35,17 +35,20 @@ CacheConfig cache_config(const SchedulerConfig& c) {
 }  // namespace
 
 Result<std::unique_ptr<Scheduler>> Scheduler::create(const SchedulerConfig& c) {
+  if (c.chunk < kChunk || c.chunk % kChunk != 0) {
+    return bad_field("chunk", c.chunk, "multiples of " + number(kChunk));
+  }
   const bool fits_chunk =
-      c.block_size > 0 && (kChunk % c.block_size == 0 || c.block_size % kChunk == 0);
+      c.block_size > 0 && (c.chunk % c.block_size == 0 || c.block_size % c.chunk == 0);
   if (!fits_chunk) {
-    return bad_field("block_size", c.block_size, "a divisor or a multiple of " + number(kChunk));
+    return bad_field("block_size", c.block_size, "a divisor or a multiple of " + number(c.chunk));
   }
   if (c.num_blocks < 1) return bad_field("num_blocks", c.num_blocks, "1 or more");
   if (c.num_state_slots < 0) return bad_field("num_state_slots", c.num_state_slots, "0 or more");
   if (c.max_seqs < 1) return bad_field("max_seqs", c.max_seqs, "1 or more");
-  if (c.max_batched_tokens < kChunk - 1 + c.max_seqs) {
+  if (c.max_batched_tokens < c.chunk - 1 + c.max_seqs) {
     return bad_field("max_batched_tokens", c.max_batched_tokens,
-                     "at least max_seqs + " + number(kChunk - 1) +
+                     "at least max_seqs + " + number(c.chunk - 1) +
                          ", so that a prompt advances while all others decode");
   }
   if (c.max_model_len < 2) return bad_field("max_model_len", c.max_model_len, "2 or more");
@@ -60,12 +63,24 @@ Result<std::unique_ptr<Scheduler>> Scheduler::create(const SchedulerConfig& c) {
   if (c.dense_checkpoints < 0) {
     return bad_field("dense_checkpoints", c.dense_checkpoints, "0 or more");
   }
+  if (c.plan_tokens < 0 || (c.plan_tokens != kWholePrompt && c.plan_tokens % c.chunk != 0)) {
+    return bad_field("plan_tokens", c.plan_tokens, "multiples of " + number(c.chunk));
+  }
+  if (c.plan_tokens > 0 && c.num_layers < 1) {
+    return bad_field("num_layers", c.num_layers, "1 or more with plan_tokens");
+  }
+  if (c.plan_tokens > 0 && (c.num_state_slots > 0 || c.image_tokens > 0)) {
+    return invalid_argument("plan_tokens: not with recurrent layers or images");
+  }
+  if (c.chunk > kChunk && c.reuse_generated) {
+    return invalid_argument("reuse_generated: generated tokens see what prompts may not");
+  }
   return std::unique_ptr<Scheduler>(new Scheduler(c));
 }
 
 Scheduler::Scheduler(const SchedulerConfig& config)
     : config_(config),
-      stride_(std::max(config.block_size, kChunk)),
+      stride_(std::max(config.block_size, config.chunk)),
       cache_(cache_config(config)),
       images_(config.image_pages) {
   running_.reserve(static_cast<size_t>(config.max_seqs));
@@ -158,7 +173,12 @@ void Scheduler::extend_hashes(Sequence& seq) {
   const size_t size = static_cast<size_t>(config_.block_size);
   const size_t limit =
       config_.reuse_generated ? seq.tokens.size() : static_cast<size_t>(seq.prompt_len);
-  if (seq.hashes.empty()) seq.hashes.push_back(cache_.index().root(seq.request->cache_salt));
+  if (seq.hashes.empty()) {
+    // What a router decided by is part of what every block is: a hit never mixes decisions.
+    const auto window = static_cast<size_t>(window_of(seq));
+    seq.hashes.push_back(
+        cache_.index().root(seq.request->cache_salt, std::span(seq.tokens).first(window)));
+  }
   for (size_t i = seq.hashes.size() - 1; (i + 1) * size <= limit; ++i) {
     const std::span<const int32_t> tokens(seq.tokens.data() + i * size, size);
     const Hash128 images = block_images(seq, static_cast<int64_t>(i));
@@ -203,6 +223,7 @@ void Scheduler::release_resources(Sequence& seq) {
   for (size_t i = seq.blocks.size(); i-- > 0;) release_block(seq.blocks[i], fence);
   release_slot(seq.source, fence);
   release_slot(seq.live, fence);
+  leave_layers(seq);
   seq.blocks.clear();
   seq.source = seq.live = {};
 }

@@ -30,9 +30,18 @@ struct SchedulerConfig {
   bool overlap = true;           ///< a step is planned while the one before is in flight
   int image_tokens = 0;          ///< through the vision tower in one step; 0: no images
   int image_pages = 0;           ///< of the cache of image features, see least_image_pages()
-  uint64_t hash_key = 0;         ///< random per process: keys the prefix index
-  int hash_bits = 128;           ///< fewer: blocks of the prefix index collide, for tests
+  int chunk = kChunk;  ///< prompts are cut, and reused, at multiples of it: kChunk or a multiple
+  /// Prompt tokens, from the first, by which a router decides what the heads of a prompt see: 0 (no
+  /// router), a multiple of `chunk`, or kWholePrompt. A window of the tokens up to there is
+  /// computed in one step, or layer by layer, and blocks are shared only among prompts of equal
+  /// windows.
+  int64_t plan_tokens = 0;
+  int num_layers = 0;     ///< of the model; with plan_tokens
+  uint64_t hash_key = 0;  ///< random per process: keys the prefix index
+  int hash_bits = 128;    ///< fewer: blocks of the prefix index collide, for tests
 };
+
+inline constexpr int64_t kWholePrompt = int64_t{1} << 62;
 
 /// Pages that any kChunk tokens of a prompt may need at once: two images of the largest size that
 /// are cut, and small ones between them.
@@ -58,7 +67,9 @@ struct SchedulerStats {
   int64_t image_hits = 0;  ///< images of a slice whose features were there already
   int64_t finished_stop = 0, finished_length = 0, aborted = 0, numeric_errors = 0;
   int64_t finished_waiting = 0;  ///< of them, ended by a token sampled before a preemption
-  int64_t discarded_rows = 0;    ///< rows of a step whose sequence had ended or lost its blocks
+  int64_t layer_steps = 0;       ///< steps of some layers of one prompt
+  PlanCounters plans;          ///< what the heads of prompts saw, where they see less than all keys
+  int64_t discarded_rows = 0;  ///< rows of a step whose sequence had ended or lost its blocks
 };
 
 /// What one applied step gave one sequence.
@@ -165,11 +176,22 @@ class Scheduler {
   void hold_prefix(Sequence& seq, const PrefixHit& hit);
   void enter(Sequence& seq, const PrefixHit& hit);
   void emit(Sequence& seq, int64_t end);
-  void emit_slice(Sequence& seq, int64_t end);
+  void emit_slice(Sequence& seq, int64_t end, const LayerRange& layers = {});
+  void give_blocks(Sequence& seq, int64_t end);
+  void launch_planned();
   CheckpointSite next_site(const Sequence& seq, int64_t after) const;
   SlotId checkpoint_slot(const CheckpointSite& site);
   void preempt(Sequence& victim);
   bool decodes_next(const Sequence& seq) const;
+
+  // scheduler_layers.cc
+  int64_t window_of(const Sequence& seq) const;
+  bool undecided(const Sequence& seq) const;
+  bool needs_layers(const Sequence& seq) const;
+  void begin_layers(Sequence& seq);
+  void emit_layers();
+  void leave_layers(const Sequence& seq);
+  bool layers_can_run() const { return layered_ != nullptr && !layered_->paused; }
 
   // scheduler_images.cc
   Result<void> check_images(const Request& request) const;
@@ -209,6 +231,9 @@ class Scheduler {
   std::vector<Sequence*> running_;  // sorted by Earlier
   std::set<Sequence*, Earlier> waiting_;
   std::set<Sequence*, Earlier> parked_;  // paused, not running
+  Sequence* layered_ = nullptr;          // a running one, computed layer by layer
+  int layers_done_ = 0;                  // of it
+  bool layers_last_ = false;             // the last plan was some layers of it
   size_t num_paused_ = 0;                // running ones too
   std::vector<SeqId> retired_;           // to be told to the executor
   std::vector<StepRecord> in_flight_;    // oldest first

@@ -13,6 +13,7 @@ std::span<SequenceOutput> Scheduler::apply(StepResult result) {
   StepRecord record = std::move(in_flight_.front());
   in_flight_.erase(in_flight_.begin());
   outputs_.clear();
+  stats_.plans.add(result.plans);
   for (const SampledRow& row : result.rows) {
     if (!row.numeric_error) continue;
     const auto it = sequences_.find(row.seq);
@@ -43,7 +44,11 @@ void Scheduler::register_slice(const Planned& slice) {
   Sequence& seq = *it->second;
   if (seq.failed || seq.epoch != slice.epoch) return;
   if (config_.reuse_generated) extend_hashes(seq);
-  const int64_t limit = config_.reuse_generated ? slice.end : std::min(slice.end, seq.prompt_len);
+  // The last rows of a prompt are no whole chunk: with lists of blocks, which are chosen a chunk at
+  // a time, a longer prompt would have computed them otherwise.
+  const int64_t prompt =
+      config_.chunk > kChunk ? seq.prompt_len / config_.chunk * config_.chunk : seq.prompt_len;
+  const int64_t limit = config_.reuse_generated ? slice.end : std::min(slice.end, prompt);
   for (; int64_t{seq.num_registered + 1} * config_.block_size <= limit; ++seq.num_registered) {
     // When another block has the content already, this one stays private.
     const auto index = static_cast<size_t>(seq.num_registered);

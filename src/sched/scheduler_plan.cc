@@ -38,6 +38,12 @@ const StepPlan& Scheduler::schedule() {
                             [this](const Sequence* seq) { return decodes_next(*seq); });
   cursor_ = 0;
   stalled_ = false;
+  // Layers of a long prompt and everybody else take turns.
+  if (layers_can_run() && !layers_last_) {
+    emit_layers();
+    launch_planned();
+    return plan_;
+  }
   bool open = true;  // false: the first of the waiting can't start, so nobody behind it may
   while (budget_ > 0) {
     Sequence* run = cursor_ < running_.size() ? running_[cursor_] : nullptr;
@@ -51,6 +57,14 @@ const StepPlan& Scheduler::schedule() {
       break;
     }
   }
+  if (layers_can_run() && plan_.slices.empty()) emit_layers();
+  launch_planned();
+  return plan_;
+}
+
+/// Keeps what the plan is for until its result comes.
+void Scheduler::launch_planned() {
+  layers_last_ = !plan_.slices.empty() && plan_.slices[0].layers.partial();
   if (!plan_.empty()) {
     ++next_step_;
     ++stats_.steps;
@@ -61,7 +75,6 @@ const StepPlan& Scheduler::schedule() {
     building_.clear();
   }
   check_counters();
-  return plan_;
 }
 
 bool Scheduler::decodes_next(const Sequence& seq) const {
@@ -72,9 +85,13 @@ bool Scheduler::decodes_next(const Sequence& seq) const {
 /// or need be done now. A prompt is cut only at absolute multiples of kChunk.
 int64_t Scheduler::affordable_end(const Sequence& seq) const {
   if (seq.complete() || seq.paused) return seq.num_computed;
+  if (undecided(seq)) {  // all of its window or nothing
+    const int64_t window = window_of(seq);
+    return &seq != layered_ && window <= budget_ - reserved_ ? window : 0;
+  }
   const int64_t end = std::min(seq.known(), seq.num_computed + budget_ - reserved_);
   if (end >= seq.prompt_len) return std::max(end, seq.num_computed);
-  return std::max(round_down(end, kChunk), seq.num_computed);
+  return std::max(round_down(end, config_.chunk), seq.num_computed);
 }
 
 void Scheduler::plan_running(Sequence& seq) {
@@ -154,8 +171,11 @@ bool Scheduler::admit(Sequence& seq) {
   if (config_.prefix_caching) extend_hashes(seq);
   const PrefixHit hit = look_up(seq);
   seq.num_computed = int64_t{hit.blocks} * config_.block_size;
-  const int64_t end = take_images(seq, affordable_end(seq));
-  if (end <= seq.num_computed || !make_seat()) {
+  // Who gets no turn does not keep others from theirs.
+  if (needs_layers(seq) && layered_ != nullptr && layered_->paused) preempt(*layered_);
+  const bool layers = needs_layers(seq) && layered_ == nullptr;
+  const int64_t end = layers ? 0 : take_images(seq, affordable_end(seq));
+  if ((end <= seq.num_computed && !layers) || !make_seat()) {
     seq.num_computed = 0;
     return false;
   }
@@ -167,7 +187,11 @@ bool Scheduler::admit(Sequence& seq) {
     return false;
   }
   enter(seq, hit);
-  emit(seq, end);
+  if (layers) {
+    begin_layers(seq);
+  } else {
+    emit(seq, end);
+  }
   return true;
 }
 
@@ -285,10 +309,7 @@ SlotId Scheduler::checkpoint_slot(const CheckpointSite& site) {
 /// Gives `seq` blocks up to `end` and emits its slices, cut where the arithmetic changes and where
 /// a checkpoint is taken.
 void Scheduler::emit(Sequence& seq, int64_t end) {
-  while (static_cast<int64_t>(seq.blocks.size()) * config_.block_size < end) {
-    seq.blocks.push_back(cache_.allocate_block());
-    ++block_refs_;
-  }
+  give_blocks(seq, end);
   const bool checkpoints = cache_.recurrent() && config_.prefix_caching;
   while (seq.num_computed < end) {
     int64_t stop = seq.in_prompt() ? std::min(end, seq.prompt_len) : end;
@@ -313,8 +334,18 @@ void Scheduler::emit(Sequence& seq, int64_t end) {
   }
 }
 
-void Scheduler::emit_slice(Sequence& seq, int64_t end) {
+void Scheduler::give_blocks(Sequence& seq, int64_t end) {
+  while (static_cast<int64_t>(seq.blocks.size()) * config_.block_size < end) {
+    seq.blocks.push_back(cache_.allocate_block());
+    ++block_refs_;
+  }
+}
+
+/// Of a prompt that is computed layer by layer `layers`: only the last of them compute its tokens.
+void Scheduler::emit_slice(Sequence& seq, int64_t end, const LayerRange& layers) {
   const int64_t first = seq.num_computed;
+  const bool done = !layers.partial() || layers.last;
+  const bool decides = undecided(seq);
   const bool prompt = seq.in_prompt();
   Slice slice{.seq = seq.id(), .first = first};
   if (first < static_cast<int64_t>(seq.tokens.size())) {
@@ -325,7 +356,11 @@ void Scheduler::emit_slice(Sequence& seq, int64_t end) {
     slice.tokens = kDeviceTokenRow;
   }
   slice.arithmetic = prompt ? Arithmetic::kPrompt : Arithmetic::kDecode;
-  slice.sample = end == seq.known();
+  slice.decides = decides;
+  slice.layers = layers;
+  CHECK(!decides || end == window_of(seq));
+  stats_.layer_steps += layers.partial();
+  slice.sample = done && end == seq.known();
   slice.blocks = seq.blocks;
   if (seq.source.valid()) {
     slice.state_read = seq.source;
@@ -338,16 +373,17 @@ void Scheduler::emit_slice(Sequence& seq, int64_t end) {
       {.seq = seq.id(),
        .epoch = seq.epoch,
        .first = first,
-       .end = end,
+       .end = done ? end : first,
        .sample = slice.sample,
-       .prompt_logprobs = prompt && seq.request->sampling.prompt_logprobs >= 0});
+       .prompt_logprobs = done && prompt && seq.request->sampling.prompt_logprobs >= 0});
   if (prompt) use_images(seq, first, end);
+  seq.last_step = plan_.step;
+  plan_.slices.push_back(slice);
+  if (!done) return;
   seq.num_computed = end;
   seq.pending += slice.sample;
-  seq.last_step = plan_.step;
   budget_ -= end - first;
   stats_.computed_tokens += end - first;
-  plan_.slices.push_back(slice);
 }
 
 }  // namespace weft

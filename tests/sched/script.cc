@@ -74,6 +74,13 @@ std::string finish_name(FinishReason reason) {
   return "?";
 }
 
+/// "!" of a slice that decides, and its layers where they are only some.
+std::string decision_of(const Slice& slice) {
+  if (!slice.decides) return "";
+  if (!slice.layers.partial()) return "!";
+  return "!" + std::to_string(slice.layers.begin) + "-" + std::to_string(slice.layers.end);
+}
+
 }  // namespace
 
 std::string SchedScript::run(const std::string& text) {
@@ -157,8 +164,16 @@ std::string SchedScript::configure(Words words) {
   config_.hash_key = 42;
   for (const std::string& word : words) {
     const auto [key, text] = key_value(word);
+    if (key == "window") {
+      config_.plan_tokens = text == "whole" ? kWholePrompt : to_number(text);
+      continue;
+    }
     const auto value = static_cast<int>(to_number(text));
-    if (key == "block")
+    if (key == "chunk")
+      config_.chunk = value;
+    else if (key == "layers")
+      config_.num_layers = value;
+    else if (key == "block")
       config_.block_size = value;
     else if (key == "blocks")
       config_.num_blocks = value;
@@ -186,12 +201,15 @@ std::string SchedScript::configure(Words words) {
   auto made = Scheduler::create(config_);
   if (!made.ok()) return made.error().message;
   scheduler_ = std::move(made).value();
-  executor_ = std::make_unique<FakeExecutor>(
-      FakeExecutorConfig{.block_size = config_.block_size,
-                         .num_blocks = config_.num_blocks,
-                         .num_state_slots = config_.num_state_slots,
-                         .vocab = kVocab,
-                         .reuse_generated = config_.reuse_generated});
+  executor_ =
+      std::make_unique<FakeExecutor>(FakeExecutorConfig{.block_size = config_.block_size,
+                                                        .num_blocks = config_.num_blocks,
+                                                        .num_state_slots = config_.num_state_slots,
+                                                        .vocab = kVocab,
+                                                        .reuse_generated = config_.reuse_generated,
+                                                        .chunk = config_.chunk,
+                                                        .plan_tokens = config_.plan_tokens,
+                                                        .num_layers = config_.num_layers});
   executor_->set_sample_hook([this](SeqId id, int64_t position, int32_t token) {
     const Client& client = clients_.at(name_of(id));
     const size_t index = static_cast<size_t>(position) - client.request->prompt.size();
@@ -248,7 +266,8 @@ void SchedScript::plan() {
   for (const Slice& s : plan.slices) {
     std::string text = name_of(s.seq) + ":" + std::to_string(s.first) + "-" +
                        std::to_string(s.first + static_cast<int64_t>(s.tokens.size())) +
-                       (s.arithmetic == Arithmetic::kPrompt ? "p" : "d") + (s.sample ? "*" : "");
+                       (s.arithmetic == Arithmetic::kPrompt ? "p" : "d") + decision_of(s) +
+                       (s.sample ? "*" : "");
     plan_.push_back(text);
     const std::string read = s.state_read.valid() ? std::to_string(s.state_read.value) : "zero";
     plan_states_.push_back(text + "[" + read + ">" + std::to_string(s.state_write.value) + "]");
@@ -324,7 +343,9 @@ std::string SchedScript::expect_finished(Words words) {
   if (client.finish == FinishReason::kNone) return "it has not ended";
   if (client.finish == FinishReason::kAbort || !client.scripted.empty()) return {};
   // Nothing was scripted: the answer must be that of the request alone.
-  const FakeExecutorConfig device{.vocab = kVocab, .reuse_generated = config_.reuse_generated};
+  const FakeExecutorConfig device{.vocab = kVocab,
+                                  .reuse_generated = config_.reuse_generated,
+                                  .plan_tokens = config_.plan_tokens};
   const auto alone = FakeExecutor::answer(*client.request, device, config_.max_model_len);
   return alone.tokens == client.tokens ? "" : "its output differs from the request alone";
 }
@@ -352,6 +373,7 @@ std::string SchedScript::expect_names(Words words, std::vector<std::string> actu
 std::map<std::string, int64_t> SchedScript::stats() const {
   const SchedulerStats s = scheduler_->stats();
   return {{"hits", s.hits},
+          {"layer_steps", s.layer_steps},
           {"misses", s.misses},
           {"kv_hit_tokens", s.kv_hit_tokens},
           {"reused", s.reused_tokens},

@@ -79,6 +79,7 @@ enum Event {
   kPromptLogprobs,
   kFollowUps,
   kRepeats,
+  kLayerSteps,
   kNumEvents
 };
 constexpr const char* kEventNames[kNumEvents] = {"submitted",
@@ -121,7 +122,8 @@ constexpr const char* kEventNames[kNumEvents] = {"submitted",
                                                  "ended while paused",
                                                  "prompt logprobs",
                                                  "follow-ups",
-                                                 "repeated prompts"};
+                                                 "repeated prompts",
+                                                 "layers of a prompt"};
 
 struct Live {
   std::shared_ptr<const Request> request;
@@ -190,11 +192,22 @@ Episode::Episode(uint64_t seed, int64_t audit_every, int64_t* events)
   config_.overlap = !r.one_in(3);
   config_.hash_key = r.next();
   config_.hash_bits = r.pick({128, 128, 128, 1, 3, 6});
+  if (r.one_in(3)) {  // what heads see is chosen a block of 128 at a time, or decided by a router
+    config_.chunk = 128;
+    config_.max_batched_tokens += 64;
+    config_.reuse_generated = false;
+    config_.plan_tokens = r.pick<int64_t>({0, 128, 256, kWholePrompt, kWholePrompt});
+    config_.num_layers = 5;
+    if (config_.plan_tokens > 0) config_.num_state_slots = 0;
+  }
   device_ = {.block_size = config_.block_size,
              .num_blocks = config_.num_blocks,
              .num_state_slots = config_.num_state_slots,
              .vocab = 40,
              .reuse_generated = config_.reuse_generated,
+             .chunk = config_.chunk,
+             .plan_tokens = config_.plan_tokens,
+             .num_layers = config_.num_layers,
              .numeric_error_in = r.pick({0, 0, 300})};
   auto made = Scheduler::create(config_);
   scheduler_ = std::move(made).value();
@@ -347,6 +360,7 @@ void Episode::plan() {
     const auto end = slice.first + static_cast<int64_t>(slice.tokens.size());
     const auto prompt_len = static_cast<int64_t>(live.request->prompt.size());
     events_[kChunkCuts] += end < prompt_len;
+    events_[kLayerSteps] += slice.layers.partial();
     events_[kReplays] += slice.first >= prompt_len && slice.tokens[0] != kDeviceToken &&
                          (slice.tokens.size() > 1 || !slice.sample);
   }
