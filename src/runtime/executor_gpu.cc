@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "device/gpu.h"
 #include "runtime/row_sampler.h"
 
 namespace weft {
@@ -14,6 +15,11 @@ namespace {
 /// prompts ask for.
 int64_t logit_rows(const StepLimits& limits) {
   return std::min(std::max<int64_t>(64, limits.max_seqs), limits.max_rows);
+}
+
+/// Of a prompt that is computed layer by layer, and those of them whose logits are needed.
+int64_t residual_rows(const StepLimits& limits) {
+  return limits.layered_rows > 0 ? limits.layered_rows + logit_rows(limits) : 0;
 }
 
 /// Every slice is one token in decode arithmetic.
@@ -42,7 +48,8 @@ Result<> GpuExecutor::check_limits(const StepLimits& limits) {
 int64_t GpuExecutor::device_bytes(const StepLimits& limits, int64_t hidden_size) {
   constexpr auto kFlights = static_cast<int64_t>(kStepsInFlight);
   return kFlights * PackedStep::bytes(limits) + GpuSampler::device_bytes(limits, kFlights) +
-         logit_rows(limits) * (limits.vocab_size * 4 + hidden_size * 2);
+         logit_rows(limits) * (limits.vocab_size * 4 + hidden_size * 2) +
+         residual_rows(limits) * hidden_size * 4;
 }
 
 GpuExecutor::GpuExecutor(const Parts& parts, const StepLimits& limits,
@@ -70,6 +77,13 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
   out->gathered_ = TensorView(at + rows * vocab * 4, ops.activation, {rows, hidden});
   if (model.vision() && limits.image_tokens > 0) {
     out->vision_.emplace(TRY(VisionEncoder::create(*model.vision(), stream, ops, limits)));
+  }
+  if (residual_rows(limits) > 0) {
+    out->residual_buffer_ = TRY(Buffer::allocate(ops.device, residual_rows(limits) * hidden * 4));
+    const TensorView all(out->residual_buffer_.data(), DType::kF32,
+                         {residual_rows(limits), hidden});
+    out->residual_ = all.rows(0, limits.layered_rows);
+    out->residual_rows_ = all.rows(limits.layered_rows, residual_rows(limits));
   }
   for (size_t i = 0; i < kStepsInFlight; ++i) {
     out->flights_[i].emplace(Flight{.index = i,
@@ -103,7 +117,9 @@ void GpuExecutor::launch(const StepPlan& plan) {
   if (num_slices > 0) flight.step.upload(parts_.stream);
   times(flight.number).begin.record(parts_.stream);
   if (vision_) vision_->encode(flight.step.encodings());
-  if (padded > 0) {
+  if (flight.step.layers().partial()) {
+    run_layers(flight);
+  } else if (padded > 0) {
     run_decode(flight);
   } else if (num_slices > 0) {
     run_mixed(flight);
@@ -155,6 +171,33 @@ void GpuExecutor::run_mixed(Flight& flight) {
     parts_.model.logits(context, gathered, std::clamp<int64_t>(num_prompt - begin, 0, end - begin),
                         logits_.rows(0, end - begin));
     sample(flight, rows.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin)));
+  }
+}
+
+/// Some layers of a long prompt, and behind the last of them the logits that are asked for.
+void GpuExecutor::run_layers(Flight& flight) {
+  const PackedStep& step = flight.step;
+  const ArenaScope scope(arena_);
+  StepContext context{parts_.stream, parts_.ops, arena_, step.batch(), parts_.kv};
+  const TensorView residual = residual_.rows(0, step.batch().num_rows());
+  parts_.model.run_prompt_layers(context, {.pieces = step.pieces(),
+                                           .ends = &step.ends(),
+                                           .num_ends = step.ends().num_rows(),
+                                           .residual = residual,
+                                           .first_layer = step.layers().begin,
+                                           .last_layer = step.layers().end});
+  const std::span<const LogitRow> rows = step.logit_rows();
+  for (int64_t begin = 0; begin < std::ssize(rows); begin += logits_.dim(0)) {
+    const int64_t end = std::min<int64_t>(std::ssize(rows), begin + logits_.dim(0));
+    const auto piece = rows.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+    for (int64_t i = 0; i < end - begin; ++i) {
+      copy_bytes(parts_.stream, residual_rows_.row<float>(i),
+                 residual.row<float>(piece[static_cast<size_t>(i)].row), residual.dim(1) * 4);
+    }
+    const TensorView gathered = gathered_.rows(0, end - begin);
+    parts_.model.final_norm(context, residual_rows_.rows(0, end - begin), gathered);
+    parts_.model.logits(context, gathered, end - begin, logits_.rows(0, end - begin));
+    sample(flight, piece);
   }
 }
 

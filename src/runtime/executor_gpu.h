@@ -71,6 +71,7 @@ class GpuExecutor : public Executor {
 
   void run_decode(Flight& flight);
   void run_mixed(Flight& flight);
+  void run_layers(Flight& flight);
   void forward_decode(const PackedStep& step);
   void sample(Flight& flight, std::span<const LogitRow> rows);
   void finish(Flight& flight);
@@ -87,8 +88,11 @@ class GpuExecutor : public Executor {
   PackedStep::Sequences sequences_;
   Arena arena_;
   Buffer logit_buffer_;
-  TensorView gathered_;           // [logit rows, hidden]
-  TensorView logits_;             // [logit rows, V]
+  TensorView gathered_;  // [logit rows, hidden]
+  TensorView logits_;    // [logit rows, V]
+  Buffer residual_buffer_;
+  TensorView residual_;       // [layered rows, hidden] f32 of the prompt computed layer by layer
+  TensorView residual_rows_;  // [logit rows, hidden] f32
   std::vector<LogitRow> padded_;  // the rows of a decode step by their place in the batch
   // By batch size, one for each flight (their batches lie in different memory). Without a graph:
   // it ran once, which loaded its kernels, and is captured when it comes again.

@@ -55,11 +55,11 @@ class Planner {
           fmt::format("--max-num-seqs is {}: it must be at least 1", options_.max_num_seqs));
     }
     // What the scheduler needs so that a prompt advances while all others decode.
-    const int64_t least_rows = options_.max_num_seqs + kChunk - 1;
+    const int64_t least_rows = options_.max_num_seqs + model_.chunk - 1;
     if (options_.max_num_batched_tokens < least_rows) {
       return invalid_argument(fmt::format(
           "--max-num-batched-tokens is {}: it must be at least {} (--max-num-seqs + {})",
-          options_.max_num_batched_tokens, least_rows, kChunk - 1));
+          options_.max_num_batched_tokens, least_rows, model_.chunk - 1));
     }
     if (options_.max_model_len < 0 || options_.max_model_len > model_.max_positions) {
       return invalid_argument(
@@ -100,6 +100,8 @@ class Planner {
     out.multimodal = model_.multimodal;
     out.image_tokens = model_.image_tokens;
     out.image_pages = model_.image_pages;
+    const int64_t window = std::min(model_.plan_tokens, length);
+    if (window > out.max_rows - out.max_seqs) out.layered_rows = window;
     return out;
   }
 

@@ -34,6 +34,8 @@ struct ModelMemory {
   int64_t image_bytes = 0;                           ///< VisionEncoder::bytes
   int64_t image_tokens = 0, image_pages = 0;         ///< see StepLimits
   bool multimodal = false;                           ///< rope with (t, h, w) positions
+  int chunk = kChunk;                                ///< prompts are cut at multiples of it
+  int64_t plan_tokens = 0;                           ///< as in SchedulerConfig
 
   bool paged() const { return cache.per_block > 0; }
   bool recurrent() const { return cache.per_slot > 0; }

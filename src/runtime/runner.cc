@@ -20,7 +20,9 @@ Runner::Runner(const Parts& parts, const StepLimits& limits)
       sampler_(limits.vocab_size, piece_rows(limits), parts.stream.pool().num_threads()) {}
 
 int64_t Runner::logit_bytes(const StepLimits& limits, int64_t hidden_size, int num_threads) {
-  return piece_rows(limits) * (limits.vocab_size + hidden_size) * 4 +
+  return (piece_rows(limits) * (limits.vocab_size + hidden_size) +
+          limits.layered_rows * hidden_size) *
+             4 +
          Sampler::scratch_bytes(limits.vocab_size, num_threads);
 }
 
@@ -38,6 +40,12 @@ Result<Runner> Runner::create(const Model& model, KvStore& kv, Stream& stream, c
   if (model.vision() && limits.image_tokens > 0) {
     runner.vision_.emplace(TRY(VisionEncoder::create(*model.vision(), stream, ops, limits)));
   }
+  if (limits.layered_rows > 0) {
+    runner.residual_buffer_ =
+        TRY(Buffer::allocate(DeviceKind::kCpu, limits.layered_rows * hidden * 4));
+    runner.residual_ =
+        TensorView(runner.residual_buffer_.data(), DType::kF32, {limits.layered_rows, hidden});
+  }
   ThreadPool& pool = stream.pool();
   prefault(pool, runner.arena_);
   prefault(pool, stream.scratch());
@@ -54,8 +62,29 @@ void Runner::run(PackedStep& step, StepResult& result) {
   RowSampler::feed(step);
 
   const ArenaScope scope(arena_);
-  StepContext context{parts_.stream, parts_.ops, arena_, step.batch(), parts_.kv};
-  const TensorView hidden = parts_.model.hidden(context);
+  PlanSink plans{.record = record_};
+  StepContext context{parts_.stream, parts_.ops, arena_, step.batch(), parts_.kv, &plans};
+  const TensorView hidden =
+      step.layers().partial() ? run_layers(step, context) : parts_.model.hidden(context);
+  sample(step, context, hidden, result);
+  result.plans = plans.counters;
+}
+
+/// Some layers of a long prompt; its residual, which is not normed yet.
+TensorView Runner::run_layers(PackedStep& step, StepContext& context) {
+  const TensorView residual = residual_.rows(0, step.batch().num_rows());
+  parts_.model.run_prompt_layers(context, {.pieces = step.pieces(),
+                                           .ends = &step.ends(),
+                                           .num_ends = step.ends().num_rows(),
+                                           .residual = residual,
+                                           .first_layer = step.layers().begin,
+                                           .last_layer = step.layers().end});
+  return residual;
+}
+
+/// Logits of the rows of `hidden` that need them, a piece at a time, and what is sampled from them.
+void Runner::sample(PackedStep& step, StepContext& context, const TensorView& hidden,
+                    StepResult& result) {
   const std::span<const LogitRow> rows = step.logit_rows();
   const int64_t num_prompt = step.num_prompt_logit_rows(), count = std::ssize(rows);
   for (int64_t begin = 0; begin < count; begin += logits_.dim(0)) {
@@ -66,6 +95,7 @@ void Runner::run(PackedStep& step, StepResult& result) {
       std::memcpy(gathered.row<float>(i), hidden.row<float>(piece[static_cast<size_t>(i)].row),
                   static_cast<size_t>(gathered.dim(1)) * sizeof(float));
     }
+    if (step.layers().partial()) parts_.model.final_norm(context, gathered, gathered);
     parts_.model.logits(context, gathered, std::clamp<int64_t>(num_prompt - begin, 0, end - begin),
                         logits_.rows(0, end - begin));
     sampler_.sample(parts_.stream.pool(), step, piece, logits_, result);

@@ -28,6 +28,9 @@ class Runner {
   /// Rows of `result` are those of the step, in order.
   void run(PackedStep& step, StepResult& result);
 
+  /// What plans of heads do from now on is written there; null: nowhere.
+  void set_record(PlanRecord* record) { record_ = record; }
+
   const Arena& arena() const { return arena_; }
   /// Where PackedStep finds the features of images; undefined without a vision tower.
   TensorView image_features() const { return vision_ ? vision_->features() : TensorView(); }
@@ -40,14 +43,19 @@ class Runner {
     const OpTable& ops;
   };
   Runner(const Parts& parts, const StepLimits& limits);
+  TensorView run_layers(PackedStep& step, StepContext& context);
+  void sample(PackedStep& step, StepContext& context, const TensorView& hidden, StepResult& result);
 
   Parts parts_;
   Arena arena_;
   Buffer logit_buffer_;
   TensorView gathered_;  // [kLogitRows, hidden]
   TensorView logits_;    // [kLogitRows, V]
+  Buffer residual_buffer_;
+  TensorView residual_;  // [layered rows, hidden] of the prompt that is computed layer by layer
   RowSampler sampler_;
   std::optional<VisionEncoder> vision_;
+  PlanRecord* record_ = nullptr;
 };
 
 }  // namespace weft

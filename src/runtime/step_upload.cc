@@ -26,6 +26,10 @@ struct Carver {
   }
 };
 
+int64_t num_pieces(int64_t rows, const StepLimits& limits) {
+  return (rows + limits.piece_rows() - 1) / limits.piece_rows();
+}
+
 std::string name(const Slice& slice) {
   return "slice of sequence " + std::to_string(slice.seq.value) + " at " +
          std::to_string(slice.first) + " + " + std::to_string(slice.tokens.size());
@@ -51,7 +55,10 @@ int64_t PackedStep::bytes(const StepLimits& limits) {
   measured.limits_ = limits;
   const int64_t width = std::min(limits.max_blocks_per_seq(), limits.num_blocks);
   measured.carve({limits.max_rows, limits.max_segments(), width, limits.multimodal});
-  return measured.used_bytes_;
+  const int64_t bytes = measured.used_bytes_;
+  if (limits.layered_rows == 0) return bytes;
+  measured.carve({limits.layered_rows, 1, width, false, num_pieces(limits.layered_rows, limits)});
+  return std::max(bytes, measured.used_bytes_);
 }
 
 /// Lays the arrays of a step of these extents out; without memory it only measures.
@@ -71,6 +78,8 @@ void PackedStep::carve(const Extents& extents) {
   block_table_ = carver.take<int32_t>(extents.segments * extents.table_width);
   triples_ = extents.triples ? carver.take<int32_t>(extents.rows * 3) : nullptr;
   image_rows_ = extents.triples ? carver.take<int32_t>(extents.rows) : nullptr;
+  piece_cu_q_ = extents.pieces > 0 ? carver.take<int32_t>(2 * (extents.pieces + 1)) : nullptr;
+  piece_start_ = extents.pieces > 0 ? carver.take<int32_t>(extents.pieces + 1) : nullptr;
   used_bytes_ = carver.used;
 }
 
@@ -95,8 +104,10 @@ void PackedStep::check_slice(const Slice& slice, const ExecutorSequence& sequenc
   if (slice.arithmetic == Arithmetic::kPrompt) {
     CHECK(slice.first % kChunk == 0 && end <= prompt_len, name(slice));
   } else {
-    CHECK(slice.first >= prompt_len, name(slice));
+    CHECK(slice.first >= prompt_len && !slice.decides, name(slice));
   }
+  CHECK(!slice.decides || slice.first == 0, name(slice));
+  CHECK(!slice.layers.partial() || slice.decides, name(slice));
   if (limits_.paged) {
     CHECK(static_cast<int64_t>(slice.blocks.size()) * limits_.block_size >= end &&
               static_cast<int64_t>(slice.blocks.size()) <= limits_.max_blocks_per_seq(),
@@ -115,6 +126,8 @@ void PackedStep::check_slice(const Slice& slice, const ExecutorSequence& sequenc
 void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded_rows) {
   step_ = plan.step;
   batch_ = {};
+  pieces_.clear();
+  layers_ = plan.slices.empty() ? LayerRange() : plan.slices[0].layers;
   fed_.clear();
   logit_rows_.clear();
   results_.clear();
@@ -143,36 +156,45 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
     table_width_ = std::max(table_width_, static_cast<int64_t>(slice.blocks.size()));
   }
   const auto num_segments = static_cast<int64_t>(plan.slices.size());
-  CHECK(num_rows <= limits_.max_rows && num_segments <= limits_.max_segments(),
+  const bool layered = layers_.partial();
+  CHECK(num_rows <= (layered ? limits_.layered_rows : limits_.max_rows) &&
+            num_segments <= (layered ? 1 : limits_.max_segments()),
         "a step is larger than was planned for");
   table_width_ = std::min(table_width_, limits_.num_blocks);
   if (padded_rows > 0) {
     CHECK(num_rows == num_segments && num_rows <= padded_rows && padded_rows <= limits_.max_rows);
     table_width_ = std::min(limits_.max_blocks_per_seq(), limits_.num_blocks);
   }
+  CHECK(!layered || !triples, "a prompt with images is computed layer by layer");
   carve({std::max(num_rows, padded_rows), std::max(num_segments, padded_rows), table_width_,
-         triples});
+         triples, layered ? num_pieces(num_rows, limits_) : 0});
   cu_q_[0] = 0;
   chain_seq_ = {};
-  for (const Arithmetic arithmetic : {Arithmetic::kPrompt, Arithmetic::kDecode}) {
+  // Deciding slices first, then the other prompt slices, then those of decode.
+  for (const int part : {0, 1, 2}) {
+    const Arithmetic arithmetic = part < 2 ? Arithmetic::kPrompt : Arithmetic::kDecode;
     int result = 0;
     for (const Slice& slice : plan.slices) {
       const auto it = sequences.find(slice.seq);
       CHECK(it != sequences.end(), "unknown " + name(slice));
       ExecutorSequence& sequence = *it->second;
       const bool wants_prompt = slice.arithmetic == Arithmetic::kPrompt &&
-                                sequence.request->sampling.prompt_logprobs >= 0;
+                                sequence.request->sampling.prompt_logprobs >= 0 &&
+                                (!layered || layers_.last);
       const bool has_row = slice.sample || wants_prompt;
-      if (arithmetic == Arithmetic::kPrompt) {
+      if (part == 0) {
         check_slice(slice, sequence);
         if (has_row) {
           results_.push_back({slice.seq, &sequence, sequence.request->sampling.logprobs >= 0, 0});
         }
       }
-      if (slice.arithmetic == arithmetic) add_slice(slice, sequence, has_row ? result : -1);
+      if (slice.arithmetic == arithmetic && slice.decides == (part == 0)) {
+        add_slice(slice, sequence, has_row ? result : -1);
+      }
       result += has_row ? 1 : 0;
     }
-    if (arithmetic == Arithmetic::kPrompt) {
+    if (part == 0) batch_.num_deciding = batch_.seqs.num_segments;
+    if (part == 1) {
       batch_.prompt_rows = num_rows_;
       batch_.num_prompt_segments = batch_.seqs.num_segments;
       batch_.num_prompt_chains = batch_.num_chains;
@@ -183,6 +205,7 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
 
   pad(padded_rows);
   make_views();
+  if (layered) make_pieces();
   image_uses_ = {};
   for (const SeqId id : plan.retired) {
     const auto it = sequences.find(id);
@@ -241,6 +264,7 @@ void PackedStep::make_views() {
   if (batch_.num_prompt_segments > 0) {
     batch_.seqs.host_cu_q = cu_q_;
     batch_.seqs.host_kv_start = kv_start_;
+    batch_.seqs.host_block_table = block_table_;
   }
   if (limits_.paged) {
     batch_.kv_slot = view(kv_slot_, DType::kI64, {num_rows_});
@@ -251,6 +275,40 @@ void PackedStep::make_views() {
     batch_.write_slot = view(write_slot_, DType::kI32, {segments});
     batch_.chains = view(chains_, DType::kI32, {batch_.num_chains + 1});
   }
+}
+
+/// The pieces of a prompt that is computed layer by layer, and the segment of its ends. They share
+/// its rows and its block table; positions of the ends are not looked at.
+void PackedStep::make_pieces() {
+  const int64_t count = num_pieces(num_rows_, limits_), size = limits_.piece_rows();
+  const auto set_segment = [&](int64_t index, int64_t start, int64_t rows, StepBatch& out) {
+    piece_cu_q_[2 * index] = 0;
+    piece_cu_q_[2 * index + 1] = static_cast<int32_t>(rows);
+    piece_start_[index] = static_cast<int32_t>(start);
+    out.seqs = {.cu_q = view(piece_cu_q_ + 2 * index, DType::kI32, {2}),
+                .kv_start = view(piece_start_ + index, DType::kI32, {1}),
+                .block_table = batch_.seqs.block_table,
+                .num_segments = 1,
+                .host_cu_q = piece_cu_q_ + 2 * index,
+                .host_kv_start = piece_start_ + index,
+                .host_block_table = block_table_};
+    out.prompt_rows = rows;
+    out.num_prompt_segments = 1;
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t begin = i * size, end = std::min(num_rows_, begin + size);
+    StepBatch& piece = pieces_.emplace_back();
+    piece.ids = batch_.ids.rows(begin, end);
+    piece.positions = {.index = batch_.positions.index.rows(begin, end),
+                       .delta = batch_.positions.delta.rows(begin, end)};
+    piece.kv_slot = batch_.kv_slot.rows(begin, end);
+    set_segment(i, begin, end - begin, piece);
+  }
+  const int64_t ends = std::min<int64_t>(num_rows_, 2 * RouterArgs::kPooled);
+  ends_ = {};
+  ends_.ids = batch_.ids.rows(0, ends);
+  ends_.num_deciding = 1;
+  set_segment(count, 0, ends, ends_);
 }
 
 void PackedStep::upload(Stream& stream) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <unordered_map>
@@ -28,10 +29,13 @@ struct StepLimits {
   int64_t image_tokens = 0;  ///< through the vision tower in one step; 0: no images
   int64_t image_pages = 0;   ///< of kImagePage tokens: rows of image features on the device
   bool multimodal = false;   ///< its rope takes (t, h, w) positions
+  int64_t layered_rows = 0;  ///< tokens of a prompt that is computed layer by layer; 0: none is
 
   /// Slices of one step: a sequence's slices are cut at multiples of kChunk and where its prompt
   /// ends.
   int64_t max_segments() const;
+  /// Rows of the pieces that such a prompt is cut into.
+  int64_t piece_rows() const { return std::max<int64_t>(128, max_rows / 128 * 128); }
   int64_t max_blocks_per_seq() const { return (max_model_len + block_size - 1) / block_size; }
 };
 
@@ -96,6 +100,11 @@ class PackedStep {
   void upload(Stream& stream);
 
   const StepBatch& batch() const { return batch_; }
+  /// The step is some layers of one prompt: see LayeredPrompt. Then batch() is the whole prompt,
+  /// pieces() its parts and ends() the segment that decides.
+  const LayerRange& layers() const { return layers_; }
+  std::span<const StepBatch> pieces() const { return pieces_; }
+  const StepBatch& ends() const { return ends_; }
   uint64_t step() const { return step_; }
   std::span<const FedTokens> fed_tokens() const { return fed_; }
   /// Prompt rows first, then decode rows, in batch order.
@@ -123,10 +132,12 @@ class PackedStep {
   struct Extents {
     int64_t rows = 0, segments = 0, table_width = 0;
     bool triples = false;
+    int64_t pieces = 0;  // of a prompt that is computed layer by layer
   };
   void carve(const Extents& extents);
   void pad(int64_t rows);
   void make_views();
+  void make_pieces();
   TensorView view(void* host, DType dtype, std::initializer_list<int64_t> dims) const;
   void check_slice(const Slice& slice, const ExecutorSequence& sequence) const;
   void add_slice(const Slice& slice, ExecutorSequence& sequence, int result);
@@ -153,9 +164,14 @@ class PackedStep {
   int32_t* read_slot_ = nullptr;
   int32_t* write_slot_ = nullptr;
   int32_t* block_table_ = nullptr;
+  int32_t* piece_cu_q_ = nullptr;   // [pieces + 1][2]; the last pair is that of the ends
+  int32_t* piece_start_ = nullptr;  // [pieces + 1]
 
   uint64_t step_ = 0;
   StepBatch batch_;
+  LayerRange layers_;
+  std::vector<StepBatch> pieces_;
+  StepBatch ends_;
   int64_t num_rows_ = 0;
   int64_t table_width_ = 0;  // blocks a row of block_table in this step
   TensorView feed_view_, logit_row_ids_;

@@ -61,6 +61,10 @@ Variant random_variant(const std::string& family, uint64_t seed, bool cuda,
     out.kv_format = KvFormat::kBf16;
   }
   if (format) out.format = *format;
+  const bool may_choose = family == "qwen3" || family == "qwen2" || family == "llama3";
+  if (!cuda && may_choose && rng() % 3 == 0) {
+    out.prefill = {.kind = PrefillOptions::Kind::kXattn, .threshold = 0.5f, .stride = 8};
+  }
   return out;
 }
 
@@ -83,6 +87,8 @@ std::string run_round(const Options& options, const std::string& family, uint64_
     const int count = 4 + static_cast<int>(schedule_seed % 11);
     for (int r = 0; r < count; ++r) requests.push_back(maker.make(SeqId{r}));
     const ScheduleOptions schedule = random_schedule(schedule_seed, *model, variant.block_size);
+    ScheduleOptions lonely = alone(*model, variant.block_size);
+    lonely.scheduler.plan_tokens = schedule.scheduler.plan_tokens;
     const std::string where = fmt::format("round --seed {} --family {}: {}; schedule {}: {}", seed,
                                           family, describe(variant), i, describe(schedule));
     Outcome together;
@@ -96,9 +102,7 @@ std::string run_round(const Options& options, const std::string& family, uint64_
       Counters ignored;
       Answer want;
       try {
-        want =
-            run_schedule(*model, ops, alone(*model, variant.block_size), {request}, wrap, ignored)
-                .answers[request->id];
+        want = run_schedule(*model, ops, lonely, {request}, wrap, ignored).answers[request->id];
       } catch (const Panic& panic) {
         return where + "\n  alone: " + panic.what() + "\n  " + describe(*request);
       }
@@ -119,10 +123,12 @@ void print(const std::string& name, const Counters& c) {
   fmt::print(
       "{:<14}{:>6} schedules {:>7} requests {:>9} tokens {:>9} steps | {} hits, {} state hits, {} "
       "preemptions, {} replays, {} cut prompts, {} mixed steps, {} aborts, {} evictions, {} prompt "
-      "logprobs, {} tokens by grammar, {} images encoded, {} found, {} cut, batch up to {}\n",
+      "logprobs, {} tokens by grammar, {} images encoded, {} found, {} cut, {} steps of layers, {} "
+      "blocks left out, batch up to {}\n",
       name, c.schedules, c.requests, c.tokens, c.steps, c.hits, c.state_hits, c.preemptions,
       c.replays, c.chunked, c.mixed, c.aborts, c.evictions, c.prompt_logprobs, c.constrained,
-      c.encoded, c.image_hits, c.cut_images, c.largest_batch);
+      c.encoded, c.image_hits, c.cut_images, c.layer_steps,
+      c.plans.causal_blocks - c.plans.computed_blocks, c.largest_batch);
 }
 
 /// What has to have happened for the run to mean something.
@@ -144,6 +150,10 @@ std::string vacuous(const Totals& totals, const Options& options) {
   }
   if (options.family.empty() || recurrent_family(options.family)) {
     if (c.state_hits == 0) return "nothing tested: no state hits";
+  }
+  if (!options.cuda && (options.family.empty() || options.family.starts_with("paw"))) {
+    if (c.layer_steps == 0) return "nothing tested: no prompt was computed layer by layer";
+    if (c.plans.computed_blocks == c.plans.causal_blocks) return "nothing tested: all heads dense";
   }
   if (!options.cuda && options.family.empty()) {
     if (c.encoded == 0 || c.image_hits == 0) return "nothing tested: no images";
@@ -187,6 +197,8 @@ int run(const Options& options) {
       sum->encoded += counters.encoded;
       sum->image_hits += counters.image_hits;
       sum->cut_images += counters.cut_images;
+      sum->layer_steps += counters.layer_steps;
+      sum->plans.add(counters.plans);
       sum->largest_batch = std::max(sum->largest_batch, counters.largest_batch);
     }
     ++round;

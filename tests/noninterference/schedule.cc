@@ -23,6 +23,9 @@ void poison(Stream& stream, const KvStore& kv, const Model& model) {
     const LayerCache& layer = kv.layer(LayerId{static_cast<int32_t>(i)});
     if (const auto* paged = std::get_if<PagedKv>(&layer)) {
       fill_bytes(stream, paged->data, 0xFF, paged->num_blocks * paged->block_bytes);
+      if (paged->kinds.defined()) {  // of no kind there is
+        fill_bytes(stream, paged->kinds.data, 0x77, paged->kinds.bytes());
+      }
     } else if (const auto* state = std::get_if<StateSlots>(&layer)) {
       fill_bytes(stream, state->conv.data, 0xFF, state->conv.bytes());
       fill_bytes(stream, state->recurrent.data, 0xFF, state->recurrent.bytes());
@@ -142,6 +145,8 @@ class Driver {
 
 void Counters::add(const SchedulerStats& stats) {
   encoded += stats.images_encoded;
+  layer_steps += stats.layer_steps;
+  plans.add(stats.plans);
   image_hits += stats.image_hits;
   steps += stats.steps;
   hits += stats.hits;
@@ -149,6 +154,18 @@ void Counters::add(const SchedulerStats& stats) {
   preemptions += stats.preemptions;
   evictions += stats.block_evictions;
 }
+
+namespace {
+
+/// Prompts are cut as lists of blocks and routers want it.
+void cut_for_plans(const Model& model, SchedulerConfig& c) {
+  if (!has_sparse_prefill(model.spec())) return;
+  c.chunk = HeadPlan::kBlock;
+  c.num_layers = static_cast<int>(model.spec().layers.size());
+  if (has_prefill_router(model.spec())) c.plan_tokens = kWholePrompt;
+}
+
+}  // namespace
 
 ScheduleOptions random_schedule(uint64_t seed, const Model& model, int block_size) {
   std::mt19937_64 rng(seed);
@@ -167,6 +184,11 @@ ScheduleOptions random_schedule(uint64_t seed, const Model& model, int block_siz
   // Whole chunks, and some rows for those that decode.
   c.max_batched_tokens = kChunk * between(1, rng() % 3 == 0 ? 8 : 2) + c.max_seqs;
   if (recurrent(model)) c.num_state_slots = between(3, 3 * c.max_seqs);
+  if (has_sparse_prefill(model.spec())) {
+    cut_for_plans(model, c);
+    c.max_batched_tokens += kChunk;  // a block of 128 rows at least
+    if (has_prefill_router(model.spec()) && rng() % 2 == 0) c.plan_tokens = 128 * between(1, 3);
+  }
   c.prefix_caching = rng() % 8 != 0;
   if (model.vision()) {
     c.image_tokens = kTinyImageTokens;
@@ -199,6 +221,7 @@ ScheduleOptions alone(const Model& model, int block_size) {
   }
   c.prefix_caching = false;
   c.overlap = false;
+  cut_for_plans(model, c);
   return out;
 }
 
@@ -229,6 +252,7 @@ Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptio
   limits.multimodal = true;  // so that a stale delta can be planted
   limits.image_tokens = c.image_tokens;
   limits.image_pages = c.image_pages;
+  limits.layered_rows = c.plan_tokens > 0 ? c.max_model_len : 0;
   int64_t scratch = model.arena_bytes(limits.max_rows);
   if (model.vision()) {
     const int64_t patches = limits.image_tokens * model.vision()->spec().merge_patches();

@@ -31,6 +31,8 @@ struct Counters {
   int64_t encoded = 0;          ///< images that went through the tower
   int64_t image_hits = 0;       ///< that were there already
   int64_t cut_images = 0;       ///< prompt slices that begin inside an image
+  int64_t layer_steps = 0;      ///< steps of some layers of a long prompt
+  PlanCounters plans;           ///< of heads that see less than all keys
   void add(const SchedulerStats& stats);
 };
 

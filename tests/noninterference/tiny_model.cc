@@ -8,14 +8,14 @@
 namespace weft {
 
 std::string describe(const Variant& v) {
-  return fmt::format("{} ops {} weights {} cache {} block {}", v.family, v.ops->name,
+  return fmt::format("{} ops {} weights {} cache {} block {}{}", v.family, v.ops->name,
                      weight_format_name(v.format), v.kv_format == KvFormat::kF32 ? "f32" : "bf16",
-                     v.block_size);
+                     v.block_size, v.prefill.kind == PrefillOptions::Kind::kXattn ? " xattn" : "");
 }
 
 std::vector<std::string> tiny_families() {
-  return {"qwen3_next", "qwen3",  "ernie4_5_moe", "qwen3_5",   "qwen2",
-          "qwen3_moe",  "llama3", "qwen3_vl",     "qwen2_5_vl"};
+  return {"qwen3_next", "qwen3",     "ernie4_5_moe", "qwen3_5",  "pawqwen3_xattn_streaming",
+          "qwen2",      "qwen3_moe", "llama3",       "qwen3_vl", "qwen2_5_vl"};
 }
 
 std::vector<const OpTable*> all_op_tables(bool cuda) {
@@ -59,7 +59,8 @@ Result<std::unique_ptr<Model>> load_tiny(const Variant& variant) {
   const std::string path = oracle_dir() + "/models/" + variant.family;
   const ModelDirectory directory = TRY(ModelDirectory::open(path));
   const ConfigJson config = TRY(ConfigJson::load(directory, "config.json"));
-  const ModelSpec spec = TRY(parse_model(config));
+  ModelSpec spec = TRY(parse_model(config));
+  TRY(apply_prefill(variant.prefill, spec));
   const Checkpoint checkpoint = TRY(Checkpoint::open(path));
   return Model::load(spec, &checkpoint, options, stream.get(), *variant.ops);
 }

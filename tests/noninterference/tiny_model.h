@@ -7,6 +7,7 @@
 
 #include "device/gpu.h"
 #include "models/model.h"
+#include "models/prefill.h"
 
 namespace weft {
 
@@ -18,6 +19,7 @@ struct Variant {
   WeightFormat format = WeightFormat::kBf16;
   KvFormat kv_format = KvFormat::kBf16;
   int block_size = 64;
+  PrefillOptions prefill;  ///< what heads of prompts see
 };
 
 std::string describe(const Variant& variant);
