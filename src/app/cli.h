@@ -57,6 +57,12 @@ struct InfoOptions {
   bool json = false;
 };
 
+struct InspectOptions {
+  EngineOptions engine;
+  std::string prompt_file;
+  std::string output = "attention.html";
+};
+
 struct PullOptions {
   std::string model;
 };
@@ -66,6 +72,7 @@ int bench_command(const BenchOptions& options);
 int bench_kernels_command(const BenchKernelsOptions& options);
 int eval_command(const EvalOptions& options);
 int info_command(const InfoOptions& options);
+int inspect_command(const InspectOptions& options);
 int pull_command(const PullOptions& options);
 int doctor_command();
 

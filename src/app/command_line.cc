@@ -27,6 +27,7 @@ struct CommandLine {
   BenchKernelsOptions kernels;
   EvalOptions eval;
   InfoOptions info;
+  InspectOptions inspect;
   PullOptions pull;
   ServeArguments serve;
   std::string shell;  // of completion
@@ -38,6 +39,8 @@ struct CommandLine {
   CLI::App* kernels_app = nullptr;
   CLI::App* eval_app = nullptr;
   CLI::App* info_app = nullptr;
+  CLI::App* inspect_app = nullptr;
+  CLI::App* attention_app = nullptr;
   CLI::App* pull_app = nullptr;
   CLI::App* doctor_app = nullptr;
   CLI::App* version_app = nullptr;
@@ -60,8 +63,9 @@ struct CommandLine {
   }
 
   std::vector<CLI::App*> leaves() const {
-    return {serve_app, run_app,  latency_app, throughput_app, kernels_app,    bench_serve_app,
-            eval_app,  info_app, pull_app,    doctor_app,     completion_app, version_app};
+    return {serve_app,       run_app,        latency_app,   throughput_app, kernels_app,
+            bench_serve_app, eval_app,       attention_app, info_app,       pull_app,
+            doctor_app,      completion_app, version_app};
   }
 
   void add_run() {
@@ -165,6 +169,18 @@ struct CommandLine {
         app.add_subcommand("info", "What a model is and what it needs, from config.json alone");
     add_engine_options(*info_app, info.engine, true);
     info_app->add_flag("--json", info.json, "JSON on standard output");
+    inspect_app = app.add_subcommand("inspect", "What a model does with a prompt");
+    inspect_app->require_subcommand(1);
+    attention_app = inspect_app->add_subcommand(
+        "attention", "What the heads see of a prompt: routes and kept blocks, as a page");
+    inspect.engine.max_num_seqs = 1;
+    add_engine_options(*attention_app, inspect.engine, true);
+    attention_app
+        ->add_option("--prompt-file,-p", inspect.prompt_file,
+                     "The prompt: text, or a JSON array of token ids")
+        ->required();
+    attention_app->add_option("--output,-o", inspect.output, "Where the page goes")
+        ->capture_default_str();
     pull_app =
         app.add_subcommand("pull", "Download a model from the hub into the Hugging Face cache");
     pull_app->add_option("model", pull.model, "ORG/NAME[@revision]")->required();
@@ -342,6 +358,7 @@ int run_parsed(const CommandLine& line) {
     return bench_serve_command(line.bench_serve, std::getenv("OPENAI_API_KEY"));
   }
   if (line.eval_app->parsed()) return eval_command(line.eval);
+  if (line.attention_app->parsed()) return inspect_command(line.inspect);
   if (line.info_app->parsed()) return info_command(line.info);
   if (line.pull_app->parsed()) return pull_command(line.pull);
   if (line.doctor_app->parsed()) return doctor_command();

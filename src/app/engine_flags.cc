@@ -3,8 +3,10 @@
 #include <cctype>
 
 #include "app/flags.h"
+#include "app/prefill_plan.h"
 #include "app/speculative_config.h"
 #include "base/log.h"
+#include "models/prefill.h"
 
 namespace weft {
 namespace {
@@ -88,6 +90,22 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
          "exact: only what a cold run would compute; reuse-generated: also generated tokens of "
          "earlier turns")
       ->check(CLI::IsMember({"exact", "reuse-generated"}));
+  app.add_option("--prefill-attention", o.prefill_attention,
+                 "What the heads of a prompt see: auto (as the model was trained), dense, or xattn "
+                 "(blocks of keys by estimate): xattn:threshold=0.9,stride=16,thresholds=FILE")
+      ->check([](const std::string& text) {
+        const auto parsed = parse_prefill("--prefill-attention", text);
+        return parsed.ok() ? std::string() : parsed.error().message;
+      })
+      ->capture_default_str();
+  app.add_option("--prefill-policy", o.prefill_policy,
+                 "What a router of heads decides by: exact (the whole prompt), sticky (its first "
+                 "2048 tokens; prefixes can be reused) or sticky:tokens=N")
+      ->check([](const std::string& text) {
+        const auto parsed = parse_prefill_policy("--prefill-policy", text);
+        return parsed.ok() ? std::string() : parsed.error().message;
+      })
+      ->capture_default_str();
   app.add_option(
          "--max-image-tokens", o.max_image_tokens,
          "Larger images are reduced to so many tokens; 0: images are refused and the vision "

@@ -20,16 +20,18 @@ struct EngineOptions {
   int max_num_seqs = 64;
   int max_num_batched_tokens = 0;  ///< 0: batched_tokens() chooses
   bool prefix_caching = true;
-  bool reuse_generated = false;         ///< --prefix-cache=reuse-generated
-  int max_image_tokens = 4096;          ///< of one image; larger ones are reduced; 0: no images
-  int max_images = 16;                  ///< of one request
-  int threads = 0;                      ///< 0: all usable CPUs
-  std::string cpu_isa = "auto";         ///< auto | avx2 | avx512 | avx512_bf16 | amx
-  std::string device = "auto";          ///< auto | cpu | cuda
-  double gpu_memory_utilization = 0.9;  ///< of the GPU's memory
-  bool enforce_eager = false;           ///< no CUDA graphs
-  uint64_t seed = 0;                    ///< of dummy weights and of requests without a seed
-  SpeculationConfig speculation;        ///< --speculative-config
+  bool reuse_generated = false;            ///< --prefix-cache=reuse-generated
+  std::string prefill_attention = "auto";  ///< auto | dense | xattn[:...], see parse_prefill()
+  std::string prefill_policy = "exact";    ///< exact | sticky[:tokens=N]
+  int max_image_tokens = 4096;             ///< of one image; larger ones are reduced; 0: no images
+  int max_images = 16;                     ///< of one request
+  int threads = 0;                         ///< 0: all usable CPUs
+  std::string cpu_isa = "auto";            ///< auto | avx2 | avx512 | avx512_bf16 | amx
+  std::string device = "auto";             ///< auto | cpu | cuda
+  double gpu_memory_utilization = 0.9;     ///< of the GPU's memory
+  bool enforce_eager = false;              ///< no CUDA graphs
+  uint64_t seed = 0;                       ///< of dummy weights and of requests without a seed
+  SpeculationConfig speculation;           ///< --speculative-config
 };
 
 /// The token budget of a step: what was asked, or 2048 on a CPU and 8192 on a GPU, which has the

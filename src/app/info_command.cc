@@ -3,6 +3,7 @@
 
 #include "app/cli.h"
 #include "app/local_engine.h"
+#include "app/prefill_plan.h"
 #include "app/progress.h"
 
 namespace weft {
@@ -52,6 +53,7 @@ nlohmann::ordered_json info_json(const EnginePlan& plan) {
           {"parameters", plan.footprint.parameters},
           {"device", plan.device_name},
           {"kernels", kernels_json(plan)},
+          {"prefill_attention", describe_prefill(plan)},
           {"weight_format", weight_format_name(plan.load.format)},
           {"weight_bytes", plan.footprint.weight_bytes},
           {"cache_bytes_per_token", cache_bytes_per_token(plan)},
@@ -83,6 +85,7 @@ void print_info(const EnginePlan& plan) {
   std::printf("weights       %s as %s\n",
               bytes_text(static_cast<double>(plan.footprint.weight_bytes)).c_str(),
               std::string(weight_format_name(plan.load.format)).c_str());
+  std::printf("prompts       %s\n", describe_prefill(plan).c_str());
   std::printf("cache         %s a token, %s a sequence\n",
               bytes_text(cache_bytes_per_token(plan)).c_str(),
               bytes_text(static_cast<double>(plan.cache.per_slot)).c_str());

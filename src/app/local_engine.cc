@@ -6,6 +6,7 @@
 #include "app/image_plan.h"
 #include "app/kernel_needs.h"
 #include "app/model_location.h"
+#include "app/prefill_plan.h"
 #include "app/progress.h"
 #include "app/refusals.h"
 #include "checkpoint/checkpoint.h"
@@ -116,6 +117,22 @@ Result<void> choose_kernels(const EngineOptions& options, const CpuInfo& cpu,
   return {};
 }
 
+/// What plans of heads need that a GPU has not yet: --device auto goes on with the CPU.
+Result<void> check_sparse_kernels(const EngineOptions& options, EnginePlan& plan,
+                                  std::optional<CudaDeviceInfo>& gpu) {
+  if (plan.chunk == kChunk || plan.ops->sparse != nullptr) return {};
+  plan.not_on_gpu =
+      plan.spec.architecture +
+      ": the GPU has no attention by kinds of heads yet; --prefill-attention dense runs there";
+  if (options.device != "auto") {
+    return unsupported("--device cuda: " + plan.not_on_gpu + ", or use --device cpu");
+  }
+  gpu.reset();
+  plan.ops = &cpu_ops(plan.isa);
+  plan.device_name = "cpu " + std::string(cpu_isa_name(plan.isa));
+  return {};
+}
+
 /// Bytes that may be used on the GPU: its share by --gpu-memory-utilization less what is taken.
 int64_t gpu_limit(const EngineOptions& options, const CudaDeviceInfo& gpu) {
   const double share = options.gpu_memory_utilization * static_cast<double>(gpu.total_bytes);
@@ -132,7 +149,9 @@ Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options
                     .vocab_size = plan.spec.vocab,
                     .hidden_size = plan.spec.hidden,
                     .arena_bytes = plan.footprint.arena_bytes,
-                    .multimodal = plan.spec.rope.multimodal()};
+                    .multimodal = plan.spec.rope.multimodal(),
+                    .chunk = plan.chunk,
+                    .plan_tokens = plan.plan_tokens};
   add_images(plan, options, model);
   MemoryOptions memory{
       .max_model_len = TRY(size_or_auto("--max-model-len", options.max_model_len)),
@@ -175,6 +194,8 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   const std::optional<Checkpoint> weights = readable_weights(options, plan.directory);
   // What only the weights tell: a tied head, an MTP module.
   if (weights) adapt_to_checkpoint(plan.spec, *weights);
+  TRY(plan_prefill(options, weights ? &*weights : nullptr, plan));
+  TRY(check_sparse_kernels(options, plan, gpu));
   plan.load.format = weight_format(options);
   TRY(choose_kernels(options, cpu, weights ? &*weights : nullptr, plan, gpu));
   if (plan.load.format == WeightFormat::kFp8Block && !plan.ops->fp8_blocks) {
@@ -247,6 +268,9 @@ Result<void> LocalEngine::load(const EngineOptions& options, const EngineConfig&
                                           .reuse_generated = options.reuse_generated,
                                           .image_tokens = static_cast<int>(limits.image_tokens),
                                           .image_pages = static_cast<int>(limits.image_pages),
+                                          .chunk = plan_.chunk,
+                                          .plan_tokens = plan_.plan_tokens,
+                                          .num_layers = static_cast<int>(plan_.spec.layers.size()),
                                           .hash_key = random_key()}));
   engine_ = std::make_unique<Engine>(config, std::move(scheduler), std::move(executor));
   return {};

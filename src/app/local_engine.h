@@ -34,6 +34,8 @@ struct EnginePlan {
   ModelFootprint footprint;
   CacheBytes cache;
   std::optional<ImageInputConfig> images;  ///< none: the model takes no images here
+  int chunk = kChunk;                      ///< prompts are cut at multiples of it
+  int64_t plan_tokens = 0;                 ///< see SchedulerConfig
   MemoryPlan memory;
 };
 

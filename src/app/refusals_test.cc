@@ -16,6 +16,7 @@ const std::map<std::string, EngineOptions> kExamples = {
     {"float32-quantized", {.dtype = "float32", .quantization = "int8"}},
     {"dummy-without-model", {.load_format = "dummy"}},
     {"reuse-without-cache", {.prefix_caching = false, .reuse_generated = true}},
+    {"sparse-reuse", {.reuse_generated = true, .prefill_attention = "xattn:stride=8"}},
     {"speculation", {.speculation = {.method = SpeculationMethod::kNgram}}},
 };
 

@@ -207,6 +207,20 @@ void render_own(Exposition& out, const MetricsInfo& info, const EngineStats& sta
   count("weft:computed_tokens_total", s.computed_tokens, "Rows computed, replays included.");
   count("weft:stalls_total", s.stalls, "Times a running sequence waited a step for blocks.");
   count("weft:numeric_errors_total", s.numeric_errors, "Sequences ended by NaN logits.");
+  const PlanCounters& plans = s.plans;
+  if (plans.causal_blocks > 0) {
+    out.family("weft:prefill_heads_total", "counter",
+               "Heads of prompt slices, a layer each, by what they saw.");
+    out.sample(static_cast<double>(plans.full_heads), prometheus_label("kind", "full"));
+    out.sample(static_cast<double>(plans.streaming_heads), prometheus_label("kind", "streaming"));
+    out.sample(static_cast<double>(plans.block_heads), prometheus_label("kind", "blocks"));
+    count("weft:prefill_computed_blocks_total", plans.computed_blocks,
+          "Pairs of 128 rows and 128 keys of prompts that heads computed.");
+    count("weft:prefill_causal_blocks_total", plans.causal_blocks,
+          "The same, had every head seen all keys.");
+    count("weft:prefill_layer_steps_total", s.layer_steps,
+          "Steps that computed some layers of one long prompt.");
+  }
   out.gauge("weft:kv_blocks_used", stats.blocks_used, "KV blocks held by sequences.");
   out.gauge("weft:kv_blocks_cached", stats.blocks_cached, "KV blocks free, holding a prefix.");
   out.gauge("weft:kv_blocks", info.num_blocks, "KV blocks in all.");

@@ -151,6 +151,11 @@ TEST(Metrics, EngineFiguresAreShares) {
   stats.scheduler.looked_up_tokens = 1000;
   stats.scheduler.kv_hit_tokens = 640;
   stats.scheduler.reused_tokens = 512;
+  stats.scheduler.plans = {.full_heads = 3,
+                           .streaming_heads = 4,
+                           .block_heads = 5,
+                           .computed_blocks = 60,
+                           .causal_blocks = 100};
   stats.scheduler.state_lost_tokens = 128;
   stats.scheduler.state_hits = 2;
   Metrics metrics(info());
@@ -162,6 +167,9 @@ TEST(Metrics, EngineFiguresAreShares) {
   EXPECT_EQ(s["vllm:prefix_cache_hits_total{" + kLabels + "}"], 512);
   EXPECT_EQ(s["weft:kv_hit_tokens_total{" + kLabels + "}"], 640);
   EXPECT_EQ(s["weft:state_hits_total{" + kLabels + "}"], 2);
+  EXPECT_EQ(s["weft:prefill_heads_total{" + kLabels + ",kind=\"streaming\"}"], 4);
+  EXPECT_EQ(s["weft:prefill_computed_blocks_total{" + kLabels + "}"], 60);
+  EXPECT_EQ(s["weft:prefill_causal_blocks_total{" + kLabels + "}"], 100);
   EXPECT_EQ(s["weft:state_slots_used{" + kLabels + "}"], 2);
   EXPECT_EQ(s["weft:state_slots{" + kLabels + "}"], 8);
   EXPECT_EQ(s["weft:healthy{" + kLabels + "}"], 0);
