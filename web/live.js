@@ -117,6 +117,9 @@ export class Live {
     this.draftFacts = h("p", {class: "hint"});
     this.places = h("div");
     this.draftsNode = card("full", "Speculation", h("div", {class: "drafts"}, h("div", null, this.drafts, this.charts.drafts.node, this.draftFacts), this.places));
+    this.heads = h("p", {class: "big", id: "live-heads"}, "–");
+    this.headFacts = h("p", {class: "hint"});
+    this.headsNode = card("full", "Sparse prompts", this.heads, this.headFacts);
     this.memoryFacts = h("p", {class: "hint"});
     this.stepFacts = h("span", {class: "hint"});
     this.facts = h("dl", {class: "facts"});
@@ -129,6 +132,7 @@ export class Live {
       card("third", "Memory", this.memory, this.blocks.node("c-indigo"), this.slotsNode, this.memoryFacts),
       card("third", "Prefix cache", this.hits, legend(["KV found", "c-indigo"], ["reused", "c-weld"], ["state", "c-leaf"]), this.charts.hits.node, this.hitFacts),
       this.draftsNode,
+      this.headsNode,
       h("section", {class: "card full"},
         h("div", {class: "head"}, h("h2", null, "Steps, milliseconds each"), legend(["prompt rows", "c-indigo"], ["decode rows", "c-weld"], ["preempted", "c-madder"]), this.stepFacts),
         this.charts.steps.node),
@@ -183,6 +187,7 @@ export class Live {
     this.drawMemory(latest);
     this.drawHits(latest);
     this.drawDrafts(latest);
+    this.drawHeads(latest);
     const {steps} = history;
     this.charts.steps.update({steps, now: latest.now ?? 0});
     const middle = steps.map((step) => step.ms ?? 0).sort((a, b) => a - b)[steps.length >> 1];
@@ -265,6 +270,19 @@ export class Live {
       const part = share(drafts.accepted_at?.[i] ?? 0, drafts.draft_steps);
       place.set(part, 0, percent(part));
     });
+  }
+
+  /** What the heads of prompts saw: only where they see less than all keys. */
+  drawHeads({totals = {}}) {
+    const heads = totals.heads;
+    this.headsNode.hidden = !heads;
+    if (!heads) return;
+    const {full = 0, streaming = 0, blocks = 0} = heads;
+    const all = full + streaming + blocks;
+    this.heads.replaceChildren(percent(share(heads.computed_blocks, heads.causal_blocks)), h("small", null, "of the attention of prompts computed"));
+    const parts = [[full, "full"], [streaming, "streaming"], [blocks, "by blocks"]].filter(([n]) => n > 0);
+    this.headFacts.textContent = `Heads: ${parts.map(([n, name]) => `${percent(share(n, all))} ${name}`).join(", ")}` +
+      (heads.layer_steps > 0 ? `; ${count(heads.layer_steps)} steps of some layers of one long prompt` : "");
   }
 
   drawFacts({limits = {}, totals = {}}) {

@@ -50,6 +50,15 @@ void append_drafts(std::string& out, const SpeculationCounts& s) {
                  fmt::join(s.accepted_at, ","));
 }
 
+/// Only once heads of prompts saw less than all keys.
+void append_heads(std::string& out, const SchedulerStats& s) {
+  fmt::format_to(std::back_inserter(out),
+                 ",\"heads\":{{\"full\":{},\"streaming\":{},\"blocks\":{},\"computed_blocks\":{},"
+                 "\"causal_blocks\":{},\"layer_steps\":{}}}",
+                 s.plans.full_heads, s.plans.streaming_heads, s.plans.block_heads,
+                 s.plans.computed_blocks, s.plans.causal_blocks, s.layer_steps);
+}
+
 }  // namespace
 
 LiveView::LiveView(LiveInfo info)
@@ -143,6 +152,7 @@ std::string LiveView::json(double since, const std::string& state) const {
                  s.computed_tokens, s.looked_up_tokens, s.kv_hit_tokens, s.reused_tokens,
                  s.state_lost_tokens, s.state_hits);
   if (info_.num_speculative_tokens > 0) append_drafts(out, stats.speculation);
+  if (s.plans.causal_blocks > 0) append_heads(out, s);
   out += "}";
   out += ",\"samples\":{\"period\":1,\"time\":[";
   for (size_t i = 0; i < samples.size(); ++i) {

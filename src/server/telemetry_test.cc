@@ -141,6 +141,26 @@ TEST(LiveView, DraftsAreThereWhereThereAreDrafts) {
   EXPECT_EQ(size_of(at(drafts, "accepted_at")), 2u);
 }
 
+TEST(LiveView, HeadsOfPromptsAreThereWhereTheySawLess) {
+  LiveView view({.model_name = "m"});
+  EngineStats stats = stats_of(1, 0, 0);
+  view.sample(stats, Clock::now());
+  EXPECT_EQ(view.json(0, "ready").find("heads"), std::string::npos);
+  stats.scheduler.plans = {.full_heads = 2,
+                           .streaming_heads = 5,
+                           .block_heads = 1,
+                           .computed_blocks = 30,
+                           .causal_blocks = 80};
+  stats.scheduler.layer_steps = 4;
+  view.sample(stats, Clock::now());
+  const auto parsed = parse_json(view.json(0, "ready"));
+  ASSERT_TRUE(parsed.ok()) << parsed.error().message;
+  const JsonValue& heads = at(at(*parsed, "totals"), "heads");
+  EXPECT_EQ(number(at(heads, "streaming")), 5);
+  EXPECT_EQ(number(at(heads, "computed_blocks")), 30);
+  EXPECT_EQ(number(at(heads, "layer_steps")), 4);
+}
+
 /// Waits at most ten seconds.
 template <class Condition>
 bool eventually(const Condition& condition) {

@@ -75,6 +75,7 @@ export function liveAnswer(now, uptime = 600) {
     limits: {blocks: 1024, block_size: 64, slots: 64, max_num_seqs: 64, max_model_len: 32768, speculative_tokens: 5},
     totals: {prompt_tokens: 812345, generated_tokens: 123456, finished: 1832, preemptions: 4, steps: 48400, computed_tokens: 700000,
       looked_up_tokens: 812345, kv_hit_tokens: 510000, reused_tokens: 462000, state_lost_tokens: 48000, state_hits: 977,
+      heads: {full: 240, streaming: 560, blocks: 0, computed_blocks: 4200, causal_blocks: 12000, layer_steps: 9},
       drafts: {sequence_steps: 50000, draft_steps: 48000, proposed: {mtp: 140000, ngram: 30000}, accepted: {mtp: 92400, ngram: 9600}, emitted: 130000,
         accepted_at: [39000, 31000, 22000, 7000, 3000]}},
     samples: {period: 1, time, ...columns}, steps,

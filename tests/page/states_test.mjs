@@ -344,6 +344,13 @@ await test('the live view shows how drafts fare', async (page) => {
   assert.equal(await card.locator('[role=meter]').count(), 5);
 });
 
+await test('the live view shows what heads of prompts saw', async (page) => {
+  await page.click('#tab-live');
+  await until(async () => /\d/.test(await page.innerText('#live-heads')), 'a number');
+  const text = await page.locator('.card', {has: page.locator('#live-heads')}).innerText();
+  for (const wanted of [/35%\s*of the attention of prompts computed/, /30% full, 70% streaming; 9 steps/]) assert.match(text, wanted);
+});
+
 await test('the live view of a server that does not draft says nothing of drafts', async (page) => {
   await page.click('#tab-live');
   await until(async () => /\d/.test(await page.innerText('#live-generation')), 'a number');
