@@ -62,7 +62,7 @@ Variant random_variant(const std::string& family, uint64_t seed, bool cuda,
   }
   if (format) out.format = *format;
   const bool may_choose = family == "qwen3" || family == "qwen2" || family == "llama3";
-  if (!cuda && may_choose && rng() % 3 == 0) {
+  if (may_choose && rng() % 3 == 0) {
     out.prefill = {.kind = PrefillOptions::Kind::kXattn, .threshold = 0.5f, .stride = 8};
   }
   return out;
@@ -151,9 +151,11 @@ std::string vacuous(const Totals& totals, const Options& options) {
   if (options.family.empty() || recurrent_family(options.family)) {
     if (c.state_hits == 0) return "nothing tested: no state hits";
   }
-  if (!options.cuda && (options.family.empty() || options.family.starts_with("paw"))) {
+  if (options.family.empty() || options.family.starts_with("paw")) {
     if (c.layer_steps == 0) return "nothing tested: no prompt was computed layer by layer";
-    if (c.plans.computed_blocks == c.plans.causal_blocks) return "nothing tested: all heads dense";
+    if (!options.cuda && c.plans.computed_blocks == c.plans.causal_blocks) {
+      return "nothing tested: all heads dense";
+    }
   }
   if (!options.cuda && options.family.empty()) {
     if (c.encoded == 0 || c.image_hits == 0) return "nothing tested: no images";
@@ -167,6 +169,9 @@ int run(const Options& options) {
   if (!options.family.empty()) families = {options.family};
   if (options.plant != nullptr && options.plant->images_only && options.family.empty()) {
     families = {"qwen3_5", "qwen3_vl", "qwen2_5_vl"};
+  }
+  if (options.plant != nullptr && options.plant->routed_only && options.family.empty()) {
+    families = {"pawqwen3_xattn_streaming"};
   }
   if (options.plant != nullptr && options.plant->recurrent_only && options.family.empty()) {
     std::erase_if(families, [](const std::string& f) { return !recurrent_family(f); });

@@ -52,6 +52,17 @@ void state_from_neighbour(Stream& stream, const GdnArgs& args) {
   base_ops->gdn(stream, args);
 }
 
+// The heads of every prompt of a step see what the first one's router decided.
+void plan_of_neighbour(Stream& stream, const AttnArgs& args) {
+  if (args.heads == nullptr || !args.heads->rows.defined())
+    return base_ops->attention(stream, args);
+  HeadPlan plan = *args.heads;
+  plan.rows.stride[0] = 0;
+  AttnArgs changed = args;
+  changed.heads = &plan;
+  base_ops->attention(stream, changed);
+}
+
 template <class F>
 OpTable with(const OpTable& base, F&& change) {
   base_ops = &base;
@@ -204,6 +215,9 @@ constexpr Plant kPlants[] = {
      [](const OpTable& b) { return with(b, [](OpTable& t) { t.qkv_prepare = skip_kv_write; }); }},
     {"state-from-neighbour", "a new sequence starts from another one's recurrent state", true,
      [](const OpTable& b) { return with(b, [](OpTable& t) { t.gdn = state_from_neighbour; }); }},
+    {"plan-of-neighbour", "the heads of a prompt see what another one's router decided", false,
+     [](const OpTable& b) { return with(b, [](OpTable& t) { t.attention = plan_of_neighbour; }); },
+     nullptr, false, true},
     {"foreign-block", "a prefix hit reads a block of another content", false, nullptr,
      wrapped<ForeignBlock>},
     {"stale-state", "a prefix hit goes on from the wrong recurrent state", true, nullptr,

@@ -17,6 +17,7 @@ struct Plant {
   OpTable (*ops)(const OpTable& base) = nullptr;  ///< null: unchanged. One base at a time.
   std::unique_ptr<Executor> (*executor)(std::unique_ptr<Executor> inner) = nullptr;
   bool images_only = false;  ///< needs a family with a vision tower
+  bool routed_only = false;  ///< needs a family with routers of heads
 };
 
 std::span<const Plant> plants();
