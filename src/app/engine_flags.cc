@@ -60,6 +60,10 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
   app.add_option("--quantization,-q", o.quantization, "Quantisation of the weights while loading")
       ->check(CLI::IsMember({"none", "int8", "int4", "fp8"}))
       ->capture_default_str();
+  app.add_option("--state-dtype", o.state_dtype,
+                 "How recurrent states (gated delta rule) are kept; auto: float32")
+      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
+      ->capture_default_str();
   app.add_option("--load-format", o.load_format,
                  "dummy: seeded random weights from config.json alone")
       ->check(CLI::IsMember({"auto", "safetensors", "dummy"}))

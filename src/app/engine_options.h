@@ -14,6 +14,7 @@ struct EngineOptions {
   std::string model;                     ///< a directory or ORG/NAME[@revision]
   std::string dtype = "auto";            ///< auto | bfloat16 | float32
   std::string quantization = "none";     ///< none | int8 | int4 | fp8
+  std::string state_dtype = "auto";      ///< auto | float32 | bfloat16: of recurrent states
   std::string load_format = "auto";      ///< auto | safetensors | dummy
   std::string max_model_len = "auto";    ///< tokens, "32k", or auto: the largest that fits
   std::string kv_cache_memory = "auto";  ///< bytes, "2G", or auto

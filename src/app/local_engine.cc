@@ -203,6 +203,7 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
                        "; allowed here: none, int8, int4");
   }
   plan.load.kv_format = plan.load.format == WeightFormat::kF32 ? KvFormat::kF32 : KvFormat::kBf16;
+  if (options.state_dtype == "bfloat16") plan.load.state_dtype = DType::kBF16;
   plan.load.block_size = kBlockSize;
   plan.load.dummy_weights = options.load_format == "dummy";
   plan.load.num_threads = plan.threads;

@@ -22,6 +22,10 @@ constexpr Refusal kRefusals[] = {
      [](const EngineOptions& o) { return o.dtype == "float32" && o.quantization != "none"; },
      "--dtype float32 keeps every weight exact and --quantization rounds them: give one of the "
      "two"},
+    {"float32-rounded-states",
+     [](const EngineOptions& o) { return o.dtype == "float32" && o.state_dtype == "bfloat16"; },
+     "--dtype float32 keeps everything exact and --state-dtype bfloat16 rounds the recurrent "
+     "states: give one of the two"},
     {"dummy-without-model",
      [](const EngineOptions& o) { return o.load_format == "dummy" && o.model.empty(); },
      "--load-format dummy needs a MODEL whose config.json gives the shapes"},

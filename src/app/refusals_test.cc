@@ -14,6 +14,7 @@ namespace {
 const std::map<std::string, EngineOptions> kExamples = {
     {"cuda-float32", {.dtype = "float32", .device = "cuda"}},
     {"float32-quantized", {.dtype = "float32", .quantization = "int8"}},
+    {"float32-rounded-states", {.dtype = "float32", .state_dtype = "bfloat16"}},
     {"dummy-without-model", {.load_format = "dummy"}},
     {"reuse-without-cache", {.prefix_caching = false, .reuse_generated = true}},
     {"sparse-reuse", {.reuse_generated = true, .prefill_attention = "xattn:stride=8"}},

@@ -70,7 +70,9 @@ struct PagedKv {
 /// Recurrent state of one gated-delta-rule layer.
 struct StateSlots {
   TensorView conv;       ///< [slots, W-1, C] f32: the last W-1 rows before the convolution
-  TensorView recurrent;  ///< [slots, HV, V, K] f32
+  /// [slots, HV, V, K] f32, or bf16: then S is rounded (nearest even) after every token of a decode
+  /// segment and after every chunk of 64 tokens of a prompt segment.
+  TensorView recurrent;
 };
 
 }  // namespace weft

@@ -10,6 +10,7 @@ namespace weft {
 using PagedSpec = KvShape;
 struct StateSpec {
   GdnShape shape;
+  DType dtype = DType::kF32;  ///< of the recurrent state; or kBF16
 };
 using CacheSpec = std::variant<std::monostate, PagedSpec, StateSpec>;
 

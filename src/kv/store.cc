@@ -22,8 +22,9 @@ int64_t conv_channels(const GdnShape& s) {
 int64_t conv_bytes(const GdnShape& s) {
   return (s.conv_width - 1) * conv_channels(s) * 4;
 }
-int64_t recurrent_bytes(const GdnShape& s) {
-  return int64_t{s.value_heads} * s.value_dim * s.key_dim * 4;
+int64_t recurrent_bytes(const StateSpec& spec) {
+  const GdnShape& s = spec.shape;
+  return int64_t{s.value_heads} * s.value_dim * s.key_dim * dtype_size(spec.dtype);
 }
 
 /// Bytes of a layer's cache.
@@ -32,8 +33,7 @@ int64_t layer_bytes(const CacheSpec& spec, const OpTable& ops, int64_t blocks, i
     return blocks * ops.kv_block_bytes(*paged) + aligned(blocks * paged->planned_heads * 4);
   }
   if (const auto* state = std::get_if<StateSpec>(&spec)) {
-    return aligned(slots * conv_bytes(state->shape)) +
-           aligned(slots * recurrent_bytes(state->shape));
+    return aligned(slots * conv_bytes(state->shape)) + aligned(slots * recurrent_bytes(*state));
   }
   return 0;
 }
@@ -45,7 +45,7 @@ CacheBytes cache_bytes(std::span<const CacheSpec> specs, const OpTable& ops) {
   for (const CacheSpec& spec : specs) {
     out.per_block += layer_bytes(spec, ops, 1, 0);
     if (const auto* state = std::get_if<StateSpec>(&spec)) {
-      out.per_slot += conv_bytes(state->shape) + recurrent_bytes(state->shape);
+      out.per_slot += conv_bytes(state->shape) + recurrent_bytes(*state);
     }
   }
   return out;
@@ -82,7 +82,7 @@ Result<KvStore> KvStore::create(std::span<const CacheSpec> specs, const OpTable&
       const GdnShape& s = state->shape;
       StateSlots slots;
       slots.conv = TensorView(at, DType::kF32, {num_slots, s.conv_width - 1, conv_channels(s)});
-      slots.recurrent = TensorView(at + aligned(num_slots * conv_bytes(s)), DType::kF32,
+      slots.recurrent = TensorView(at + aligned(num_slots * conv_bytes(s)), state->dtype,
                                    {num_slots, s.value_heads, s.value_dim, s.key_dim});
       out.layers_.push_back(slots);
     } else {

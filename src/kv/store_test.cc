@@ -50,6 +50,12 @@ TEST(KvStore, CountsBytesOfABlockAndOfASlot) {
   const CacheBytes bytes = cache_bytes(specs, ref_ops());
   EXPECT_EQ(bytes.per_block, 2 * (2 * 16 * 2 * 8 * 2));
   EXPECT_EQ(bytes.per_slot, 4 * (3 * (2 * 4 + 3 * 2) + 3 * 2 * 4));
+  CacheSpec half = kState;
+  std::get<StateSpec>(half).dtype = DType::kBF16;
+  EXPECT_EQ(cache_bytes(std::span(&half, 1), ref_ops()).per_slot,
+            4 * 3 * (2 * 4 + 3 * 2) + 2 * 3 * 2 * 4);
+  const KvStore store = KvStore::create(std::span(&half, 1), ref_ops(), 0, 2).value();
+  EXPECT_EQ(std::get<StateSlots>(store.layer(LayerId{0})).recurrent.dtype, DType::kBF16);
 }
 
 TEST(KvStore, CopiesABlockOfEveryLayer) {

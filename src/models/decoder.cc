@@ -15,6 +15,7 @@ Decoder::Decoder(const ModelSpec& spec, const LoadOptions& options, const OpTabl
                     .norm_minus_one = spec_.norm_minus_one,
                     .format = options_.format,
                     .kv_format = options_.kv_format,
+                    .state_dtype = options_.state_dtype,
                     .block_size = options_.block_size,
                     .rope = &rope_table_};
   const auto append = [&](Layers& layers, const LayerSpec& layer) {

@@ -16,6 +16,7 @@ namespace weft {
 struct LoadOptions {
   WeightFormat format = WeightFormat::kBf16;  ///< of the linear layers (head included)
   KvFormat kv_format = KvFormat::kBf16;
+  DType state_dtype = DType::kF32;  ///< of recurrent states; or kBF16
   int block_size = 64;
   int64_t max_model_len = 0;          ///< rows of the rope table; 0: the model's own length
   int64_t max_num_seqs = 64;          ///< sequences of a step

@@ -9,7 +9,7 @@ namespace weft {
 class GdnMixer final : public Mixer {
  public:
   GdnMixer(const GdnSpec& spec, const MixerOptions& options) : spec_(spec), options_(options) {}
-  CacheSpec cache_spec() const override { return StateSpec{spec_.shape}; }
+  CacheSpec cache_spec() const override { return StateSpec{spec_.shape, options_.state_dtype}; }
   void declare(WeightPlan& plan, const std::string& prefix) override;
   int64_t arena_bytes(const StepQuery& query) const override;
   int64_t scratch_bytes(const StepQuery& query) const override;

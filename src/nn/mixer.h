@@ -16,6 +16,7 @@ struct MixerOptions {
   bool norm_minus_one = false;  ///< q and k norms are stored as w - 1
   WeightFormat format = WeightFormat::kBf16;
   KvFormat kv_format = KvFormat::kBf16;
+  DType state_dtype = DType::kF32;  ///< of recurrent states
   int block_size = 64;
   const RopeTable* rope = nullptr;  ///< outlives the mixer; set before forward()
 };

@@ -15,6 +15,7 @@ struct World {
   GdnShape shape;
   int64_t rows, slots;
   Floats qkv, a, b, conv, a_log, dt_bias, windows, states;
+  bool half_states = false;  // kept as bf16; `states` has their values
 
   World(GdnShape s, int64_t num_rows, uint64_t seed, int64_t num_slots = 8)
       : shape(s), rows(num_rows), slots(num_slots) {
@@ -30,6 +31,10 @@ struct World {
   }
   int64_t channels() const {
     return 2 * shape.key_heads * shape.key_dim + shape.value_heads * shape.value_dim;
+  }
+  void halve_states() {
+    half_states = true;
+    for (float& x : states.data) x = bf16_to_float(float_to_bf16(x));
   }
   void poison(int64_t slot) {
     const auto fill = [&](Floats& x) {
@@ -70,6 +75,12 @@ Floats run(const OpTable& ops, Stream& stream, World& w, int64_t first,
   args.a_log = w.a_log.view;
   args.dt_bias = w.dt_bias.view;
   args.state = {w.windows.view, w.states.view};
+  std::vector<bf16> half;
+  if (w.half_states) {
+    for (const float x : w.states.data) half.push_back(float_to_bf16(x));
+    args.state.recurrent.data = reinterpret_cast<std::byte*>(half.data());
+    args.state.recurrent.dtype = DType::kBF16;
+  }
   args.cu_q = cu_q.view;
   args.read_slot = read_slot.view;
   args.write_slot = write_slot.view;
@@ -77,6 +88,7 @@ Floats run(const OpTable& ops, Stream& stream, World& w, int64_t first,
   args.num_prompt_segments = num_prompt;
   args.out = out.view;
   ops.gdn(stream, args);
+  for (size_t i = 0; i < half.size(); ++i) w.states.data[i] = bf16_to_float(half[i]);
   out.data.pop_back();
   return out;
 }
@@ -107,6 +119,140 @@ TEST_P(Gdn, ChunksAndStepsMatchTheRecurrence) {
       }
     }
   }
+}
+
+TEST_P(Gdn, HeadsMatchTheRecurrence) {
+  for (const auto& [hk, hv] :
+       {std::pair{1, 1}, {2, 8}, {4, 16}, {16, 16}, {16, 32}, {16, 48}, {16, 64}}) {
+    for (const int prompt : {1, 0}) {
+      World ours({hk, hv, 32, 48, 4}, 70, 15), oracle = World({hk, hv, 32, 48, 4}, 70, 15);
+      const std::vector<Part> parts = {{65, 2, 5}, {0, 1, 3}, {5, 4, 4}};
+      const Floats got = run(ops_, stream_, ours, 0, parts, 3 * prompt);
+      const Floats want = run(ref_ops(), stream_, oracle, 0, parts, 3 * prompt);
+      EXPECT_LT(relative_l2(got.data, want.data), kTolerance) << hk << "/" << hv;
+      EXPECT_LT(relative_l2(ours.states.data, oracle.states.data), kTolerance) << hk << "/" << hv;
+    }
+  }
+}
+
+/// `from`, with a key head for each value head: hv's is `map(hv)`.
+template <class Map>
+World expanded(const World& from, Map&& map) {
+  const GdnShape& s = from.shape;
+  World to({s.value_heads, s.value_heads, s.key_dim, s.value_dim, s.conv_width}, from.rows, 1,
+           from.slots);
+  const int64_t kd = s.key_dim, old_c = from.channels(), new_c = to.channels();
+  const auto channel = [&](int64_t c) {
+    if (c >= 2 * s.value_heads * kd) return c - 2 * (s.value_heads - s.key_heads) * kd;
+    const int64_t part = c / (s.value_heads * kd), head = c / kd % s.value_heads;
+    return (part * s.key_heads + map(head)) * kd + c % kd;
+  };
+  const auto rows = [&](const Floats& old, Floats& into, int64_t count) {
+    for (int64_t t = 0; t < count; ++t) {
+      for (int64_t c = 0; c < new_c; ++c) {
+        into.data[static_cast<size_t>(t * new_c + c)] =
+            old.data[static_cast<size_t>(t * old_c + channel(c))];
+      }
+    }
+  };
+  rows(from.qkv, to.qkv, from.rows);
+  rows(from.windows, to.windows, from.slots * (s.conv_width - 1));
+  for (int64_t c = 0; c < new_c; ++c) {
+    std::copy_n(from.conv.data.begin() + channel(c) * s.conv_width, s.conv_width,
+                to.conv.data.begin() + c * s.conv_width);
+  }
+  for (const auto& [old, into] : {std::pair{&from.a, &to.a},
+                                  {&from.b, &to.b},
+                                  {&from.a_log, &to.a_log},
+                                  {&from.dt_bias, &to.dt_bias},
+                                  {&from.states, &to.states}}) {
+    std::copy(old->data.begin(), old->data.end(), into->data.begin());
+  }
+  return to;
+}
+
+/// Mistakes that an implementation is likely to make: the oracle with each of them is far from what
+/// the op does, so the tests that compare with the oracle would show it.
+TEST_P(Gdn, PlantedMistakesAreSeen) {
+  const GdnShape shape{2, 4, 64, 64, 4};
+  for (const int prompt : {1, 0}) {
+    const std::vector<Part> parts = {{70, 3, 5}, {9, 6, 1}};
+    World base(shape, 79, 51);
+    for (float& a_log : base.a_log.data) a_log = -4;  // long memory
+    World ours = base;
+    const Floats got = run(ops_, stream_, ours, 0, parts, 2 * prompt);
+    const auto distance = [&](World world, const std::vector<Part>& with) {
+      const Floats want = run(ref_ops(), stream_, world, 0, with, 2 * prompt);
+      return std::min(relative_l2(got.data, want.data),
+                      relative_l2(ours.slot_of(5), world.slot_of(5)));
+    };
+    EXPECT_LT(distance(base, parts), kTolerance);
+    constexpr double kFar = 1e-2;
+
+    World zeroed = base;
+    std::fill(zeroed.states.data.begin(), zeroed.states.data.end(), 0.0f);
+    EXPECT_GT(distance(zeroed, parts), kFar);
+
+    World transposed = base;
+    for (size_t i = 0; i < base.states.data.size(); ++i) {
+      const size_t at = i % (64 * 64);
+      transposed.states.data[i] = base.states.data[i - at + at % 64 * 64 + at / 64];
+    }
+    EXPECT_GT(distance(transposed, parts), kFar);
+
+    World squeezed = base;
+    for (Floats* gate : {&squeezed.a, &squeezed.b}) {
+      for (size_t i = 4; i < 79 * 4; ++i) gate->data[i] = gate->data[i % 4];
+    }
+    EXPECT_GT(distance(squeezed, parts), kFar);
+
+    EXPECT_GT(distance(base, {{70, 0, 5}, {9, 1, 1}}), kFar);  // the slot is the row of the step
+
+    for (const bool tiled : {false, true}) {
+      World more = expanded(base, [&](int64_t hv) { return tiled ? hv % 2 : hv / 2; });
+      const Floats want = run(ref_ops(), stream_, more, 0, parts, 2 * prompt);
+      const double out = relative_l2(got.data, want.data);
+      const double state = relative_l2(ours.states.data, more.states.data);
+      EXPECT_TRUE(tiled ? out > kFar && state > kFar : out < kTolerance && state < kTolerance);
+    }
+  }
+}
+
+/// bf16 states are rounded after every token (chunk of a prompt): 2^-9 each time.
+TEST_P(Gdn, HalfStatesStayNearTheRecurrence) {
+  for (const GdnShape& shape : {GdnShape{2, 4, 64, 64, 4}, {1, 2, 32, 48, 4}}) {
+    World ours(shape, 240, 41);
+    ours.halve_states();
+    World rounded = ours, exact = ours;
+    exact.half_states = false;
+    const std::vector<Part> parts = {{128, -1, 0}, {70, 0, 1}, {1, 3, 3}, {41, 4, 4}, {0, 5, 6}};
+    const Floats got = run(ops_, stream_, ours, 0, parts, 2);
+    const Floats want = run(ref_ops(), stream_, rounded, 0, parts, 2);
+    const Floats truth = run(ref_ops(), stream_, exact, 0, parts, 2);
+    EXPECT_LT(relative_l2(got.data, want.data), 2e-3);
+    EXPECT_LT(relative_l2(ours.states.data, rounded.states.data), 2e-3);
+    EXPECT_LT(relative_l2(got.data, truth.data), 6e-3);
+    EXPECT_EQ(ours.slot_of(6), rounded.slot_of(6));  // no tokens: a copy
+    EXPECT_NE(got.data, truth.data);
+  }
+}
+
+TEST_P(Gdn, HalfStatesDontDependOnHowAStepIsCut) {
+  const GdnShape shape{2, 4, 64, 64, 4};
+  World base(shape, 300, 9);
+  base.halve_states();
+  World one = base, pieces = base;
+  const Floats want = run(ops_, stream_, one, 0, {{300, 7, 0}}, 1);
+  EXPECT_TRUE(
+      run(ops_, stream_, pieces, 0, {{64, 7, 1}, {128, 1, 2}, {108, 2, 3}}, 3).same_bits(want));
+  EXPECT_EQ(pieces.slot_of(3), one.slot_of(0));
+  World together = base, alone = base;
+  const Floats steps = run(ops_, stream_, together, 0, {{8, 3, 4}}, 0);
+  for (int t = 0; t < 8; ++t) {
+    const Floats out = run(ops_, stream_, alone, t, {{1, t == 0 ? 3 : 4, 4}}, 0);
+    EXPECT_TRUE(std::equal(out.data.begin(), out.data.end(), steps.data.begin() + t * 4 * 64));
+  }
+  EXPECT_EQ(alone.slot_of(4), together.slot_of(4));
 }
 
 TEST_P(Gdn, PromptSplitsAtMultiplesOf64AreTheSameBits) {
@@ -250,6 +396,15 @@ TEST_P(Gdn, ExtremeGatesStayFinite) {
       }
     }
   }
+}
+
+TEST_P(Gdn, LongPromptsMatchTheRecurrence) {
+  const GdnShape shape{1, 1, 32, 48, 4};
+  World ours(shape, 4097, 33), oracle(shape, 4097, 33);
+  const Floats got = run(ops_, stream_, ours, 0, {{4097, 1, 0}}, 1);
+  const Floats want = run(ref_ops(), stream_, oracle, 0, {{4097, 1, 0}}, 1);
+  EXPECT_LT(relative_l2(got.data, want.data), kTolerance);
+  EXPECT_LT(relative_l2(ours.slot_of(0), oracle.slot_of(0)), kTolerance);
 }
 
 TEST_P(Gdn, LongDecodeDoesNotDrift) {

@@ -42,6 +42,29 @@ struct Run {
   int64_t padded() const { return (n + kLanes - 1) / kLanes * kLanes; }
 };
 
+/// S [V, K] of a value head, in a slot or in a worker's memory: fp32 or bf16.
+struct HeadState {
+  void* data;  ///< null: none
+  bool half;
+  Vec at(int64_t i) const {
+    return half ? load_bf16(static_cast<const bf16*>(data) + i)
+                : load(static_cast<const float*>(data) + i);
+  }
+  void put(int64_t i, Vec x) const {
+    if (half) {
+      store_bf16(static_cast<bf16*>(data) + i, x);
+    } else {
+      store(static_cast<float*>(data) + i, x);
+    }
+  }
+};
+
+Vec round_to_bf16(Vec x) {
+  alignas(32) bf16 rounded[kLanes];
+  store_bf16(rounded, x);
+  return load_bf16(rounded);
+}
+
 /// Gates of one value head over a run.
 struct Gates {
   alignas(64) float g[kChunk];     ///< log-decay, <= 0
@@ -54,7 +77,8 @@ class Worker {
       : args_(args),
         kd_(args.shape.key_dim),
         vd_(args.shape.value_dim),
-        group_(args.shape.value_heads / args.shape.key_heads) {
+        group_(args.shape.value_heads / args.shape.key_heads),
+        half_(args.state.recurrent.dtype == DType::kBF16) {
     const auto take = [&](int64_t floats) {
       float* p = memory;
       memory += floats;
@@ -92,10 +116,11 @@ class Worker {
   static int64_t at(const TensorView& v, int64_t i) {
     return static_cast<const int32_t*>(v.data)[i * v.stride[0]];
   }
-  /// [V, K] of a value head in a slot.
-  float* slot_state(int64_t slot, int64_t hv) const {
+  HeadState slot_state(int64_t slot, int64_t hv) const {
     const TensorView& r = args_.state.recurrent;
-    return static_cast<float*>(r.data) + slot * r.stride[0] + hv * r.stride[1];
+    if (slot < 0) return {nullptr, half_};
+    const int64_t at = slot * r.stride[0] + hv * r.stride[1];
+    return {static_cast<std::byte*>(r.data) + at * (half_ ? 2 : 4), half_};
   }
   float* conv_row(int64_t slot, int64_t row) const {
     const TensorView& c = args_.state.conv;
@@ -212,18 +237,33 @@ class Worker {
       for (int64_t r = 0; r < group_; ++r) run_chunk(run, hk * group_ + r, state_ + r * kd_ * vd_);
     }
     if (segment.write < 0) return;
-    for (int64_t r = 0; r < group_; ++r) {
-      transpose({state_ + r * kd_ * vd_, vd_}, kd_, vd_,
-                {slot_state(segment.write, hk * group_ + r), kd_});
-    }
+    for (int64_t r = 0; r < group_; ++r) store_transposed(segment.write, hk * group_ + r, r);
   }
 
   void load_transposed(int64_t slot, int64_t hv, int64_t r) {
     float* state = state_ + r * kd_ * vd_;
-    if (slot >= 0) {
-      transpose({slot_state(slot, hv), kd_}, vd_, kd_, {state, vd_});
-    } else {
+    const HeadState from = slot_state(slot, hv);
+    if (from.data == nullptr) {
       for (int64_t i = 0; i < kd_ * vd_; ++i) state[i] = 0;
+    } else if (!from.half) {
+      transpose({static_cast<float*>(from.data), kd_}, vd_, kd_, {state, vd_});
+    } else {
+      for (int64_t i = 0; i < vd_; i += kLanes) {  // rows of S, by way of q_
+        for (int64_t c = 0; c < kLanes * kd_; c += kLanes) store(q_ + c, from.at(i * kd_ + c));
+        transpose({q_, kd_}, kLanes, kd_, {state + i, vd_});
+      }
+    }
+  }
+  void store_transposed(int64_t slot, int64_t hv, int64_t r) {
+    float* state = state_ + r * kd_ * vd_;
+    const HeadState to = slot_state(slot, hv);
+    if (!to.half) {
+      transpose({state, vd_}, kd_, vd_, {static_cast<float*>(to.data), kd_});
+      return;
+    }
+    for (int64_t i = 0; i < vd_; i += kLanes) {
+      transpose({state + i, vd_}, kd_, kLanes, {q_, kd_});
+      for (int64_t c = 0; c < kLanes * kd_; c += kLanes) to.put(i * kd_ + c, load(q_ + c));
     }
   }
 
@@ -265,6 +305,10 @@ class Worker {
     }
     product({kt_, kChunk, 1}, {u_, vd_}, {state, vd_}, {kd_, vd_, rows},
             [&](int64_t, const float* c) { return load(c) * splat(whole); });
+    if (!half_) return;
+    for (int64_t i = 0; i < kd_ * vd_; i += kLanes) {
+      store(state + i, round_to_bf16(load(state + i)));
+    }
   }
 
   /// Fills a_ = -beta_i exp(G_i - G_j) k_i.k_j (i > j), p_ = exp(G_i - G_j) q_i.k_j (i >= j), both
@@ -331,19 +375,20 @@ class Worker {
         const int64_t hv = hk * group_ + r;
         // From the read slot (or nothing) to the write slot (or nowhere); runs in between stay in
         // the worker's memory.
-        float* own = state_ + r * kd_ * vd_;
-        const float* from = begin > segment.begin ? own
-                            : segment.read >= 0   ? slot_state(segment.read, hv)
-                                                  : nullptr;
-        float* to = one_run || left <= kChunk
-                        ? (segment.write >= 0 ? slot_state(segment.write, hv) : nullptr)
-                        : own;
-        run_tokens(run, hv, from, to);
+        const HeadState own{state_ + r * kd_ * vd_, false};
+        const HeadState from = begin > segment.begin ? own : slot_state(segment.read, hv);
+        const HeadState to = one_run || left <= kChunk ? slot_state(segment.write, hv) : own;
+        if (half_) {
+          run_tokens<true>(run, hv, from, to);
+        } else {
+          run_tokens<false>(run, hv, from, to);
+        }
       }
     }
   }
 
-  void run_tokens(const Run& run, int64_t hv, const float* from, float* to) {
+  template <bool kRounded>
+  void run_tokens(const Run& run, int64_t hv, const HeadState& from, const HeadState& to) {
     Gates gates;
     load_gates(run, hv, gates);
     alignas(64) float decay[kChunk];
@@ -354,14 +399,15 @@ class Worker {
     float* row = o_;  // [K], a row of S while its tokens pass
     for (int64_t i = 0; i < vd_; ++i) {
       for (int64_t c = 0; c < kd_; c += kLanes) {
-        store(row + c, from == nullptr ? splat(0) : load(from + i * kd_ + c));
+        store(row + c, from.data == nullptr ? splat(0) : from.at(i * kd_ + c));
       }
       for (int64_t t = 0; t < run.n; ++t) {
-        const float value = step_row(row, t, decay[t], gates.beta[t], v_[t * vd_ + i], qk[t]);
+        const float value =
+            step_row<kRounded>(row, t, decay[t], gates.beta[t], v_[t * vd_ + i], qk[t]);
         u_[t * vd_ + i] = value;
       }
-      if (to == nullptr) continue;
-      for (int64_t c = 0; c < kd_; c += kLanes) store(to + i * kd_ + c, load(row + c));
+      if (to.data == nullptr) continue;
+      for (int64_t c = 0; c < kd_; c += kLanes) to.put(i * kd_ + c, load(row + c));
     }
     for (int64_t t = 0; t < run.n; ++t) {
       float* out = out_row(run.begin + t, hv);
@@ -371,6 +417,7 @@ class Worker {
 
   /// One token on one row s of S: s <- d s + u k with u = beta (v - d s.k); returns s.q, which is
   /// d s.q (before the write) + u k.q.
+  template <bool kRounded>
   float step_row(float* s, int64_t t, float decay, float beta, float v, float qk) const {
     const float* k = k_ + t * kd_;
     const float* q = q_ + t * kd_;
@@ -382,7 +429,8 @@ class Worker {
     }
     const float u = beta * (v - sum_lanes(predicted));
     for (int64_t c = 0; c < kd_; c += kLanes) {
-      store(s + c, fma(splat(u), load(k + c), load(s + c) * splat(decay)));
+      const Vec x = fma(splat(u), load(k + c), load(s + c) * splat(decay));
+      store(s + c, kRounded ? round_to_bf16(x) : x);
     }
     return first_lane(fma(splat(u), splat(qk), splat(sum_lanes(read))));
   }
@@ -399,9 +447,10 @@ class Worker {
   void copy_state(int64_t hk, const Segment& segment) {
     if (segment.write < 0 || segment.write == segment.read) return;
     for (int64_t hv = hk * group_; hv < (hk + 1) * group_; ++hv) {
-      float* to = slot_state(segment.write, hv);
-      const float* from = segment.read < 0 ? nullptr : slot_state(segment.read, hv);
-      for (int64_t i = 0; i < vd_ * kd_; ++i) to[i] = from == nullptr ? 0.0f : from[i];
+      const HeadState from = slot_state(segment.read, hv), to = slot_state(segment.write, hv);
+      for (int64_t i = 0; i < vd_ * kd_; i += kLanes) {
+        to.put(i, from.data == nullptr ? splat(0) : from.at(i));
+      }
     }
   }
 
@@ -425,6 +474,7 @@ class Worker {
 
   const GdnArgs& args_;
   const int64_t kd_, vd_, group_;  // K, V, HV / HK
+  const bool half_;                // states are bf16
   float* state_;                   // [group][K][V]
   float *q_, *k_;                  // [64][K]
   float* kt_;                      // [K][64]
@@ -443,6 +493,8 @@ void gdn(Stream& stream, const GdnArgs& args) {
   ISA_CHECK(shape.key_dim % kLanes == 0 && shape.value_dim % kLanes == 0);
   ISA_CHECK(shape.key_dim <= kMaxDim && shape.value_dim <= kMaxDim);
   ISA_CHECK(shape.key_heads > 0 && shape.value_heads % shape.key_heads == 0);
+  ISA_CHECK(args.state.recurrent.dtype == DType::kF32 ||
+            args.state.recurrent.dtype == DType::kBF16);
   ISA_CHECK(shape.conv_width >= 1 && shape.conv_width <= kMaxConvWidth);
   ScratchScope scratch(stream);
   const int threads = stream.pool().num_threads();

@@ -25,6 +25,10 @@ struct State {
   std::vector<float> recurrent;  // [HV, V, K]
 };
 
+bool is_half(const GdnArgs& args) {
+  return args.state.recurrent.dtype == DType::kBF16;
+}
+
 State load_state(const GdnArgs& args, int64_t slot) {
   const TensorView& conv = args.state.conv;
   const TensorView& recurrent = args.state.recurrent;
@@ -34,14 +38,25 @@ State load_state(const GdnArgs& args, int64_t slot) {
                        0.0f);
   if (slot < 0) return out;
   std::copy_n(conv.row<float>(slot), out.conv.size(), out.conv.begin());
-  std::copy_n(recurrent.row<float>(slot), out.recurrent.size(), out.recurrent.begin());
+  if (is_half(args)) {
+    const uint16_t* from = recurrent.row<uint16_t>(slot);
+    for (size_t i = 0; i < out.recurrent.size(); ++i) out.recurrent[i] = bf16_to_float(from[i]);
+  } else {
+    std::copy_n(recurrent.row<float>(slot), out.recurrent.size(), out.recurrent.begin());
+  }
   return out;
 }
 
 void store_state(const GdnArgs& args, int64_t slot, const State& state) {
   if (slot < 0) return;
   std::copy(state.conv.begin(), state.conv.end(), args.state.conv.row<float>(slot));
-  std::copy(state.recurrent.begin(), state.recurrent.end(), args.state.recurrent.row<float>(slot));
+  if (is_half(args)) {
+    uint16_t* to = args.state.recurrent.row<uint16_t>(slot);
+    for (const float x : state.recurrent) *to++ = float_to_bf16(x);
+  } else {
+    std::copy(state.recurrent.begin(), state.recurrent.end(),
+              args.state.recurrent.row<float>(slot));
+  }
 }
 
 /// y[c] = silu(sum_j w[c, j] * x_{t-W+1+j}[c]); shifts the window.
@@ -117,8 +132,12 @@ void gdn(Stream& stream, const GdnArgs& args) {
   std::vector<float> y(static_cast<size_t>(args.qkv.rank == 2 ? args.qkv.dim(1) : 0));
   for (int s = 0; s < args.num_segments; ++s) {
     State state = load_state(args, args.read_slot.ptr<int32_t>()[s]);
-    for (int64_t t = args.cu_q.ptr<int32_t>()[s]; t < args.cu_q.ptr<int32_t>()[s + 1]; ++t) {
+    const int64_t begin = args.cu_q.ptr<int32_t>()[s], end = args.cu_q.ptr<int32_t>()[s + 1];
+    for (int64_t t = begin; t < end; ++t) {
       token(args, t, state, y);
+      if (!is_half(args)) continue;
+      if (s < args.num_prompt_segments && (t + 1 - begin) % 64 != 0 && t + 1 < end) continue;
+      for (float& x : state.recurrent) x = bf16_to_float(float_to_bf16(x));
     }
     store_state(args, args.write_slot.ptr<int32_t>()[s], state);
   }
