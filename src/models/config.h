@@ -43,11 +43,9 @@ Result<ModelSpec> parse_dense(const ConfigJson& config, const AttentionSpec& att
 /// Qwen3's flags: q and k are normalised per head; biases only where attention_bias says so.
 Result<ModelSpec> parse_qwen3(const ConfigJson& config);
 
-/// vision_config of the Qwen image families, and the ids of image tokens at the top level; `spec`
-/// is that of the language model.
-Result<VisionSpec> parse_vision(const ConfigJson& config, const ModelSpec& spec);
-/// An image model's language model must have rope with sections for t, h and w.
-Result<> require_sections(const ConfigJson& config, const ModelSpec& spec);
+/// Qwen3-VL and Qwen3.5: a language model behind a vision tower, under longer names, with
+/// interleaved rope sections; reads vision_config and the ids of image tokens at the top level.
+Result<ModelSpec> put_behind_tower(const ConfigJson& config, ModelSpec spec);
 
 /// Kind of every layer (true: full attention, false: linear) from layer_types, or from
 /// full_attention_interval when that is absent. Sliding attention is refused.

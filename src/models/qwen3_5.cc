@@ -21,12 +21,7 @@ Result<ModelSpec> parse_with_vision(const ConfigJson& config) {
     return invalid_argument(config.field("text_config") + " must be an object, got " +
                             config.dump("text_config"));
   }
-  ModelSpec spec = TRY(parse(config));
-  spec.names.model = "model.language_model.";
-  spec.rope.section_order = SectionOrder::kInterleaved;
-  TRY(require_sections(config, spec));
-  spec.vision = TRY(parse_vision(config, spec));
-  return spec;
+  return put_behind_tower(config, TRY(parse(config)));
 }
 
 }  // namespace

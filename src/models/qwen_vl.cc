@@ -99,6 +99,14 @@ Result<VisionSpec> parse_tower(const ConfigJson& config, const ModelSpec& spec, 
   return out;
 }
 
+/// An image model's language model must have rope with sections for t, h and w.
+Result<> require_sections(const ConfigJson& config, const ModelSpec& spec) {
+  if (spec.rope.multimodal()) return {};
+  const ConfigJson text = TRY(config.text_config());
+  return invalid_argument(text.field("mrope_section") +
+                          " is missing: an image model's rope has sections for t, h and w");
+}
+
 /// Qwen2.5-VL: Qwen2 behind a tower with windows. Checkpoints have flat or nested configs and two
 /// sets of names (adapt_to_checkpoint()).
 Result<ModelSpec> parse_qwen2_5_vl(const ConfigJson& config) {
@@ -111,25 +119,17 @@ Result<ModelSpec> parse_qwen2_5_vl(const ConfigJson& config) {
 
 /// Qwen3-VL: Qwen3 behind a tower whose middle layers join the first decoder layers.
 Result<ModelSpec> parse_qwen3_vl(const ConfigJson& config) {
-  ModelSpec spec = TRY(parse_qwen3(config));
-  spec.names.model = "model.language_model.";
-  spec.rope.section_order = SectionOrder::kInterleaved;
-  TRY(require_sections(config, spec));
-  spec.vision = TRY(parse_vision(config, spec));
-  return spec;
+  return put_behind_tower(config, TRY(parse_qwen3(config)));
 }
 
 }  // namespace
 
-Result<VisionSpec> parse_vision(const ConfigJson& config, const ModelSpec& spec) {
-  return parse_tower(config, spec, /*gated=*/false);
-}
-
-Result<> require_sections(const ConfigJson& config, const ModelSpec& spec) {
-  if (spec.rope.multimodal()) return {};
-  const ConfigJson text = TRY(config.text_config());
-  return invalid_argument(text.field("mrope_section") +
-                          " is missing: an image model's rope has sections for t, h and w");
+Result<ModelSpec> put_behind_tower(const ConfigJson& config, ModelSpec spec) {
+  spec.names.model = "model.language_model.";
+  spec.rope.section_order = SectionOrder::kInterleaved;
+  TRY(require_sections(config, spec));
+  spec.vision = TRY(parse_tower(config, spec, /*gated=*/false));
+  return spec;
 }
 
 const ModelFamily kQwen25Image{"Qwen2_5_VLForConditionalGeneration", parse_qwen2_5_vl};

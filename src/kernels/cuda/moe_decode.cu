@@ -10,6 +10,7 @@
 #include "kernels/cuda/common/ptx.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/gemm_decode.h"
+#include "kernels/cuda/moe_device.h"
 #include "kernels/cuda/weight_layout.h"
 
 namespace weft::cuda {
@@ -98,14 +99,8 @@ __global__ void __launch_bounds__(kThreads) combine_rows(const Combining c) {
   let_successor_begin();
   const int64_t token = blockIdx.y;
   const int j = static_cast<int>(threadIdx.x);
-  if (j < c.top_k) {
-    const int* all = c.place_of + token * c.top_k;
-    int rank = 0;
-    for (int i = 0; i < c.top_k; ++i) rank += all[i] < all[j];
-    places[rank] = all[j];
-    weights[rank] = c.weights[token * c.weights_stride + j];
-  }
-  __syncthreads();
+  order_places(c.place_of + token * c.top_k, c.weights + token * c.weights_stride, c.top_k, places,
+               weights);
   const int four = static_cast<int>(blockIdx.x) * kThreads + j;
   if (four >= c.fours) return;
   float4 sum{};

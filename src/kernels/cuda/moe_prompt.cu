@@ -12,6 +12,7 @@
 #include "kernels/cuda/dequantize.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/gemm_tiles.h"
+#include "kernels/cuda/moe_device.h"
 #include "kernels/cuda/supports.h"
 #include "kernels/cuda/weight_layout.h"
 
@@ -120,14 +121,8 @@ __global__ void combine(const Combine c) {
   let_successor_begin();
   const int64_t token = blockIdx.x;
   const int j = static_cast<int>(threadIdx.x);
-  if (j < c.top_k) {
-    const int* all = c.place_of + token * c.top_k;
-    int rank = 0;
-    for (int i = 0; i < c.top_k; ++i) rank += all[i] < all[j];
-    places[rank] = all[j];
-    weights[rank] = c.weights[token * c.weights_stride + j];
-  }
-  __syncthreads();
+  order_places(c.place_of + token * c.top_k, c.weights + token * c.weights_stride, c.top_k, places,
+               weights);
   for (int column = 8 * j; column < c.hidden; column += 8 * static_cast<int>(blockDim.x)) {
     float sum[8] = {};
     for (int i = 0; i < c.top_k; ++i) {

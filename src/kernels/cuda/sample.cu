@@ -89,14 +89,7 @@ class Row {
 #pragma unroll
       for (int i = 0; i < kTurns; ++i) {
         const int at = base + i * kThreads * 4;
-        if (p_.aligned && at + 4 <= count) {
-          v[i] = __ldcg(reinterpret_cast<const float4*>(row + at));
-        } else {
-          v[i].x = at < count ? row[at] : kMinusInfinity;
-          v[i].y = at + 1 < count ? row[at + 1] : kMinusInfinity;
-          v[i].z = at + 2 < count ? row[at + 2] : kMinusInfinity;
-          v[i].w = at + 3 < count ? row[at + 3] : kMinusInfinity;
-        }
+        v[i] = load_logits(row, at, count, p_.aligned);
       }
 #pragma unroll
       for (int i = 0; i < kTurns; ++i) {

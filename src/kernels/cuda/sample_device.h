@@ -40,6 +40,14 @@ __device__ __forceinline__ float logit_of(uint32_t key) {
   return __uint_as_float(key ^ ((key >> 31) != 0 ? 0x80000000u : 0xffffffffu));
 }
 
+/// Logits [at, at + 4) of `count`; those behind are minus infinity. `aligned`: row is, to 16 bytes.
+__device__ __forceinline__ float4 load_logits(const float* row, int at, int count, bool aligned) {
+  if (aligned && at + 4 <= count) return __ldcg(reinterpret_cast<const float4*>(row + at));
+  return {at < count ? row[at] : kMinusInfinity, at + 1 < count ? row[at + 1] : kMinusInfinity,
+          at + 2 < count ? row[at + 2] : kMinusInfinity,
+          at + 3 < count ? row[at + 3] : kMinusInfinity};
+}
+
 /// The first of the ranking so far: descending logit, then ascending id. 0 is none.
 struct Best {
   float logit = kMinusInfinity;

@@ -35,13 +35,7 @@ __global__ __launch_bounds__(kThreads) void layer_norm_kernel(NormParams p) {
     const int at = (static_cast<int>(threadIdx.x) + turn * kThreads) * 8;
     if (at >= p.width) break;
     Floats8& v = values[turn];
-    v = load8(x + at);
-    if (residual) {
-      const Floats8 r = load8(residual + at);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) v.v[i] += r.v[i];
-      store8(residual + at, v);
-    }
+    v = load_added(x + at, residual ? residual + at : nullptr);
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum += v.v[i];
   }

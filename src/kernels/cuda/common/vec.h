@@ -42,6 +42,19 @@ __device__ __forceinline__ void store8(float* at, const Floats8& x) {
   reinterpret_cast<float4*>(at)[1] = {x.v[4], x.v[5], x.v[6], x.v[7]};
 }
 
+/// Values of x; with a residual it is added to, and the sum is what counts.
+template <class X>
+__device__ __forceinline__ Floats8 load_added(const X* x, float* residual) {
+  Floats8 v = load8(x);
+  if (residual) {
+    const Floats8 r = load8(residual);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v.v[i] += r.v[i];
+    store8(residual, v);
+  }
+  return v;
+}
+
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
