@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "app/bench_serve.h"
+#include "app/bench_speculate.h"
 #include "app/cli.h"
 #include "app/config_file.h"
 #include "app/version.h"
@@ -24,6 +25,7 @@ struct CommandLine {
   RunOptions run;
   BenchOptions latency, throughput;
   BenchServeOptions bench_serve;
+  BenchSpeculateOptions bench_speculate;
   BenchKernelsOptions kernels;
   EvalOptions eval;
   InfoOptions info;
@@ -36,6 +38,7 @@ struct CommandLine {
   CLI::App* latency_app = nullptr;
   CLI::App* throughput_app = nullptr;
   CLI::App* bench_serve_app = nullptr;
+  CLI::App* bench_speculate_app = nullptr;
   CLI::App* kernels_app = nullptr;
   CLI::App* eval_app = nullptr;
   CLI::App* info_app = nullptr;
@@ -63,9 +66,20 @@ struct CommandLine {
   }
 
   std::vector<CLI::App*> leaves() const {
-    return {serve_app,       run_app,        latency_app,   throughput_app, kernels_app,
-            bench_serve_app, eval_app,       attention_app, info_app,       pull_app,
-            doctor_app,      completion_app, version_app};
+    return {serve_app,
+            run_app,
+            latency_app,
+            throughput_app,
+            kernels_app,
+            bench_serve_app,
+            bench_speculate_app,
+            eval_app,
+            attention_app,
+            info_app,
+            pull_app,
+            doctor_app,
+            completion_app,
+            version_app};
   }
 
   void add_run() {
@@ -88,7 +102,8 @@ struct CommandLine {
   void add_bench() {
     bench_app = app.add_subcommand(
         "bench",
-        "Measure the engine (latency, throughput), its kernels, or any OpenAI server (serve)");
+        "Measure the engine (latency, throughput, speculate), its kernels, or any OpenAI server "
+        "(serve)");
     bench_app->require_subcommand(1);
     latency_app = bench_app->add_subcommand(
         "latency",
@@ -143,6 +158,10 @@ struct CommandLine {
     bench_serve_app = bench_app->add_subcommand(
         "serve", "Load for any OpenAI server, with the flags and figures of `vllm bench serve`");
     add_bench_serve_options(*bench_serve_app, bench_serve);
+    bench_speculate_app = bench_app->add_subcommand(
+        "speculate", "What drafts bring: the same requests under several --speculative-config");
+    add_engine_options(*bench_speculate_app, bench_speculate.engine, true);
+    add_bench_speculate_options(*bench_speculate_app, bench_speculate);
   }
 
   static void add_bench_common(CLI::App& command, BenchOptions& o) {
@@ -357,6 +376,7 @@ int run_parsed(const CommandLine& line) {
   if (line.bench_serve_app->parsed()) {
     return bench_serve_command(line.bench_serve, std::getenv("OPENAI_API_KEY"));
   }
+  if (line.bench_speculate_app->parsed()) return bench_speculate_command(line.bench_speculate);
   if (line.eval_app->parsed()) return eval_command(line.eval);
   if (line.attention_app->parsed()) return inspect_command(line.inspect);
   if (line.info_app->parsed()) return info_command(line.info);

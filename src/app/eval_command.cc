@@ -4,13 +4,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
-#include <iterator>
 #include <map>
 
 #include "api/answer.h"
 #include "api/chat.h"
 #include "app/cli.h"
+#include "app/eval_prompt.h"
 #include "app/eval_set.h"
 #include "app/local_engine.h"
 
@@ -38,37 +37,8 @@ struct TaskScore {
 struct Tools {
   LocalEngine& local;
   const ChatFrontend* chat = nullptr;
-  std::shared_ptr<const ImageReader> reader;  // null: items with images are left out
-  std::string directory;
+  EvalImages images;  // without a reader items with images are left out
 };
-
-Result<std::vector<std::shared_ptr<const ImagePatches>>> read_images(
-    const Tools& tools, const std::vector<std::string>& paths) {
-  std::vector<std::shared_ptr<const ImagePatches>> out;
-  for (const std::string& path : paths) {
-    std::ifstream file(tools.directory + "/" + path, std::ios::binary);
-    const std::vector<uint8_t> bytes{std::istreambuf_iterator<char>(file), {}};
-    auto image = tools.reader->read_bytes(bytes);
-    if (!image) return with_context(std::move(image).error(), path);
-    out.push_back(*image);
-  }
-  return out;
-}
-
-/// Puts the prompt of one token an image, and the images, into `request`.
-Result<void> set_prompt(const Tools& tools, const std::vector<int32_t>& ids,
-                        const std::vector<std::string>& paths, Request& request) {
-  if (paths.empty()) {
-    request.prompt = ids;
-    return {};
-  }
-  ImagePrompt prompt = TRY(tools.reader->expand(ids, TRY(read_images(tools, paths))));
-  request.prompt = std::move(prompt.ids);
-  request.images = std::move(prompt.images);
-  request.positions = std::move(prompt.positions);
-  request.rope_delta = prompt.rope_delta;
-  return {};
-}
 
 /// One item on its way through the engine.
 struct Running {
@@ -82,7 +52,8 @@ Result<Running> submit_item(const EvalItem& item, const Tools& tools, TaskScore&
       .tools = item.tools,
       .template_kwargs = {{"enable_thinking", item.enable_thinking ? "true" : "false"}}};
   Request request;
-  TRY(set_prompt(tools, TRY(tools.chat->encode(chat_request)).ids, item.images, request));
+  TRY(set_eval_prompt(tools.images, TRY(tools.chat->encode(chat_request)).ids, item.images,
+                      request));
   score.prompt_tokens += static_cast<int64_t>(request.prompt.size());
   SamplingRequest sampling{.temperature = 0, .max_tokens = item.max_tokens};
   request.sampling = TRY(validate_sampling(sampling, tools.local.defaults(), tools.local.limits(),
@@ -105,7 +76,7 @@ Result<void> run_tasks(const EvalOptions& options, const std::vector<EvalItem>& 
     if (!wanted(options, item.task)) continue;
     if (!scores.contains(item.task)) order.push_back(item.task);
     TaskScore& score = scores[item.task];
-    if (!item.images.empty() && !tools.reader) {
+    if (!item.images.empty() && !tools.images.reader) {
       ++score.left_out;
       continue;
     }
@@ -197,14 +168,14 @@ Result<bool> run_golden(const EvalOptions& options, const Tools& tools) {
   GoldenScore score;
   std::vector<std::pair<const GoldenItem*, std::unique_ptr<AnswerStream>>> running;
   for (const GoldenItem& item : items) {
-    if (!item.images.empty() && !tools.reader) {
+    if (!item.images.empty() && !tools.images.reader) {
       ++score.left_out;
       continue;
     }
     Request request;
     std::vector<int32_t> ids = item.prompt_ids;
     if (!item.images.empty()) ids = with_placeholders(item, local.spec().vision->image_token);
-    TRY(set_prompt(tools, ids, item.images, request));
+    TRY(set_eval_prompt(tools.images, ids, item.images, request));
     if (request.prompt != item.prompt_ids) {
       return data_loss(item.id + ": its images have another number of tokens here");
     }
@@ -239,8 +210,8 @@ Result<bool> run_eval(const EvalOptions& options) {
   // The files are read first: a wrong directory must not cost a model load.
   const std::vector<EvalItem> items = TRY(read_eval_items(options.directory + "/heldout.jsonl"));
   const std::unique_ptr<LocalEngine> local = TRY(LocalEngine::start(options.engine));
-  Tools tools{
-      .local = *local, .reader = image_reader_of(local->plan()), .directory = options.directory};
+  Tools tools{.local = *local,
+              .images = {.reader = image_reader_of(local->plan()), .directory = options.directory}};
   if (!options.golden_only) {
     const ChatFrontend chat = TRY(ChatFrontend::load(local->plan().directory));
     tools.chat = &chat;
