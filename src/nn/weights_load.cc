@@ -89,9 +89,9 @@ class WeightPlan::Loader {
 
   Result<> run(std::byte* memory) {
     memory_ = memory;
-    TRY(on_gpu() ? run_overlapped() : run_in_turn());
-    synchronize(stream_);
-    return {};
+    auto done = on_gpu() ? run_overlapped() : run_in_turn();
+    synchronize(stream_);  // after an error, too: what is under way reads the staging buffers
+    return done;
   }
 
  private:
