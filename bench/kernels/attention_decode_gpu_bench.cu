@@ -1,5 +1,6 @@
 // Workshop of decode attention on a GPU: sequences of equal and of mixed lengths, verification
-// rows. usage: attention_decode_gpu_bench [FILTER]   rows whose shape holds FILTER
+// rows, KV formats, and prompts behind a long prefix in each format. usage:
+// attention_decode_gpu_bench [FILTER]   rows whose shape holds FILTER
 
 #include <algorithm>
 #include <cmath>
@@ -107,6 +108,16 @@ class World {
     return args;
   }
 
+  /// The same rows as those of prompts.
+  AttnArgs prompt_args(int call) const {
+    AttnArgs args = this->args(call);
+    args.num_prompt_segments = args.seqs.num_segments;
+    args.prompt_rows = rows_;
+    args.seqs.host_cu_q = cu_q_host_.data();
+    args.seqs.host_kv_start = kv_start_host_.data();
+    return args;
+  }
+
   /// |out - oracle| / |oracle| of call 0.
   double error(Gpu& gpu) {
     AttnArgs device = args(0);
@@ -174,9 +185,7 @@ class World {
 void run(Gpu& gpu, const Load& load, const char* filter) {
   Row row;
   row.kernel = "attention_decode";
-  row.dtype = load.format == KvFormat::kBf16          ? "bf16"
-              : load.format == KvFormat::kInt8Dynamic ? "int8_dynamic"
-                                                      : "fp8_block";
+  row.dtype = load.format == KvFormat::kBf16 ? "bf16" : kv_format_name(load.format);
   row.shape = load.name + " " + std::to_string(load.q_heads) + "/" + std::to_string(load.kv_heads) +
               " D" + std::to_string(load.head_dim);
   if (load.format != KvFormat::kBf16) row.kernel += "_" + row.dtype;
@@ -188,6 +197,25 @@ void run(Gpu& gpu, const Load& load, const char* filter) {
                        std::min(std::max(sets, 8), 80));
   row.gbps = load.bytes() / row.us * 1e-3;
   row.share = row.gbps / gpu.read_bandwidth();
+  print(gpu, row);
+}
+
+/// Attention of `load.rows` rows of prompts behind their prefix.
+void run_prompt(Gpu& gpu, const Load& load, const char* filter) {
+  Row row;
+  row.kernel = "attention_prefill_prefix";
+  row.dtype = load.format == KvFormat::kBf16 ? "bf16" : kv_format_name(load.format);
+  row.shape = std::to_string(load.rows) + " rows of " + std::to_string(load.keys[0]) + " keys, " +
+              std::to_string(load.q_heads) + "/" + std::to_string(load.kv_heads) + " D" +
+              std::to_string(load.head_dim);
+  if (filter && (row.kernel + " " + row.shape).find(filter) == std::string::npos) return;
+  World world(gpu, load, 2);
+  const auto call = [&](int i) {
+    const AttnArgs args = world.prompt_args(i);
+    (load.format == KvFormat::kBf16 ? cuda::attention_prompt : cuda::attention_prompt_gathered)(
+        gpu.stream(), args);
+  };
+  row.us = gpu.time_us(call, 8);
   print(gpu, row);
 }
 
@@ -220,7 +248,14 @@ int main(int argc, char** argv) {
          format},
         filter);
   };
-  for (const weft::KvFormat format : {weft::KvFormat::kInt8Dynamic, weft::KvFormat::kFp8Block}) {
+  using weft::KvFormat;
+  for (const int rows : {512, 2048}) {
+    for (const KvFormat format :
+         {KvFormat::kBf16, KvFormat::kInt8Dynamic, KvFormat::kFp8Block, KvFormat::kInt4}) {
+      run_prompt(gpu, {32, 8, 128, {32768 + rows}, rows, "", format}, filter);
+    }
+  }
+  for (const KvFormat format : {KvFormat::kInt8Dynamic, KvFormat::kFp8Block, KvFormat::kInt4}) {
     one(32, 8, 128, 64, 4096, 1, format);
     one(32, 8, 128, 8, 32768, 1, format);
     one(32, 8, 128, 1, 32768, 1, format);

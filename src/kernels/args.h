@@ -148,6 +148,7 @@ struct SeqMap {
 struct AttnShape {
   int q_heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 1.0f;
+  KvFormat kv_format = KvFormat::kBf16;  ///< for scratch memory and choices; an op goes by its kv
 };
 
 /// Decode segments of a step that a GPU takes.

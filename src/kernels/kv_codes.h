@@ -91,7 +91,9 @@ constexpr KvInt4Scale kv_int4_scale(float high, float low, bool finite) {
   const float h = high > 0.0f ? high : 0.0f, l = low < 0.0f ? low : 0.0f;
   const float m = 0.5f * h - 0.5f * l, half = m > kLeast ? m : kLeast;
   const float inverse = kHalf / half, scale = half / kHalf;
-  const int zero = kv_round(-l * inverse);
+  // The comparison keeps a compiler from fusing the product into kv_round's sum.
+  const float scaled = -l * inverse;
+  const int zero = kv_round(scaled > 15.0f ? 15.0f : scaled);
   const uint32_t bits = (std::bit_cast<uint32_t>(scale) & ~0xFu) | static_cast<uint32_t>(zero);
   return {inverse, std::bit_cast<float>(bits), zero};
 }

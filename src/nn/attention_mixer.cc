@@ -49,7 +49,7 @@ int64_t AttentionMixer::arena_bytes(const StepQuery& query) const {
 }
 
 int64_t AttentionMixer::scratch_bytes(const StepQuery& query) const {
-  const AttnShape shape{spec_.q_heads, spec_.kv_heads, spec_.head_dim, 1.0f};
+  const AttnShape shape{spec_.q_heads, spec_.kv_heads, spec_.head_dim, 1.0f, options_.kv_format};
   const int64_t planning = planner_ ? planner_->scratch_bytes(query) : 0;
   return std::max({planning, qkv_.scratch_bytes(query), out_.scratch_bytes(query, Epilogue::kAdd),
                    query.ops.attention_scratch(shape, query.max_seqs, query.max_len)});

@@ -20,6 +20,8 @@ struct Heads {
   KvFormat format = KvFormat::kBf16;
 };
 constexpr KvFormat kInt8 = KvFormat::kInt8Dynamic, kFp8 = KvFormat::kFp8Block;
+constexpr KvFormat kInt4 = KvFormat::kInt4, kStaticInt8 = KvFormat::kInt8,
+                   kStaticFp8 = KvFormat::kFp8;
 
 /// Keys and values of one sequence, functions of a seed: position p's are the same whatever the
 /// length.
@@ -133,14 +135,29 @@ class World {
  private:
   KvShape kv_shape() const { return {heads_.format, heads_.kv, heads_.dim, heads_.block_size}; }
   PagedKv cache() const {
-    return {kv_shape(), static_cast<std::byte*>(pool_.view.data), cuda::kv_block_bytes(kv_shape()),
-            pool_.view.dim(0)};
+    PagedKv kv{kv_shape(), static_cast<std::byte*>(pool_.view.data),
+               cuda::kv_block_bytes(kv_shape()), pool_.view.dim(0)};
+    if (kv_has_static_scales(heads_.format)) {
+      kv.k_scale = scales_.view.ptr<float>();
+      kv.v_scale = kv.k_scale + heads_.kv * heads_.dim;
+    }
+    return kv;
   }
   /// Through qkv_prepare without norm and rope. Whatever no sequence wrote is NaN: blocks of
   /// nobody, and the rest of last blocks.
   void write_cache(int64_t blocks) {
     pool_ = DeviceTensor(DType::kU8, {blocks, cuda::kv_block_bytes(kv_shape())});
     pool_.poison();
+    if (kv_has_static_scales(heads_.format)) {
+      // Of channels, or of heads; some clamp.
+      std::vector<float> scales;
+      const int same = heads_.format == kStaticInt8 ? 1 : heads_.dim;
+      for (int i = 0; i < 2 * heads_.kv * heads_.dim; ++i) {
+        scales.push_back((heads_.format == kStaticInt8 ? 0.012f : 0.004f) *
+                         (1 + 0.3f * static_cast<float>(i / same % 5)));
+      }
+      scales_ = DeviceTensor(DType::kF32, {static_cast<int64_t>(scales.size())}, scales);
+    }
     std::vector<float> rows[2];
     std::vector<int64_t> slots;
     for (size_t i = 0; i < sequences_.size(); ++i) {
@@ -247,7 +264,7 @@ class World {
   int64_t width_ = 0;
   size_t next_ = 0;  // block
   std::vector<std::vector<int32_t>> tables_;
-  DeviceTensor pool_;
+  DeviceTensor pool_, scales_;
   std::vector<float> host_pool_;
 };
 
@@ -288,7 +305,9 @@ void expect_oracle(const Heads& heads, const Batch& batch, const Layout& layout 
 TEST(AttentionDecodeTest, SmallLengthsAtBorders) {
   for (const Heads& heads :
        {Heads{2, 2, 64}, Heads{8, 2, 128}, Heads{8, 1, 128, 16}, Heads{4, 1, 256},
-        Heads{2, 2, 64, 64, kInt8}, Heads{8, 2, 128, 16, kFp8}, Heads{4, 1, 256, 64, kInt8}}) {
+        Heads{2, 2, 64, 64, kInt8}, Heads{8, 2, 128, 16, kFp8}, Heads{4, 1, 256, 64, kInt8},
+        Heads{4, 2, 64, 64, kInt4}, Heads{8, 2, 128, 16, kInt4}, Heads{4, 1, 256, 64, kInt4},
+        Heads{8, 2, 128, 64, kStaticInt8}, Heads{4, 1, 64, 16, kStaticFp8}}) {
     Batch batch;
     for (const int64_t keys : {1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 300}) {
       batch.add(keys);
@@ -298,9 +317,13 @@ TEST(AttentionDecodeTest, SmallLengthsAtBorders) {
 }
 
 TEST(AttentionDecodeTest, ManyLengths) {
-  for (const Heads& heads : {Heads{4, 4, 64, 32}, Heads{16, 2, 128}, Heads{16, 1, 64, 128},
-                             Heads{8, 8, 128, 48}, Heads{32, 2, 256, 16}, Heads{8, 2, 80, 16},
-                             Heads{16, 2, 128, 64, kFp8}, Heads{8, 2, 80, 16, kInt8}}) {
+  for (const Heads& heads :
+       {Heads{4, 4, 64, 32}, Heads{16, 2, 128}, Heads{16, 1, 64, 128}, Heads{8, 8, 128, 48},
+        Heads{32, 2, 256, 16}, Heads{8, 2, 80, 16}, Heads{16, 2, 128, 64, kFp8},
+        Heads{8, 2, 80, 16, kInt8}, Heads{16, 2, 128, 64, kInt4}, Heads{8, 2, 96, 48, kInt4},
+        Heads{4, 2, 32, 16, kInt4}, Heads{8, 1, 168, 64, kInt4}, Heads{4, 2, 64, 16, kInt4},
+        Heads{8, 2, 40, 16, kInt8}, Heads{8, 2, 72, 32, kInt4}, Heads{8, 2, 128, 64, kStaticFp8},
+        Heads{8, 1, 256, 64, kStaticInt8}}) {
     Batch batch;
     for (const int64_t keys : {1, 511, 512, 513, 1023, 1024, 1025, 2047, 2053, 4096, 4099}) {
       batch.add(keys);
@@ -321,7 +344,9 @@ TEST(AttentionDecodeTest, LongContexts) {
 TEST(AttentionDecodeTest, VerificationRows) {
   for (const Heads& heads :
        {Heads{2, 2, 64}, Heads{8, 2, 128}, Heads{16, 2, 128}, Heads{16, 1, 256},
-        Heads{16, 2, 128, 64, kInt8}, Heads{16, 1, 256, 64, kFp8}}) {
+        Heads{16, 2, 128, 64, kInt8}, Heads{16, 1, 256, 64, kFp8}, Heads{2, 2, 64, 64, kInt4},
+        Heads{16, 2, 128, 64, kInt4}, Heads{16, 1, 256, 64, kInt4},
+        Heads{8, 2, 128, 64, kStaticInt8}}) {
     Batch batch;
     for (int rows = 1; rows <= 16; ++rows) batch.add(rows % 3 == 0 ? 120 + rows : 500 + rows, rows);
     batch.add(16, 16);
@@ -393,7 +418,8 @@ TEST(AttentionDecodeTest, PromptRowsAreLeftAlone) {
 
 TEST(AttentionDecodeTest, ARowsBitsAreItsOwn) {
   for (const Heads& heads : {Heads{4, 4, 64}, Heads{16, 2, 128, 16}, Heads{8, 1, 256},
-                             Heads{16, 2, 128, 16, kInt8}, Heads{8, 1, 64, 64, kFp8}}) {
+                             Heads{16, 2, 128, 16, kInt8}, Heads{8, 1, 64, 64, kFp8},
+                             Heads{8, 2, 128, 64, kInt4}, Heads{8, 2, 128, 64, kStaticInt8}}) {
     SCOPED_TRACE(testing::Message() << heads.q << "/" << heads.kv << " heads of " << heads.dim);
     Batch batch;
     for (const int64_t keys : {1, 4097, 129, 64, 2000, 77, 6001, 512, 1500, 3, 8000}) {
@@ -437,7 +463,8 @@ TEST(AttentionDecodeTest, ARowsBitsAreItsOwn) {
 
 TEST(AttentionDecodeTest, AVerificationRowIsTheDecodeRow) {
   for (const Heads& heads : {Heads{2, 2, 64}, Heads{8, 2, 128}, Heads{16, 1, 128}, Heads{8, 2, 256},
-                             Heads{8, 2, 128, 64, kFp8}}) {
+                             Heads{8, 2, 128, 64, kFp8}, Heads{8, 2, 128, 64, kInt4},
+                             Heads{4, 1, 64, 64, kStaticInt8}}) {
     SCOPED_TRACE(testing::Message() << heads.q << "/" << heads.kv << " heads of " << heads.dim);
     for (const int64_t end : {16, 70, 128, 135, 1030, 4100}) {
       for (const int rows : {2, 3, 7, 16}) {
@@ -458,7 +485,7 @@ TEST(AttentionDecodeTest, AVerificationRowIsTheDecodeRow) {
 }
 
 TEST(AttentionDecodeTest, ALaterDraftsNanStaysWithIt) {
-  for (const KvFormat format : {KvFormat::kBf16, kInt8, kFp8})
+  for (const KvFormat format : {KvFormat::kBf16, kInt8, kFp8, kInt4})
     for (const int64_t end : {20, 130, 1000}) {
       const Heads heads{8, 2, 128, 64, format};
       Layout bad;

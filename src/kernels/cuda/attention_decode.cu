@@ -11,8 +11,9 @@
 
 #include <algorithm>
 #include <climits>
+#include <type_traits>
 
-#include "kernels/cuda/attention_decode_kernel.h"
+#include "kernels/cuda/attention_decode_kernel.cuh"
 #include "kernels/cuda/cuda_ops.h"
 
 namespace weft::cuda {
@@ -78,10 +79,12 @@ void attention_decode(Stream& stream, const AttnArgs& args) {
   const AttnShape& shape = args.shape;
   const int group = shape.q_heads / shape.kv_heads, padded = padded_dim(shape.head_dim);
   const KvShape& kv = args.kv.shape;
-  CHECK(kv.format != KvFormat::kF32 && kv.block_size % 16 == 0 &&
-            shape.head_dim % (kv.format == KvFormat::kBf16 ? 8 : 16) == 0 &&
+  CHECK(kv.format != KvFormat::kF32 && kv.block_size % 16 == 0 && shape.head_dim % 8 == 0 &&
             shape.head_dim <= 256 && shape.scale > 0,
         "attention_decode: shape");
+  CHECK(!kv_has_static_scales(kv.format) ||
+            (args.kv.k_scale != nullptr && args.kv.v_scale != nullptr),
+        "attention_decode: a static format without scales");
   CHECK(segments <= kMaxSegments, "attention_decode: segments");
   const int64_t max_keys = args.seqs.block_table.dim(1) * kv.block_size;
   const int64_t rows = int64_t{args.max_decode_len} * group;
@@ -113,19 +116,22 @@ void attention_decode(Stream& stream, const AttnArgs& args) {
   };
   p.cache = args.kv.data;
   p.block_bytes = args.kv.block_bytes;
-  p.layout = with_kv_format(kv.format, [&](auto format) { return kv_layout(format, kv); });
+  p.layout = kv_layout(kv);
+  p.k_scale = args.kv.k_scale;
+  p.v_scale = args.kv.v_scale;
+  p.channels = kv.format == KvFormat::kInt8;
   p.max_pairs = static_cast<int>((rows + p.tile_rows - 1) / p.tile_rows) * p.kv_heads;
   p.partial_rows = static_cast<int>(std::min<int64_t>(rows + rows % 2, p.tile_rows));
   const ArenaScope scope(stream.scratch());
   p.partials = static_cast<float*>(
       stream.scratch().take(partial_bytes(padded, p.num_blocks, p.levels, p.partial_rows)));
-  if (kv.format == KvFormat::kBf16) {
-    launch_format<KvBf16>(stream, args, p, padded);
-  } else if (kv.format == KvFormat::kInt8Dynamic) {
-    launch_int8(stream, args, p, padded);
-  } else {
-    launch_fp8(stream, args, p, padded);
-  }
+  with_kv_format(kv.format, [&](auto format) {
+    using Format = decltype(format);
+    if constexpr (std::is_same_v<Format, KvBf16>) launch_format<KvBf16>(stream, args, p, padded);
+    if constexpr (std::is_same_v<Format, KvInt8>) launch_int8(stream, args, p, padded);
+    if constexpr (std::is_same_v<Format, KvFp8>) launch_fp8(stream, args, p, padded);
+    if constexpr (std::is_same_v<Format, KvInt4>) launch_int4(stream, args, p, padded);
+  });
 }
 
 }  // namespace weft::cuda

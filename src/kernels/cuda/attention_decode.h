@@ -35,7 +35,20 @@ struct DecodeParams {
   const std::byte* cache;
   int64_t block_bytes;
   KvBlockLayout layout;
+  const float *k_scale, *v_scale;  // [G][D], of static formats
+  bool channels;                   // they differ within a head
 };
+
+/// Blocks of a processor: one computes while another waits for barriers, where registers (narrow
+/// tiles of rows) and stages (192 KiB for all) suffice.
+constexpr int blocks_per_processor(int padded_dim, int tile_rows) {
+  if (padded_dim > 128 || tile_rows > 16) return 1;
+  return 2;
+}
+/// What the values of column `column` are multiplied by at last.
+__device__ __forceinline__ float column_scale(const DecodeParams& p, int kv_head, int column) {
+  return p.channels ? p.v_scale[int64_t{kv_head} * p.head_dim + column] : 1.0f;
+}
 
 __device__ __forceinline__ float minus_infinity() {
   return __int_as_float(static_cast<int>(0xFF800000));
@@ -235,6 +248,7 @@ __device__ __forceinline__ float inverse(float sum) {
 /// Launch the main kernel and the second for a quantised cache.
 void launch_int8(Stream& stream, const AttnArgs& args, const DecodeParams& p, int padded_dim);
 void launch_fp8(Stream& stream, const AttnArgs& args, const DecodeParams& p, int padded_dim);
+void launch_int4(Stream& stream, const AttnArgs& args, const DecodeParams& p, int padded_dim);
 /// Launches the second kernel: the nodes of pairs that more than one block computed.
 void merge(Stream& stream, const DecodeParams& params, int padded_dim);
 

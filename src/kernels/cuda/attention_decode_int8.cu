@@ -1,7 +1,7 @@
 // attention_decode over a cache of int8 codes with a scale a token and head: half the bytes of
 // bf16. docs/kernels/attention_decode.md
 
-#include "kernels/cuda/attention_decode_kernel.h"
+#include "kernels/cuda/attention_decode_kernel.cuh"
 
 namespace weft::cuda::decode {
 

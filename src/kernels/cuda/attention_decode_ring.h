@@ -12,40 +12,47 @@ namespace weft::cuda::decode {
 constexpr int kWarps = 4;       // of consumers
 constexpr int kPrefetched = 2;  // chunks
 
-/// Blocks of a processor: a second one computes while the first waits for barriers, where registers
-/// (narrow tiles of rows) and stages (96 KiB for each) suffice.
-constexpr int blocks_per_processor(int padded_dim, int tile_rows) {
-  return padded_dim <= 128 && tile_rows <= 16 ? 2 : 1;
-}
-
-/// A tile is the codes of 64 keys in rows of up to 128 bytes, swizzled.
+/// A tile is 128 bytes of the codes of each of 64 keys, or all of them in rows of several keys,
+/// swizzled.
 constexpr int kTileKeys = 64;
 template <class Format, int D>
 struct Tiles {
-  static constexpr int kRowBytes = D * Format::kCodeBytes < 128 ? D * Format::kCodeBytes : 128;
-  static constexpr int kRowCodes = kRowBytes / Format::kCodeBytes;
-  static constexpr int kBytes = kTileKeys * kRowBytes;
-  static constexpr int kBeside = D / kRowCodes;  // tiles of the same keys
-  static_assert(kRowBytes == 128 || kRowBytes == 64);
-  static constexpr MapSwizzle kSwizzle = kRowBytes == 128 ? MapSwizzle::k128 : MapSwizzle::k64;
+  static constexpr int kKeyBytes = D * Format::kBits / 8;
+  static constexpr int kKeysARow = kKeyBytes < 128 ? 128 / kKeyBytes : 1;
+  static constexpr int kElements = Format::kBits == 16 ? 64 : 128;  // of a row of 128 bytes
+  static constexpr int kBytes = kTileKeys / kKeysARow * 128;
+  static constexpr int kBeside = kKeyBytes <= 128 ? 1 : kKeyBytes / 128;  // tiles of the same keys
 
+  /// Bytes before key `key` of a stage: for copies, whole rows.
+  static __device__ __forceinline__ int row_offset(int key) {
+    return key / kTileKeys * kBeside * kBytes + key % kTileKeys / kKeysARow * 128;
+  }
   /// Bytes before 16-byte unit `unit` of key `key` of a stage.
   static __device__ __forceinline__ uint32_t offset(int key, int unit) {
-    constexpr int kUnits = kRowBytes / 16;
-    const int turn = kRowBytes == 128 ? key % 8 : key / 2 % 4;
-    return static_cast<uint32_t>((key / kTileKeys * kBeside + unit / kUnits) * kBytes +
-                                 key % kTileKeys * kRowBytes + ((unit % kUnits ^ turn) << 4));
+    const int row = key / kKeysARow, at = key % kKeysARow * (8 / kKeysARow) + unit % 8;
+    const int tile = kKeysARow == 1 ? key / kTileKeys * kBeside + unit / 8 : key / kTileKeys;
+    return static_cast<uint32_t>(tile * kBytes + row % (kTileKeys / kKeysARow) * 128 +
+                                 ((at ^ row % 8) << 4));
   }
 };
 
+/// Scales of a row as the kernel sees it; a shape may have fewer (DecodeParams::layout).
+template <class Format, int D>
+constexpr int kGroups = !Format::kScaled ? 0
+                        : Format::kZeros ? D / kKvInt4Group
+                                         : 1;
+
 template <class Format, int D, int N>
 struct Shared {
-  static constexpr int kStageBytes = kKeys * D * Format::kCodeBytes;  // K or V of one chunk
-  static constexpr int kStages = 192 * 1024 / blocks_per_processor(D, 8 * N) / kStageBytes;
+  static constexpr int kStageBytes = kKeys * D * Format::kBits / 8;  // K or V of one chunk
+  static constexpr int kStages =
+      192 * 1024 / blocks_per_processor(D, 8 * N) / (kStageBytes + kKeys * 4 * kGroups<Format, D>);
   static constexpr int kWeightRow = kKeys + 8;  // padded: rows shift by 4 banks
+  static constexpr int kParts = kGroups<Format, D> > 1 ? kGroups<Format, D> : 1;
   alignas(1024) unsigned char ring[kStages][kStageBytes];
-  alignas(16) float scales[Format::kScaled ? kStages : 1][kKeys];
-  alignas(16) __nv_bfloat16 weights[8 * N][kWeightRow];
+  alignas(16) float scales[Format::kScaled ? kStages : 1][kParts][kKeys];
+  alignas(16) __nv_bfloat16 weights[kParts][8 * N][kWeightRow];   // times the scales of the values
+  alignas(8) uint16_t zeros[Format::kZeros ? kParts : 1][kKeys];  // of the values, see KvInt4
   alignas(8) float tops[kWarps][8 * N];
   alignas(8) float sums[kWarps][8 * N];
   Barrier full[kStages], empty[kStages];
@@ -57,6 +64,9 @@ __device__ __forceinline__ void load_turned(uint32_t (&r)[2], uint32_t address) 
                : "=r"(r[0]), "=r"(r[1])
                : "r"(address)
                : "memory");
+}
+__device__ __forceinline__ void load_turned(uint32_t (&r)[4], uint32_t address) {
+  load_matrices<true>(r, address);
 }
 
 /// Walks the ring.
@@ -82,13 +92,26 @@ __device__ void prefetch_chunks(const DecodeParams& p, const CUtensorMap* map, c
     if (key >= run.keys || key >= run.end * kKeys) return;
     const int block = p.table[run.segment * p.table_row + key / p.block_size];
     for (int plane = 0; plane < 2; ++plane) {
-      const int row = (plane * p.kv_heads + run.kv_head) * p.block_size + key % p.block_size;
+      const int row = ((plane * p.kv_heads + run.kv_head) * p.block_size + key % p.block_size) /
+                      Tiles<Format, D>::kKeysARow;
 #pragma unroll
       for (int c = 0; c < Tiles<Format, D>::kBeside; ++c) {
-        tma_prefetch(map, Coords<3>{{c * Tiles<Format, D>::kRowCodes, row, block}});
+        tma_prefetch(map, Coords<3>{{c * Tiles<Format, D>::kElements, row, block}});
       }
     }
   }
+}
+
+/// Of static formats: all keys of a stage have the scale of the head, or 1 where channels have
+/// their own. By the whole warp, before it arrives at the stage's barrier.
+__device__ __forceinline__ void fill_scales(const DecodeParams& p, float* scales, int plane,
+                                            int kv_head) {
+  const float* of = plane == 0 ? p.k_scale : p.v_scale;
+  const float scale = p.channels ? 1.0f : of[int64_t{kv_head} * p.head_dim];
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int i = 0; i < kKeys; i += 32) scales[lane + i] = scale;
+  __syncwarp();
 }
 
 /// The warp that fills the ring: K, V, K, V ... of the share whose first run is `run`. Lane i
@@ -111,30 +134,35 @@ __device__ void produce(const DecodeParams& p, const CUtensorMap* map, const Pla
       const int next_block = chunk + 1 < run.end ? block_of(chunk + 1) : -1;
       const int key = chunk * kKeys + lane * p.box_rows;
       const int boxes = (min(kKeys, run.keys - chunk * kKeys) + p.box_rows - 1) / p.box_rows;
-      constexpr int kKeyBytes = D * Format::kCodeBytes + (Format::kScaled ? 4 : 0);
-      const auto bytes = static_cast<uint32_t>(boxes * p.box_rows * kKeyBytes);
+      const int key_bytes = Tiles<Format, D>::kKeyBytes + p.layout.scales * 4;
+      const auto bytes = static_cast<uint32_t>(boxes * p.box_rows * key_bytes);
       for (int plane = 0; plane < 2; ++plane) {
         Barrier* full = &shared.full[ring.stage];
         wait(&shared.empty[ring.stage], ring.parity);
+        if constexpr (Format::kScaled && !Format::kZeros) {
+          if (p.layout.scales == 0)
+            fill_scales(p, shared.scales[ring.stage][0], plane, run.kv_head);
+        }
         if (lane == 0) arrive_expect(full, bytes);
         __syncwarp();
         if (block >= 0) {
           using Tile = Tiles<Format, D>;
           const int in_chunk = lane * p.box_rows;
-          unsigned char* to = shared.ring[ring.stage] +
-                              in_chunk / kTileKeys * Tile::kBeside * Tile::kBytes +
-                              in_chunk % kTileKeys * Tile::kRowBytes;
-          const int row = (plane * p.kv_heads + run.kv_head) * p.block_size + key % p.block_size;
+          unsigned char* to = shared.ring[ring.stage] + Tile::row_offset(in_chunk);
+          const int row = ((plane * p.kv_heads + run.kv_head) * p.block_size + key % p.block_size) /
+                          Tile::kKeysARow;
 #pragma unroll
           for (int c = 0; c < Tile::kBeside; ++c) {
-            tma_load(to + c * Tile::kBytes, map, full, Coords<3>{{c * Tile::kRowCodes, row, block}},
+            tma_load(to + c * Tile::kBytes, map, full, Coords<3>{{c * Tile::kElements, row, block}},
                      L2Hint::kEvictFirst);
           }
           if constexpr (Format::kScaled) {
-            bulk_load(&shared.scales[ring.stage][in_chunk],
-                      p.cache + block * p.block_bytes +
-                          p.layout.scale_offset(plane, run.kv_head, key % p.block_size),
-                      static_cast<uint32_t>(p.box_rows * 4), full);
+            for (int g = 0; g < p.layout.scales; ++g) {
+              bulk_load(&shared.scales[ring.stage][g][in_chunk],
+                        p.cache + block * p.block_bytes +
+                            p.layout.scale_offset(plane, run.kv_head, g, key % p.block_size),
+                        static_cast<uint32_t>(p.box_rows * 4), full);
+            }
           }
         }
         ring.next();

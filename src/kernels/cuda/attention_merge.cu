@@ -131,7 +131,12 @@ struct Merger {
     if (column >= p.head_dim) return;
 #pragma unroll
     for (int i = 0; i < kEach; i += 2) {
-      *reinterpret_cast<uint32_t*>(to + column + i) = pack_bf16(o[i] * scale, o[i + 1] * scale);
+      float x = o[i] * scale, y = o[i + 1] * scale;
+      if (p.channels) {
+        x *= column_scale(p, run.kv_head, column + i);
+        y *= column_scale(p, run.kv_head, column + i + 1);
+      }
+      *reinterpret_cast<uint32_t*>(to + column + i) = pack_bf16(x, y);
     }
   }
 };

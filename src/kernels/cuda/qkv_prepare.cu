@@ -28,6 +28,8 @@ struct PrepareParams {
   const int64_t* kv_slot;
   std::byte* cache;
   KvBlockLayout layout;
+  const float *k_scale, *v_scale;  // [G][D] of static formats; null: a scale a row
+  float largest_code;
   int64_t q_row, q_head, k_row, k_head, v_row, v_head;
   int64_t block_bytes;  // of the cache
   int64_t num_items;    // T * (H + G)
@@ -104,44 +106,98 @@ __device__ __forceinline__ void store_bf16(const float (&x)[Turns][2], int head_
   }
 }
 
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
+  return x;
+}
+__device__ __forceinline__ bool finite(float x) {
+  return fabsf(x) <= std::numeric_limits<float>::max();
+}
+
+/// Codes of a byte, of pairs 2 lane + 64 turn, at kv_place(): dims 0, 2, 1, 3 of a word.
+template <class Format, int Turns>
+__device__ __forceinline__ void store_bytes(const float (&x)[Turns][2],
+                                            const float2 (&inverse)[Turns], int head_dim,
+                                            std::byte* to) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int turn = 0; turn < Turns; ++turn) {
+    const int at = lane * 2 + turn * 64;
+    uint32_t word = 0;
+    if (at < head_dim) {
+      const uint32_t low = Format::code(__fmul_rn(x[turn][0], inverse[turn].x));
+      const uint32_t high = Format::code(__fmul_rn(x[turn][1], inverse[turn].y));
+      word = (low | high << 16) << lane % 2 * 8;
+    }
+    word |= __shfl_xor_sync(0xffffffffu, word, 1);
+    if (lane % 2 == 0 && at < head_dim) *reinterpret_cast<uint32_t*>(to + at) = word;
+  }
+}
+
 /// One warp's row of (plane, head, token) into a block of the cache.
 template <class Format, int Turns>
 __device__ __forceinline__ void store_row(const PrepareParams& p, const float (&x)[Turns][2],
                                           std::byte* block, int plane, int64_t head,
                                           int64_t token) {
   std::byte* to = block + p.layout.code_offset(plane, head, token);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const auto store_scale = [&](int group, float scale) {
+    if (lane != 0) return;
+    *reinterpret_cast<float*>(block + p.layout.scale_offset(plane, head, group, token)) = scale;
+  };
   if constexpr (!Format::kScaled) {
     store_bf16(x, p.head_dim, to);
-  } else {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    float amax = 0;
-    bool finite = true;
+  } else if constexpr (Format::kZeros) {
+    static_assert(kKvInt4Group == 64);  // a turn
 #pragma unroll
     for (int turn = 0; turn < Turns; ++turn) {
-      if (lane * 2 + turn * 64 >= p.head_dim) continue;
-#pragma unroll
-      for (const float value : x[turn]) {
-        finite = finite && fabsf(value) <= std::numeric_limits<float>::max();
-        amax = fmaxf(amax, fabsf(value));
-      }
-    }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-      amax = fmaxf(amax, __shfl_xor_sync(0xffffffffu, amax, step));
-    }
-    if (!__all_sync(0xffffffffu, finite)) amax = std::numeric_limits<float>::infinity();
-    const KvRowScale scale = kv_row_scale(amax, kv_largest_code(Format::kFormat));
-#pragma unroll
-    for (int turn = 0; turn < Turns; ++turn) {
+      if (turn * 64 >= p.head_dim) break;
       const int at = lane * 2 + turn * 64;
-      if (at >= p.head_dim) continue;
-      const uint32_t low = Format::code(x[turn][0], scale.inverse);
-      const uint32_t high = Format::code(x[turn][1], scale.inverse);
-      *reinterpret_cast<uint16_t*>(to + at) = static_cast<uint16_t>(low | high << 8);
+      const bool mine = at < p.head_dim;
+      const float a = mine ? x[turn][0] : 0.0f, b = mine ? x[turn][1] : 0.0f;
+      const float high = warp_max(fmaxf(a, b)), low = -warp_max(fmaxf(-a, -b));
+      const KvInt4Scale scale =
+          kv_int4_scale(high, low, __all_sync(0xffffffffu, finite(a) && finite(b)));
+      // Dims 0, 2, 4, 6, 1, 3, 5, 7 of a word.
+      const uint32_t first = kv_int4_code(__fmul_rn(a, scale.inverse), scale.zero);
+      const uint32_t second = kv_int4_code(__fmul_rn(b, scale.inverse), scale.zero);
+      uint32_t word = (first | second << 16) << lane % 4 * 4;
+      word |= __shfl_xor_sync(0xffffffffu, word, 1);
+      word |= __shfl_xor_sync(0xffffffffu, word, 2);
+      if (lane % 4 == 0 && mine) *reinterpret_cast<uint32_t*>(to + at / 2) = word;
+      store_scale(turn, scale.scale);
     }
-    if (lane == 0) {
-      *reinterpret_cast<float*>(block + p.layout.scale_offset(plane, head, token)) = scale.scale;
+  } else {
+    float2 inverse[Turns];
+    if (p.k_scale != nullptr) {
+      const float* scale = (plane == 0 ? p.k_scale : p.v_scale) + head * p.head_dim;
+#pragma unroll
+      for (int turn = 0; turn < Turns; ++turn) {
+        const int at = lane * 2 + turn * 64;
+        if (at >= p.head_dim) continue;
+        inverse[turn] = make_float2(__frcp_rn(scale[at]), __frcp_rn(scale[at + 1]));
+      }
+    } else {
+      float amax = 0;
+      bool all_finite = true;
+#pragma unroll
+      for (int turn = 0; turn < Turns; ++turn) {
+        if (lane * 2 + turn * 64 >= p.head_dim) continue;
+#pragma unroll
+        for (const float value : x[turn]) {
+          all_finite = all_finite && finite(value);
+          amax = fmaxf(amax, fabsf(value));
+        }
+      }
+      amax = warp_max(amax);
+      if (!__all_sync(0xffffffffu, all_finite)) amax = std::numeric_limits<float>::infinity();
+      const KvRowScale scale = kv_row_scale(amax, p.largest_code);
+#pragma unroll
+      for (float2& of : inverse) of = make_float2(scale.inverse, scale.inverse);
+      store_scale(0, scale.scale);
     }
+    store_bytes<Format>(x, inverse, p.head_dim, to);
   }
 }
 
@@ -205,7 +261,10 @@ __global__ __launch_bounds__(kWarps * 32) void prepare_kernel(PrepareParams p) {
       // a cos - b sin of the first of a pair, b cos + a sin of the second.
       const float2 angle = plan.turn[turn][j];
       const float cross = __fmul_rn(x[plan.other[turn][j]], angle.y);
-      rotated[turn][j] = fmaf(value[turn][j], angle.x, plan.first[turn][j] ? -cross : cross);
+      const float turned = fmaf(value[turn][j], angle.x, plan.first[turn][j] ? -cross : cross);
+      // Behind the rotary part 0 * infinity must not come in.
+      const int at = lane * 2 + turn * 64 + j;
+      rotated[turn][j] = plan.other[turn][j] == at ? value[turn][j] : turned;
     }
   }
   if (is_q) {
@@ -232,6 +291,11 @@ void qkv_prepare(Stream& stream, const QkvPrepareArgs& args) {
   if (rows == 0) return;
   CHECK(args.q.dim(2) <= kMaxHeadDim && args.q.dim(2) % 2 == 0,
         "qkv_prepare: a head is an even number of values, up to 256");
+  const KvShape& kv = args.kv.shape;
+  const bool is_static = kv_has_static_scales(kv.format);
+  CHECK(kv.head_dim * kv_code_bits(kv.format) % 32 == 0, "qkv_prepare: rows are whole words");
+  CHECK(!is_static || (args.kv.k_scale != nullptr && args.kv.v_scale != nullptr),
+        "qkv_prepare: a static format without scales");
   const PrepareParams p{
       .q = static_cast<__nv_bfloat16*>(args.q.data),
       .k = static_cast<const __nv_bfloat16*>(args.k.data),
@@ -245,8 +309,10 @@ void qkv_prepare(Stream& stream, const QkvPrepareArgs& args) {
       .triples = static_cast<const int32_t*>(args.positions.triples.data),
       .kv_slot = args.kv_slot.ptr<int64_t>(),
       .cache = args.kv.data,
-      .layout = with_kv_format(args.kv.shape.format,
-                               [&](auto format) { return kv_layout(format, args.kv.shape); }),
+      .layout = kv_layout(kv),
+      .k_scale = is_static ? args.kv.k_scale : nullptr,
+      .v_scale = is_static ? args.kv.v_scale : nullptr,
+      .largest_code = kv_largest_code(kv.format),
       .q_row = args.q.stride[0],
       .q_head = args.q.stride[1],
       .k_row = args.k.stride[0],
@@ -266,7 +332,7 @@ void qkv_prepare(Stream& stream, const QkvPrepareArgs& args) {
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>((rows * heads + kWarps - 1) / kWarps)),
                           .block = dim3(kWarps * 32),
                           .overlap = true};
-  with_kv_format(args.kv.shape.format, [&](auto format) {
+  with_kv_format(kv.format, [&](auto format) {
     using Format = decltype(format);
     if (p.head_dim <= 64) return launch(stream, shape, prepare_kernel<Format, 1>, p);
     if (p.head_dim <= 128) return launch(stream, shape, prepare_kernel<Format, 2>, p);

@@ -48,7 +48,10 @@ void moe(Stream& stream, const MoeArgs& args) {
 }
 
 void attention(Stream& stream, const AttnArgs& args) {
-  if (args.num_prompt_segments > 0) cuda::attention_prompt(stream, args);
+  if (args.num_prompt_segments > 0) {
+    (args.kv.shape.format == KvFormat::kBf16 ? cuda::attention_prompt
+                                             : cuda::attention_prompt_gathered)(stream, args);
+  }
   if (args.seqs.num_segments > args.num_prompt_segments) cuda::attention_decode(stream, args);
 }
 
@@ -92,7 +95,8 @@ const OpTable* cuda_ops() {
                         int) -> int64_t { return cuda::gdn_scratch(shape, rows, num_sequences); },
       .attention_scratch = [](const AttnShape& shape, int64_t num_sequences,
                               int64_t num_keys) -> int64_t {
-        return std::max(cuda::attention_prompt_scratch(shape, num_sequences, num_keys),
+        return std::max(cuda::attention_prompt_scratch(shape, num_sequences, num_keys) +
+                            cuda::kv_gather_scratch(shape, num_keys),
                         cuda::attention_decode_scratch(shape, num_sequences, num_keys));
       },
       .embed = cuda::embed,

@@ -58,7 +58,7 @@ class Consumer {
     find_rows(run);
     wait_for_predecessor();
     for (;;) {
-      load_rows();
+      load_rows(run);
       for (int chunk = run.begin; chunk < run.end; ++chunk) {
         compute(run, chunk);
         add_chunk(run, chunk, upper);
@@ -73,10 +73,15 @@ class Consumer {
  private:
   static constexpr int kColumns = D / kWarps;  // of a warp
   static constexpr int kM = kColumns / 16;
-  /// Steps of 16 dimensions that one load of matrices (32 bytes a key) gives.
-  static constexpr int kSteps = 2 / Format::kCodeBytes;
+  /// Registers of a fragment that a word of codes becomes, and steps of 16 dimensions that one load
+  /// of matrices (32 bytes a key) gives.
+  static constexpr int kPairs = 16 / Format::kBits;
+  static constexpr int kUnitDims = 8 * kPairs;                         // of 16 bytes
+  static constexpr int kUnitTiles = kPairs == 1 ? 1 : kUnitDims / 16;  // of 16 columns
+  static constexpr int kParts = Shared<Format, D, N>::kParts;
   static constexpr int kBatch = D * N <= 256 ? 4 : (D * N <= 512 ? 2 : 1);  // as registers allow
-  static constexpr int kKeyBatch = kBatch < kSteps ? kSteps : kBatch;
+  static constexpr int kKeyBatch = kBatch < kPairs ? kPairs : kBatch;
+  static_assert(!Format::kZeros || kKeyBatch * 16 == kKvInt4Group);
   using Partial = State<kM, N>;
   using Tile = Tiles<Format, D>;
 
@@ -88,6 +93,7 @@ class Consumer {
   const __nv_bfloat16* q_rows[N];
   uint32_t q[D / 16][N][2];
   int visible[N][2];          // keys that the thread's rows see
+  int seen_by_all;            // keys
   Partial chunk_state, node;  // of the chunk; of the chunks since the last multiple of 8
 
   __device__ __forceinline__ void release() {
@@ -98,6 +104,7 @@ class Consumer {
 
   /// What the run's rows see and where they are.
   __device__ __forceinline__ void find_rows(const Run& run) {
+    seen_by_all = p.kv_start[run.segment] + run.first_row / p.group + 1;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
 #pragma unroll
@@ -112,20 +119,45 @@ class Consumer {
       q_rows[n] = row < run.rows ? p.q + at.token * p.q_row + at.head * p.q_head : nullptr;
     }
   }
-  __device__ __forceinline__ void load_rows() {
+  /// Codes come kPairs pairs to a thread: the products run over dimensions in that order, and q
+  /// follows.
+  static __device__ __forceinline__ int q_column(int k, int half, int lane) {
+    if constexpr (kPairs == 1) return k * 16 + half * 8 + lane % 4 * 2;
+    return k / kUnitTiles * kUnitDims + lane % 4 * 2 * kPairs + k % kUnitTiles * 4 + half * 2;
+  }
+  __device__ __forceinline__ void load_rows(const Run& run) {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
 #pragma unroll
       for (int k = 0; k < D / 16; ++k) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          // Codes of one byte come four to a thread: the products run over dimensions in that
-          // order, and q follows.
-          const int column = k * 16 + (Format::kCodeBytes == 2 ? half * 8 + lane % 4 * 2
-                                                               : lane % 4 * 4 + half * 2);
+          const int column = q_column(k, half, lane);
           q[k][n][half] = q_rows[n] != nullptr && column < p.head_dim
                               ? *reinterpret_cast<const uint32_t*>(q_rows[n] + column)
                               : 0u;
+        }
+      }
+    }
+    if constexpr (Format::kScaled && !Format::kZeros) {
+      if (p.channels) scale_rows(run);
+    }
+  }
+  /// The channels' scales of K meet q, rounded to bf16 again.
+  __device__ __forceinline__ void scale_rows(const Run& run) {
+    const float* scale = p.k_scale + int64_t{run.kv_head} * p.head_dim;
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int column = q_column(k, half, lane);
+        if (column >= p.head_dim) continue;
+        const float2 of = *reinterpret_cast<const float2*>(scale + column);
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          uint32_t& pair = q[k][n][half];
+          pair = pack_bf16(__uint_as_float(pair << 16) * of.x,
+                           __uint_as_float(pair & 0xFFFF0000u) * of.y);
         }
       }
     }
@@ -137,11 +169,7 @@ class Consumer {
     float s[2][N][4];  // the warp's keys 16 m + lane / 4 + {0, 8} x the thread's rows
     multiply_keys(s);
     const int last_key = first_key + kKeys;
-    bool masked = false;
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-      masked = masked || last_key > visible[n][0] || last_key > visible[n][1];
-    }
+    const bool masked = last_key > seen_by_all;
     if (masked) {
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
@@ -155,7 +183,7 @@ class Consumer {
         }
       }
     }
-    weigh(s, first_key);
+    weigh(s, first_key, masked);
     multiply_values(run, first_key);
   }
 
@@ -171,42 +199,72 @@ class Consumer {
     // Loads go ahead in batches: neither they nor the products may be reordered by the compiler.
 #pragma unroll
     for (int first = 0; first < D / 16; first += kKeyBatch) {
+      if constexpr (Format::kZeros) {  // a batch is a group
+        if (first / kKeyBatch >= p.layout.scales) break;
+      }
+      float scale[2][2] = {};
+      uint32_t zeros[2][2] = {};
+      if constexpr (Format::kZeros) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          scale[i / 2][i % 2] = key_scale(first / kKeyBatch, i / 2, i % 2);
+          zeros[i / 2][i % 2] = Format::twice(Format::zero(scale[i / 2][i % 2]));
+        }
+      }
       uint32_t a[kKeyBatch][2][4];
 #pragma unroll
-      for (int i = 0; i < kKeyBatch; i += kSteps) {
+      for (int i = 0; i < kKeyBatch; i += kPairs) {
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           uint32_t codes[4];
           load_matrices(codes,
-                        base + Tile::offset(key + m * 16, (first + i) / kSteps * 2 + lane / 16));
+                        base + Tile::offset(key + m * 16, (first + i) / kPairs * 2 + lane / 16));
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
-            if constexpr (Format::kCodeBytes == 2) {
+            if constexpr (kPairs == 1) {
               a[i][m][j] = codes[j];
             } else {
-              a[i + j / 2][m][j % 2] = Format::template widen<0, 1>(codes[j]);
-              a[i + j / 2][m][j % 2 + 2] = Format::template widen<2, 3>(codes[j]);
+              uint32_t pairs[kPairs];
+              widen(pairs, codes[j], zeros[m][j % 2]);
+#pragma unroll
+              for (int x = 0; x < kPairs; ++x) {
+                a[i + j / 2 * kUnitTiles + x / 2][m][j % 2 + x % 2 * 2] = pairs[x];
+              }
             }
           }
         }
       }
+      float group[2][N][4] = {};
 #pragma unroll
       for (int i = 0; i < kKeyBatch; ++i) {
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
 #pragma unroll
           for (int n = 0; n < N; ++n) {
-            mma_bf16(s[m][n], a[i][m], q[first + i][n][0], q[first + i][n][1]);
+            mma_bf16(Format::kZeros ? group[m][n] : s[m][n], a[i][m], q[first + i][n][0],
+                     q[first + i][n][1]);
+          }
+        }
+      }
+      if constexpr (Format::kZeros) {
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+#pragma unroll
+          for (int n = 0; n < N; ++n) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              s[m][n][j] = fmaf(group[m][n][j], scale[m][j / 2], s[m][n][j]);
+            }
           }
         }
       }
     }
-    if constexpr (Format::kScaled) {
+    if constexpr (Format::kScaled && !Format::kZeros) {
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const float scale = shared.scales[ring.stage][warp * 32 + m * 16 + lane / 4 + j / 2 * 8];
+          const float scale = key_scale(0, m, j / 2);
 #pragma unroll
           for (int n = 0; n < N; ++n) s[m][n][j] *= scale;
         }
@@ -214,9 +272,22 @@ class Consumer {
     }
     release();
   }
+  /// Of the thread's keys of the stage.
+  __device__ __forceinline__ float key_scale(int group, int m, int half) const {
+    return shared.scales[ring.stage][group][warp * 32 + m * 16 + lane / 4 + half * 8];
+  }
+  static __device__ __forceinline__ void widen(uint32_t (&pairs)[kPairs], uint32_t word,
+                                               uint32_t zeros) {
+    pairs[0] = Format::template widen<0>(word, zeros);
+    pairs[1] = Format::template widen<1>(word, zeros);
+    if constexpr (kPairs == 4) {
+      pairs[2] = Format::template widen<2>(word, zeros);
+      pairs[3] = Format::template widen<3>(word, zeros);
+    }
+  }
 
   /// Scores to weights in shared memory; top and sum of chunk_state.
-  __device__ __forceinline__ void weigh(float (&s)[2][N][4], int first_key) {
+  __device__ __forceinline__ void weigh(float (&s)[2][N][4], int first_key, bool masked) {
     const int my_row = lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
@@ -235,6 +306,7 @@ class Consumer {
     }
     barrier_sync(1, kWarps * 32);
     if constexpr (Format::kScaled) wait(&shared.full[ring.stage], ring.parity);
+    if constexpr (Format::kZeros) store_zeros();
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       float all[2] = {minus_infinity(), minus_infinity()}, sum[2] = {0, 0};
@@ -250,7 +322,6 @@ class Consumer {
         chunk_state.top[n][h] = __fmul_rn(all[h], p.scale);
         shift[h] = all[h] == minus_infinity() ? 0.0f : -chunk_state.top[n][h];
       }
-      uint32_t packed[4];
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -258,12 +329,9 @@ class Consumer {
           s[m][n][j] = exp2_approx(fmaf(s[m][n][j], p.scale, shift[j % 2]));
           sum[j % 2] += s[m][n][j];
         }
-        if constexpr (Format::kScaled) scale_weights(s[m][n], first_key, m, n);
-        packed[2 * m] = pack_bf16(s[m][n][0], s[m][n][1]);
-        packed[2 * m + 1] = pack_bf16(s[m][n][2], s[m][n][3]);
       }
-      store_matrices<true>(
-          shared_address(&shared.weights[n * 8 + lane % 8][warp * 32 + lane / 8 * 8]), packed);
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) store_weights(s, first_key, masked, n, part);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
 #pragma unroll
@@ -289,14 +357,41 @@ class Consumer {
   }
 
   /// Times the scales of the values; what a row doesn't see stays 0, whatever its scale.
-  __device__ __forceinline__ void scale_weights(float (&w)[4], [[maybe_unused]] int first_key,
-                                                int m, int n) const {
+  __device__ __forceinline__ void store_weights(const float (&s)[2][N][4],
+                                                [[maybe_unused]] int first_key,
+                                                [[maybe_unused]] bool masked, int n, int part) {
+    uint32_t packed[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int key = warp * 32 + m * 16 + lane / 4 + j / 2 * 8;
-      const float scaled = __fmul_rn(w[j], shared.scales[ring.stage][key]);
-      w[j] = first_key + key < visible[n][j % 2] ? scaled : 0.0f;
+    for (int m = 0; m < 2; ++m) {
+      float w[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        w[j] = s[m][n][j];
+        if constexpr (Format::kScaled) {
+          w[j] = __fmul_rn(w[j], key_scale(part, m, j / 2));
+          const int key = first_key + warp * 32 + m * 16 + lane / 4 + j / 2 * 8;
+          if (masked && key >= visible[n][j % 2]) w[j] = 0;
+        }
+      }
+      packed[2 * m] = pack_bf16(w[0], w[1]);
+      packed[2 * m + 1] = pack_bf16(w[2], w[3]);
     }
+    store_matrices<true>(
+        shared_address(&shared.weights[part][n * 8 + lane % 8][warp * 32 + lane / 8 * 8]), packed);
+  }
+  /// The zero points of the values, as widen() wants them.
+  __device__ __forceinline__ void store_zeros() {
+    const int part = lane % 4;
+    if (part >= kParts) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      shared.zeros[part][zero_place(warp * 32 + i * 8 + lane / 4)] =
+          static_cast<uint16_t>(KvInt4::zero(key_scale(part, i / 2, i % 2)));
+    }
+  }
+  /// Those of a thread's keys of a step of 16 follow each other.
+  static __device__ __forceinline__ int zero_place(int key) {
+    return key / 16 * 16 + key % 8 / 2 * 4 + key / 8 % 2 * 2 + key % 2;
   }
 
   /// chunk_state.o = V^T x weights. A row's product takes keys that it doesn't see as 0, whatever
@@ -316,7 +411,7 @@ class Consumer {
     if (Format::kScaled || first_limit >= kKeys) {
 #pragma unroll
       for (int k = 0; k < kKeys / 16; k += kBatch) multiply_steps<kBatch>(k);
-    } else {
+    } else if constexpr (!Format::kScaled) {
       // Keys that all rows see, up to a multiple of 16; then masked steps.
       const int clean = max(first_limit, 0) / 16;
       for (int k = 0; k < clean; ++k) multiply_steps<1>(k);
@@ -327,36 +422,87 @@ class Consumer {
     }
     release();
   }
-  /// Fragments of V^T: 16 columns (tile m of the warp's) x the keys of step k.
-  __device__ __forceinline__ void load_values(uint32_t (&a)[4], int k, int m) const {
+  /// Fragments of V^T: the warp's columns, 16 a tile m, x the keys of steps [k, k + Steps).
+  template <int Steps>
+  __device__ __forceinline__ void load_values(uint32_t (&a)[Steps][kM][4], int k) const {
     const uint32_t base = shared_address(shared.ring[ring.stage]);
-    if constexpr (Format::kCodeBytes == 2) {
-      const int unit = (warp * kColumns + m * 16) / 8 + lane / 8 % 2;
-      load_matrices<true>(a, base + Tile::offset(k * 16 + lane / 16 * 8 + lane % 8, unit));
-    } else {
-      // Pairs of columns come together: the even ones are rows 0..7 of the fragment.
-      uint32_t codes[2];
-      load_turned(codes, base + Tile::offset(k * 16 + lane % 16, warp * kM + m));
+    if constexpr (kPairs == 1) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        a[2 * half] = Format::template widen<0, 2>(codes[half]);
-        a[2 * half + 1] = Format::template widen<1, 3>(codes[half]);
+      for (int i = 0; i < Steps; ++i) {
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+          const int unit = (warp * kColumns + m * 16) / 8 + lane / 8 % 2;
+          const int key = (k + i) * 16 + lane / 16 * 8 + lane % 8;
+          load_matrices<true>(a[i][m], base + Tile::offset(key, unit));
+        }
+      }
+    } else {
+      // A word is pairs of keys, kPairs columns: of the first 8 keys of a step, then of the others.
+      constexpr int kStep = kM < kUnitTiles ? kM : kUnitTiles, kAtOnce = Steps % 2 == 0 ? 2 : 1;
+#pragma unroll
+      for (int i = 0; i < Steps; i += kAtOnce) {
+#pragma unroll
+        for (int m = 0; m < kM; m += kStep) {
+          const int tile = warp * kM + m;
+          uint32_t codes[2 * kAtOnce];
+          load_turned(codes,
+                      base + Tile::offset((k + i) * 16 + lane % (16 * kAtOnce), tile / kUnitTiles));
+#pragma unroll
+          for (int j = 0; j < kAtOnce; ++j) {
+            uint2 zeros = {};
+            if constexpr (Format::kZeros) {
+              zeros = *reinterpret_cast<const uint2*>(
+                  &shared.zeros[warp_part()][(k + i + j) * 16 + lane % 4 * 4]);
+            }
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              uint32_t word = codes[j * 2 + half];
+              if constexpr (kStep < kUnitTiles) word >>= tile % kUnitTiles * 2 * Format::kBits;
+              uint32_t pairs[kPairs];
+              widen(pairs, word, half == 0 ? zeros.x : zeros.y);
+#pragma unroll
+              for (int x = 0; x < 2 * kStep; ++x) {
+                a[i + j][m + x / 2][half * 2 + x % 2] = pairs[x];
+              }
+            }
+          }
+        }
       }
     }
   }
+  /// Which scales the warp's columns have.
+  __device__ __forceinline__ int warp_part() const {
+    return kParts == 1 ? 0 : warp * kColumns / kKvInt4Group;
+  }
   __device__ __forceinline__ uint32_t weights_at(int k, int n) const {
-    return shared_address(&shared.weights[n * 8 + lane % 8][k * 16 + lane / 8 % 2 * 8]);
+    return shared_address(
+        &shared.weights[warp_part()][n * 8 + lane % 8][k * 16 + lane / 8 % 2 * 8]);
   }
   /// Keys of steps [first, first + Steps).
   template <int Steps>
   __device__ __forceinline__ void multiply_steps(int first) {
     uint32_t a[Steps][kM][4], b[Steps][N][2];
+    if constexpr (Format::kScaled && Steps % 2 == 0) {
 #pragma unroll
-    for (int i = 0; i < Steps; ++i) {
+      for (int i = 0; i < Steps; i += 2) {
 #pragma unroll
-      for (int n = 0; n < N; ++n) load_matrices(b[i][n], weights_at(first + i, n));
+        for (int n = 0; n < N; ++n) {
+          uint32_t two[4];
+          load_matrices(two, weights_at(first + i + lane / 16, n));
+          b[i][n][0] = two[0];
+          b[i][n][1] = two[1];
+          b[i + 1][n][0] = two[2];
+          b[i + 1][n][1] = two[3];
+        }
+      }
+      load_values(a, first);
+    } else {
 #pragma unroll
-      for (int m = 0; m < kM; ++m) load_values(a[i][m], first + i, m);
+      for (int i = 0; i < Steps; ++i) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) load_matrices(b[i][n], weights_at(first + i, n));
+        load_values(reinterpret_cast<uint32_t(&)[1][kM][4]>(a[i]), first + i);
+      }
     }
 #pragma unroll
     for (int i = 0; i < Steps; ++i) {
@@ -376,19 +522,20 @@ class Consumer {
       keep[half] =
           (key + 8 * half < limit ? 0xFFFFu : 0u) | (key + 8 * half + 1 < limit ? 0xFFFF0000u : 0u);
     }
+    uint32_t steps[1][kM][4];
+    load_values(steps, k);
+    uint32_t(&a)[kM][4] = steps[0];
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
-      uint32_t a[4];
-      load_values(a, k, m);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) a[i] &= keep[i / 2];
+      for (int i = 0; i < 4; ++i) a[m][i] &= keep[i / 2];
 #pragma unroll
       for (int n = 0; n < N; ++n) {
         uint32_t b[2];
         load_matrices(b, weights_at(k, n));
         float(&o)[4] = chunk_state.o[m][n];
         float product[4] = {o[0], o[1], o[2], o[3]};
-        mma_bf16(product, a, b[0], b[1]);
+        mma_bf16(product, a[m], b[0], b[1]);
 #pragma unroll
         for (int j = 0; j < 4; ++j) o[j] = visible[n][j % 2] == seen ? product[j] : o[j];
       }
@@ -447,8 +594,9 @@ class Consumer {
   }
 
   __device__ __forceinline__ int column(int m, int j) const {
-    return warp * kColumns + m * 16 +
-           (Format::kCodeBytes == 2 ? lane / 4 + j / 2 * 8 : lane / 4 * 2 + j / 2);
+    if constexpr (kPairs == 1) return warp * kColumns + m * 16 + lane / 4 + j / 2 * 8;
+    const int tile = warp * kM + m, pair = tile % kUnitTiles * 2 + j / 2;
+    return tile / kUnitTiles * kUnitDims + lane / 8 * 2 * kPairs + pair * 2 + lane / 4 % 2;
   }
   __device__ __forceinline__ void store(const Run& run, const Partial& x, int level, int child) {
     float* to = p.partials + partial_offset(p, D, block, level, child);
@@ -484,8 +632,12 @@ class Consumer {
         for (int m = 0; m < kM; ++m) {
 #pragma unroll
           for (int j = h; j < 4; j += 2) {
-            if (column(m, j) < p.head_dim)
-              to[column(m, j)] = __float2bfloat16(x.o[m][n][j] * scale);
+            if (column(m, j) >= p.head_dim) continue;
+            float value = x.o[m][n][j] * scale;
+            if constexpr (Format::kScaled && !Format::kZeros) {
+              value *= column_scale(p, run.kv_head, column(m, j));
+            }
+            to[column(m, j)] = __float2bfloat16(value);
           }
         }
       }
@@ -542,17 +694,20 @@ __global__ __launch_bounds__(kWarps * 32 + 32, blocks_per_processor(D, 8 * N)) v
 template <class Format, int D, int N>
 void launch_decode(Stream& stream, const AttnArgs& args, const DecodeParams& p) {
   // A box is as many keys as lie together: up to a tile.
+  using Tile = Tiles<Format, D>;
   MapShape shape;
-  shape.type = Format::kCodeBytes == 2 ? MapType::kBF16 : MapType::kE4M3;
-  shape.swizzle = Tiles<Format, D>::kSwizzle;
+  shape.type = Format::kBits == 16 ? MapType::kBF16 : MapType::kE4M3;
+  shape.swizzle = MapSwizzle::k128;
   shape.rank = 3;
-  shape.dims[0] = static_cast<uint64_t>(p.head_dim);
-  shape.dims[1] = static_cast<uint64_t>(2 * p.kv_heads * p.block_size);
+  const bool several = Tile::kKeysARow > 1;
+  shape.dims[0] = static_cast<uint64_t>(several ? 128 : p.head_dim * Format::kBits / 8) /
+                  (Format::kBits == 16 ? 2 : 1);
+  shape.dims[1] = static_cast<uint64_t>(2 * p.kv_heads * p.block_size / Tile::kKeysARow);
   shape.dims[2] = static_cast<uint64_t>(args.kv.num_blocks);
-  shape.stride_bytes[0] = static_cast<uint64_t>(p.head_dim * Format::kCodeBytes);
+  shape.stride_bytes[0] = static_cast<uint64_t>(p.layout.row_bytes * Tile::kKeysARow);
   shape.stride_bytes[1] = static_cast<uint64_t>(args.kv.block_bytes);
-  shape.box[0] = static_cast<uint32_t>(Tiles<Format, D>::kRowCodes);
-  shape.box[1] = static_cast<uint32_t>(p.box_rows);
+  shape.box[0] = Tile::kElements;
+  shape.box[1] = static_cast<uint32_t>(p.box_rows / Tile::kKeysARow);
   shape.box[2] = 1;
   const CUtensorMap map = encode_map(args.kv.data, shape);
   const auto grid = static_cast<unsigned>(p.num_blocks);

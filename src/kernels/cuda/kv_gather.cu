@@ -1,0 +1,223 @@
+// Attention of prompts over a quantised cache: the blocks that the segments see are made bf16 in
+// scratch memory, x = bf16(code * scale), and attention_prompt reads those. A unit of 16 bytes of
+// codes a thread and turn; bytes: codes and scales once, bf16 written and read once; bound by
+// memory. What a row sees is a function of its segment's blocks alone. docs/kernels/kv_gather.md
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/common/ptx.h"
+#include "kernels/cuda/common/vec.h"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/kv_format.h"
+
+namespace weft::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kUnroll = 4;
+constexpr int kMaxSegments = 64;  // of a launch
+constexpr int64_t kSlackKeys =
+    1024;  // a block table may be a little wider than the longest context
+
+struct GatherParams {
+  const std::byte* cache;
+  std::byte* to;  // blocks of bf16
+  const int32_t* table;
+  int32_t* new_table;
+  int64_t block_bytes, table_row, new_row;
+  KvBlockLayout from, into;
+  const float *k_scale, *v_scale;  // [G][D] of static formats; null: a scale a row
+  int head_dim, num_segments;
+  int starts[kMaxSegments + 1];  // the segment's first block in `to`
+  int keys[kMaxSegments];
+};
+
+/// Dims [8 at, 8 at + 8) of the unit, times the scale of the row or of each channel.
+template <class Format>
+__device__ __forceinline__ uint4 convert(const uint4& unit, int at, float scale,
+                                         const float* channels) {
+  const uint32_t words[4] = {unit.x, unit.y, unit.z, unit.w};
+  uint32_t pairs[4];
+  if constexpr (Format::kBits == 4) {
+    const uint32_t zeros = Format::twice(Format::zero(scale));
+    pairs[0] = Format::template widen<0>(words[at], zeros);
+    pairs[1] = Format::template widen<1>(words[at], zeros);
+    pairs[2] = Format::template widen<2>(words[at], zeros);
+    pairs[3] = Format::template widen<3>(words[at], zeros);
+  } else {
+    pairs[0] = Format::template widen<0>(words[2 * at]);
+    pairs[1] = Format::template widen<1>(words[2 * at]);
+    pairs[2] = Format::template widen<0>(words[2 * at + 1]);
+    pairs[3] = Format::template widen<1>(words[2 * at + 1]);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 by = channels != nullptr ? reinterpret_cast<const float2*>(channels)[4 * at + i]
+                                          : make_float2(scale, scale);
+    pairs[i] = pack_bf16(low_bf16(pairs[i]) * by.x, high_bf16(pairs[i]) * by.y);
+  }
+  return {pairs[0], pairs[1], pairs[2], pairs[3]};
+}
+
+/// Block (x, y): block x of `to`, plane and head y.
+template <class Format>
+__global__ __launch_bounds__(kThreads) void gather_kernel(const __grid_constant__ GatherParams p) {
+  constexpr int kUnitDims = 128 / Format::kBits;
+  const int block = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  int segment = 0, above = p.num_segments;
+  while (above - segment > 1) {
+    const int middle = (segment + above) / 2;
+    (p.starts[middle] <= block ? segment : above) = middle;
+  }
+  const int index = block - p.starts[segment];
+  const int plane = static_cast<int>(blockIdx.y) / static_cast<int>(p.from.heads);
+  const int head = static_cast<int>(blockIdx.y) - plane * static_cast<int>(p.from.heads);
+  const int tokens = static_cast<int>(p.from.block_size);
+  const int seen = p.keys[segment] - index * tokens;  // the others are an older owner's
+  wait_for_predecessor();
+
+  const std::byte* from = p.cache + p.table[segment * p.table_row + index] * p.block_bytes;
+  if (blockIdx.y == 0 && thread == 0) p.new_table[segment * p.new_row + index] = block;
+  std::byte* to = p.to + block * p.into.bytes();
+  const float* channels = plane == 0 ? p.k_scale : p.v_scale;
+  const int row_units = static_cast<int>(p.from.row_bytes) / 16, units = tokens * row_units;
+  for (int first = thread; first < units; first += kThreads * kUnroll) {
+    uint4 codes[kUnroll];
+    float scale[kUnroll];
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      const int unit = first + i * kThreads, token = unit / row_units;
+      codes[i] = {};
+      scale[i] = 0;
+      if (token >= seen || unit >= units) continue;
+      codes[i] = __ldcs(reinterpret_cast<const uint4*>(from + p.from.code_offset(plane, head, 0) +
+                                                       int64_t{unit} * 16));
+      if (channels == nullptr) {
+        const int group =
+            Format::kZeros ? (unit - token * row_units) * kUnitDims / kKvInt4Group : 0;
+        scale[i] =
+            *reinterpret_cast<const float*>(from + p.from.scale_offset(plane, head, group, token));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      const int unit = first + i * kThreads, token = unit / row_units;
+      if (unit >= units) continue;
+      const int dim = (unit - token * row_units) * kUnitDims;
+      auto* out = reinterpret_cast<uint4*>(to + p.into.code_offset(plane, head, token) + dim * 2);
+      const float* mine =
+          channels != nullptr ? channels + int64_t{head} * p.head_dim + dim : nullptr;
+#pragma unroll
+      for (int at = 0; at < kUnitDims / 8; ++at) {
+        if (dim + 8 * at >= p.head_dim) break;
+        out[at] = token < seen ? convert<Format>(codes[i], at, scale[i], mine) : uint4{};
+      }
+    }
+  }
+}
+
+int64_t table_bytes(int64_t blocks) {
+  return (kMaxSegments * blocks * 4 + 255) / 256 * 256;
+}
+
+int num_keys(const SeqMap& seqs, int segment) {
+  const int rows = seqs.host_cu_q[segment + 1] - seqs.host_cu_q[segment];
+  return rows > 0 ? seqs.host_kv_start[segment] + rows : 0;
+}
+
+/// Attention of the prompt segments [begin, end), whose blocks fit into the scratch memory.
+void attend(Stream& stream, const AttnArgs& args, int begin, int end, int64_t capacity) {
+  const KvShape& kv = args.kv.shape;
+  KvShape plain = kv;
+  plain.format = KvFormat::kBf16;
+  GatherParams p{};
+  p.cache = args.kv.data;
+  p.block_bytes = args.kv.block_bytes;
+  p.from = kv_layout(kv);
+  p.into = kv_layout(plain);
+  p.table = args.seqs.block_table.row<int32_t>(begin);
+  p.table_row = args.seqs.block_table.stride[0];
+  if (kv_has_static_scales(kv.format)) {
+    p.k_scale = args.kv.k_scale;
+    p.v_scale = args.kv.v_scale;
+  }
+  p.head_dim = kv.head_dim;
+  p.num_segments = end - begin;
+  for (int s = begin; s < end; ++s) {
+    const int keys = num_keys(args.seqs, s), blocks = (keys + kv.block_size - 1) / kv.block_size;
+    p.keys[s - begin] = keys;
+    p.starts[s - begin + 1] = p.starts[s - begin] + blocks;
+    p.new_row = std::max<int64_t>(p.new_row, blocks);
+  }
+  const int blocks = p.starts[p.num_segments];
+  if (blocks == 0) return;
+  const ArenaScope scope(stream.scratch());
+  p.to = static_cast<std::byte*>(stream.scratch().take(capacity * p.into.bytes()));
+  p.new_table = static_cast<int32_t*>(stream.scratch().take(table_bytes(capacity)));
+  const LaunchShape shape{
+      .grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(2 * kv.heads)),
+      .block = dim3(kThreads),
+      .overlap = true};
+  with_kv_format(kv.format, [&](auto format) {
+    using Format = decltype(format);
+    if constexpr (Format::kScaled) launch(stream, shape, gather_kernel<Format>, p);
+  });
+
+  AttnArgs plain_args = args;
+  plain_args.kv = {
+      .shape = plain, .data = p.to, .block_bytes = p.into.bytes(), .num_blocks = blocks};
+  plain_args.num_prompt_segments = p.num_segments;
+  plain_args.seqs.num_segments = p.num_segments;
+  plain_args.seqs.cu_q = args.seqs.cu_q.rows(begin, end + 1);
+  plain_args.seqs.kv_start = args.seqs.kv_start.rows(begin, end);
+  plain_args.seqs.block_table = {p.new_table, DType::kI32, {p.num_segments, p.new_row}};
+  plain_args.seqs.host_cu_q += begin;
+  plain_args.seqs.host_kv_start += begin;
+  HeadPlan heads;
+  if (args.heads != nullptr) {
+    heads = *args.heads;
+    TensorView* by_segment[] = {heads.rows.defined() ? &heads.rows : &heads.kinds, &heads.blocks,
+                                &heads.counts};
+    for (TensorView* view : by_segment) {
+      if (view->defined()) *view = view->rows(begin, end);
+    }
+    plain_args.heads = &heads;
+  }
+  attention_prompt(stream, plain_args);
+}
+
+}  // namespace
+
+int64_t kv_gather_scratch(const AttnShape& shape, int64_t num_keys) {
+  if (shape.kv_format == KvFormat::kBf16) return 0;
+  const int64_t keys = num_keys + kSlackKeys;
+  return keys * shape.kv_heads * shape.head_dim * 4 + table_bytes(keys / 16 + 1) + 512;
+}
+
+void attention_prompt_gathered(Stream& stream, const AttnArgs& args) {
+  if (args.prompt_rows == 0 || args.num_prompt_segments == 0) return;
+  CHECK(args.seqs.host_cu_q != nullptr && args.seqs.host_kv_start != nullptr);
+  const KvShape& kv = args.kv.shape;
+  CHECK(kv.block_size % 16 == 0 && kv.head_dim % 8 == 0,
+        "attention of a prompt: head_dim is 8, 16, ..");
+  CHECK(!kv_has_static_scales(kv.format) ||
+            (args.kv.k_scale != nullptr && args.kv.v_scale != nullptr),
+        "attention of a prompt: a static format without scales");
+  const int64_t capacity = args.seqs.block_table.dim(1);  // a segment has no more blocks
+  int begin = 0;
+  int64_t blocks = 0;
+  for (int s = 0; s < args.num_prompt_segments; ++s) {
+    const int64_t mine = (num_keys(args.seqs, s) + kv.block_size - 1) / kv.block_size;
+    if (s - begin == kMaxSegments || blocks + mine > capacity) {
+      attend(stream, args, begin, s, capacity);
+      begin = s;
+      blocks = 0;
+    }
+    blocks += mine;
+  }
+  attend(stream, args, begin, args.num_prompt_segments, capacity);
+}
+
+}  // namespace weft::cuda
