@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from timing import median_us, print_row
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-SHAPES = [(128, 32, 8, 8192), (256, 16, 2, 16384)]
-MORE = [(128, 32, 8, 32768), (128, 32, 8, 2048), (256, 16, 2, 4096), (64, 32, 8, 16384)]
+SHAPES = [(128, 32, 8, 8192), (128, 32, 8, 32768), (256, 16, 2, 16384)]
+MORE = [(128, 32, 8, 2048), (256, 16, 2, 4096), (64, 32, 8, 16384)]
 PEERS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 
 

@@ -234,10 +234,10 @@ bool measure(Gpu& gpu, const Shape& shape, PromptOp op, const char* kernel, bool
 int run(bool quick) {
   Gpu gpu;
   std::vector<Shape> shapes = {{.tokens = 8192},
+                               {.tokens = 32768},
                                {.dim = 256, .q_heads = 16, .kv_heads = 2, .tokens = 16384}};
   if (!quick) {
-    shapes.insert(shapes.end(), {{.tokens = 32768},
-                                 {.tokens = 2048},
+    shapes.insert(shapes.end(), {{.tokens = 2048},
                                  {.tokens = 512, .segments = 16},
                                  {.tokens = 2048, .start = 30720},
                                  {.tokens = 512, .segments = 64},

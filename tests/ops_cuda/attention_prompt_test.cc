@@ -126,6 +126,19 @@ TEST_P(AttentionPrompt, SameBitsAgain) {
   }
 }
 
+// Enough items that they are taken as they come, and keys for two sections of heads; the parts are
+// walked in a fixed way.
+TEST(AttentionPromptPlan, SameBitsInLongLaunches) {
+  const Heads heads{32, 8, 128};
+  const auto whole = Step(heads, {}, {{1, 0, 6300}}).run();
+  auto parts = Step(heads, {}, {{1, 0, 2000}}).run()[0];
+  for (const int start : {2000, 4100}) {
+    const auto part = Step(heads, {}, {{1, start, start == 2000 ? 2100 : 2200}}).run();
+    parts.insert(parts.end(), part[0].begin(), part[0].end());
+  }
+  EXPECT_TRUE(whole[0] == parts);
+}
+
 TEST(AttentionPromptPlan, MoreTilesThanALaunchHolds) {
   // 1,100 segments of 1 to 3 rows: two launches.
   std::vector<Piece> pieces;

@@ -11,11 +11,13 @@ struct Selection {
   std::vector<float> thresholds = {0.9f};  ///< of head h: [h % size]
   std::vector<HeadKind> kinds = {HeadKind::kBlocks};
   float norm = 1;
+  int quirk_blocks = 0;
 };
 
 /// The words and counts of each piece's lists.
 struct Lists {
   std::vector<std::vector<int32_t>> words, counts;
+  std::vector<float> mass;  ///< of all
 };
 
 class SelectStep {
@@ -52,11 +54,11 @@ class SelectStep {
     const int64_t block_bytes = cuda::kv_block_bytes(shape);
     DeviceTensor cache(DType::kBF16, {num_blocks_, block_bytes / 2}, cache_values(block_bytes / 2));
     DeviceTensor q(DType::kBF16, {rows() + 2, width}, q_values(2));
-    DeviceTensor kinds(kinds_), thresholds(DType::kF32, {heads.q}, thresholds_);
+    DeviceTensor thresholds(DType::kF32, {heads.q}, thresholds_);
     DeviceTensor cu_q(cu_q_), starts(starts_), table(table_);
     DeviceTensor words(std::vector<int32_t>(static_cast<size_t>(num * lists() * words_), 0x5a5a));
     DeviceTensor counts(std::vector<int32_t>(static_cast<size_t>(num * lists()), 0x5a5a));
-    HeadPlan plan = plan_of(kinds.view.data, words.view.data, counts.view.data);
+    HeadPlan plan = plan_of(nullptr, words.view.data, counts.view.data);
     AttnArgs args = common_args();
     args.heads = &plan;
     args.q = q.view.split_last(heads.q, heads.dim);
@@ -64,7 +66,23 @@ class SelectStep {
     args.seqs.cu_q = cu_q.view;
     args.seqs.kv_start = starts.view;
     args.seqs.block_table = TensorView(table.view.data, DType::kI32, {num, max_blocks_});
-    SelectArgs select{&args, s_.stride, s_.norm, thresholds.view};
+    // The kinds of segment s stand in row 2 s + 1, garbage around them.
+    std::vector<int32_t> rows_of, spread;
+    for (int s = 0; s < num; ++s) {
+      rows_of.push_back(2 * s + 1);
+      spread.insert(spread.end(), static_cast<size_t>(heads.q), 77);
+      spread.insert(spread.end(), kinds_.begin(), kinds_.begin() + heads.q);
+    }
+    DeviceTensor rows(rows_of), kinds(spread), mass(DType::kF32, {num, heads.q, row_blocks_});
+    plan.rows = rows.view;
+    plan.kinds = TensorView(kinds.view.data, DType::kI32, {2 * num, heads.q});
+    SelectArgs select;
+    select.attention = &args;
+    select.stride = s_.stride;
+    select.norm = s_.norm;
+    select.thresholds = thresholds.view;
+    select.quirk_blocks = s_.quirk_blocks;
+    select.mass = mass.view;
     int longest = 0;
     for (const Piece& piece : pieces_) longest = std::max(longest, piece.start + piece.rows);
     CudaTestStream stream(
@@ -82,6 +100,7 @@ class SelectStep {
       result.words.push_back(copy(words, s, lists() * words_));
       result.counts.push_back(copy(counts, s, lists()));
     }
+    result.mass = mass.floats();
     return result;
   }
 
@@ -106,7 +125,10 @@ class SelectStep {
     args.seqs.cu_q = TensorView(cu_q_.data(), DType::kI32, {segments() + 1});
     args.seqs.kv_start = TensorView(starts_.data(), DType::kI32, {segments()});
     args.seqs.block_table = TensorView(table_.data(), DType::kI32, {segments(), max_blocks_});
-    const SelectArgs select{&args, s_.stride, s_.norm, {}};
+    SelectArgs select;
+    select.attention = &args;
+    select.stride = s_.stride;
+    select.norm = s_.norm;
     int64_t equal = 0, all = 0;
     for (size_t s = 0; s < pieces_.size(); ++s) {
       for (int h = 0; h < heads.q; ++h) {
@@ -121,8 +143,11 @@ class SelectStep {
           const int b = pieces_[s].start / HeadPlan::kBlock + row;
           const auto scores = ref::block_scores(select, static_cast<int64_t>(s), h, b);
           const float threshold = thresholds_[static_cast<size_t>(h)];
-          const auto want = ref::choose_blocks(scores, threshold);
-          check_list(words, got.counts[s][list], scores, threshold);
+          const bool quirk = b < s_.quirk_blocks;
+          const auto want = ref::choose_blocks(scores, threshold, quirk);
+          const size_t at = s * static_cast<size_t>(lists()) + list;
+          if (!quirk) check_list(words, got.counts[s][list], scores, threshold);
+          check_mass(words, scores, got.mass[at]);
           if (testing::Test::HasFatalFailure()) {
             ADD_FAILURE() << "segment " << s << " head " << h << " row " << row;
             return;
@@ -169,6 +194,14 @@ class SelectStep {
       ASSERT_LT(mass - least, threshold * total + near);  // none too many
       ASSERT_GE(least, best_left - near);
     }
+  }
+
+  void check_mass(const int32_t* words, const std::vector<double>& scores, float mass) const {
+    double kept = 0;
+    for (size_t c = 0; c < scores.size(); ++c) {
+      if ((words[c / 32] >> (c % 32) & 1) != 0) kept += scores[c];
+    }
+    ASSERT_NEAR(kept / std::accumulate(scores.begin(), scores.end(), 0.0), mass, 1e-4);
   }
 
   int64_t segments() const { return static_cast<int64_t>(pieces_.size()); }
@@ -271,6 +304,13 @@ TEST(SparseSelect, OtherHeadsAreLeftAlone) {
 
 TEST(SparseSelect, ThresholdOneChoosesAll) {
   check({.heads = {2, 1, 64}, .thresholds = {1.0f, 0.0f}}, {{1, 0, 900}});
+}
+
+TEST(SparseSelect, PublishedCodesFirstChunk) {
+  for (const float threshold : {0.5f, 0.9f, 1.0f}) {
+    check({.heads = {4, 2, 64}, .thresholds = {threshold}, .norm = 0.2f, .quirk_blocks = 9},
+          {{1, 0, 1500}, {2, 0, 3}, {3, 640, 700}});
+  }
 }
 
 TEST(SparseSelect, SameListsInChunksAndCompany) {

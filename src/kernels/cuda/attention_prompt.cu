@@ -2,12 +2,13 @@
 // 2307.08691; Shah et al. 2024, arXiv 2407.08608).
 //
 // A work item is 64 * Warpgroups rows of one head (or, packed, of 2^k heads of one kv head) against
-// their keys, in tiles of `Keys` cut at absolute multiples from position 0, in ascending order. One
-// warp copies K and V with TMA, one Q; each warpgroup of consumers owns 64 rows: S = Q K^T (wgmma,
+// their keys, in tiles of `Keys` cut at absolute multiples from position 0, in ascending order. A
+// warp each copies K, V and Q with TMA; each warpgroup of consumers owns 64 rows: S = Q K^T (wgmma,
 // both operands in shared memory), softmax in registers, O += P V (P in registers). Warpgroups go
-// their own ways between the slots of the ring of K and V: with three of them the softmax of one
-// runs beneath the products of the others. Two take turns at the tensor cores. With a HeadPlan the
-// copying warp walks the tiles that the head sees, and says with each for which warpgroups it is.
+// their own ways between the slots of the ring of K and V, so that the softmax of one runs beneath
+// the products of the others. With a HeadPlan a launch for the full heads is followed by one for
+// the others, whose copying warps walk the tiles that the head sees and say with each for which
+// warpgroups it is; two warpgroups of a block of rows each overlap their own products and softmax.
 //
 // Bytes from L2: 4 D a (key, 64 * Warpgroups rows); the bound is the tensor cores' 4 D FLOPs a
 // (row, key) pair, and below it the power of the chip. Measured: docs/kernels/attention_prefill.md.
@@ -30,9 +31,9 @@
 namespace weft::cuda {
 namespace {
 
-// ---- Producers: one warp for K and V, one for Q
+// ---- Producers: a warp each for K, V and Q. A copy takes its warp some 100 cycles to ask for.
 
-template <class C>
+template <class C, int Plane>
 struct KvProducer {
   const PrefillShared<C>& shared;
   const PrefillParams& params;
@@ -41,61 +42,54 @@ struct KvProducer {
   RingAt<C> ring;
   uint32_t tail_phase = 0;
 
+  /// Where box `lane` of a tile of keys lies; the block beyond the last (zeros) after the keys.
+  struct Box {
+    int block, offset;
+  };
   // Of the current item.
   const int32_t* table = nullptr;
   int kv_end = 0;
-  int kv_head = 0;
+  int first_row = 0;  ///< of its kv head in a block
 
   __device__ __forceinline__ const int32_t* table_of(const PrefillItem& item) const {
     return params.block_table + item.tile.segment * params.table_row;
   }
-  /// The block that holds box `lane` of key tile `j`: one beyond the last (zeros) after the keys.
-  __device__ __forceinline__ int block_of(const int32_t* blocks, int end, int j) const {
-    const int key = j * C::kKeys + lane * params.box_keys;
-    const bool mine = lane * params.box_keys < C::kKeys && key < end;
-    return mine ? blocks[key / params.block_size] : params.num_blocks;
+  __device__ __forceinline__ Box box_of(const int32_t* blocks, int end, int j) const {
+    const int in_tile = lane * params.box_keys, key = j * C::kKeys + in_tile;
+    const int block = key / params.block_size;
+    const bool mine = in_tile < C::kKeys && key < end;
+    return {mine ? blocks[block] : params.num_blocks, key - block * params.block_size};
   }
 
-  /// All boxes of unit `u` of tile `j` into the ring, counted at `barrier`.
-  __device__ __forceinline__ void copy(int plane, int j, int u, int block, Barrier* barrier) {
+  /// All boxes of unit `u` of a tile into the ring, counted at `barrier`.
+  __device__ __forceinline__ void copy(int u, const Box& box, Barrier* barrier) {
     if (lane == 0) arrive_expect(barrier, C::kUnitBytes);
-    __syncwarp();
-    // The blocks of a cluster copy a panel each for all of them.
-    const bool shared_copy = C::kCluster > 1 && barrier != shared.tail;
-    const int boxes = C::kKeys / params.box_keys;
     unsigned char* to = shared.ring + ring.slot * C::kUnitBytes;
-    for (int i = 0; i < boxes; ++i) {
-      const int id = __shfl_sync(0xffffffffu, block, i);
-      const int offset = (j * C::kKeys + i * params.box_keys) % params.block_size;
-      const int row = (plane * params.kv_heads + kv_head) * params.block_size + offset;
+    for (int i = 0; i * params.box_keys < C::kKeys; ++i) {
+      const int id = __shfl_sync(0xffffffffu, box.block, i);
+      const int row = first_row + __shfl_sync(0xffffffffu, box.offset, i);
       if (lane == 0) {
-        if (shared_copy) {
-          const int panel = static_cast<int>(cluster_rank());
-          tma_load_multicast(to + panel * C::kPanelBytes + i * params.box_keys * 128, map, barrier,
-                             Coords{u * C::kUnitDims + panel * 64, row, id},
-                             (1 << C::kCluster) - 1);
-          continue;
-        }
 #pragma unroll
         for (int panel = 0; panel < C::kPanels; ++panel) {
-          tma_load(to + panel * C::kPanelBytes + i * params.box_keys * 128, map, barrier,
+          tma_load(to + panel * C::kPanelBytes, map, barrier,
                    Coords{u * C::kUnitDims + panel * 64, row, id});
         }
       }
+      to += params.box_keys * 128;
     }
   }
 
-  /// Tile `j` of K (plane 0) or V (plane 1).
-  __device__ __forceinline__ void load(int plane, int j, int block, int note) {
+  /// Tile `j`.
+  __device__ __forceinline__ void load(int j, const Box& box, int note) {
     const int keys = kv_end - j * C::kKeys;  // of the tile
     // The last block of a segment holds rows of an older owner, maybe NaN: of V they must be zeros.
-    const bool tail = plane == 1 && keys < C::kKeys && kv_end % params.block_size != 0;
+    const bool tail = Plane == 1 && keys < C::kKeys && kv_end % params.block_size != 0;
 #pragma unroll
     for (int u = 0; u < C::kUnits; ++u) {
       const int slot = ring.slot;
       wait(shared.empty + slot, ring.phase ^ 1);
       if (C::kPlanned && u == 0 && lane == 0) shared.notes[slot] = note;
-      copy(plane, j, u, block, tail ? shared.tail : shared.full + slot);
+      copy(u, box, tail ? shared.tail : shared.full + slot);
       if (tail) {
         wait(shared.tail, tail_phase);
         tail_phase ^= 1;
@@ -111,43 +105,51 @@ struct KvProducer {
       }
       ring.step();
     }
+    ring.step_tile();  // the other plane's
   }
 
-  __device__ __forceinline__ void run(const PrefillPlan& plan) {
-    ItemWalk<C> walk(plan, params);
-    PrefillItem item = walk.take(shared, 0, lane);
-    int block = block_of(table_of(item), item.tile.kv_end, 0);
+  /// `next(round)`: the item of a round.
+  template <class Next>
+  __device__ __forceinline__ void run(const Next& next_item) {
+    if (Plane == 1) ring.step_tile();
+    PrefillItem item = next_item(0);
+    Box box = box_of(table_of(item), item.tile.kv_end, 0);
     for (int round = 0; item.tile.tokens > 0; ++round) {
       table = table_of(item);
       kv_end = item.tile.kv_end;
-      kv_head = item.head / params.group;
+      first_row = (Plane * params.kv_heads + item.head / params.group) * params.block_size;
       KeyTiles<C, C::kPlanned> tiles;
       tiles.begin(params, item, lane);
       int j = tiles.from(0), note = tiles.note(j);
-      if (j != 0) block = block_of(table, kv_end, j);
+      if (j != 0) box = box_of(table, kv_end, j);
       // The table of the next item is on its way while this one's tiles are copied.
-      item = walk.take(shared, round + 1, lane);
-      const int next_item_block = block_of(table_of(item), item.tile.kv_end, 0);
+      item = next_item(round + 1);
+      const Box next_item_box = box_of(table_of(item), item.tile.kv_end, 0);
       while (j >= 0) {
         const int next = tiles.from(j + 1);
-        const int next_block = block_of(table, kv_end, max(next, 0));
+        const Box next_box = box_of(table, kv_end, max(next, 0));
         const int next_note = next >= 0 ? tiles.note(next) : 0;
-        load(0, j, block, note);
-        load(1, j, block, next_note);
+        load(j, box, Plane == 0 ? note : next_note);
         j = next;
-        block = next_block;
+        box = next_box;
         note = next_note;
       }
-      block = next_item_block;
+      box = next_item_box;
     }
   }
 };
 
+/// Item `round`, once the warp that copies K has taken it.
+template <class C>
+__device__ __forceinline__ PrefillItem taken(const PrefillShared<C>& shared, int round) {
+  wait(shared.claimed + round % C::kClaims, round / C::kClaims & 1);
+  return shared.item(round);
+}
+
 template <class C>
 __device__ __forceinline__ void produce_q(const PrefillShared<C>& shared, const CUtensorMap* maps) {
   for (int round = 0;; ++round) {
-    wait(shared.claimed + round % C::kClaims, round / C::kClaims & 1);
-    const PrefillItem item = shared.item(round);
+    const PrefillItem item = taken(shared, round);
     const CUtensorMap* map = maps + (item.tile.pack_shift != 0);
 #pragma unroll
     for (int w = 0; w < C::kWarpgroups; ++w) {
@@ -175,15 +177,6 @@ struct PrefillMaps {
   CUtensorMap kv;
 };
 
-/// A block of a cluster stays as long as others write to its shared memory.
-template <class C>
-__device__ __forceinline__ void leave() {
-  if constexpr (C::kCluster > 1) {
-    __syncwarp();
-    cluster_sync();
-  }
-}
-
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, 1)
     attention_prefill(const __grid_constant__ PrefillMaps maps,
@@ -197,7 +190,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     prefetch_map(&maps.kv);
     for (int i = 0; i < C::kStages; ++i) {
       barrier_init(shared.full + i, 1);
-      barrier_init(shared.empty + i, 4 * C::kWarpgroups * C::kCluster);
+      barrier_init(shared.empty + i, 4 * C::kWarpgroups);
     }
     for (int w = 0; w < C::kWarpgroups; ++w) {
       barrier_init(shared.q_full + w, 1);
@@ -207,37 +200,34 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     barrier_init(shared.tail, 1);
     fence_barrier_init();
   }
-  if constexpr (C::kCluster > 1) {
-    cluster_sync();
-  } else {
-    __syncthreads();
-  }
+  __syncthreads();
   wait_for_predecessor();
 
   if (warp < 4) {
     drop_registers_to<C::kProducerRegisters>();
+    const int lane = static_cast<int>(threadIdx.x) % 32;
     if (warp == 0) {
-      KvProducer<C>{shared, params, &maps.kv, static_cast<int>(threadIdx.x)}.run(plan);
-    } else if (threadIdx.x == 32) {
+      ItemWalk<C> walk(plan, params);
+      KvProducer<C, 0>{shared, params, &maps.kv, lane}.run(
+          [&](int round) { return walk.take(shared, round, lane); });
+    } else if (warp == 1) {
+      KvProducer<C, 1>{shared, params, &maps.kv, lane}.run(
+          [&](int round) { return taken(shared, round); });
+    } else if (threadIdx.x == 64) {
       produce_q<C>(shared, maps.q);
     }
-    leave<C>();
   } else {
     raise_registers_to<C::kConsumerRegisters>();
     PrefillConsumer<C> self{shared};
     self.warpgroup = warp / 4 - 1;
     self.q = k_major_128(shared.q + self.warpgroup * C::kQBytes);
     self.softmax.scale_log2 = params.scale_log2;
-    // The first turn is warpgroup 0's.
-    if (self.warpgroup == C::kWarpgroups - 1) self.turn_end();
     for (int round = 0;; ++round) {
       wait(shared.q_full + self.warpgroup, round & 1);
       const PrefillItem& item = shared.item(round);
       if (item.tile.tokens == 0) break;
       self.run(item, params);
     }
-    if (self.warpgroup == 0) self.turn_begin();
-    leave<C>();
   }
 }
 
@@ -266,9 +256,8 @@ class PrefillLauncher {
     const KvShape& kv = args.kv.shape;
     const AttnShape& shape = args.shape;
     const int group = shape.q_heads / shape.kv_heads;
-    // Heads of one tile are a power of two of one kv head.
-    // With a plan every head has tiles of its own.
-    while (!C::kPlanned && pack_shift_ < 4 && group % ((2 * C::kCluster) << pack_shift_) == 0) {
+    // Heads of one tile are a power of two of one kv head; with a plan every head has its own.
+    while (args.heads == nullptr && pack_shift_ < 4 && group % (2 << pack_shift_) == 0) {
       ++pack_shift_;
     }
     params_.out = static_cast<__nv_bfloat16*>(args.out.data);
@@ -286,7 +275,7 @@ class PrefillLauncher {
 
     params_.lse = args.lse.defined() ? args.lse.template ptr<float>() : nullptr;
     params_.lse_row = args.lse.stride[0];
-    if constexpr (C::kPlanned) take_plan(*args.heads);
+    if (args.heads != nullptr) take_plan(*args.heads);
 
     MapShape m;
     m.rank = 3;
@@ -317,13 +306,7 @@ class PrefillLauncher {
     const int wide_tiles = (tokens + C::kRows - 1) / C::kRows;
     const bool fewer = packed_tiles < wide_tiles << pack_shift_ && tokens < C::kRows;
     const int shift = fewer && (tokens <= 64 || position >= 1024) ? pack_shift_ : 0;
-    const Rows rows{segment, row, tokens, position};
-    if constexpr (C::kPlanned && C::kRows != HeadPlan::kBlock) {
-      cut(rows, C::kRows, 0, kFullHeads);
-      cut(rows, HeadPlan::kBlock, 0, kOtherHeads);
-    } else {
-      cut(rows, C::kRows >> shift, shift, C::kPlanned ? kFullHeads | kOtherHeads : 0);
-    }
+    cut({segment, row, tokens, position}, C::kRows >> shift, shift);
   }
 
   void flush() {
@@ -348,31 +331,30 @@ class PrefillLauncher {
         plan_.tiles, end, [&](const PrefillTile& tile) { return tile.pack_shift == shift; });
     const int sections = in_order ? 1 : num_sections();
     plan_.section_heads = args_.shape.q_heads / sections;
-    const auto items = [&](int s) { return (plan_.section_heads >> s) / C::kCluster; };
+    const auto items = [&](int s) { return plan_.section_heads >> s; };
     plan_.num_first = static_cast<int32_t>(others - plan_.tiles);
     plan_.first_items = items(shift);
     plan_.other_items = others == end ? 1 : items(others->pack_shift);
     plan_.section_items = plan_.num_first * plan_.first_items +
                           (plan_.num_tiles - plan_.num_first) * plan_.other_items;
     plan_.num_items = plan_.section_items * sections;
-    const int walkers = std::min(plan_.num_items, num_multiprocessors() / C::kCluster);
+    const int walkers = std::min(plan_.num_items, num_multiprocessors());
     ArenaScope scope(stream_.scratch());
     params_.counter = nullptr;
-    if constexpr (C::kPlanned) {
+    if (args_.heads != nullptr) {
       auto* order = static_cast<int32_t*>(stream_.scratch().take(int64_t{plan_.num_items} * 4 + 8));
       params_.counter = order++;
       launch(stream_, {.grid = 1, .block = 1024, .overlap = true}, order_items<C>, params_, plan_,
              order);
       params_.order = order;
-    } else if (C::kCluster == 1 && plan_.num_items >= kManyRounds * walkers) {
+    } else if (plan_.num_items >= kManyRounds * walkers) {
       params_.counter = static_cast<int32_t*>(stream_.scratch().take(4));
       launch(stream_, {.grid = 1, .block = 1, .overlap = true}, reset_counter, params_.counter);
     }
     launch(stream_,
-           {.grid = static_cast<unsigned>(walkers * C::kCluster),
+           {.grid = static_cast<unsigned>(walkers),
             .block = C::kThreads,
             .shared_bytes = C::kSharedBytes,
-            .cluster = C::kCluster,
             .overlap = true},
            attention_prefill<C>, maps_, params_, plan_);
     plan_.num_tiles = 0;
@@ -382,15 +364,15 @@ class PrefillLauncher {
   struct Rows {
     int segment, row, tokens, position;
   };
-  /// Into tiles of up to `step` tokens; those for other than full heads end where a block does.
-  void cut(const Rows& rows, int step, int shift, int kinds) {
+  /// Into tiles of up to `step` tokens; with lists they end where a block does.
+  void cut(const Rows& rows, int step, int shift) {
     int at = 0;
     while (at < rows.tokens) {
       if (plan_.num_tiles == PrefillPlan::kMaxTiles) flush();
       PrefillTile& tile = plan_.tiles[plan_.num_tiles++];
       const int position = rows.position + at;
       int tokens = std::min(step, rows.tokens - at);
-      if (kinds & kOtherHeads) {
+      if (C::kPlanned) {
         tokens = std::min(tokens, HeadPlan::kBlock - position % HeadPlan::kBlock);
       }
       tile.row = rows.row + at;
@@ -399,8 +381,7 @@ class PrefillLauncher {
       tile.block = position / HeadPlan::kBlock - rows.position / HeadPlan::kBlock;
       tile.segment = rows.segment;
       tile.tokens = static_cast<uint16_t>(tokens);
-      tile.pack_shift = static_cast<uint8_t>(shift);
-      tile.kinds = static_cast<uint8_t>(kinds);
+      tile.pack_shift = static_cast<uint16_t>(shift);
       at += tokens;
     }
   }
@@ -424,10 +405,10 @@ class PrefillLauncher {
   }
 
   void take_plan(const HeadPlan& plan) {
-    params_.kinds = plan.kinds.template ptr<int32_t>();
+    params_.kinds = HeadKinds(plan.kinds, plan.rows);
     params_.heads = static_cast<int32_t>(plan.kinds.dim(1));
-    CHECK(plan.kinds.contiguous() && params_.heads == args_.shape.q_heads);
-    CHECK(!plan.rows.defined() && plan.kinds.dim(0) >= args_.num_prompt_segments);
+    CHECK(plan.kinds.stride[1] == 1 && params_.heads == args_.shape.q_heads);
+    CHECK(plan.rows.defined() || plan.kinds.dim(0) >= args_.num_prompt_segments);
     params_.sink_blocks = plan.sink_blocks;
     params_.window_blocks = plan.window_blocks;
     CHECK(plan.sink_blocks >= 0 && plan.window_blocks >= 1);
@@ -472,14 +453,17 @@ void attention_prompt(Stream& stream, const AttnArgs& args) {
   CHECK(kv.format == KvFormat::kBf16 && kv.block_size % 16 == 0 && args.shape.scale > 0);
   const int dim = args.shape.head_dim;
   CHECK(dim > 0 && dim <= 256 && dim % 8 == 0, "attention of a prompt: head_dim is 8, 16, .. 256");
-  if (args.heads != nullptr) {
-    if (dim <= 64) return launch_prefill<PrefillShape<64, 128, 3, false, true>>(stream, args);
-    if (dim <= 128) return launch_prefill<PrefillShape<128, 128, 3, false, true>>(stream, args);
-    return launch_prefill<PrefillShape<256, 128, 2, true, true>>(stream, args);
+  const bool planned = args.heads != nullptr;  // the full heads first, then the others
+  if (dim <= 64) {
+    launch_prefill<PrefillShape<64, 192, 3>>(stream, args);
+    if (planned) launch_prefill<PrefillShape<64, 128, 2, true, true>>(stream, args);
+  } else if (dim <= 128) {
+    launch_prefill<PrefillShape<128, 128, 3>>(stream, args);
+    if (planned) launch_prefill<PrefillShape<128, 128, 2, true, true>>(stream, args);
+  } else {
+    launch_prefill<PrefillShape<256, 128, 2>>(stream, args);
+    if (planned) launch_prefill<PrefillShape<256, 128, 2, true>>(stream, args);
   }
-  if (dim <= 64) return launch_prefill<PrefillShape<64, 192, 3, false>>(stream, args);
-  if (dim <= 128) return launch_prefill<PrefillShape<128, 128, 3, false>>(stream, args);
-  launch_prefill<PrefillShape<256, 128, 2, true>>(stream, args);
 }
 
 }  // namespace weft::cuda

@@ -107,12 +107,6 @@ struct PrefillConsumer {
   float o[C::kUnits][C::kUnitDims / 2];
   RunningSoftmax softmax;
 
-  __device__ __forceinline__ void turn_begin() const {
-    if (C::kTurns) barrier_sync(1 + warpgroup, 256);
-  }
-  __device__ __forceinline__ void turn_end() const {
-    if (C::kTurns) barrier_arrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
-  }
   __device__ __forceinline__ void await(RingAt<C> at) const {
 #pragma unroll
     for (int u = 0; u < C::kUnits; ++u) {
@@ -125,9 +119,6 @@ struct PrefillConsumer {
 #pragma unroll
     for (int u = 0; u < C::kUnits; ++u) {
       if (threadIdx.x % 32 == 0) arrive(shared.empty + at.slot);
-      if (C::kCluster > 1 && threadIdx.x % 32 == 1) {
-        arrive_remote(shared.empty + at.slot, cluster_rank() ^ 1);
-      }
       at.step();
     }
   }
@@ -184,10 +175,8 @@ struct PrefillConsumer {
   /// Tile `j` of keys; returns the note of the next one.
   __device__ __forceinline__ int tile(const PrefillTile& rows, int j, bool masked, bool last) {
     await(ring);
-    turn_begin();
     wgmma_fence();
     issue_scores(ring);
-    turn_end();
     wgmma_wait<0>();
     hold(s);
     release(ring);
@@ -198,10 +187,8 @@ struct PrefillConsumer {
     softmax.rescale(o);
     round_p();
     await(ring);
-    turn_begin();
     wgmma_fence();
     issue_values(ring);
-    turn_end();
     const int next = note_at(ring);
     end_values(ring);
     ring.step_tile();
@@ -221,99 +208,63 @@ struct PrefillConsumer {
     release(at);
   }
 
-  /// The tiles of an item with the scores of a tile computed beside the values of the one before:
-  /// one turn each, one more at the end.
-  __device__ __forceinline__ void overlapped(const PrefillItem& item) {
-    const PrefillSpan<C> span(item.tile, warpgroup);
-    const int whole = (span.first + 1) / C::kKeys;
-    const int needed = kNeededBy << warpgroup;
-    int j = 0, note = 0;
-    if constexpr (C::kPlanned) {
-      await(ring);
-      note = note_at(ring);
-      j = note >> kTileBits;
-    }
-    const auto masked = [&] {
-      return C::kPlanned ? (note & (kMaskedFor << warpgroup)) != 0 : j >= whole;
-    };
-    const auto last = [&] {
-      return C::kPlanned ? (note & (kLastOfGroup << warpgroup)) != 0 : j + 1 == span.tiles;
-    };
-    if (C::kPlanned ? (note & needed) != 0 : span.tiles > 0) {
-      await(ring);
-      turn_begin();
+  /// The tiles that the notes tell, with the scores of a tile computed beside the values of the one
+  /// before.
+  __device__ __forceinline__ void overlapped(const PrefillTile& rows) {
+    await(ring);
+    int note = note_at(ring);
+    if (needed(note)) {
       wgmma_fence();
       issue_scores(ring);
-      turn_end();
       wgmma_wait<0>();
       hold(s);
       release(ring);
       ring.step_tile();
-      if (last()) release_q();
-      if (masked()) mask(item.tile, j);
-      softmax.tile(s);
+      scores_to_p(rows, note);
       round_p();
-      while (true) {  // the ring stands at V of tile j
-        if constexpr (C::kPlanned) {
-          await(ring);
-          note = note_at(ring);
-          if ((note & needed) == 0) break;
-          j = note >> kTileBits;
-        } else {
-          if (++j == span.tiles) break;
-        }
+      while (true) {  // the ring stands at V of the tile of `note`
+        await(ring);
+        note = note_at(ring);
+        if (!needed(note)) break;
         RingAt<C> k = ring;
         k.step_tile();
         await(k);
-        await(ring);
-        turn_begin();
         wgmma_fence();
         issue_scores(k);
         issue_values(ring);
-        turn_end();
         wgmma_wait<1>();
         hold(s);
         release(k);
-        if (last()) release_q();
-        if (masked()) mask(item.tile, j);
-        softmax.tile(s);
+        scores_to_p(rows, note);
         end_values(ring);
         softmax.rescale(o);
         round_p();
         ring = k;
         ring.step_tile();
       }
-      await(ring);
-      turn_begin();
       wgmma_fence();
       issue_values(ring);
-      turn_end();
       end_values(ring);
       ring.step_tile();
-    } else {
-      turn_begin();
-      turn_end();
     }
-    if constexpr (C::kPlanned) {
-      while (note != 0) note = pass();
-    } else {
-      const int tiles = (item.tile.position + item.tile.tokens - 1) / C::kKeys + 1;
-      for (j = span.tiles; j < tiles; ++j) pass();
-    }
+    while (note != 0) note = pass();
+  }
+  __device__ __forceinline__ bool needed(int note) const {
+    return (note & (kNeededBy << warpgroup)) != 0;
+  }
+  /// S of the tile of `note` becomes P.
+  __device__ __forceinline__ void scores_to_p(const PrefillTile& rows, int note) {
+    if ((note & (kLastOfGroup << warpgroup)) != 0) release_q();
+    if ((note & (kMaskedFor << warpgroup)) != 0) mask(rows, note >> kTileBits);
+    softmax.tile(s);
   }
   /// Lets a tile of keys go by.
   __device__ __forceinline__ int pass() {
     await(ring);
-    turn_begin();
-    turn_end();
     release(ring);
     ring.step_tile();
     await(ring);
     const int next = note_at(ring);
-    if (!C::kOverlap) {
-      turn_begin();
-      turn_end();
-    }
     release(ring);
     ring.step_tile();
     return next;
@@ -333,13 +284,12 @@ struct PrefillConsumer {
     const PrefillSpan<C> span(item.tile, warpgroup);
     if (span.tiles == 0) release_q();
     if constexpr (C::kOverlap) {
-      overlapped(item);
+      overlapped(item.tile);
     } else if constexpr (C::kPlanned) {
       await(ring);
       int note = note_at(ring);
-      const int needed = kNeededBy << warpgroup;
       // A warpgroup needs a prefix of the tiles of its item.
-      while (note & needed) {
+      while (needed(note)) {
         note = tile(item.tile, note >> kTileBits, (note & (kMaskedFor << warpgroup)) != 0,
                     (note & (kLastOfGroup << warpgroup)) != 0);
       }
@@ -383,8 +333,9 @@ struct PrefillConsumer {
           }
           transpose_in_quad(w, c);
           if (token < item.tile.tokens && u * C::kUnitDims + 8 * (j + c) < params.head_dim) {
-            *reinterpret_cast<uint4*>(to + u * C::kUnitDims + 8 * j) =
-                make_uint4(w[0], w[1], w[2], w[3]);
+            // Not to stay in L2 at the cost of K and V.
+            __stcs(reinterpret_cast<uint4*>(to + u * C::kUnitDims + 8 * j),
+                   make_uint4(w[0], w[1], w[2], w[3]));
           }
         }
       }

@@ -6,7 +6,7 @@
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/common/ptx.h"
-#include "kernels/sparse_args.h"
+#include "kernels/cuda/head_kinds.h"
 
 namespace weft::cuda {
 namespace {
@@ -19,13 +19,8 @@ struct PrefillTile {
   int32_t segment = 0;
   int32_t block = 0;  ///< first row's block of 128, counted from the segment's first (HeadPlan)
   uint16_t tokens = 0;
-  uint8_t pack_shift = 0;  ///< 2^pack_shift heads a tile
-  uint8_t kinds = 0;       ///< of a HeadPlan: kFullHeads, kOtherHeads or both
+  uint16_t pack_shift = 0;  ///< 2^pack_shift heads a tile
 };
-
-/// Which heads a tile is for. The rows of a tile of the others lie in one block of 128, so that all
-/// its warpgroups see the same blocks.
-enum : int { kFullHeads = 1, kOtherHeads = 2 };
 
 /// The work of a launch: a parameter of the kernel. Items are (tile, heads): section by section of
 /// `section_heads` heads, whose K and V stay in L2 together, and there tile by tile; the first
@@ -59,15 +54,15 @@ struct PrefillParams {
   int32_t* counter = nullptr;  ///< items taken beyond the first of each block; null: a fixed walk
 
   // Of a HeadPlan.
-  const int32_t* order = nullptr;  ///< how many items; the items, longest first
-  const int32_t* kinds = nullptr;  ///< contiguous, as `blocks`
-  const int32_t* blocks = nullptr;
+  const int32_t* order = nullptr;  ///< how many items; the items, longest first; null: no plan
+  HeadKinds kinds;
+  const int32_t* blocks = nullptr;  ///< contiguous
   const int32_t* counts = nullptr;
   int32_t heads = 0, row_blocks = 0, words = 0;  ///< H, QB, words of HeadPlan
   int32_t sink_blocks = 0, window_blocks = 0;
 
   __device__ __forceinline__ int kind(int segment, int head) const {
-    return kinds[int64_t{segment} * heads + head];
+    return kinds.at(segment, head);
   }
   /// Index of row block `block` of a head in counts.
   __device__ __forceinline__ int64_t row_block(int segment, int head, int block) const {
@@ -75,20 +70,24 @@ struct PrefillParams {
   }
 };
 
-template <int HeadDim, int Keys, int Warpgroups, bool Turns, bool Planned = false,
-          bool Overlap = false, int Cluster = 1>
+/// Planned: for the streaming and the listed heads of a HeadPlan; the rows of a tile lie in one
+/// block of 128, so that all warpgroups see the same blocks. Overlap: the scores of a tile of keys
+/// are computed beside the values of the one before.
+template <int HeadDim, int Keys, int Warpgroups, bool Planned = false, bool Overlap = false>
 struct PrefillShape {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kKeys = Keys;
   static constexpr int kWarpgroups = Warpgroups;
-  static constexpr bool kTurns = Turns;
   static constexpr bool kPlanned = Planned;
   static constexpr bool kOverlap = Overlap;
-  static constexpr int kCluster = Cluster;
   static constexpr int kRows = 64 * Warpgroups;
   static constexpr int kThreads = 128 * (Warpgroups + 1);
-  static constexpr int kConsumerRegisters = Warpgroups == 2 ? 240 : Warpgroups == 3 ? 160 : 112;
-  static constexpr int kProducerRegisters = Warpgroups == 3 ? 32 : 24;
+  static constexpr int kConsumerRegisters = Warpgroups == 2   ? (HeadDim > 128 ? 240 : 232)
+                                            : Warpgroups == 3 ? 160
+                                                              : 112;
+  static constexpr int kProducerRegisters = Warpgroups == 2   ? (HeadDim > 128 ? 24 : 40)
+                                            : Warpgroups == 3 ? 32
+                                                              : 24;
   // A block that asks for more than it started with waits forever.
   static_assert(kProducerRegisters + Warpgroups * kConsumerRegisters <=
                 (Warpgroups + 1) * (65536 / kThreads / 8 * 8));
@@ -106,7 +105,7 @@ struct PrefillShape {
   static constexpr int kStages = kFit < 12 ? kFit : 12;
   static constexpr int kSharedBytes = 2048 + Warpgroups * kQBytes + kStages * kUnitBytes;
   static_assert(kStages >= 2 * kUnits && Warpgroups <= 4);
-  static_assert(Cluster == 1 || (Cluster == kPanels && !Planned));
+  static_assert(Planned ? kRows <= HeadPlan::kBlock : !Overlap);
   // The copying warp is so many items before the slowest warpgroup, at most.
   static constexpr int kClaims = 16;
   static_assert(kStages / (2 * kUnits) + 2 < kClaims);
@@ -177,8 +176,6 @@ struct PrefillShared {
   }
 };
 
-/// Item `index` of the plan; in a cluster each block has its own heads.
-template <class C>
 __device__ __forceinline__ PrefillItem item_at(const PrefillPlan& plan, int index) {
   const int section = index / plan.section_items;
   index -= section * plan.section_items;
@@ -192,7 +189,6 @@ __device__ __forceinline__ PrefillItem item_at(const PrefillPlan& plan, int inde
     part = index - in_first - tile * plan.other_items;
     tile += plan.num_first;
   }
-  if (C::kCluster > 1) part = part * C::kCluster + static_cast<int>(cluster_rank());
   PrefillItem item;
   item.tile = plan.tiles[tile];
   item.head = section * plan.section_heads + (part << item.tile.pack_shift);
@@ -207,35 +203,31 @@ class ItemWalk {
  public:
   __device__ __forceinline__ ItemWalk(const PrefillPlan& plan, const PrefillParams& params)
       : plan_(plan), params_(params) {
-    count_ = C::kPlanned ? params.order[0] : plan.num_items;
-    next_ = me();
+    count_ = params.order != nullptr ? params.order[0] : plan.num_items;
+    next_ = static_cast<int>(blockIdx.x);
   }
   /// The next one, of 0 tokens at the end, written for the block too. Called by the copying warp.
   __device__ __forceinline__ PrefillItem take(const PrefillShared<C>& shared, int round, int lane) {
     int index = __shfl_sync(0xffffffffu, next_, 0);
     PrefillItem item;
     if (index < count_) {
-      if constexpr (C::kPlanned) index = params_.order[1 + index];
-      item = item_at<C>(plan_, index);
+      if (params_.order != nullptr) index = params_.order[1 + index];
+      item = item_at(plan_, index);
     }
     if (lane == 0) {
       shared.item(round) = item;
       arrive(shared.claimed + round % C::kClaims);
+      const int walkers = static_cast<int>(gridDim.x), me = static_cast<int>(blockIdx.x);
       if (params_.counter == nullptr) {  // of the round after
-        next_ = (round + 1) * walkers() + ((round & 1) ? me() : walkers() - 1 - me());
+        next_ = (round + 1) * walkers + ((round & 1) ? me : walkers - 1 - me);
       } else {
-        next_ = walkers() + atomicAdd(params_.counter, 1);
+        next_ = walkers + atomicAdd(params_.counter, 1);
       }
     }
     return item;
   }
 
  private:
-  static __device__ __forceinline__ int walkers() {
-    return static_cast<int>(gridDim.x) / C::kCluster;
-  }
-  static __device__ __forceinline__ int me() { return static_cast<int>(blockIdx.x) / C::kCluster; }
-
   const PrefillPlan& plan_;
   const PrefillParams& params_;
   int count_, next_;
@@ -271,7 +263,7 @@ class KeyTiles {
   int tiles_;
 };
 
-/// What a HeadPlan lets the head see. Called by a whole warp.
+/// What a HeadPlan lets a streaming or listed head see. Called by a whole warp.
 template <class C>
 class KeyTiles<C, true> {
  public:
@@ -290,7 +282,7 @@ class KeyTiles<C, true> {
   }
   __device__ __forceinline__ int from(int j) {
     const int last = (end_ - 1) / C::kKeys;
-    if (j >= last || kind_ == static_cast<int>(HeadKind::kFull)) return j <= last ? j : -1;
+    if (j >= last) return j == last ? j : -1;
     if (kind_ == static_cast<int>(HeadKind::kStreaming)) {
       return j < params_->sink_blocks ? j : max(j, last - params_->window_blocks + 1);
     }
@@ -331,9 +323,9 @@ class KeyTiles<C, true> {
   uint32_t seen_;
 };
 
-/// order[0]: how many items (tile, head) there are; then they, section by section and there longest
-/// first (by the tiles of keys of all warpgroups, in classes; inside a class in any order, on which
-/// no bit depends). The counter becomes 0. One block.
+/// order[0]: how many items (tile, head) this launch is for; then they, section by section and
+/// there longest first (by the tiles of keys of all warpgroups, in classes; inside a class in any
+/// order, on which no bit depends). The counter becomes 0. One block.
 template <class C>
 __global__ void __launch_bounds__(1024)
     order_items(const __grid_constant__ PrefillParams params,
@@ -348,11 +340,11 @@ __global__ void __launch_bounds__(1024)
   const int sections = plan.num_items / plan.section_items;
   const int classes = kClasses / sections;  // of a section
   const auto class_of = [&](int index) {
-    const PrefillItem item = item_at<C>(plan, index);
+    const PrefillItem item = item_at(plan, index);
     const PrefillTile& tile = item.tile;
     const int kind = params.kind(tile.segment, item.head);
     const bool full = kind == static_cast<int>(HeadKind::kFull);
-    if ((tile.kinds & (full ? kFullHeads : kOtherHeads)) == 0) return -1;
+    if (full == C::kPlanned) return -1;
     int cost = (tile.position + tile.tokens - 1) / C::kKeys + 1;
     if (kind == static_cast<int>(HeadKind::kStreaming)) {
       cost = min(cost, params.sink_blocks + params.window_blocks);

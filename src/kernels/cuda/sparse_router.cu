@@ -2,8 +2,9 @@
 // layer: the router of Elastic-Attention (arXiv 2601.17367) in one launch.
 //
 // A block a (segment, kv head). Its 200 rows and the layer's weights (4 matrices of 4 D^2, bf16:
-// 527 KB at D = 128, from L2 for all blocks but the first) are read once; a warp takes several rows
-// of a matrix at a time, so that the five dependent products cost little more than their latency.
+// 527 KB at D = 128, from L2: asked for before the predecessor ends) are read once; lanes take
+// several rows of a matrix at a time, so that the five dependent products cost little more than
+// their latency.
 // The order of every sum depends on D and on the rows of the segment alone.
 // docs/kernels/attention_prefill.md
 
@@ -12,13 +13,13 @@
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/common/ptx.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/head_kinds.h"
 
 namespace weft::cuda {
 namespace {
 
 constexpr int kWarps = 32;
 constexpr int kMaxDim = 256;
-constexpr int kRowsAtOnce = 8;  // of a matrix, a warp
 
 struct RouterLayer {
   const __nv_bfloat16* weight = nullptr;  // [n, k]
@@ -32,8 +33,7 @@ struct RouterParams {
   const int32_t* cu_q = nullptr;
   float* logits = nullptr;
   int64_t logits_row = 0;
-  int32_t* kinds = nullptr;
-  int64_t kinds_row = 0;
+  HeadKinds kinds;
   float eps = 0;
   int32_t dim = 0, kv_heads = 0, group = 0;
   int32_t retrieval = 0, sparse = 0;
@@ -54,32 +54,45 @@ __device__ __forceinline__ void unpack(const uint4& words, float (&x)[8]) {
   }
 }
 
-/// y [n] = weight x + bias, then silu; x [k] with k a multiple of 8, both in shared memory.
+/// y [n] = weight x + bias, then silu; x [k] with k a multiple of 8, both in shared memory. Lanes
+/// enough for k / 8 share `Rows` rows at a time.
+template <int Rows>
 __device__ __forceinline__ void layer(const RouterLayer& l, const float* x, float* y, int n, int k,
                                       bool activate) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  for (int first = warp * kRowsAtOnce; first < n; first += kWarps * kRowsAtOnce) {
-    float sum[kRowsAtOnce] = {};
-    for (int at = lane * 8; at < k; at += 256) {
-      uint4 words[kRowsAtOnce];
+  const int thread = static_cast<int>(threadIdx.x);
+  const int width = k > 128 ? 32 : k > 64 ? 16 : 8;  // lanes
+  const int lane = thread % width;
+  for (int first = thread / width * Rows; first < n; first += kWarps * 32 / width * Rows) {
+    float sum[Rows] = {};
+    const float bias = lane < Rows && first + lane < n ? l.bias[first + lane] : 0.0f;
+#pragma unroll 2
+    for (int at = lane * 8; at < k; at += width * 8) {
+      uint4 words[Rows];
 #pragma unroll
-      for (int r = 0; r < kRowsAtOnce; ++r) {
+      for (int r = 0; r < Rows; ++r) {
         const int row = min(first + r, n - 1);
         words[r] = *reinterpret_cast<const uint4*>(l.weight + int64_t{row} * k + at);
       }
+      const float4 low = *reinterpret_cast<const float4*>(x + at);
+      const float4 high = *reinterpret_cast<const float4*>(x + at + 4);
+      const float v[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-      for (int r = 0; r < kRowsAtOnce; ++r) {
+      for (int r = 0; r < Rows; ++r) {
         float w[8];
         unpack(words[r], w);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) sum[r] = fmaf(w[i], x[at + i], sum[r]);
+        for (int i = 0; i < 8; ++i) sum[r] = fmaf(w[i], v[i], sum[r]);
       }
     }
+    const uint32_t here = __activemask();  // whole groups of `width` lanes
 #pragma unroll
-    for (int r = 0; r < kRowsAtOnce; ++r) {
-      const float total = sum_of_warp(sum[r]);
-      if (lane == 0 && first + r < n) {
-        const float value = total + l.bias[first + r];
+    for (int r = 0; r < Rows; ++r) {
+      float total = sum[r];
+      for (int step = width / 2; step > 0; step /= 2) {
+        total += __shfl_xor_sync(here, total, step);
+      }
+      if (lane == r && first + r < n) {
+        const float value = total + bias;
         y[first + r] = activate ? value / (1 + __expf(-value)) : value;
       }
     }
@@ -87,12 +100,23 @@ __device__ __forceinline__ void layer(const RouterLayer& l, const float* x, floa
   __syncthreads();
 }
 
+/// The block's share of a matrix, into L2.
+__device__ __forceinline__ void prefetch(const RouterLayer& l, int64_t elements) {
+  const int64_t blocks = int64_t{gridDim.x} * gridDim.y;
+  const int64_t block = int64_t{blockIdx.y} * gridDim.x + blockIdx.x;
+  for (int64_t at = (block * kWarps * 32 + threadIdx.x) * 64; at < elements;
+       at += blocks * kWarps * 32 * 64) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(l.weight + at));
+  }
+}
+
 __global__ void __launch_bounds__(kWarps * 32)
     route_heads_kernel(const __grid_constant__ RouterParams p) {
   __shared__ float partial[kWarps][kMaxDim];
-  __shared__ float narrow[kMaxDim], wide[4 * kMaxDim];
+  __shared__ __align__(16) float narrow[kMaxDim], wide[4 * kMaxDim];
   const int segment = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  for (int i = 0; i < 4; ++i) prefetch(p.layers[i], int64_t{4} * p.dim * p.dim);
   wait_for_predecessor();
   const int begin = p.cu_q[segment], end = p.cu_q[segment + 1];
   if (begin == end) return;
@@ -100,12 +124,22 @@ __global__ void __launch_bounds__(kWarps * 32)
   const int ends = min(end - begin, RouterArgs::kPooled);
   const int at = lane * 8;  // of the row
   float pool[8] = {};
-  for (int i = warp; i < 2 * ends; i += kWarps) {
-    const int64_t row = i < ends ? begin + i : end - 1 - (i - ends);
-    float x[8] = {};
-    if (at < p.dim) {
-      unpack(*reinterpret_cast<const uint4*>(p.k + row * p.row + head * p.head + at), x);
+  constexpr int kMost = (2 * RouterArgs::kPooled + kWarps - 1) / kWarps;  // rows of a warp
+  uint4 rows[kMost];
+#pragma unroll
+  for (int n = 0; n < kMost; ++n) {
+    const int i = warp + n * kWarps;
+    rows[n] = make_uint4(0, 0, 0, 0);
+    if (i < 2 * ends && at < p.dim) {
+      const int64_t row = i < ends ? begin + i : end - 1 - (i - ends);
+      rows[n] = *reinterpret_cast<const uint4*>(p.k + row * p.row + head * p.head + at);
     }
+  }
+#pragma unroll
+  for (int n = 0; n < kMost; ++n) {
+    if (warp + n * kWarps >= 2 * ends) continue;
+    float x[8];
+    unpack(rows[n], x);
     float factor = 1;
     if (p.k_norm != nullptr) {
       float square = 0;
@@ -129,14 +163,14 @@ __global__ void __launch_bounds__(kWarps * 32)
   }
   __syncthreads();
 
-  layer(p.layers[0], narrow, wide, 4 * p.dim, p.dim, true);
-  layer(p.layers[1], wide, narrow, p.dim, 4 * p.dim, false);
-  layer(p.layers[2], narrow, wide, 4 * p.dim, p.dim, true);
-  layer(p.layers[3], wide, narrow, p.dim, 4 * p.dim, true);
-  layer(p.layers[4], narrow, wide, 2, p.dim, false);
+  layer<8>(p.layers[0], narrow, wide, 4 * p.dim, p.dim, true);
+  layer<4>(p.layers[1], wide, narrow, p.dim, 4 * p.dim, false);
+  layer<8>(p.layers[2], narrow, wide, 4 * p.dim, p.dim, true);
+  layer<4>(p.layers[3], wide, narrow, p.dim, 4 * p.dim, true);
+  layer<2>(p.layers[4], narrow, wide, 2, p.dim, false);
   if (static_cast<int>(threadIdx.x) < p.group) {
     const int32_t kind = wide[1] > wide[0] ? p.retrieval : p.sparse;
-    p.kinds[segment * p.kinds_row + head * p.group + static_cast<int>(threadIdx.x)] = kind;
+    p.kinds.at(segment, head * p.group + static_cast<int>(threadIdx.x)) = kind;
   }
   if (threadIdx.x < 2) {
     p.logits[segment * p.logits_row + head * 2 + static_cast<int>(threadIdx.x)] = wide[threadIdx.x];
@@ -148,7 +182,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 void route_heads(Stream& stream, const RouterArgs& args) {
   if (args.num_segments == 0) return;
   const RouterWeights& weights = args.weights;
-  CHECK(args.k.dtype == DType::kBF16 && args.k.stride[2] == 1 && !args.rows.defined());
+  CHECK(args.k.dtype == DType::kBF16 && args.k.stride[2] == 1);
   RouterParams p;
   p.dim = static_cast<int32_t>(args.k.dim(2));
   CHECK(p.dim > 0 && p.dim <= kMaxDim && p.dim % 8 == 0, "router: head_dim is 8, 16, .. 256");
@@ -160,8 +194,7 @@ void route_heads(Stream& stream, const RouterArgs& args) {
   p.cu_q = args.cu_q.ptr<int32_t>();
   p.logits = args.logits.ptr<float>();
   p.logits_row = args.logits.stride[0];
-  p.kinds = args.kinds.ptr<int32_t>();
-  p.kinds_row = args.kinds.stride[0];
+  p.kinds = HeadKinds(args.kinds, args.rows);
   p.kv_heads = static_cast<int32_t>(args.k.dim(1));
   p.group = static_cast<int32_t>(args.kinds.dim(1)) / p.kv_heads;
   p.retrieval = static_cast<int32_t>(args.retrieval);

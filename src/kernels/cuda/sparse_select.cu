@@ -21,6 +21,7 @@
 #include "kernels/cuda/common/tensor_map.h"
 #include "kernels/cuda/common/wgmma.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/head_kinds.h"
 
 namespace weft::cuda {
 namespace {
@@ -37,7 +38,8 @@ constexpr int64_t kSumBytes = int64_t{128} << 20;
 
 struct EstimateParams {
   float* sums = nullptr;  ///< [heads of the pass][rows][blocks], log2
-  const int32_t* kinds = nullptr;
+  HeadKinds kinds;
+  int32_t segment = 0;
   float scale_log2 = 0;
   int32_t first_head = 0, num_heads = 0, group = 1, first_kv_head = 0;
   int32_t rows = 0;         ///< groups of the segment's rows
@@ -70,7 +72,8 @@ class EstimateWalk {
   __device__ __forceinline__ bool next(EstimateItem& item) {
     for (; next_ < of_head_ * p_.num_heads; next_ += static_cast<int>(gridDim.x)) {
       item.head = next_ / of_head_;
-      if (p_.kinds[p_.first_head + item.head] != static_cast<int32_t>(HeadKind::kBlocks)) continue;
+      const int kind = p_.kinds.at(p_.segment, p_.first_head + item.head);
+      if (kind != static_cast<int32_t>(HeadKind::kBlocks)) continue;
       int at = next_ - item.head * of_head_, band = 0;
       for (; at >= of_band(band); ++band) at -= of_band(band);
       const int high = min(kRowsTogether, p_.row_tiles() - band * kRowsTogether);
@@ -279,7 +282,8 @@ __global__ void __launch_bounds__(256) gather_keys(const __grid_constant__ Gathe
 
 struct ChooseParams {
   const float* sums = nullptr;
-  const int32_t* kinds = nullptr;
+  HeadKinds kinds;
+  int32_t segment = 0;
   const float* thresholds = nullptr;
   int32_t* blocks = nullptr;  ///< of the segment: [H, row blocks, words]
   int32_t* counts = nullptr;
@@ -288,6 +292,9 @@ struct ChooseParams {
   int32_t num_blocks = 0;                       ///< of keys
   int32_t first_block = 0;                      ///< of the first row
   int32_t groups = 0;                           ///< of a block
+  int32_t quirk_blocks = 0;
+  float* mass = nullptr;  ///< of the segment: [H, row blocks], or null
+  int64_t mass_head = 0;
 };
 
 constexpr int kChoosers = 256;
@@ -305,13 +312,20 @@ __device__ __forceinline__ float sum_of_all(float x, float* partial) {
   return sum;
 }
 
-__global__ void __launch_bounds__(kChoosers) select_kernel(const __grid_constant__ ChooseParams p) {
-  extern __shared__ float scores[];  // [b + 1]
-  __shared__ float partial[kChoosers / 32], whole[32];
-  wait_for_predecessor();
-  const int head = p.first_head + static_cast<int>(blockIdx.y);
-  if (p.kinds[head] != static_cast<int32_t>(HeadKind::kBlocks)) return;
-  const int row = static_cast<int>(blockIdx.x), b = p.first_block + row;
+__device__ __forceinline__ uint32_t max_of_all(uint32_t x, uint32_t* partial) {
+  x = __reduce_max_sync(0xffffffffu, x);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
+  __syncthreads();
+  uint32_t top = 0;
+#pragma unroll
+  for (int w = 0; w < kChoosers / 32; ++w) top = max(top, partial[w]);
+  return top;
+}
+
+/// s[b, c] for all c into `scores`; returns this thread's part of their sum.
+__device__ __forceinline__ float score_blocks(const ChooseParams& p, int row, int b, float* scores,
+                                              float* whole) {
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const float* sums = p.sums + (int64_t{blockIdx.y} * p.rows + row * p.groups) * p.num_blocks;
   const int groups = min(p.groups, p.rows - row * p.groups);
@@ -338,50 +352,108 @@ __global__ void __launch_bounds__(kChoosers) select_kernel(const __grid_constant
     scores[c] = score;
     mine += score;
   }
-  const float threshold = p.thresholds[head];
-  const float wanted = threshold * sum_of_all(mine, partial);
-  const float forced = scores[0] + (b > 0 ? scores[b] : 0.0f);
+  return mine;
+}
 
-  // Chosen are the others of a score above `least`, and the first `ties` that have it.
+/// Chosen are the blocks that always are, those of the others with a score above `least`, and the
+/// first `ties` that have it. Scores are not negative: their bits are in their order.
+struct Choice {
   uint32_t least = 0;
-  int ties = b + 1;
-  if (threshold < 1) {
-    const auto mass_from = [&](uint32_t bits) {
-      float mass = 0;
-      for (int c = thread; c < b; c += kChoosers) {
-        if (c > 0 && __float_as_uint(scores[c]) >= bits) mass += scores[c];
-      }
-      return forced + sum_of_all(mass, partial);
-    };
-    if (forced >= wanted) {
-      least = 0xffffffffu;
-    } else {
-      // Not negative: their bits are in their order.
-      for (int bit = 30; bit >= 0; --bit) {
-        if (mass_from(least | 1u << bit) >= wanted) least |= 1u << bit;
-      }
-      if (least > 0) {
-        const float above = mass_from(least + 1), each = __uint_as_float(least);
-        ties = max(1, static_cast<int>(ceilf(fminf((wanted - above) / each, 1e9f))));
-      }
+  int ties = 0;
+};
+
+/// Blocks `first` .. `b` - 1, beside those that are always chosen and hold `forced`.
+struct Others {
+  const float* scores;
+  int first, b;
+  float forced;
+};
+
+/// The least of the others that hold `wanted` with the forced; one more if `late`
+/// (SelectArgs::quirk_blocks). All threads call.
+__device__ __forceinline__ Choice choose(const Others& others, float wanted, bool late,
+                                         float* partial) {
+  const float* scores = others.scores;
+  const int first = others.first, b = others.b;
+  const float forced = others.forced;
+  const int thread = static_cast<int>(threadIdx.x);
+  const auto mass_from = [&](uint32_t bits) {
+    float mass = 0;
+    for (int c = first + thread; c < b; c += kChoosers) {
+      if (__float_as_uint(scores[c]) >= bits) mass += scores[c];
+    }
+    return forced + sum_of_all(mass, partial);
+  };
+  Choice choice{0, b + 1};
+  if (forced >= wanted) {
+    choice = {0xffffffffu, 0};
+  } else {
+    for (int bit = 30; bit >= 0; --bit) {
+      if (mass_from(choice.least | 1u << bit) >= wanted) choice.least |= 1u << bit;
+    }
+    if (choice.least > 0) {
+      const float above = mass_from(choice.least + 1), each = __uint_as_float(choice.least);
+      choice.ties = max(1, static_cast<int>(ceilf(fminf((wanted - above) / each, 1e9f))));
     }
   }
-  if (warp != 0) return;
+  if (!late) return choice;
+  float tied = 0;
+  uint32_t below = 0;
+  for (int c = first + thread; c < b; c += kChoosers) {
+    const uint32_t bits = __float_as_uint(scores[c]);
+    tied += bits == choice.least ? 1.0f : 0.0f;
+    if (bits < choice.least) below = max(below, bits);
+  }
+  tied = sum_of_all(tied, partial);
+  below = max_of_all(below, reinterpret_cast<uint32_t*>(partial));
+  if (choice.least == 0 || static_cast<float>(choice.ties) < tied) {
+    ++choice.ties;
+  } else {
+    choice = {below, 1};
+  }
+  return choice;
+}
+
+__global__ void __launch_bounds__(kChoosers) select_kernel(const __grid_constant__ ChooseParams p) {
+  extern __shared__ float scores[];  // [b + 1]
+  __shared__ float partial[kChoosers / 32], whole[32];
+  wait_for_predecessor();
+  const int head = p.first_head + static_cast<int>(blockIdx.y);
+  if (p.kinds.at(p.segment, head) != static_cast<int32_t>(HeadKind::kBlocks)) return;
+  const int row = static_cast<int>(blockIdx.x), b = p.first_block + row;
+  const float total = sum_of_all(score_blocks(p, row, b, scores, whole), partial);
+  const float threshold = p.thresholds[head];
+  const bool quirk = b < p.quirk_blocks;
+  const int first = quirk ? 0 : 1;  // of the others
+  Choice choice{0, b + 1};
+  if (threshold < 1) {
+    const float forced = scores[b] + (!quirk && b > 0 ? scores[0] : 0.0f);
+    choice = choose({scores, first, b, forced}, threshold * total, quirk, partial);
+  }
+  if (threadIdx.x >= 32) return;
+  const int lane = static_cast<int>(threadIdx.x);
   const int64_t list = int64_t{head} * p.row_blocks + row;
   int count = 0;
+  float mass = 0;
   for (int word = 0; word < p.words; ++word) {
     const int c = word * 32 + lane;
-    const uint32_t bits = c <= b ? __float_as_uint(scores[c]) : 0;
-    const bool fixed = c == 0 || c == b;
-    const uint32_t tied = __ballot_sync(0xffffffffu, c < b && !fixed && bits == least);
-    const bool taken = (tied >> lane & 1) != 0 && __popc(tied & ((1u << lane) - 1)) < ties;
-    const uint32_t chosen =
-        __ballot_sync(0xffffffffu, c <= b && (fixed || taken || (bits > least && c < b)));
-    ties = max(0, ties - __popc(tied));
-    count += __popc(chosen);
-    if (lane == 0) p.blocks[list * p.words + word] = static_cast<int32_t>(chosen);
+    const float score = c <= b ? scores[c] : 0.0f;
+    const uint32_t bits = __float_as_uint(score);
+    const bool other = c >= first && c < b;
+    const uint32_t tied = __ballot_sync(0xffffffffu, other && bits == choice.least);
+    const bool taken = (tied >> lane & 1) != 0 && __popc(tied & ((1u << lane) - 1)) < choice.ties;
+    const bool chosen = c == 0 || c == b || taken || (other && bits > choice.least);
+    const uint32_t mask = __ballot_sync(0xffffffffu, chosen);
+    choice.ties = max(0, choice.ties - __popc(tied));
+    count += __popc(mask);
+    if (chosen) mass += score;
+    if (lane == 0) p.blocks[list * p.words + word] = static_cast<int32_t>(mask);
   }
-  if (lane == 0) p.counts[list] = count;
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) mass += __shfl_xor_sync(0xffffffffu, mass, step);
+  if (lane != 0) return;
+  p.counts[list] = count;
+  if (p.mass != nullptr) p.mass[head * p.mass_head + row] = mass / total;
 }
 
 // ---- Host
@@ -424,7 +496,8 @@ class Selector {
     const int keys = start + rows, stride = args_.stride;
 
     EstimateParams p;
-    p.kinds = plan.kinds.row<int32_t>(s);
+    p.kinds = HeadKinds(plan.kinds, plan.rows);
+    p.segment = s;
     p.scale_log2 = shape.scale * 1.44269504088896f / (static_cast<float>(stride) * args_.norm);
     p.group = shape.q_heads / shape.kv_heads;
     p.rows = (rows + stride - 1) / stride;
@@ -520,6 +593,12 @@ class Selector {
     ChooseParams p;
     p.sums = e.sums;
     p.kinds = e.kinds;
+    p.segment = s;
+    p.quirk_blocks = args_.quirk_blocks;
+    if (args_.mass.defined()) {
+      p.mass = args_.mass.row<float>(s);
+      p.mass_head = args_.mass.stride[1];
+    }
     p.thresholds = args_.thresholds.ptr<float>();
     p.blocks = plan.blocks.row<int32_t>(s);
     p.counts = plan.counts.row<int32_t>(s);
