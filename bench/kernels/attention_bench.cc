@@ -3,6 +3,7 @@
 // the ceiling measured in this run (the bf16 peak for prefill, the read bandwidth for decode).
 // usage: attention_bench [--isa avx2|avx512|avx512_bf16|amx] [--threads N] [--samples N]
 //                        [--heads H] [--kv-heads G] [--dim D] [--context N] [--sequences S]
+//                        [--cache bfloat16|int8_dynamic|fp8_block|int8|fp8|int4]
 
 #include <algorithm>
 #include <cmath>
@@ -25,6 +26,7 @@ struct Options {
   AttnShape shape{16, 8, 128, 0.08838835f};
   int context = 4096;
   int sequences = 1;
+  KvFormat format = KvFormat::kBf16;
 };
 
 /// A call over `sequences` sequences of `context` keys, `rows` query rows at the end of each.
@@ -34,7 +36,10 @@ class Call {
       : ops_(ops), shape_(options.shape), sequences_(options.sequences), rows_(rows) {
     constexpr int kBlock = 64;
     const int blocks = (context + kBlock - 1) / kBlock;
-    kv_.shape = {KvFormat::kBf16, shape_.kv_heads, shape_.head_dim, kBlock};
+    kv_.shape = {options.format, shape_.kv_heads, shape_.head_dim, kBlock};
+    scales_.assign(static_cast<size_t>(shape_.kv_heads * shape_.head_dim),
+                   options.format == KvFormat::kInt8 ? 1.0f / 127 : 1.0f / 448);
+    kv_.k_scale = kv_.v_scale = scales_.data();
     kv_.block_bytes = ops.kv_block_bytes(kv_.shape);
     kv_.num_blocks = int64_t{blocks} * sequences_;
     memory_ = Buffer::allocate(DeviceKind::kCpu, kv_.block_bytes * kv_.num_blocks).value();
@@ -102,7 +107,7 @@ class Call {
   PagedKv kv_;
   Buffer memory_;
   std::vector<int32_t> cu_, start_, table_;
-  std::vector<float> q_, out_;
+  std::vector<float> q_, out_, scales_;
 };
 
 bool check(Stream& stream, Options options) {
@@ -134,9 +139,10 @@ void time_prefill(Stream& stream, const Options& options, int tokens, double pea
   const double flops =
       4.0 * options.shape.q_heads * options.shape.head_dim * (0.5 * tokens * (tokens + 1.0));
   std::printf(
-      "{\"op\": \"attention\", \"mode\": \"prefill\", \"tokens\": %d, \"us\": %.1f, "
-      "\"gflops\": %.0f, \"share_of_peak\": %.3f}\n",
-      tokens, best * 1e6, flops / best * 1e-9, flops / best * 1e-9 / peak);
+      "{\"op\": \"attention\", \"mode\": \"prefill\", \"cache\": \"%s\", \"tokens\": %d, "
+      "\"us\": %.1f, \"gflops\": %.0f, \"share_of_peak\": %.3f}\n",
+      std::string(kv_format_name(options.format)).c_str(), tokens, best * 1e6, flops / best * 1e-9,
+      flops / best * 1e-9 / peak);
 }
 
 /// A layer after the other, as in a step, so that no layer's cache is found in the CPU's.
@@ -161,9 +167,11 @@ void time_decode(Stream& stream, const Options& options, ThreadPool& pool) {
   }
   const double rate = static_cast<double>(layers[0].kv_bytes()) / best * 1e-9;
   std::printf(
-      "{\"op\": \"attention\", \"mode\": \"decode\", \"sequences\": %d, \"context\": %d, "
-      "\"us_layer\": %.1f, \"gb_s\": %.1f, \"read_gb_s\": %.1f, \"share_of_read\": %.3f}\n",
-      options.sequences, options.context, best * 1e6, rate, read, rate / read);
+      "{\"op\": \"attention\", \"mode\": \"decode\", \"cache\": \"%s\", \"sequences\": %d, "
+      "\"context\": %d, \"us_layer\": %.1f, \"gb_s\": %.1f, \"read_gb_s\": %.1f, "
+      "\"share_of_read\": %.3f}\n",
+      std::string(kv_format_name(options.format)).c_str(), options.sequences, options.context,
+      best * 1e6, rate, read, rate / read);
 }
 
 bool parse(int argc, char** argv, Options& o) {
@@ -176,6 +184,12 @@ bool parse(int argc, char** argv, Options& o) {
     if (flag == "--isa") {
       for (int k = 0; k <= static_cast<int>(info.isa); ++k) {
         if (cpu_isa_name(static_cast<CpuIsa>(k)) == value) o.isa = static_cast<CpuIsa>(k);
+      }
+    } else if (flag == "--cache") {
+      for (const KvFormat f :
+           {KvFormat::kF32, KvFormat::kBf16, KvFormat::kInt8Dynamic, KvFormat::kFp8Block,
+            KvFormat::kInt8, KvFormat::kFp8, KvFormat::kInt4}) {
+        if (kv_format_name(f) == value) o.format = f;
       }
     } else if (flag == "--threads") {
       o.threads = number;

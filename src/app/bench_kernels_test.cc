@@ -54,7 +54,7 @@ TEST(KernelNeeds, EachShapeOnce) {
   recurrent.mixer = GdnSpec{.shape = {16, 32, 128, 128, 4}};
   recurrent.mlp = MoeSpec{.num_experts = 64, .inner = 512, .shared_inner = 256};
   spec.layers = {recurrent, attention, recurrent, attention};
-  const KernelNeeds needs = kernel_needs(spec, WeightFormat::kInt4);
+  const KernelNeeds needs = kernel_needs(spec, WeightFormat::kInt4, KvFormat::kBf16);
   EXPECT_EQ(needs.attention.size(), 1u);
   EXPECT_EQ(needs.gdn.size(), 1u);
   ASSERT_EQ(needs.experts.size(), 2u);  // gate and up, down

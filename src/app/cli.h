@@ -50,6 +50,14 @@ struct EvalOptions {
   std::vector<std::string> tasks;
   int64_t limit = 0;  ///< items a task; 0: all
   bool golden_only = false;
+  bool kl = false;  ///< only the divergence from a bf16 cache
+};
+
+struct CalibrateOptions {
+  EngineOptions engine;
+  std::string data;  ///< file of texts
+  std::string out = "kv-scales.safetensors";
+  int64_t limit = 256;  ///< texts
 };
 
 struct InfoOptions {
@@ -71,6 +79,7 @@ int run_command(const RunOptions& options);
 int bench_command(const BenchOptions& options);
 int bench_kernels_command(const BenchKernelsOptions& options);
 int eval_command(const EvalOptions& options);
+int calibrate_command(const CalibrateOptions& options);
 int info_command(const InfoOptions& options);
 int inspect_command(const InspectOptions& options);
 int pull_command(const PullOptions& options);

@@ -28,6 +28,7 @@ struct CommandLine {
   BenchSpeculateOptions bench_speculate;
   BenchKernelsOptions kernels;
   EvalOptions eval;
+  CalibrateOptions calibrate;
   InfoOptions info;
   InspectOptions inspect;
   PullOptions pull;
@@ -41,6 +42,7 @@ struct CommandLine {
   CLI::App* bench_speculate_app = nullptr;
   CLI::App* kernels_app = nullptr;
   CLI::App* eval_app = nullptr;
+  CLI::App* calibrate_app = nullptr;
   CLI::App* info_app = nullptr;
   CLI::App* inspect_app = nullptr;
   CLI::App* attention_app = nullptr;
@@ -66,20 +68,11 @@ struct CommandLine {
   }
 
   std::vector<CLI::App*> leaves() const {
-    return {serve_app,
-            run_app,
-            latency_app,
-            throughput_app,
-            kernels_app,
-            bench_serve_app,
-            bench_speculate_app,
-            eval_app,
-            attention_app,
-            info_app,
-            pull_app,
-            doctor_app,
-            completion_app,
-            version_app};
+    return {serve_app,           run_app,        latency_app,
+            throughput_app,      kernels_app,    bench_serve_app,
+            bench_speculate_app, eval_app,       attention_app,
+            calibrate_app,       info_app,       pull_app,
+            doctor_app,          completion_app, version_app};
   }
 
   void add_run() {
@@ -184,6 +177,19 @@ struct CommandLine {
     eval_app->add_option("--limit", eval.limit, "Items a task; 0: all")
         ->check(CLI::Range(int64_t{0}, int64_t{1} << 30));
     eval_app->add_flag("--golden-only", eval.golden_only, "Only the comparison with golden.jsonl");
+    eval_app->add_flag("--kl", eval.kl,
+                       "Only the KL divergence of --kv-cache-dtype from a bf16 cache, a task");
+    calibrate_app = app.add_subcommand(
+        "calibrate", "Write static scales of an int8 or fp8 KV cache from sample texts");
+    add_engine_options(*calibrate_app, calibrate.engine, true);
+    calibrate_app
+        ->add_option("--data", calibrate.data,
+                     "Sample texts: lines of JSON with messages, prompt or text, or of plain text")
+        ->required();
+    calibrate_app->add_option("--out", calibrate.out, "The file to write")->capture_default_str();
+    calibrate_app->add_option("--limit", calibrate.limit, "Texts at most")
+        ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+        ->capture_default_str();
     info_app =
         app.add_subcommand("info", "What a model is and what it needs, from config.json alone");
     add_engine_options(*info_app, info.engine, true);
@@ -379,6 +385,7 @@ int run_parsed(const CommandLine& line) {
   if (line.bench_speculate_app->parsed()) return bench_speculate_command(line.bench_speculate);
   if (line.eval_app->parsed()) return eval_command(line.eval);
   if (line.attention_app->parsed()) return inspect_command(line.inspect);
+  if (line.calibrate_app->parsed()) return calibrate_command(line.calibrate);
   if (line.info_app->parsed()) return info_command(line.info);
   if (line.pull_app->parsed()) return pull_command(line.pull);
   if (line.doctor_app->parsed()) return doctor_command();

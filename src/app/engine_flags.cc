@@ -64,6 +64,20 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
                  "How recurrent states (gated delta rule) are kept; auto: float32")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
       ->capture_default_str();
+  app.add_option(
+         "--kv-cache-dtype", o.kv_cache_dtype,
+         "Format of the KV cache; auto: what config.json asks for, else that of the weights")
+      ->transform(CLI::Validator(
+          [](std::string& text) {
+            if (text == "fp8_e4m3") text = "fp8";  // vLLM's other name
+            return std::string();
+          },
+          ""))
+      ->check(
+          CLI::IsMember({"auto", "bfloat16", "fp8", "fp8_block", "int8", "int8_dynamic", "int4"}))
+      ->capture_default_str();
+  app.add_option("--kv-scales", o.kv_scales,
+                 "Static scales of an int8 or fp8 cache: a file of `weft calibrate`");
   app.add_option("--load-format", o.load_format,
                  "dummy: seeded random weights from config.json alone")
       ->check(CLI::IsMember({"auto", "safetensors", "dummy"}))

@@ -11,10 +11,13 @@ namespace weft {
 
 /// What the user asked of the engine; the same for run, bench, eval and serve. Names are vLLM's.
 struct EngineOptions {
-  std::string model;                     ///< a directory or ORG/NAME[@revision]
-  std::string dtype = "auto";            ///< auto | bfloat16 | float32
-  std::string quantization = "none";     ///< none | int8 | int4 | fp8
-  std::string state_dtype = "auto";      ///< auto | float32 | bfloat16: of recurrent states
+  std::string model;                  ///< a directory or ORG/NAME[@revision]
+  std::string dtype = "auto";         ///< auto | bfloat16 | float32
+  std::string quantization = "none";  ///< none | int8 | int4 | fp8
+  std::string state_dtype = "auto";   ///< auto | float32 | bfloat16: of recurrent states
+  /// auto | bfloat16 | fp8 | fp8_block | int8 | int8_dynamic | int4
+  std::string kv_cache_dtype = "auto";
+  std::string kv_scales;                 ///< a file of `weft calibrate`, or empty
   std::string load_format = "auto";      ///< auto | safetensors | dummy
   std::string max_model_len = "auto";    ///< tokens, "32k", or auto: the largest that fits
   std::string kv_cache_memory = "auto";  ///< bytes, "2G", or auto

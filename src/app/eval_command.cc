@@ -9,6 +9,7 @@
 #include "api/answer.h"
 #include "api/chat.h"
 #include "app/cli.h"
+#include "app/eval_kl.h"
 #include "app/eval_prompt.h"
 #include "app/eval_set.h"
 #include "app/local_engine.h"
@@ -226,6 +227,10 @@ Result<bool> run_eval(const EvalOptions& options) {
 }  // namespace
 
 int eval_command(const EvalOptions& options) {
+  if (options.kl) {
+    const Result<void> result = run_eval_kl(options);
+    return result ? kExitOk : report_error(result.error());
+  }
   const Result<bool> result = run_eval(options);
   if (!result) return report_error(result.error());
   return *result ? kExitOk : kExitRuntime;

@@ -56,6 +56,7 @@ nlohmann::ordered_json info_json(const EnginePlan& plan) {
           {"prefill_attention", describe_prefill(plan)},
           {"weight_format", weight_format_name(plan.load.format)},
           {"weight_bytes", plan.footprint.weight_bytes},
+          {"cache_format", kv_format_name(plan.load.kv_format)},
           {"cache_bytes_per_token", cache_bytes_per_token(plan)},
           {"cache_bytes_per_sequence", plan.cache.per_slot},
           {"fits",
@@ -86,8 +87,9 @@ void print_info(const EnginePlan& plan) {
               bytes_text(static_cast<double>(plan.footprint.weight_bytes)).c_str(),
               std::string(weight_format_name(plan.load.format)).c_str());
   std::printf("prompts       %s\n", describe_prefill(plan).c_str());
-  std::printf("cache         %s a token, %s a sequence\n",
+  std::printf("cache         %s a token as %s, %s a sequence\n",
               bytes_text(cache_bytes_per_token(plan)).c_str(),
+              std::string(kv_format_name(plan.load.kv_format)).c_str(),
               bytes_text(static_cast<double>(plan.cache.per_slot)).c_str());
   const int64_t tokens = plan.memory.num_blocks * plan.load.block_size;
   std::printf("device        %s\n", plan.device_name.c_str());

@@ -29,8 +29,8 @@ void add_mlp(std::vector<KernelNeeds::Matrix>& list, WeightFormat format, int64_
 
 }  // namespace
 
-KernelNeeds kernel_needs(const ModelSpec& spec, WeightFormat format) {
-  KernelNeeds needs{.vocab = spec.vocab};
+KernelNeeds kernel_needs(const ModelSpec& spec, WeightFormat format, KvFormat kv_format) {
+  KernelNeeds needs{.kv_format = kv_format, .vocab = spec.vocab};
   for (const LayerSpec& layer : spec.layers) {
     if (const auto* attention = std::get_if<AttentionSpec>(&layer.mixer)) {
       const AttnShape shape{attention->q_heads, attention->kv_heads, attention->head_dim};

@@ -7,9 +7,9 @@
 
 namespace weft {
 
-/// What the layers of a model ask of their kernels with weights in `format`, each shape once, in
-/// the order of the layers.
-KernelNeeds kernel_needs(const ModelSpec& spec, WeightFormat format);
+/// What the layers of a model ask of their kernels with weights in `format` and caches in
+/// `kv_format`, each shape once, in the order of the layers.
+KernelNeeds kernel_needs(const ModelSpec& spec, WeightFormat format, KvFormat kv_format);
 
 /// What most matrices are kept as: codes of an fp8 checkpoint stay where the backend has them.
 /// `checkpoint` may be null.

@@ -100,7 +100,7 @@ Result<void> choose_kernels(const EngineOptions& options, const CpuInfo& cpu,
                             std::optional<CudaDeviceInfo>& gpu) {
   if (gpu && plan.ops->choices) {
     const WeightFormat format = kept_format(plan.load.format, *plan.ops, checkpoint);
-    plan.kernels = plan.ops->choices(kernel_needs(plan.spec, format));
+    plan.kernels = plan.ops->choices(kernel_needs(plan.spec, format, plan.load.kv_format));
     for (const KernelChoice& choice : plan.kernels) {
       if (!choice.name.empty()) continue;
       plan.not_on_gpu = "no kernel for " + choice.op + ": " + choice.others.front().why_not;
@@ -133,6 +133,45 @@ Result<void> check_sparse_kernels(const EngineOptions& options, EnginePlan& plan
   return {};
 }
 
+Error no_kv_format(const std::string& asked, const std::string& why) {
+  return unsupported(asked + ": " + why);
+}
+
+/// The format of --kv-cache-dtype, or what config.json asks for, with its static scales.
+Result<void> choose_kv_format(const EngineOptions& options, const Checkpoint* checkpoint,
+                              EnginePlan& plan) {
+  KvFormat& format = plan.load.kv_format;
+  std::string asked = "--kv-cache-dtype " + options.kv_cache_dtype;
+  if (options.kv_cache_dtype == "auto") {
+    format = plan.load.format == WeightFormat::kF32 ? KvFormat::kF32 : KvFormat::kBf16;
+    if (plan.spec.kv_format) {
+      format = *plan.spec.kv_format;
+      asked = "config.json: quantization_config.kv_cache_quant_type";
+    }
+  } else {
+    for (const KvFormat f : {KvFormat::kBf16, KvFormat::kFp8, KvFormat::kFp8Block, KvFormat::kInt8,
+                             KvFormat::kInt8Dynamic, KvFormat::kInt4}) {
+      if (kv_format_name(f) == options.kv_cache_dtype) format = f;
+    }
+  }
+  for (const LayerSpec& layer : plan.spec.layers) {
+    const auto* attention = std::get_if<AttentionSpec>(&layer.mixer);
+    if (!attention || format != KvFormat::kInt4 || attention->head_dim % 32 == 0) continue;
+    return no_kv_format(asked, "int4 needs heads of a multiple of 32 dims, and this model's have " +
+                                   std::to_string(attention->head_dim) +
+                                   "; int8_dynamic and fp8_block take all");
+  }
+  if (!kv_has_static_scales(format)) return {};
+  if (!options.kv_scales.empty()) {
+    plan.load.kv_scales = TRY(read_kv_scales(plan.spec, options.kv_scales, format));
+    return {};
+  }
+  const bool dummy = options.load_format == "dummy";
+  plan.load.kv_scales =
+      dummy ? unit_kv_scales(plan.spec, format) : TRY(kv_scales_of(plan.spec, checkpoint, format));
+  return {};
+}
+
 /// Bytes that may be used on the GPU: its share by --gpu-memory-utilization less what is taken.
 int64_t gpu_limit(const EngineOptions& options, const CudaDeviceInfo& gpu) {
   const double share = options.gpu_memory_utilization * static_cast<double>(gpu.total_bytes);
@@ -158,38 +197,17 @@ Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options
       .max_num_seqs = options.max_num_seqs,
       .max_num_batched_tokens = batched_tokens(options, gpu.has_value()),
       .kv_cache_bytes = TRY(size_or_auto("--kv-cache-memory", options.kv_cache_memory)),
-      .num_threads = plan.threads,
-      .speculation = options.speculation};
+      .num_threads = plan.threads};
   if (!gpu) return plan_memory(model, memory, cpu.available_bytes);
   memory.device = DeviceKind::kCuda;
   memory.memory_fraction = 1.0;  // the share is taken already
   return plan_memory(model, memory, std::max<int64_t>(0, gpu_limit(options, *gpu)));
 }
 
-/// What a configuration of speculation asks of the model and its device.
-Result<void> check_speculation(const SpeculationConfig& config, const EnginePlan& plan) {
-  if (!config.on()) return {};
-  if (config.uses_mtp() && !plan.spec.mtp) {
-    return unsupported(
-        "--speculative-config: this checkpoint has no multi-token prediction module; allowed: "
-        "method ngram");
-  }
-  if (plan.ops->device == DeviceKind::kCuda) {
-    return unsupported(
-        "--speculative-config: this version drafts on the CPU alone; use --device cpu, or leave "
-        "the flag out");
-  }
-  return {};
-}
-
 std::string shown_name(const std::string& model, const std::string& directory) {
   if (!model.empty() && !std::filesystem::is_directory(model)) return model;
   const std::string name = std::filesystem::path(directory).lexically_normal().filename().string();
   return name.empty() ? directory : name;
-}
-
-int max_drafts(const SpeculationConfig& config) {
-  return config.on() ? config.num_speculative_tokens : 0;
 }
 
 uint64_t random_key() {
@@ -218,19 +236,18 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   TRY(plan_prefill(options, weights ? &*weights : nullptr, plan));
   TRY(check_sparse_kernels(options, plan, gpu));
   plan.load.format = weight_format(options);
+  TRY(choose_kv_format(options, weights ? &*weights : nullptr, plan));
   TRY(choose_kernels(options, cpu, weights ? &*weights : nullptr, plan, gpu));
   if (plan.load.format == WeightFormat::kFp8Block && !plan.ops->fp8_blocks) {
     return unsupported("--quantization fp8 needs a Hopper GPU and this is " + plan.device_name +
                        "; allowed here: none, int8, int4");
   }
-  plan.load.kv_format = plan.load.format == WeightFormat::kF32 ? KvFormat::kF32 : KvFormat::kBf16;
   if (options.state_dtype == "bfloat16") plan.load.state_dtype = DType::kBF16;
   plan.load.block_size = kBlockSize;
   plan.load.dummy_weights = options.load_format == "dummy";
   plan.load.num_threads = plan.threads;
   plan.load.max_num_seqs = options.max_num_seqs;
   TRY(plan_images(options, plan));
-  TRY(check_speculation(options.speculation, plan));
   const OpTable& ops = *plan.ops;
   plan.footprint = measure_model(plan.spec, plan.load, ops, weights ? &*weights : nullptr);
   plan.cache = cache_bytes(plan.footprint.cache_specs, ops);
@@ -259,7 +276,7 @@ Result<void> LocalEngine::load(const EngineOptions& options, const EngineConfig&
   pool_ = std::make_unique<ThreadPool>(plan_.threads);
   if (on_gpu(plan_)) gpu_.emplace(TRY(GpuStream::create()));
   scratch_ = std::make_unique<Arena>(TRY(
-      Buffer::allocate(ops.device, scratch_bytes(plan_, limits.all_rows(), limits.image_tokens))));
+      Buffer::allocate(ops.device, scratch_bytes(plan_, limits.max_rows, limits.image_tokens))));
   stream_ = std::make_unique<Stream>(*pool_, *scratch_, gpu_ ? gpu_->native() : nullptr);
 
   ProgressLines lines;
@@ -273,14 +290,13 @@ Result<void> LocalEngine::load(const EngineOptions& options, const EngineConfig&
   plan_.load.progress = nullptr;
 
   kv_ = std::make_unique<KvStore>(
-      TRY(KvStore::create(model_->cache_specs(), ops, limits.num_blocks, limits.all_slots())));
+      TRY(KvStore::create(model_->cache_specs(), ops, limits.num_blocks, limits.num_slots)));
   std::unique_ptr<Executor> executor;
   if (on_gpu(plan_)) {
     executor = TRY(GpuExecutor::create(*model_, *kv_, *stream_, ops, limits,
                                        {.graphs = !options.enforce_eager}));
   } else {
-    executor =
-        TRY(LocalExecutor::create(*model_, *kv_, *stream_, ops, limits, options.speculation));
+    executor = TRY(LocalExecutor::create(*model_, *kv_, *stream_, ops, limits));
   }
   auto scheduler = TRY(Scheduler::create({.block_size = plan_.load.block_size,
                                           .num_blocks = static_cast<int>(limits.num_blocks),
@@ -290,7 +306,6 @@ Result<void> LocalEngine::load(const EngineOptions& options, const EngineConfig&
                                           .max_model_len = static_cast<int>(limits.max_model_len),
                                           .prefix_caching = options.prefix_caching,
                                           .reuse_generated = options.reuse_generated,
-                                          .max_drafts = max_drafts(options.speculation),
                                           .image_tokens = static_cast<int>(limits.image_tokens),
                                           .image_pages = static_cast<int>(limits.image_pages),
                                           .chunk = plan_.chunk,

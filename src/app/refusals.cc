@@ -26,21 +26,26 @@ constexpr Refusal kRefusals[] = {
      [](const EngineOptions& o) { return o.dtype == "float32" && o.state_dtype == "bfloat16"; },
      "--dtype float32 keeps everything exact and --state-dtype bfloat16 rounds the recurrent "
      "states: give one of the two"},
+    {"kv-scales-without-static",
+     [](const EngineOptions& o) {
+       return !o.kv_scales.empty() && o.kv_cache_dtype != "int8" && o.kv_cache_dtype != "fp8";
+     },
+     "--kv-scales holds the scales of a static KV cache; give --kv-cache-dtype int8 or fp8 with "
+     "it"},
     {"dummy-without-model",
      [](const EngineOptions& o) { return o.load_format == "dummy" && o.model.empty(); },
      "--load-format dummy needs a MODEL whose config.json gives the shapes"},
     {"reuse-without-cache",
      [](const EngineOptions& o) { return o.reuse_generated && !o.prefix_caching; },
      "--prefix-cache reuse-generated needs the prefix cache; drop --no-enable-prefix-caching"},
+    {"speculation", [](const EngineOptions& o) { return o.speculation.on(); },
+     "--speculative-config: this version does not speculate; leave the flag out"},
     {"sparse-reuse",
      [](const EngineOptions& o) {
        return o.reuse_generated && o.prefill_attention.rfind("xattn", 0) == 0;
      },
      "--prefix-cache reuse-generated: generated tokens see all keys and those of prompts only what "
      "--prefill-attention lets them; use exact, or dense"},
-    {"cuda-speculation",
-     [](const EngineOptions& o) { return o.device == "cuda" && o.speculation.on(); },
-     "--speculative-config: this version drafts on the CPU alone; use --device cpu with it"},
 };
 
 constexpr ServeRefusal kServeRefusals[] = {
@@ -70,8 +75,6 @@ constexpr FlagRefusal kFlagRefusals[] = {
     {"speculation-flags", "--speculative-model --num-speculative-tokens",
      "these are vLLM's older spellings; give --speculative-config "
      "{\"method\":\"ngram\",\"num_speculative_tokens\":4}"},
-    {"kv-cache-format", "--kv-cache-dtype",
-     "the KV cache has the model's own format in this version; allowed: auto, bfloat16"},
     {"lora",
      "--enable-lora --lora-modules --enable-prompt-adapter --prompt-adapters "
      "--qlora-adapter-name-or-path",

@@ -15,10 +15,11 @@ const std::map<std::string, EngineOptions> kExamples = {
     {"cuda-float32", {.dtype = "float32", .device = "cuda"}},
     {"float32-quantized", {.dtype = "float32", .quantization = "int8"}},
     {"float32-rounded-states", {.dtype = "float32", .state_dtype = "bfloat16"}},
+    {"kv-scales-without-static", {.kv_cache_dtype = "int8_dynamic", .kv_scales = "x"}},
     {"dummy-without-model", {.load_format = "dummy"}},
     {"reuse-without-cache", {.prefix_caching = false, .reuse_generated = true}},
     {"sparse-reuse", {.reuse_generated = true, .prefill_attention = "xattn:stride=8"}},
-    {"cuda-speculation", {.device = "cuda", .speculation = {.method = SpeculationMethod::kNgram}}},
+    {"speculation", {.speculation = {.method = SpeculationMethod::kNgram}}},
 };
 
 TEST(Refusals, EveryRowHasAnExampleThatItRefuses) {

@@ -85,6 +85,7 @@ struct Served {
   ModelLimits limits;
   GenerationDefaults defaults;
   int block_size = 64;
+  std::string kv_format = "auto";
   int num_blocks = 0, num_slots = 0;
 };
 
@@ -150,6 +151,7 @@ Result<Served> Server::plan_model() {
       plan, image_fetcher({.enabled = options_.fetch_images || !options_.media_domains.empty(),
                            .domains = options_.media_domains}));
   out.block_size = plan.load.block_size;
+  out.kv_format = kv_format_name(plan.load.kv_format);
   out.num_blocks = static_cast<int>(plan.memory.limits.num_blocks);
   out.num_slots = static_cast<int>(plan.memory.limits.num_slots);
   return out;
@@ -204,6 +206,7 @@ Result<void> Server::open() {
                                                  .block_size = served_.block_size,
                                                  .num_blocks = served_.num_blocks,
                                                  .num_state_slots = served_.num_slots,
+                                                 .kv_cache_dtype = served_.kv_format,
                                                  .prefix_caching = options_.engine.prefix_caching,
                                                  .num_speculative_tokens = speculative_tokens},
                                      .live = {.model_name = names.front(),

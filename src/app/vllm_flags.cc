@@ -210,7 +210,6 @@ constexpr KnownFlag kRefused[] = {
     {"--headless", kSwitch, ""},
     {"--speculative-model", kValue, ""},
     {"--num-speculative-tokens", kValue, "0"},
-    {"--kv-cache-dtype", kValue, "auto bfloat16"},
     {"--enable-lora", kSwitch, ""},
     {"--lora-modules", kMany, ""},
     {"--enable-prompt-adapter", kSwitch, ""},

@@ -19,6 +19,7 @@ struct KernelNeeds {
     Epilogue epilogue = Epilogue::kStore;
   };
   std::vector<AttnShape> attention;
+  KvFormat kv_format = KvFormat::kBf16;  ///< of all of them
   std::vector<GdnShape> gdn;
   std::vector<Matrix> dense, experts;
   int64_t vocab = 0;

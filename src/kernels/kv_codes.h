@@ -25,9 +25,12 @@
 
 namespace weft {
 
+// What CPU kernels call is always inlined: a file that is compiled for one instruction set must not
+// lend its copy of a function to the others.
+
 inline constexpr int kKvInt4Group = 64;  ///< dims that share a scale; a head's last may be fewer
 
-constexpr int kv_code_bits(KvFormat format) {
+[[gnu::always_inline]] constexpr int kv_code_bits(KvFormat format) {
   switch (format) {
     case KvFormat::kF32: return 32;
     case KvFormat::kBf16: return 16;
@@ -36,7 +39,7 @@ constexpr int kv_code_bits(KvFormat format) {
   }
 }
 /// Scales stored beside the codes of a row of D values, 4 bytes each.
-constexpr int kv_scales_per_row(KvFormat format, int head_dim) {
+[[gnu::always_inline]] constexpr int kv_scales_per_row(KvFormat format, int head_dim) {
   switch (format) {
     case KvFormat::kInt8Dynamic:
     case KvFormat::kFp8Block: return 1;
@@ -46,7 +49,7 @@ constexpr int kv_scales_per_row(KvFormat format, int head_dim) {
 }
 
 /// The largest value of a code of 8 bits.
-constexpr float kv_largest_code(KvFormat format) {
+[[gnu::always_inline]] constexpr float kv_largest_code(KvFormat format) {
   return format == KvFormat::kInt8Dynamic || format == KvFormat::kInt8 ? 127.0f : kE4m3Max;
 }
 
@@ -54,7 +57,7 @@ struct KvRowScale {
   float inverse, scale;
 };
 /// `amax` of the row; infinite or NaN if any value is.
-constexpr KvRowScale kv_row_scale(float amax, float largest_code) {
+[[gnu::always_inline]] constexpr KvRowScale kv_row_scale(float amax, float largest_code) {
   constexpr float kLeast = 1e-30f;
   if (!(amax <= std::numeric_limits<float>::max())) {
     return {0.0f, std::numeric_limits<float>::quiet_NaN()};

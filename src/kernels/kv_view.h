@@ -32,12 +32,12 @@ constexpr std::string_view kv_format_name(KvFormat format) {
   return "?";
 }
 /// Whether each row (token and head) has a scale of its own, which lies in its block.
-constexpr bool kv_has_row_scales(KvFormat format) {
+[[gnu::always_inline]] constexpr bool kv_has_row_scales(KvFormat format) {
   return format == KvFormat::kInt8Dynamic || format == KvFormat::kFp8Block ||
          format == KvFormat::kInt4;
 }
 /// Whether the scales are constants of the layer.
-constexpr bool kv_has_static_scales(KvFormat format) {
+[[gnu::always_inline]] constexpr bool kv_has_static_scales(KvFormat format) {
   return format == KvFormat::kInt8 || format == KvFormat::kFp8;
 }
 
@@ -69,7 +69,7 @@ struct PagedKv {
 
 /// Recurrent state of one gated-delta-rule layer.
 struct StateSlots {
-  TensorView conv;       ///< [slots, W-1, C] f32: the last W-1 rows before the convolution
+  TensorView conv;  ///< [slots, W-1, C] f32: the last W-1 rows before the convolution
   /// [slots, HV, V, K] f32, or bf16: then S is rounded (nearest even) after every token of a decode
   /// segment and after every chunk of 64 tokens of a prompt segment.
   TensorView recurrent;

@@ -3,6 +3,7 @@
 #include <variant>
 
 #include "kernels/args.h"
+#include "kernels/kv_codes.h"
 
 namespace weft {
 

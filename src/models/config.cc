@@ -15,9 +15,34 @@ Error not_allowed(const ConfigJson& json, std::string_view field, const std::str
   return invalid_argument(json.field(field) + " " + rule + ", got " + json.dump(field));
 }
 
+/// The cache's format as FastDeploy's configurations name it.
+Result<KvFormat> parse_kv_cache_type(const ConfigJson& config) {
+  const std::string type = TRY(config.string("kv_cache_quant_type"));
+  if (type == "int8") return KvFormat::kInt8;
+  if (type == "float8_e4m3fn") return KvFormat::kFp8;
+  if (type == "block_wise_fp8") return KvFormat::kFp8Block;
+  if (type == "int4_zp") return KvFormat::kInt4;
+  return not_allowed(config, "kv_cache_quant_type",
+                     "must be int8, float8_e4m3fn, block_wise_fp8 or int4_zp (int8_zp and "
+                     "float8_e4m3fn_zp are not supported)");
+}
+
 /// fp8 codes with a scale for each 128 x 128 block are read; nothing else that is quantised is.
+/// With mix_quant (FastDeploy) the checkpoint's weights are bf16 and stay so: --quantization
+/// decides.
 Result<> check_quantization(const ConfigJson& json) {
   const ConfigJson config = TRY(json.object("quantization_config"));
+  if (TRY(config.string_or("quantization", "")) == "mix_quant") {
+    for (const std::string_view field : {"dense_quant_type", "moe_quant_type"}) {
+      const std::string type = TRY(config.string_or(field, "block_wise_fp8"));
+      if (type != "block_wise_fp8") {
+        return not_allowed(config, field,
+                           "must be block_wise_fp8 or absent; other weight formats are chosen by "
+                           "--quantization (int8, int4)");
+      }
+    }
+    return {};
+  }
   const std::string method = TRY(config.string_or("quant_method", ""));
   const std::string format = TRY(config.string_or("fmt", "e4m3"));
   std::vector<int64_t> block;
@@ -178,6 +203,13 @@ Result<ModelSpec> parse_common(const ConfigJson& config, int64_t head_dim,
   const ConfigJson text = TRY(config.text_config());
   TRY(refuse_unknown_forms(config, text));
   ModelSpec spec;
+  for (const ConfigJson& json : {config, text}) {
+    if (!json.has("quantization_config")) continue;
+    const ConfigJson quantization = TRY(json.object("quantization_config"));
+    if (quantization.has("kv_cache_quant_type")) {
+      spec.kv_format = TRY(parse_kv_cache_type(quantization));
+    }
+  }
   spec.hidden = TRY(text.integer_in("hidden_size", 1, kMaxHidden));
   spec.vocab = TRY(text.integer_in("vocab_size", 1, kMaxVocab));
   spec.max_positions = TRY(text.integer_in("max_position_embeddings", 1, kMaxPositions));

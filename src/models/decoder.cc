@@ -17,6 +17,7 @@ Decoder::Decoder(const ModelSpec& spec, const LoadOptions& options, const OpTabl
                     .kv_format = options_.kv_format,
                     .state_dtype = options_.state_dtype,
                     .block_size = options_.block_size,
+                    .kv_scales = &kv_scales_,
                     .rope = &rope_table_};
   const auto append = [&](Layers& layers, const LayerSpec& layer) {
     layers.push_back(std::make_unique<DecoderLayer>(layer, mixer_options_));
@@ -98,7 +99,37 @@ Result<> Decoder::load(const Checkpoint* checkpoint, Stream& stream) {
     for (const auto& layer : mtp_->layers) TRY(layer->mixer->prepare(stream, ops_->device));
   }
   if (head_is_embedding()) embedding_ = ops_->weight_rows(head_.weight());
+  if (kv_has_static_scales(options_.kv_format)) TRY(load_kv_scales(stream));
   if (takes_images()) TRY(vision_->prepare(stream, *ops_, options_.max_image_patches));
+  return {};
+}
+
+/// Puts the static scales of the cache on the device.
+Result<> Decoder::load_kv_scales(Stream& stream) {
+  CHECK(options_.kv_scales.size() == cache_specs_.size(), "a static KV format without scales");
+  int64_t count = 0;
+  for (const KvChannels& layer : options_.kv_scales) {
+    count += std::ssize(layer.k) + std::ssize(layer.v);
+  }
+  kv_scale_buffer_ = TRY(Buffer::allocate(ops_->device, count * 4));
+  auto* at = reinterpret_cast<float*>(kv_scale_buffer_.data());
+  const auto put = [&](const std::vector<float>& scales) {
+    const float* where = at;
+    copy_bytes(stream, at, scales.data(), std::ssize(scales) * 4);
+    at += scales.size();
+    return where;
+  };
+  for (size_t i = 0; i < cache_specs_.size(); ++i) {
+    KvScalePointers& layer = kv_scales_.emplace_back();
+    const auto* paged = std::get_if<PagedSpec>(&cache_specs_[i]);
+    if (!paged) continue;
+    const auto channels = static_cast<size_t>(paged->heads * paged->head_dim);
+    const KvChannels& scales = options_.kv_scales[i];
+    CHECK(scales.k.size() == channels && scales.v.size() == channels);
+    layer.k = put(scales.k);
+    layer.v = put(scales.v);
+  }
+  synchronize(stream);
   return {};
 }
 

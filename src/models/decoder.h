@@ -51,6 +51,7 @@ class Decoder final : public Model {
   void declare_layers(WeightPlan& plan, const Layers& layers, const std::string& prefix);
   void declare_mtp(WeightPlan& plan);
   void declare_vision(WeightPlan& plan);
+  Result<> load_kv_scales(Stream& stream);
   /// Runs `layers` on `residual` (updated) and returns the final norm of it.
   TensorView run_layers(StepContext& context, const Layers& layers, int first_layer,
                         TensorView residual, const RmsNorm& final_norm) const;
@@ -72,6 +73,8 @@ class Decoder final : public Model {
   const OpTable* ops_;  // null: counting only
   MixerOptions mixer_options_;
   std::vector<CacheSpec> cache_specs_;
+  Buffer kv_scale_buffer_;
+  std::vector<KvScalePointers> kv_scales_;
   Rope rope_;
   RopeTable rope_table_;
   TensorView embedding_;

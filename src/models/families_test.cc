@@ -66,6 +66,29 @@ TEST(Families, RefusesByName) {
   EXPECT_THAT(spec.error().message, HasSubstr("Qwen3ForCausalLM"));
 }
 
+TEST(Families, TheCacheFormatOfAMixQuantConfiguration) {
+  const auto format = [](const std::string& type) {
+    return parse(qwen3(R"("quantization_config": {"quantization": "mix_quant",
+                          "kv_cache_quant_type": ")" +
+                       type + "\"}"));
+  };
+  EXPECT_EQ(format("block_wise_fp8").value().kv_format, KvFormat::kFp8Block);
+  EXPECT_EQ(format("float8_e4m3fn").value().kv_format, KvFormat::kFp8);
+  EXPECT_EQ(format("int8").value().kv_format, KvFormat::kInt8);
+  EXPECT_EQ(format("int4_zp").value().kv_format, KvFormat::kInt4);
+  EXPECT_THAT(format("int8_zp").error().message, HasSubstr("kv_cache_quant_type must be int8"));
+  EXPECT_FALSE(parse(qwen3("")).value().kv_format);
+  EXPECT_EQ(parse(qwen3(R"("quantization_config": {"quantization": "mix_quant",
+      "kv_cache_quant_type": "block_wise_fp8", "dense_quant_type": "block_wise_fp8",
+      "moe_quant_type": "block_wise_fp8"})"))
+                .value()
+                .kv_format,
+            KvFormat::kFp8Block);
+  EXPECT_THAT(problem(R"("quantization_config": {"quantization": "mix_quant",
+                         "kv_cache_quant_type": "int8", "dense_quant_type": "wint4"})"),
+              HasSubstr("dense_quant_type"));
+}
+
 TEST(Families, ChecksEveryRange) {
   EXPECT_THAT(problem(R"("hidden_size": 0)"), HasSubstr("hidden_size"));
   EXPECT_THAT(problem(R"("hidden_size": 9223372036854775807)"), HasSubstr("hidden_size"));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "checkpoint/checkpoint.h"
+#include "models/kv_scales.h"
 #include "models/spec.h"
 #include "nn/step.h"
 #include "nn/vision_tower.h"
@@ -17,6 +18,9 @@ struct LoadOptions {
   WeightFormat format = WeightFormat::kBf16;  ///< of the linear layers (head included)
   KvFormat kv_format = KvFormat::kBf16;
   DType state_dtype = DType::kF32;  ///< of recurrent states; or kBF16
+  /// Scales of a static kv_format: what --kv-scales or the checkpoint gives (kv_scales.h). Empty
+  /// for other formats.
+  KvLayers kv_scales;
   int block_size = 64;
   int64_t max_model_len = 0;          ///< rows of the rope table; 0: the model's own length
   int64_t max_num_seqs = 64;          ///< sequences of a step

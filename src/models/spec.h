@@ -21,7 +21,10 @@ struct NameMap {
   std::string mtp = "mtp.";
   std::string vision = "model.visual.";
   std::vector<std::string> ignored_prefixes;  ///< tensors that inference does not need
-  std::vector<std::string> ignored_parts = {"rotary_emb.inv_freq"};
+  /// The scales of static KV caches are read by kv_scales_of().
+  std::vector<std::string> ignored_parts = {
+      "rotary_emb.inv_freq", ".k_scale",       ".v_scale",      "k_proj.output_scale",
+      "v_proj.output_scale", "cachek_matmul.", "cachev_matmul."};
 };
 
 /// Multi-token prediction: draft head with decoder layers of its own (Qwen3-Next, Qwen3.5).
@@ -49,7 +52,8 @@ struct ModelSpec {
   /// Why the heads of prompts can't see what the checkpoint was trained with; empty: they can. With
   /// another --prefill-attention it runs.
   std::string prefill_refusal;
-  std::optional<VisionSpec> vision;  ///< see LoadOptions::images
+  std::optional<VisionSpec> vision;   ///< see LoadOptions::images
+  std::optional<KvFormat> kv_format;  ///< what quantization_config.kv_cache_quant_type asks for
   NameMap names;
 };
 

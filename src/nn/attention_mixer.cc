@@ -73,7 +73,12 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, TensorView x,
                              TensorView residual) const {
   const ArenaScope scope(context.arena);
   const int64_t rows = x.dim(0), q_heads = spec_.q_heads, head_dim = spec_.head_dim;
-  const PagedKv& kv = std::get<PagedKv>(context.kv.layer(layer));
+  PagedKv kv = std::get<PagedKv>(context.kv.layer(layer));
+  if (kv_has_static_scales(kv.shape.format)) {
+    const KvScalePointers& scales = (*options_.kv_scales)[static_cast<size_t>(layer.value)];
+    kv.k_scale = scales.k;
+    kv.v_scale = scales.v;
+  }
   TensorView qkv = take_rows(context, rows, q_width() + 2 * kv_width());
   TensorView attended = take_rows(context, rows, q_heads * head_dim);
   qkv_.forward(context, x, qkv);

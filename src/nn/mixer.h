@@ -2,12 +2,19 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "kv/spec.h"
 #include "nn/linear.h"
 #include "nn/specs.h"
 
 namespace weft {
+
+/// Static scales of a layer's cache, [G, D] f32 on the device; null: its format has none.
+struct KvScalePointers {
+  const float* k = nullptr;
+  const float* v = nullptr;
+};
 
 /// What the mixers of a model share.
 struct MixerOptions {
@@ -18,6 +25,8 @@ struct MixerOptions {
   KvFormat kv_format = KvFormat::kBf16;
   DType state_dtype = DType::kF32;  ///< of recurrent states
   int block_size = 64;
+  /// Of each layer of the cache; outlives the mixer, set before forward(); null: no static scales.
+  const std::vector<KvScalePointers>* kv_scales = nullptr;
   const RopeTable* rope = nullptr;  ///< outlives the mixer; set before forward()
 };
 

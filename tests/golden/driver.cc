@@ -28,8 +28,12 @@ Result<std::unique_ptr<Driver>> Driver::load(const std::string& dir, const Optio
   ModelSpec spec = TRY(parse_model(config.config));
   TRY(apply_prefill(options.prefill, spec));
   const Checkpoint checkpoint = TRY(Checkpoint::open(dir));
+  adapt_to_checkpoint(spec, checkpoint);
+  KvLayers kv_scales;
+  if (kv_has_static_scales(options.kv_format)) kv_scales = unit_kv_scales(spec, options.kv_format);
   const LoadOptions load{.format = options.format,
                          .kv_format = options.kv_format,
+                         .kv_scales = std::move(kv_scales),
                          .block_size = kBlockSize,
                          .max_model_len = options.max_len,
                          .num_threads = options.num_threads,

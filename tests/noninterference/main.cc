@@ -1,5 +1,5 @@
 // noninterference [--seconds N] [--schedules N] [--seed S] [--family X] [--device cpu|cuda]
-//                 [--weights FORMAT] [--plant NAME [--expect-caught]]
+//                 [--weights FORMAT] [--cache FORMAT] [--plant NAME [--expect-caught]]
 //
 // The promise of design.md section 4: the tokens and logprob bits of a request are those it has
 // alone. Random requests run together under random schedules of batch, chunk budget, prefix hits,
@@ -29,6 +29,7 @@ struct Options {
   uint64_t seed = 1;
   std::string family;                  // empty: all
   std::optional<WeightFormat> format;  // none: all
+  std::optional<KvFormat> cache;       // none: all
   const Plant* plant = nullptr;
   bool expect_caught = false;
 };
@@ -45,7 +46,7 @@ bool recurrent_family(const std::string& family) {
 constexpr int kSchedulesPerModel = 3;
 
 Variant random_variant(const std::string& family, uint64_t seed, bool cuda,
-                       std::optional<WeightFormat> format) {
+                       std::optional<WeightFormat> format, std::optional<KvFormat> cache) {
   std::mt19937_64 rng(seed);
   const auto tables = all_op_tables(cuda);
   Variant out;
@@ -54,13 +55,21 @@ Variant random_variant(const std::string& family, uint64_t seed, bool cuda,
   constexpr WeightFormat kFormats[] = {WeightFormat::kBf16, WeightFormat::kF32, WeightFormat::kInt8,
                                        WeightFormat::kInt4};
   out.format = kFormats[rng() % 4];
-  out.kv_format = rng() % 2 == 0 ? KvFormat::kBf16 : KvFormat::kF32;
+  constexpr KvFormat kCaches[] = {KvFormat::kBf16,        KvFormat::kF32,      KvFormat::kInt8,
+                                  KvFormat::kInt8Dynamic, KvFormat::kFp8Block, KvFormat::kFp8,
+                                  KvFormat::kInt4};
+  out.kv_format = kCaches[rng() % std::size(kCaches)];
   out.block_size = rng() % 2 == 0 ? 64 : 16;
   if (cuda) {  // bf16 activations and caches alone
     if (out.format == WeightFormat::kF32) out.format = WeightFormat::kFp8Block;
     out.kv_format = KvFormat::kBf16;
   }
   if (format) out.format = *format;
+  if (cache) out.kv_format = *cache;
+  // Heads of 16 dims.
+  if (family == "ernie4_5_moe" && out.kv_format == KvFormat::kInt4) {
+    out.kv_format = KvFormat::kInt8Dynamic;
+  }
   const bool may_choose = family == "qwen3" || family == "qwen2" || family == "llama3";
   if (may_choose && rng() % 3 == 0) {
     out.prefill = {.kind = PrefillOptions::Kind::kXattn, .threshold = 0.5f, .stride = 8};
@@ -71,7 +80,7 @@ Variant random_variant(const std::string& family, uint64_t seed, bool cuda,
 /// One model under a few schedules. The text of the first difference, or "".
 std::string run_round(const Options& options, const std::string& family, uint64_t seed,
                       Counters& counters) {
-  const Variant variant = random_variant(family, seed, options.cuda, options.format);
+  const Variant variant = random_variant(family, seed, options.cuda, options.format, options.cache);
   const std::unique_ptr<Model> model = load_tiny(variant).value();
   OpTable ops = *variant.ops;
   ExecutorWrapper wrap;
@@ -86,22 +95,11 @@ std::string run_round(const Options& options, const std::string& family, uint64_
     std::vector<std::shared_ptr<Request>> requests;
     const int count = 4 + static_cast<int>(schedule_seed % 11);
     for (int r = 0; r < count; ++r) requests.push_back(maker.make(SeqId{r}));
-    ScheduleOptions schedule = random_schedule(schedule_seed, *model, variant.block_size);
+    const ScheduleOptions schedule = random_schedule(schedule_seed, *model, variant.block_size);
     ScheduleOptions lonely = alone(*model, variant.block_size);
     lonely.scheduler.plan_tokens = schedule.scheduler.plan_tokens;
     const std::string where = fmt::format("round --seed {} --family {}: {}; schedule {}: {}", seed,
                                           family, describe(variant), i, describe(schedule));
-    Answers answers;
-    for (const auto& request : requests) {
-      Counters ignored;
-      try {
-        answers[request->id] =
-            run_schedule(*model, ops, lonely, {request}, wrap, ignored).answers[request->id];
-      } catch (const Panic& panic) {
-        return where + "\n  alone: " + panic.what() + "\n  " + describe(*request);
-      }
-    }
-    schedule.known = &answers;
     Outcome together;
     try {
       together = run_schedule(*model, ops, schedule, requests, wrap, counters);
@@ -110,7 +108,13 @@ std::string run_round(const Options& options, const std::string& family, uint64_
     }
     ++counters.schedules;
     for (const auto& request : requests) {
-      const Answer& want = answers[request->id];
+      Counters ignored;
+      Answer want;
+      try {
+        want = run_schedule(*model, ops, lonely, {request}, wrap, ignored).answers[request->id];
+      } catch (const Panic& panic) {
+        return where + "\n  alone: " + panic.what() + "\n  " + describe(*request);
+      }
       const Answer& got = together.answers[request->id];
       const bool aborted = got.finish == FinishReason::kAbort;
       const std::string text = difference(want, got, aborted);
@@ -129,12 +133,11 @@ void print(const std::string& name, const Counters& c) {
       "{:<14}{:>6} schedules {:>7} requests {:>9} tokens {:>9} steps | {} hits, {} state hits, {} "
       "preemptions, {} replays, {} cut prompts, {} mixed steps, {} aborts, {} evictions, {} prompt "
       "logprobs, {} tokens by grammar, {} images encoded, {} found, {} cut, {} steps of layers, {} "
-      "blocks left out, batch up to {}, drafts of MTP {} of {}, others {} of {}\n",
+      "blocks left out, batch up to {}\n",
       name, c.schedules, c.requests, c.tokens, c.steps, c.hits, c.state_hits, c.preemptions,
       c.replays, c.chunked, c.mixed, c.aborts, c.evictions, c.prompt_logprobs, c.constrained,
       c.encoded, c.image_hits, c.cut_images, c.layer_steps,
-      c.plans.causal_blocks - c.plans.computed_blocks, c.largest_batch, c.drafts.accepted[0],
-      c.drafts.proposed[0], c.drafts.accepted[1], c.drafts.proposed[1]);
+      c.plans.causal_blocks - c.plans.computed_blocks, c.largest_batch);
 }
 
 /// What has to have happened for the run to mean something.
@@ -161,14 +164,6 @@ std::string vacuous(const Totals& totals, const Options& options) {
     if (c.layer_steps == 0) return "nothing tested: no prompt was computed layer by layer";
     if (!options.cuda && c.plans.computed_blocks == c.plans.causal_blocks) {
       return "nothing tested: all heads dense";
-    }
-  }
-  if (!options.cuda) {
-    for (size_t i = 0; i < kNumDraftSources; ++i) {
-      const bool mtp = i == static_cast<size_t>(DraftSource::kMtp);
-      if (mtp && !options.family.empty() && options.family != kMtpFamily) continue;
-      if (c.drafts.accepted[i] == 0) return "nothing tested: no draft was accepted";
-      if (c.drafts.accepted[i] == c.drafts.proposed[i]) return "nothing tested: no draft rejected";
     }
   }
   if (!options.cuda && options.family.empty()) {
@@ -218,7 +213,6 @@ int run(const Options& options) {
       sum->cut_images += counters.cut_images;
       sum->layer_steps += counters.layer_steps;
       sum->plans.add(counters.plans);
-      sum->drafts.add(counters.drafts);
       sum->largest_batch = std::max(sum->largest_batch, counters.largest_batch);
     }
     ++round;
@@ -251,7 +245,8 @@ int run(const Options& options) {
 int usage(const std::string& problem) {
   fmt::print(stderr,
              "{}\nusage: noninterference [--seconds N] [--schedules N] [--seed S] [--family X] "
-             "[--device cpu|cuda] [--plant NAME [--expect-caught]]\nplants:\n",
+             "[--device cpu|cuda] [--weights FORMAT] [--cache FORMAT] [--plant NAME "
+             "[--expect-caught]]\nplants:\n",
              problem);
   for (const Plant& plant : plants()) fmt::print(stderr, "  {:<22}{}\n", plant.name, plant.what);
   return 2;
@@ -291,6 +286,13 @@ int main_with(int argc, char** argv) {
         if (weight_format_name(format) == value) options.format = format;
       }
       if (!options.format) return usage("--weights: bf16, f32, int8, int4 or fp8");
+    } else if (flag == "--cache") {
+      for (const auto cache :
+           {KvFormat::kBf16, KvFormat::kF32, KvFormat::kInt8, KvFormat::kInt8Dynamic,
+            KvFormat::kFp8Block, KvFormat::kFp8, KvFormat::kInt4}) {
+        if (kv_format_name(cache) == value) options.cache = cache;
+      }
+      if (!options.cache) return usage(std::string("--cache: no KV format ") + value);
     } else if (flag == "--plant") {
       for (const Plant& plant : plants()) {
         if (plant.name == value) options.plant = &plant;

@@ -9,13 +9,13 @@ namespace weft {
 
 std::string describe(const Variant& v) {
   return fmt::format("{} ops {} weights {} cache {} block {}{}", v.family, v.ops->name,
-                     weight_format_name(v.format), v.kv_format == KvFormat::kF32 ? "f32" : "bf16",
-                     v.block_size, v.prefill.kind == PrefillOptions::Kind::kXattn ? " xattn" : "");
+                     weight_format_name(v.format), kv_format_name(v.kv_format), v.block_size,
+                     v.prefill.kind == PrefillOptions::Kind::kXattn ? " xattn" : "");
 }
 
 std::vector<std::string> tiny_families() {
-  return {"qwen3_next", "qwen3",  "ernie4_5_moe", "qwen3_5",    "pawqwen3_xattn_streaming", "qwen2",
-          "qwen3_moe",  "llama3", "qwen3_vl",     "qwen2_5_vl", std::string(kMtpFamily)};
+  return {"qwen3_next", "qwen3",     "ernie4_5_moe", "qwen3_5",  "pawqwen3_xattn_streaming",
+          "qwen2",      "qwen3_moe", "llama3",       "qwen3_vl", "qwen2_5_vl"};
 }
 
 std::vector<const OpTable*> all_op_tables(bool cuda) {
@@ -62,6 +62,10 @@ Result<std::unique_ptr<Model>> load_tiny(const Variant& variant) {
   ModelSpec spec = TRY(parse_model(config));
   TRY(apply_prefill(variant.prefill, spec));
   const Checkpoint checkpoint = TRY(Checkpoint::open(path));
+  if (kv_has_static_scales(options.kv_format)) {
+    adapt_to_checkpoint(spec, checkpoint);
+    options.kv_scales = unit_kv_scales(spec, options.kv_format);
+  }
   return Model::load(spec, &checkpoint, options, stream.get(), *variant.ops);
 }
 

@@ -15,6 +15,11 @@ namespace weft::WEFT_ISA_NS {
 inline constexpr int kTileRows = 32;  ///< query rows of a tile: (token, head) pairs of a group
 inline constexpr int kMaxHeadDim = 256;
 
+/// Dims of one product, of D: all, or those that share scales.
+struct Dims {
+  int64_t begin, end, d;
+};
+
 /// Operands of one tile. A: what the arithmetic takes q and p in.
 template <class A>
 struct TileBuffers {
@@ -84,6 +89,14 @@ inline void store_operand(bf16* p, Vec x) {
 #endif
 }
 
+/// What store_operand() stored.
+inline Vec operand_value(const float* p) {
+  return load(p);
+}
+inline Vec operand_value(const bf16* p) {
+  return load_bf16(p);
+}
+
 /// Vectors of a micro-tile of `rows` rows: what the registers hold, and enough sums to hide
 /// latency.
 constexpr int micro_vecs(int rows) {
@@ -92,14 +105,14 @@ constexpr int micro_vecs(int rows) {
 
 /// s[row][16 n ..] = q[row] . k[n] for kRows rows and kVecs groups of keys.
 template <class Math, int kRows, int kVecs>
-WEFT_INLINE void qk_micro(const typename Math::A* q, int64_t d, const std::byte* const* k,
+WEFT_INLINE void qk_micro(const typename Math::A* q, Dims dims, const std::byte* const* k,
                           float* s) {
   constexpr int kPack = Math::Format::kPack;
   Vec acc[kRows][kVecs];
   for (auto& row : acc) {
     for (Vec& x : row) x = splat(0);
   }
-  for (int64_t step = 0; step < d / kPack; ++step) {
+  for (int64_t step = dims.begin / kPack; step < dims.end / kPack; ++step) {
     typename Math::B b[kVecs];
 #pragma GCC unroll 4
     for (int n = 0; n < kVecs; ++n) b[n] = Math::load_b(k[n] + step * 64);
@@ -107,7 +120,7 @@ WEFT_INLINE void qk_micro(const typename Math::A* q, int64_t d, const std::byte*
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
       for (int n = 0; n < kVecs; ++n) {
-        acc[r][n] = Math::mac(q + r * d + step * kPack, b[n], acc[r][n]);
+        acc[r][n] = Math::mac(q + r * dims.d + step * kPack, b[n], acc[r][n]);
       }
     }
   }
@@ -162,31 +175,35 @@ WEFT_INLINE void for_row_pieces(int rows, Body&& body) {
   if (r < rows) body(RowCount<1>{}, r);
 }
 
+/// scores [row][kKeyTile] = q [row][D] . k over `dims`.
 template <class Math>
-void qk_product(TileBuffers<typename Math::A>& w, int rows, int64_t d, const KeyTile& keys,
+void qk_product(const typename Math::A* q, float* scores, int rows, Dims dims, const KeyTile& keys,
                 int groups) {
   for_row_pieces(rows, [&](auto count, int r) {
     constexpr int kRows = decltype(count)::kValue, kVecs = micro_vecs(kRows);
     int n = 0;
+    float* s = scores + r * kKeyTile;
     for (; n + kVecs <= groups; n += kVecs) {
-      qk_micro<Math, kRows, kVecs>(w.q + r * d, d, keys.k + n, w.s + r * kKeyTile + n * kLanes);
+      qk_micro<Math, kRows, kVecs>(q + r * dims.d, dims, keys.k + n, s + n * kLanes);
     }
     for (; n < groups; ++n) {
-      qk_micro<Math, kRows, 1>(w.q + r * d, d, keys.k + n, w.s + r * kKeyTile + n * kLanes);
+      qk_micro<Math, kRows, 1>(q + r * dims.d, dims, keys.k + n, s + n * kLanes);
     }
   });
 }
 
+/// The columns `dims` of o += p V.
 template <class Math>
-void pv_product(TileBuffers<typename Math::A>& w, int rows, int64_t d, const KeyTile& keys,
+void pv_product(TileBuffers<typename Math::A>& w, int rows, Dims dims, const KeyTile& keys,
                 int groups) {
+  const int64_t d = dims.d;
   for_row_pieces(rows, [&](auto count, int r) {
     constexpr int kRows = decltype(count)::kValue, kVecs = micro_vecs(kRows);
-    int64_t n = 0;
-    for (; n + kVecs * kLanes <= d; n += kVecs * kLanes) {
+    int64_t n = dims.begin;
+    for (; n + kVecs * kLanes <= dims.end; n += kVecs * kLanes) {
       pv_micro<Math, kRows, kVecs>(w.p + r * kKeyTile, d, keys.v, n * 4, groups, w.o + r * d + n);
     }
-    for (; n < d; n += kLanes) {
+    for (; n < dims.end; n += kLanes) {
       pv_micro<Math, kRows, 1>(w.p + r * kKeyTile, d, keys.v, n * 4, groups, w.o + r * d + n);
     }
   });
@@ -256,26 +273,27 @@ struct AmxMicro {
 };
 
 template <int kRowTiles, int kColTiles>
-WEFT_INLINE void amx_qk(TileBuffers<bf16>& w, int64_t d, const std::byte* const* k, float* s) {
+WEFT_INLINE void amx_qk(const bf16* q, Dims dims, const std::byte* const* k, float* s) {
   using Micro = AmxMicro<kRowTiles, kColTiles>;
   Micro::zero();
-  for (int64_t i = 0; i < d; i += 32) {
-    Micro::step(w.q + i, d, k[0] + i * 32, k[kColTiles - 1] + i * 32, 64);
+  for (int64_t i = dims.begin; i < dims.end; i += 32) {
+    Micro::step(q + i, dims.d, k[0] + i * 32, k[kColTiles - 1] + i * 32, 64);
   }
   Micro::store_sums(s, kKeyTile);
 }
 
 template <int kRowTiles>
-void amx_qk_product(TileBuffers<bf16>& w, int64_t d, const KeyTile& keys, int groups) {
+void amx_qk_product(const bf16* q, float* s, Dims dims, const KeyTile& keys, int groups) {
   int n = 0;
-  for (; n + 2 <= groups; n += 2) amx_qk<kRowTiles, 2>(w, d, keys.k + n, w.s + n * kLanes);
-  if (n < groups) amx_qk<kRowTiles, 1>(w, d, keys.k + n, w.s + n * kLanes);
+  for (; n + 2 <= groups; n += 2) amx_qk<kRowTiles, 2>(q, dims, keys.k + n, s + n * kLanes);
+  if (n < groups) amx_qk<kRowTiles, 1>(q, dims, keys.k + n, s + n * kLanes);
 }
 
 template <int kRowTiles>
-void amx_pv_product(TileBuffers<bf16>& w, int64_t d, const KeyTile& keys, int groups) {
+void amx_pv_product(TileBuffers<bf16>& w, Dims dims, const KeyTile& keys, int groups) {
   using Micro = AmxMicro<kRowTiles, 2>;
-  for (int64_t n = 0; n < d; n += 32) {
+  const int64_t d = dims.d;
+  for (int64_t n = dims.begin; n < dims.end; n += 32) {
     Micro::load_sums(w.o + n, d);
     for (int g = 0; g < groups; g += 2) {
       const std::byte* v = keys.v[g] + n * 4;
@@ -286,12 +304,12 @@ void amx_pv_product(TileBuffers<bf16>& w, int64_t d, const KeyTile& keys, int gr
 }
 
 template <>
-inline void qk_product<AmxBf16>(TileBuffers<bf16>& w, int rows, int64_t d, const KeyTile& keys,
+inline void qk_product<AmxBf16>(const bf16* q, float* s, int rows, Dims d, const KeyTile& keys,
                                 int groups) {
-  rows > 16 ? amx_qk_product<2>(w, d, keys, groups) : amx_qk_product<1>(w, d, keys, groups);
+  rows > 16 ? amx_qk_product<2>(q, s, d, keys, groups) : amx_qk_product<1>(q, s, d, keys, groups);
 }
 template <>
-inline void pv_product<AmxBf16>(TileBuffers<bf16>& w, int rows, int64_t d, const KeyTile& keys,
+inline void pv_product<AmxBf16>(TileBuffers<bf16>& w, int rows, Dims d, const KeyTile& keys,
                                 int groups) {
   rows > 16 ? amx_pv_product<2>(w, d, keys, groups) : amx_pv_product<1>(w, d, keys, groups);
 }

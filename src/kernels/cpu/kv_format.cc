@@ -1,10 +1,189 @@
 #include "kernels/cpu/kv_format.h"
 
 namespace weft::WEFT_ISA_NS {
+namespace {
+
+/// Which head of its block this is: static scales are the channel's.
+const float* static_scales(const PagedKv& kv, const std::byte* head, int plane) {
+  const float* scales = plane == 0 ? kv.k_scale : kv.v_scale;
+  ISA_CHECK(scales != nullptr);
+  const int64_t g = (head - kv.data) % kv.block_bytes / KvCodeLayout(kv.shape).head_bytes;
+  return scales + g * kv.shape.head_dim;
+}
+
+/// The codes of a row, one a byte; writes its scale and zero point.
+void encode_row(const PagedKv& kv, std::byte* head, int plane, int64_t token, const float* x,
+                uint8_t* codes) {
+  const KvFormat format = kv.shape.format;
+  const KvCodeLayout layout(kv.shape);
+  const int64_t d = kv.shape.head_dim;
+  if (kv_has_static_scales(format)) {
+    const float* scales = static_scales(kv, head, plane);
+    for (int64_t i = 0; i < d; i += kLanes) {
+      const Vec inverse = splat(1) / load(scales + i);
+      format == KvFormat::kInt8 ? int8_codes(x + i, inverse, codes + i)
+                                : fp8_codes(x + i, inverse, codes + i);
+    }
+    return;
+  }
+  const int64_t part = format == KvFormat::kInt4 ? kKvInt4Group : d;
+  for (int index = 0; index < layout.scales_per_row; ++index) {
+    const int64_t first = index * part, end = first + part < d ? first + part : d;
+    const RowRange range = row_range(x + first, end - first);
+    float* scale = layout.scales(head, plane, index) + token;
+    if (format == KvFormat::kInt4) {
+      const KvInt4Scale s = int4_scale(range);
+      for (int64_t i = first; i < end; i += kLanes) {
+        int4_codes(x + i, splat(s.inverse), s.zero, codes + i);
+      }
+      *scale = s.scale;
+    } else {
+      const float amax = range.high > -range.low ? range.high : -range.low;
+      const KvRowScale s = kv_row_scale(
+          range.finite ? amax : std::numeric_limits<float>::infinity(), kv_largest_code(format));
+      for (int64_t i = first; i < end; i += kLanes) {
+        format == KvFormat::kInt8Dynamic ? int8_codes(x + i, splat(s.inverse), codes + i)
+                                         : fp8_codes(x + i, splat(s.inverse), codes + i);
+      }
+      *scale = s.scale;
+    }
+    if (!range.finite) memset(codes + first, 0, static_cast<size_t>(end - first));
+  }
+}
+
+/// Where the code of dim i of a token lies in its group, as a number of codes of 8 bits.
+int64_t place(bool is_v, int64_t lane, int64_t i, int64_t d) {
+  return is_v ? lane / 2 * 2 * d + 2 * i + lane % 2 : i / 2 * 2 * kGroup + 2 * lane + i % 2;
+}
+/// The same for int4: byte, and nibble in the lowest bit. The two codes of a byte are of one token.
+int64_t place4(bool is_v, int64_t lane, int64_t i, int64_t d) {
+  const int64_t at = place(is_v, lane, i, d), vector = at / kWiden;
+  return (vector / 2 * kWiden + at % kWiden) * 2 + vector % 2;
+}
+
+void scatter(KvFormat format, bool is_v, int64_t lane, const uint8_t* codes, int64_t d,
+             std::byte* group) {
+  auto* out = reinterpret_cast<uint8_t*>(group);
+  if (format != KvFormat::kInt4) {
+    for (int64_t i = 0; i < d; ++i) out[place(is_v, lane, i, d)] = codes[i];
+    return;
+  }
+  const int64_t partner = is_v ? 16 : 2;  // the dim whose code is the high nibble
+  for (int64_t i = 0; i < d; ++i) {
+    const int64_t at = place4(is_v, lane, i, d);
+    if (at % 2 == 0) out[at / 2] = static_cast<uint8_t>(codes[i] | codes[i + partner] << 4);
+  }
+}
+
+float code_value(KvFormat format, const uint8_t* group, int64_t at8, int64_t at4, float scale) {
+  if (format == KvFormat::kInt4) {
+    uint32_t bits;
+    memcpy(&bits, &scale, sizeof(bits));
+    const int code = at4 % 2 == 0 ? group[at4 / 2] & 15 : group[at4 / 2] >> 4;
+    return static_cast<float>(code - static_cast<int>(bits & 15)) * scale;
+  }
+  if (code_kind(format) == CodeKind::kFp8) return fp8_value(group[at8]) * scale;
+  return static_cast<float>(static_cast<int8_t>(group[at8])) * scale;
+}
+
+}  // namespace
+
+void KvCodes::store_token(const PagedKv& kv, std::byte* head, int64_t token, const float* k,
+                          const float* v) {
+  const KvCodeLayout layout(kv.shape);
+  const int64_t d = kv.shape.head_dim;
+  alignas(64) uint8_t codes[kMaxRow];
+  for (int plane = 0; plane < 2; ++plane) {
+    encode_row(kv, head, plane, token, plane == 0 ? k : v, codes);
+    scatter(kv.shape.format, plane == 1, token % kGroup, codes, d,
+            layout.group(head, plane, token));
+  }
+}
+
+void KvCodes::load_token(const PagedKv& kv, std::byte* head, int64_t token, float* k, float* v) {
+  const KvFormat format = kv.shape.format;
+  const KvCodeLayout layout(kv.shape);
+  const int64_t d = kv.shape.head_dim, lane = token % kGroup;
+  for (int plane = 0; plane < 2; ++plane) {
+    float* out = plane == 0 ? k : v;
+    const auto* group = reinterpret_cast<const uint8_t*>(layout.group(head, plane, token));
+    const float* channels = kv_has_static_scales(format) ? static_scales(kv, head, plane) : nullptr;
+    for (int64_t i = 0; i < d; ++i) {
+      const bool is_v = plane == 1;
+      const int index = format == KvFormat::kInt4 ? static_cast<int>(i / kKvInt4Group) : 0;
+      const float scale = channels ? channels[i] : layout.scales(head, plane, index)[token];
+      out[i] = code_value(format, group, place(is_v, lane, i, d), place4(is_v, lane, i, d), scale);
+    }
+  }
+}
+
+namespace {
+
+/// Steps [begin, end) of 64 codes that share zero points.
+void widen_int4_part(const std::byte* codes, int64_t begin, int64_t end, const ZeroVec& zero,
+                     bf16* out) {
+  for (int64_t i = begin; i < end; i += 2 * kWiden) {
+    const CodeVec both = load_codes(codes + i / 2);
+    store_words(out + i, widen_int4(subtract(low_nibbles(both), zero)));
+    store_words(out + i + kWiden, widen_int4(subtract(high_nibbles(both), zero)));
+  }
+}
+
+}  // namespace
+
+void widen_group(CodeKind kind, const KvGroup& group, bf16* out) {
+  const auto& [codes, scales, stride, d, is_v] = group;
+  const int64_t num = kGroup * d;
+  if (kind == CodeKind::kInt8) {
+    for (int64_t i = 0; i < num; i += kWiden) {
+      store_words(out + i, widen_int8(load_codes(codes + i)));
+    }
+    return;
+  }
+  if (kind == CodeKind::kFp8) {
+    for (int64_t i = 0; i < num; i += kWiden) {
+      store_words(out + i, widen_fp8(load_codes(codes + i)));
+    }
+    return;
+  }
+  for (int64_t first = 0; first < d; first += kKvInt4Group) {
+    const int64_t end = first + kKvInt4Group < d ? first + kKvInt4Group : d;
+    uint8_t zeros[kGroup];
+    zero_points(scales + first / kKvInt4Group * stride, zeros);
+    if (!is_v) {
+      widen_int4_part(codes, first * kGroup, end * kGroup, k_zeros(zeros), out);
+      continue;
+    }
+    for (int64_t pair = 0; pair < kGroup / 2; ++pair) {
+      const int64_t row = pair * 2 * d;
+      widen_int4_part(codes, row + 2 * first, row + 2 * end, v_zeros(zeros + 2 * pair), out);
+    }
+  }
+}
+
+void KvCodes::load_k_group(const PagedKv& kv, std::byte* head, int64_t token, float* out) {
+  const KvCodeLayout layout(kv.shape);
+  const int64_t d = kv.shape.head_dim;
+  alignas(64) bf16 wide[kGroup * kMaxRow];
+  const bool rows = layout.scales_per_row > 0;
+  const float* scales = rows ? layout.scales(head, 0, 0) + token : nullptr;
+  const float* channels = rows ? nullptr : static_scales(kv, head, 0);
+  widen_group(code_kind(kv.shape.format),
+              {layout.group(head, 0, token), scales, layout.block_size, d, false}, wide);
+  const int64_t part = kv.shape.format == KvFormat::kInt4 ? kKvInt4Group : d;
+  for (int64_t i = 0; i < d; i += 2) {
+    const Pairs pairs = load_pairs(wide + i * kGroup);
+    const Vec row = rows ? load(scales + i / part * layout.block_size) : splat(0);
+    store(out + i * kGroup, first_of(pairs) * (rows ? row : splat(channels[i])));
+    store(out + (i + 1) * kGroup, second_of(pairs) * (rows ? row : splat(channels[i + 1])));
+  }
+}
 
 int64_t kv_block_bytes(const KvShape& shape) {
   ISA_CHECK(shape.block_size > 0 && shape.block_size % kGroup == 0);
   ISA_CHECK(shape.head_dim > 0 && shape.head_dim % kLanes == 0);
+  ISA_CHECK(shape.head_dim <= KvCodes::kMaxRow);
+  ISA_CHECK(shape.format != KvFormat::kInt4 || shape.head_dim % (2 * kLanes) == 0);
   return with_kv_format(shape.format, [&](auto format) { return format.block_bytes(shape); });
 }
 

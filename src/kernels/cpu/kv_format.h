@@ -5,13 +5,14 @@
 //   K of a group: [D / pack][16 tokens][pack]   (tokens in lanes: q . k needs no horizontal sum)
 //   V of a group: [16 / pack tokens][D][pack]   (dims in lanes: p . v neither)
 // where pack is the number of elements that share a 32-bit lane: 1 float, or 2 bf16, the pair that
-// vdpbf16ps and a row of an AMX tile take. A format with scales appends them to a head's part of
-// the block; one that the products can't take as it is gets dequantised where a tile's groups are
-// found (Worker::stage in attention.cc).
+// vdpbf16ps and a row of an AMX tile take. Formats of codes keep them in the order of the bf16
+// pairs that they are widened to where a tile's groups are found (Worker::run in attention.cc),
+// int4 with the codes of two vectors of 32 in one of 32 bytes, and append the scales (f32) of K's
+// rows, then of V's, to a head's part of the block: [scales a row][B].
 
 #include <cstring>
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/kv_codes_simd.h"
 
 namespace weft::WEFT_ISA_NS {
 
@@ -108,15 +109,69 @@ struct KvBf16 : KvLayout<2> {
   }
 };
 
+/// Where codes and scales lie; of every quantised format.
+struct KvCodeLayout {
+  int64_t group_bytes, plane_bytes, head_bytes, block_size;
+  int scales_per_row;  ///< of a token: 0 of static formats, 1, or one a group of dims
+
+  WEFT_INLINE explicit KvCodeLayout(const KvShape& s)
+      : group_bytes(int64_t{kGroup} * s.head_dim * kv_code_bits(s.format) / 8),
+        plane_bytes(s.block_size / kGroup * group_bytes),
+        head_bytes(2 * plane_bytes +
+                   2 * 4 * s.block_size * kv_scales_per_row(s.format, s.head_dim)),
+        block_size(s.block_size),
+        scales_per_row(kv_scales_per_row(s.format, s.head_dim)) {}
+  /// The group of a token; plane 0 is K, 1 is V.
+  std::byte* group(std::byte* head, int plane, int64_t token) const {
+    return head + plane * plane_bytes + token / kGroup * group_bytes;
+  }
+  float* scales(std::byte* head, int plane, int index) const {  // [B]
+    return reinterpret_cast<float*>(head + 2 * plane_bytes) +
+           (plane * scales_per_row + index) * block_size;
+  }
+};
+
+/// The quantised formats.
+struct KvCodes {
+  static constexpr int64_t kMaxRow = 512;
+
+  static int64_t block_bytes(const KvShape& s) { return s.heads * KvCodeLayout(s).head_bytes; }
+  static std::byte* head(const PagedKv& kv, int64_t block, int64_t head) {
+    return kv.data + block * kv.block_bytes + head * KvCodeLayout(kv.shape).head_bytes;
+  }
+  static void store_token(const PagedKv& kv, std::byte* head, int64_t token, const float* k,
+                          const float* v);
+  static void load_token(const PagedKv& kv, std::byte* head, int64_t token, float* k, float* v);
+  /// The K group of `token` in the layout of KvF32, [D][16].
+  static void load_k_group(const PagedKv& kv, std::byte* head, int64_t token, float* out);
+};
+
+/// What the products do with the codes of a format.
+WEFT_INLINE CodeKind code_kind(KvFormat format) {
+  if (format == KvFormat::kInt4) return CodeKind::kInt4;
+  return format == KvFormat::kFp8 || format == KvFormat::kFp8Block ? CodeKind::kFp8
+                                                                   : CodeKind::kInt8;
+}
+
+/// The codes of 16 tokens of K or V.
+struct KvGroup {
+  const std::byte* codes;
+  const float* scales;  ///< int4 alone: of the tokens, [16]
+  int64_t stride;       ///< floats on to those of the next 64 dims
+  int64_t d;
+  bool is_v;
+};
+/// The group as bf16 pairs, in the layout of KvBf16.
+void widen_group(CodeKind kind, const KvGroup& group, bf16* out);
+
 /// Calls body(Format{}) with the struct of a format.
 template <class Body>
 WEFT_INLINE auto with_kv_format(KvFormat format, Body&& body) {
   switch (format) {
     case KvFormat::kF32: return body(KvF32{});
     case KvFormat::kBf16: return body(KvBf16{});
-    default: break;
+    default: return body(KvCodes{});
   }
-  ISA_CHECK(false);
 }
 
 }  // namespace weft::WEFT_ISA_NS

@@ -164,7 +164,13 @@ void score_team(const Call& call, const Item& item, const Work& work, int64_t fi
       Vec acc[kRows];
       if (k < end) {
         std::byte* head = Format::head(kv, blocks[k / block_size], kv_head);
-        multiply<Format, kRows>(q, call.d, Format::k_group(kv, head, k % block_size), acc);
+        if constexpr (std::is_same_v<Format, KvCodes>) {
+          alignas(64) float keys[kGroup * kMaxHeadDim];
+          KvCodes::load_k_group(kv, head, k % block_size, keys);
+          multiply<KvF32, kRows>(q, call.d, reinterpret_cast<const std::byte*>(keys), acc);
+        } else {
+          multiply<Format, kRows>(q, call.d, Format::k_group(kv, head, k % block_size), acc);
+        }
       } else {
         for (Vec& x : acc) x = splat(0);
       }

@@ -15,19 +15,29 @@ std::string nothing(const Need&) {
 
 // ---- Attention
 
-template <int Width>
-std::string why_not_width(const AttnShape& s) {
+/// A layer's heads and its cache.
+struct AttnNeed {
+  AttnShape shape;
+  KvFormat format = KvFormat::kBf16;
+};
+template <int Width, auto Reads>
+std::string why_not_width(const AttnNeed& need) {
+  const AttnShape& s = need.shape;
+  if (!Reads(need.format)) {
+    return "it reads no cache of " + std::string(kv_format_name(need.format));
+  }
   const std::string dim = "D " + number(s.head_dim);
   if (!attention_supports(s)) return dim + " is not a multiple of 8 up to 256";
   if (attention_width(s) == Width) return "";
   return dim + (s.head_dim > Width ? " is wider" : " fits into a smaller one");
 }
-constexpr Candidate<AttnShape> kPrompt[] = {{"wgmma, width 64", why_not_width<64>},
-                                            {"wgmma, width 128", why_not_width<128>},
-                                            {"wgmma, width 256", why_not_width<256>}};
-constexpr Candidate<AttnShape> kDecode[] = {{"split KV, width 64", why_not_width<64>},
-                                            {"split KV, width 128", why_not_width<128>},
-                                            {"split KV, width 256", why_not_width<256>}};
+constexpr Candidate<AttnNeed> kPrompt[] = {{"wgmma, width 64", why_not_width<64, prompt_reads>},
+                                           {"wgmma, width 128", why_not_width<128, prompt_reads>},
+                                           {"wgmma, width 256", why_not_width<256, prompt_reads>}};
+constexpr Candidate<AttnNeed> kDecode[] = {
+    {"split KV, width 64", why_not_width<64, decode_reads>},
+    {"split KV, width 128", why_not_width<128, decode_reads>},
+    {"split KV, width 256", why_not_width<256, decode_reads>}};
 
 // ---- Gated delta rule
 
@@ -118,8 +128,9 @@ std::vector<KernelChoice> kernel_choices(const KernelNeeds& needs) {
   for (const AttnShape& s : needs.attention) {
     const std::string shape = "attention, D " + number(s.head_dim) + ", " + number(s.q_heads) +
                               "/" + number(s.kv_heads) + " heads";
-    out.push_back(choose<AttnShape>(shape + ": prompts", kPrompt, s));
-    out.push_back(choose<AttnShape>(shape + ": decode", kDecode, s));
+    const AttnNeed need{s, needs.kv_format};
+    out.push_back(choose<AttnNeed>(shape + ": prompts", kPrompt, need));
+    out.push_back(choose<AttnNeed>(shape + ": decode", kDecode, need));
   }
   for (const GdnShape& s : needs.gdn) {
     const std::string shape =

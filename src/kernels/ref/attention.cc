@@ -9,59 +9,6 @@
 namespace weft::ref {
 namespace {
 
-int64_t element_bytes(KvFormat format) {
-  return format == KvFormat::kF32 ? 4 : 2;
-}
-
-std::byte* kv_row(const PagedKv& kv, int plane, int64_t block, int64_t offset, int head) {
-  const KvShape& s = kv.shape;
-  const int64_t row = (plane * s.block_size + offset) * s.heads + head;
-  return kv.data + block * kv.block_bytes + row * s.head_dim * element_bytes(s.format);
-}
-
-}  // namespace
-
-int64_t kv_block_bytes(const KvShape& s) {
-  const int64_t elements = int64_t{2} * s.block_size * s.heads * s.head_dim;
-  return (elements * element_bytes(s.format) + 63) / 64 * 64;
-}
-
-void kv_load(const PagedKv& kv, int plane, int64_t block, int64_t offset, int head, float* out) {
-  const std::byte* row = kv_row(kv, plane, block, offset, head);
-  if (kv.shape.format == KvFormat::kF32) {
-    std::memcpy(out, row, static_cast<size_t>(kv.shape.head_dim) * 4);
-    return;
-  }
-  for (int i = 0; i < kv.shape.head_dim; ++i) {
-    bf16 x;
-    std::memcpy(&x, row + i * 2, 2);
-    out[i] = bf16_to_float(x);
-  }
-}
-
-void kv_store(const PagedKv& kv, int plane, int64_t slot, int head, const float* in) {
-  std::byte* row = kv_row(kv, plane, slot / kv.shape.block_size, slot % kv.shape.block_size, head);
-  for (int i = 0; i < kv.shape.head_dim; ++i) {
-    if (kv.shape.format == KvFormat::kF32) {
-      std::memcpy(row + i * 4, in + i, 4);
-    } else {
-      const bf16 x = float_to_bf16(in[i]);
-      std::memcpy(row + i * 2, &x, 2);
-    }
-  }
-}
-
-void kv_read_block(const PagedKv& kv, int64_t block, TensorView k, TensorView v) {
-  for (int64_t b = 0; b < kv.shape.block_size; ++b) {
-    for (int g = 0; g < kv.shape.heads; ++g) {
-      kv_load(kv, 0, block, b, g, row3(k, b, g));
-      kv_load(kv, 1, block, b, g, row3(v, b, g));
-    }
-  }
-}
-
-namespace {
-
 /// One query row of a head of segment `segment` over the keys up to its own position.
 void attend(const AttnArgs& args, int64_t segment, int64_t row, int head) {
   const int64_t block_size = args.kv.shape.block_size;

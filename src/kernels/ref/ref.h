@@ -2,7 +2,8 @@
 
 // The oracle backend: every op as plain loops over row-major layouts, in f32 with sums in double.
 // Clear before fast. Layouts: a weight is [N, K] row-major in its format (a quantised group is its
-// f16 scale followed by its codes); a KV block is K [B, G, D], then V [B, G, D].
+// f16 scale followed by its codes); a KV block is K [B, G, D], then V [B, G, D], then the scales
+// of the rows [2, B, G, scales a row] f32 where the format has them.
 
 #include <array>
 #include <cmath>

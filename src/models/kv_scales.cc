@@ -1,0 +1,190 @@
+#include "models/kv_scales.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "checkpoint/safetensors_writer.h"
+#include "kv/spec.h"
+
+namespace weft {
+namespace {
+
+const char kDynamicHint[] =
+    "; int8_dynamic and fp8_block need no scales, and `weft calibrate` makes a file for "
+    "--kv-scales";
+
+/// The layers of the cache: what they are and where the checkpoint has their tensors.
+struct CacheLayer {
+  const AttentionSpec* attention = nullptr;  // null: no paged cache
+  std::string prefix;                        // "model.layers.3.self_attn."
+  int64_t heads() const { return attention->kv_heads; }
+  int64_t dim() const { return attention->head_dim; }
+};
+std::vector<CacheLayer> cache_layers(const ModelSpec& spec) {
+  std::vector<CacheLayer> out;
+  const auto add = [&](const LayerSpec& layer, const std::string& prefix, size_t i) {
+    out.push_back({std::get_if<AttentionSpec>(&layer.mixer),
+                   prefix + "layers." + std::to_string(i) + ".self_attn."});
+  };
+  for (size_t i = 0; i < spec.layers.size(); ++i) add(spec.layers[i], spec.names.model, i);
+  for (int i = 0; spec.mtp && i < spec.mtp->num_layers; ++i) {
+    add(spec.mtp->layer, spec.names.mtp, static_cast<size_t>(i));
+  }
+  return out;
+}
+
+Result<std::vector<float>> to_floats(const TensorInfo& info, const std::vector<std::byte>& bytes) {
+  std::vector<float> out;
+  for (int64_t i = 0; i < info.num_elements(); ++i) {
+    uint16_t half = 0;
+    float value = 0;
+    switch (info.dtype) {
+      case DType::kF32: std::memcpy(&value, bytes.data() + i * 4, 4); break;
+      case DType::kBF16:
+        std::memcpy(&half, bytes.data() + i * 2, 2);
+        value = bf16_to_float(half);
+        break;
+      case DType::kF16:
+        std::memcpy(&half, bytes.data() + i * 2, 2);
+        value = f16_to_float(half);
+        break;
+      default:
+        return unsupported(info.name + ": scales are F32, BF16 or F16, not " +
+                           std::string(dtype_name(info.dtype)));
+    }
+    if (!(value > 0) || !std::isfinite(value)) {
+      return data_loss(info.name + ": a scale must be above 0, got " + std::to_string(value));
+    }
+    out.push_back(value);
+  }
+  return out;
+}
+
+/// One number, one a head or one a channel -> one a channel.
+Result<std::vector<float>> spread(const std::string& name, const std::vector<float>& values,
+                                  const CacheLayer& layer) {
+  const auto heads = static_cast<size_t>(layer.heads()), dim = static_cast<size_t>(layer.dim());
+  const size_t each = values.empty() ? 0 : heads * dim / values.size();
+  if (values.size() != 1 && values.size() != heads && values.size() != heads * dim) {
+    return data_loss(name + ": 1, " + std::to_string(heads) + " (one a head) or " +
+                     std::to_string(heads * dim) + " (one a channel) scales are allowed, got " +
+                     std::to_string(values.size()));
+  }
+  std::vector<float> out;
+  for (size_t i = 0; i < heads * dim; ++i) out.push_back(values[i / each]);
+  return out;
+}
+
+/// Scales of one plane of a layer, or nothing.
+Result<std::vector<float>> find_scales(const Checkpoint& checkpoint, const CacheLayer& layer,
+                                       char plane, KvFormat format) {
+  const std::string x(1, plane);
+  const std::string direct[] = {x + "_scale", "attn." + x + "_scale", x + "_proj." + x + "_scale",
+                                x + "_proj.output_scale"};
+  const auto load = [&](const std::string& name) -> Result<std::vector<float>> {
+    const TensorInfo* info = checkpoint.find(name);
+    return spread(name, TRY(to_floats(*info, TRY(checkpoint.load(name)))), layer);
+  };
+  for (const std::string& suffix : direct) {
+    if (checkpoint.find(layer.prefix + suffix)) return load(layer.prefix + suffix);
+  }
+  const std::string ernie = layer.prefix + "cache" + x + "_matmul.activation_scale";
+  if (!checkpoint.find(ernie)) return std::vector<float>();
+  std::vector<float> out = TRY(load(ernie));
+  for (float& scale : out) scale /= kv_largest_code(format);
+  return out;
+}
+
+}  // namespace
+
+Result<KvLayers> kv_scales_of(const ModelSpec& spec, const Checkpoint* checkpoint,
+                              KvFormat format) {
+  KvLayers out;
+  for (const CacheLayer& layer : cache_layers(spec)) {
+    KvChannels& scales = out.emplace_back();
+    if (!layer.attention) continue;
+    const auto fill = [&](char plane) -> Result<std::vector<float>> {
+      if (checkpoint) {
+        std::vector<float> found = TRY(find_scales(*checkpoint, layer, plane, format));
+        if (!found.empty()) return found;
+      }
+      if (format == KvFormat::kFp8) {
+        return std::vector<float>(static_cast<size_t>(layer.heads() * layer.dim()), 1.0f);
+      }
+      return invalid_argument("--kv-cache-dtype " + std::string(kv_format_name(format)) +
+                              ": the checkpoint has no scales of its cache (" + layer.prefix +
+                              plane + "_scale)" + kDynamicHint);
+    };
+    scales.k = TRY(fill('k'));
+    scales.v = TRY(fill('v'));
+  }
+  return out;
+}
+
+Result<KvLayers> read_kv_scales(const ModelSpec& spec, const std::string& path, KvFormat format) {
+  const SafetensorsFile file = TRY(SafetensorsFile::open(path));
+  KvLayers out;
+  const std::vector<CacheLayer> layers = cache_layers(spec);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    KvChannels& scales = out.emplace_back();
+    if (!layers[i].attention) continue;
+    const auto fill = [&](const char* plane) -> Result<std::vector<float>> {
+      const std::string name = "layers." + std::to_string(i) + "." + plane + "_range";
+      const TensorInfo* info = file.find(name);
+      if (!info) {
+        return data_loss(path + ": no tensor " + name + "; the file is of another model");
+      }
+      std::vector<float> range = TRY(to_floats(*info, TRY(file.load(name))));
+      const auto heads = static_cast<size_t>(layers[i].heads());
+      const auto dim = static_cast<size_t>(layers[i].dim());
+      if (range.size() != heads * dim) {
+        return data_loss(path + ": " + name + " has " + std::to_string(range.size()) +
+                         " values, and the model's layer " + std::to_string(heads * dim) +
+                         " channels");
+      }
+      for (size_t g = 0; g < heads; ++g) {
+        const auto begin = range.begin() + static_cast<int64_t>(g * dim);
+        const auto end = begin + static_cast<int64_t>(dim);
+        const float largest = *std::max_element(begin, end);
+        // A channel that calibration saw next to nothing of may wake up later.
+        const float least = format == KvFormat::kFp8 ? largest : largest / 64;
+        std::transform(begin, end, begin,
+                       [&](float x) { return std::max(x, least) / kv_largest_code(format); });
+      }
+      return range;
+    };
+    scales.k = TRY(fill("k"));
+    scales.v = TRY(fill("v"));
+  }
+  return out;
+}
+
+Result<> write_kv_range(const std::string& path, const ModelSpec& spec, const KvLayers& range) {
+  const std::vector<CacheLayer> layers = cache_layers(spec);
+  CHECK(layers.size() == range.size());
+  std::vector<TensorToWrite> tensors;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (!layers[i].attention) continue;
+    for (const auto& [plane, values] : {std::pair("k", &range[i].k), {"v", &range[i].v}}) {
+      tensors.push_back({.name = "layers." + std::to_string(i) + "." + plane + "_range",
+                         .shape = {layers[i].heads(), layers[i].dim()},
+                         .data = std::as_bytes(std::span(*values))});
+    }
+  }
+  return write_safetensors(path, tensors, {{"format", "weft kv range"}});
+}
+
+KvLayers unit_kv_scales(const ModelSpec& spec, KvFormat format) {
+  KvLayers out;
+  for (const CacheLayer& layer : cache_layers(spec)) {
+    KvChannels& scales = out.emplace_back();
+    if (!layer.attention) continue;
+    const float scale = 4.0f / kv_largest_code(format);
+    scales.k.assign(static_cast<size_t>(layer.heads() * layer.dim()), scale);
+    scales.v = scales.k;
+  }
+  return out;
+}
+
+}  // namespace weft

@@ -1,0 +1,117 @@
+#include "models/kv_scales.h"
+
+#include <gmock/gmock.h>
+
+#include <array>
+
+#include "base/temp_dir.h"
+#include "checkpoint/safetensors_writer.h"
+
+namespace weft {
+namespace {
+
+using ::testing::Each;
+using ::testing::HasSubstr;
+
+/// Two layers of two kv heads of four dims, the first one recurrent.
+ModelSpec tiny_spec() {
+  ModelSpec spec;
+  LayerSpec attention;
+  attention.mixer = AttentionSpec{.q_heads = 4, .kv_heads = 2, .head_dim = 4};
+  LayerSpec recurrent;
+  recurrent.mixer = GdnSpec{};
+  spec.layers = {recurrent, attention};
+  return spec;
+}
+
+struct Stored {
+  std::string name;
+  std::vector<float> values;
+};
+
+Result<Checkpoint> checkpoint_with(const TempDir& dir, const std::vector<Stored>& stored) {
+  std::vector<TensorToWrite> tensors;
+  for (const Stored& s : stored) {
+    tensors.push_back({.name = s.name,
+                       .shape = {static_cast<int64_t>(s.values.size())},
+                       .data = std::as_bytes(std::span(s.values))});
+  }
+  TRY(write_safetensors(dir.file("model.safetensors"), tensors));
+  return Checkpoint::open(dir.path());
+}
+
+const std::string kLayer = "model.layers.1.self_attn.";
+
+TEST(KvScales, OneANumberAHeadOrAChannel) {
+  const TempDir dir;
+  const std::vector<float> channels = {1, 2, 3, 4, 5, 6, 7, 8};
+  const Checkpoint checkpoint = checkpoint_with(dir, {{kLayer + "k_scale", {0.5f, 0.25f}},
+                                                      {kLayer + "v_proj.output_scale", channels}})
+                                    .value();
+  const KvLayers scales = kv_scales_of(tiny_spec(), &checkpoint, KvFormat::kInt8).value();
+  ASSERT_EQ(scales.size(), 2u);
+  EXPECT_TRUE(scales[0].k.empty());
+  EXPECT_EQ(scales[1].k, (std::vector<float>{0.5f, 0.5f, 0.5f, 0.5f, 0.25f, 0.25f, 0.25f, 0.25f}));
+  EXPECT_EQ(scales[1].v, channels);
+}
+
+TEST(KvScales, ErnieNamesHoldTheLargestValue) {
+  const TempDir dir;
+  const Checkpoint checkpoint =
+      checkpoint_with(dir, {{kLayer + "cachek_matmul.activation_scale", {127, 254}},
+                            {kLayer + "cachev_matmul.activation_scale", {448}}})
+          .value();
+  const KvLayers int8 = kv_scales_of(tiny_spec(), &checkpoint, KvFormat::kInt8).value();
+  EXPECT_EQ(int8[1].k[0], 1.0f);
+  EXPECT_EQ(int8[1].k[7], 2.0f);
+  const KvLayers fp8 = kv_scales_of(tiny_spec(), &checkpoint, KvFormat::kFp8).value();
+  EXPECT_THAT(fp8[1].v, Each(1.0f));
+}
+
+TEST(KvScales, WithoutAnyFp8HasOneAndInt8IsRefusedWithAHint) {
+  const TempDir dir;
+  const Checkpoint checkpoint = checkpoint_with(dir, {{"x", {1}}}).value();
+  const KvLayers fp8 = kv_scales_of(tiny_spec(), &checkpoint, KvFormat::kFp8).value();
+  EXPECT_THAT(fp8[1].k, Each(1.0f));
+  const auto int8 = kv_scales_of(tiny_spec(), &checkpoint, KvFormat::kInt8);
+  ASSERT_FALSE(int8.ok());
+  EXPECT_THAT(int8.error().message, HasSubstr(kLayer + "k_scale"));
+  EXPECT_THAT(int8.error().message, HasSubstr("int8_dynamic"));
+  EXPECT_THAT(int8.error().message, HasSubstr("weft calibrate"));
+}
+
+TEST(KvScales, RefusesWhatIsNoScale) {
+  for (const float bad : {0.0f, -1.0f, std::numeric_limits<float>::infinity()}) {
+    const TempDir dir;
+    const Checkpoint checkpoint = checkpoint_with(dir, {{kLayer + "k_scale", {bad}}}).value();
+    const auto scales = kv_scales_of(tiny_spec(), &checkpoint, KvFormat::kFp8);
+    ASSERT_FALSE(scales.ok());
+    EXPECT_THAT(scales.error().message, HasSubstr(kLayer + "k_scale"));
+  }
+  const TempDir dir;
+  const Checkpoint checkpoint = checkpoint_with(dir, {{kLayer + "k_scale", {1, 1, 1}}}).value();
+  EXPECT_THAT(kv_scales_of(tiny_spec(), &checkpoint, KvFormat::kFp8).error().message,
+              HasSubstr("1, 2 (one a head) or 8 (one a channel)"));
+}
+
+TEST(KvScales, ARangeBecomesScalesOfEitherFormat) {
+  const TempDir dir;
+  KvLayers range(2);
+  range[1].k = {127, 1, 254, 127, 1, 2, 3, 4};
+  range[1].v = {448, 1, 1, 1, 896, 1, 1, 1};
+  ASSERT_TRUE(write_kv_range(dir.file("s"), tiny_spec(), range).ok());
+  const KvLayers int8 = read_kv_scales(tiny_spec(), dir.file("s"), KvFormat::kInt8).value();
+  EXPECT_EQ(int8[1].k[0], 1.0f);
+  EXPECT_EQ(int8[1].k[2], 2.0f);
+  EXPECT_EQ(int8[1].k[1], 254.0f / 64 / 127);  // not less than a part of the head's largest
+  const KvLayers fp8 = read_kv_scales(tiny_spec(), dir.file("s"), KvFormat::kFp8).value();
+  EXPECT_EQ(fp8[1].v[1], 1.0f);
+  EXPECT_EQ(fp8[1].v[5], 2.0f);
+  ModelSpec other = tiny_spec();
+  other.layers.push_back(other.layers.back());
+  EXPECT_THAT(read_kv_scales(other, dir.file("s"), KvFormat::kInt8).error().message,
+              HasSubstr("layers.2.k_range"));
+}
+
+}  // namespace
+}  // namespace weft

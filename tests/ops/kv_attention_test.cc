@@ -1,0 +1,258 @@
+// Attention over quantised caches: against float64 over what the cache holds, and against float64
+// over the rows before they were stored, within a bound.
+#include <cmath>
+#include <map>
+#include <memory>
+
+#include "attention_world.h"
+
+namespace weft {
+namespace {
+
+class KvAttention : public testing::TestWithParam<CpuIsa> {
+ protected:
+  const OpTable& ops_ = cpu_ops(GetParam());
+  TestStream stream_;
+};
+WEFT_FOR_EACH_ISA(KvAttention);
+
+constexpr double kTolerance = 2e-3;  // relative L2 of a call
+
+float scale_of(int dim) {
+  return 1.0f / std::sqrt(static_cast<float>(dim));
+}
+
+/// What the oracle gives, computed once for all instruction sets.
+class Oracle {
+ public:
+  explicit Oracle(const World& world, uint64_t seed, const Floats& q)
+      : world_(world), seed_(seed), q_(q) {}
+  const std::vector<float>& attend(Stream& stream, const std::string& key,
+                                   const std::vector<Slice>& slices) {
+    static std::map<std::string, std::vector<float>> known;
+    const auto found = known.find(key);
+    if (found != known.end()) return found->second;
+    if (!cache_) cache_ = std::make_unique<Cache>(ref_ops(), stream, world_, seed_);
+    return known[key] = cache_->attend(stream, q_, slices).data;
+  }
+
+ private:
+  const World& world_;
+  uint64_t seed_;
+  const Floats& q_;
+  std::unique_ptr<Cache> cache_;
+};
+
+TEST_P(KvAttention, EveryFormatAndShapeMatchesTheOracle) {
+  double worst = 0;
+  // Prompts; prompts behind a hit; decode; verification and prompt rows side by side.
+  const std::vector<std::vector<Slice>> calls = {
+      {{3, 0, 63}, {5, 0, 17}},
+      {{8, 128, 12}, {7, 64, 20}},
+      {{0, 0, 1}, {1, 14, 1}, {2, 15, 1}, {4, 63, 1}, {5, 64, 1}, {6, 126, 1}, {8, 139, 1}},
+      {{8, 135, 5}, {5, 60, 5}, {3, 62, 1}, {6, 0, 19}}};
+  for (const KvFormat format : kQuantisedFormats) {
+    for (const int dim : {64, 128, 256}) {
+      for (const int group : {1, 4, 8, 16}) {
+        const int kv_heads = group == 1 ? 3 : 1;
+        const World world{{group * kv_heads, kv_heads, dim, scale_of(dim)},
+                          format,
+                          dim == 128 ? 32 : 64,
+                          {1, 15, 16, 63, 64, 65, 127, 129, 140}};
+        const Floats q = queries(world, 3, 1.7f);
+        Cache ours(ops_, stream_, world, 7);
+        Oracle oracle(world, 7, q);
+        for (size_t c = 0; c < calls.size(); ++c) {
+          const std::string what = std::string(kv_format_name(format)) + " D " +
+                                   std::to_string(dim) + " group " + std::to_string(group) +
+                                   " call " + std::to_string(c);
+          const Floats got = ours.attend(stream_, q, calls[c]);
+          const double error = relative_l2(got.data, oracle.attend(stream_, what, calls[c]));
+          worst = std::max(worst, error);
+          EXPECT_LE(error, kTolerance) << what;
+        }
+      }
+    }
+  }
+  std::printf("largest relative L2: %.2e\n", worst);
+}
+
+TEST_P(KvAttention, RowsWithoutKeysAndTilesWithoutKeys) {
+  double worst = 0;
+  for (const KvFormat format : kQuantisedFormats) {
+    const World world{{4, 1, 64, 0.125f}, format, 64, {300}};
+    const Floats q = queries(world, 2);
+    Cache ours(ops_, stream_, world, 5);
+    Oracle oracle(world, 5, q);
+    for (int before = 0; before <= 256; ++before) {  // k_len - q_len
+      const int rows = before % 32 == 0 ? 40 : 1 + before % 3;
+      const std::string what =
+          std::string(kv_format_name(format)) + " before " + std::to_string(before);
+      const std::vector<Slice> slice = {{0, before, rows}};
+      const Floats got = ours.attend(stream_, q, slice);
+      const double error = relative_l2(got.data, oracle.attend(stream_, what, slice));
+      worst = std::max(worst, error);
+      EXPECT_LE(error, kTolerance) << what;
+    }
+    const Floats none = ours.attend(stream_, q, {{0, -2, 2}});
+    for (float x : none.data) EXPECT_EQ(x, 0.0f);
+    const Floats some = ours.attend(stream_, q, {{0, -3, 5}});
+    for (size_t i = 0; i < 3 * 4 * 64; ++i) EXPECT_EQ(some.data[i], 0.0f);
+    for (float x : some.data) EXPECT_FALSE(std::isnan(x));
+  }
+  std::printf("largest relative L2: %.2e\n", worst);
+}
+
+TEST_P(KvAttention, ANotFiniteTokenStaysWhereItIsSeen) {
+  for (const KvFormat format : {KvFormat::kInt8Dynamic, KvFormat::kFp8Block, KvFormat::kInt4}) {
+    World world{{2, 1, 64, 0.125f}, format, 64, {100}};
+    const Floats q = queries(world, 2);
+    Cache clean(ops_, stream_, world, 5);
+    world.change_rows = [](Floats& k, Floats& v) {
+      k.data[70 * 64 + 3] = kNaN;
+      v.data[70 * 64 + 5] = std::numeric_limits<float>::infinity();
+    };
+    Cache hurt(ops_, stream_, world, 5);
+    const Floats want = clean.attend(stream_, q, {{0, 0, 100}});
+    const Floats got = hurt.attend(stream_, q, {{0, 0, 100}});
+    const size_t seen = 70 * 2 * 64;
+    EXPECT_EQ(std::memcmp(got.data.data(), want.data.data(), seen * sizeof(float)), 0);
+    for (size_t i = seen; i < got.data.size(); ++i) EXPECT_TRUE(std::isnan(got.data[i])) << i;
+  }
+}
+
+/// Largest error of a stored value of a row with smallest and largest value `low`, `high` (0
+/// included): half a step of the grid, or half an ulp of e4m3.
+double store_error(KvFormat format, double low, double high, double x) {
+  const double amax = std::max(high, -low);
+  switch (format) {
+    case KvFormat::kInt8Dynamic: return amax / 127 / 2;
+    case KvFormat::kInt4: return (high - low) / 15 / 2;
+    default: return std::max(std::abs(x) / 16, amax / 448 * std::ldexp(1, -10));
+  }
+}
+
+struct Rows {
+  std::vector<float> k, v, q;
+  int keys = 0, dim = 0;
+};
+
+/// Attention of one query over all keys in double, and by how much storing can move it: scores move
+/// by at most e = max |scale q . dk|, so weights by factors within exp(+-2 e), so o by at most
+/// (exp(2 e) - 1) max |v - o| + max dv.
+bool within_bound(const Rows& rows, const float* got, KvFormat format, double scale) {
+  const auto d = static_cast<size_t>(rows.dim), n = static_cast<size_t>(rows.keys);
+  std::vector<double> scores(n);
+  double most = -1e300, moved = 0;
+  const auto range = [&](const std::vector<float>& x, size_t j) {
+    double low = 0, high = 0;
+    for (size_t i = 0; i < d; ++i) {
+      low = std::min<double>(low, x[j * d + i]);
+      high = std::max<double>(high, x[j * d + i]);
+    }
+    return std::pair(low, high);
+  };
+  for (size_t j = 0; j < n; ++j) {
+    const auto [low, high] = range(rows.k, j);
+    double dot = 0, error = 0, size = 0;
+    for (size_t i = 0; i < d; ++i) {
+      const double q = rows.q[i], k = rows.k[j * d + i];
+      dot += q * k;
+      size += std::abs(q * k);
+      error += std::abs(q) * store_error(format, low, high, k);
+    }
+    scores[j] = dot * scale;
+    most = std::max(most, scores[j]);
+    moved = std::max(moved, (error * (1 + 1.0 / 256) + size / 256) * scale);
+  }
+  double total = 0;
+  std::vector<double> out(d, 0.0), spread(d, 0.0), rounding(d, 0.0);
+  for (size_t j = 0; j < n; ++j) {
+    const double p = std::exp(scores[j] - most);
+    total += p;
+    for (size_t i = 0; i < d; ++i) out[i] += p * rows.v[j * d + i];
+  }
+  for (size_t i = 0; i < d; ++i) out[i] /= total;
+  for (size_t j = 0; j < n; ++j) {
+    const auto [low, high] = range(rows.v, j);
+    for (size_t i = 0; i < d; ++i) {
+      const double v = rows.v[j * d + i], error = store_error(format, low, high, v);
+      spread[i] = std::max(spread[i], std::abs(v - out[i]) + error);
+      rounding[i] = std::max(rounding[i], error + std::abs(v) / 256);
+    }
+  }
+  for (size_t i = 0; i < d; ++i) {
+    const double bound = std::expm1(2 * moved) * spread[i] + rounding[i] * (1 + 1e-3) + 1e-6;
+    if (!(std::abs(got[i] - out[i]) <= bound)) return false;
+  }
+  return true;
+}
+
+TEST_P(KvAttention, StoringMovesResultsWithinTheBound) {
+  constexpr int kDim = 64, kHeads = 8, kKeys = 17;
+  int64_t cases = 0, beyond = 0;
+  for (const KvFormat format : {KvFormat::kInt8Dynamic, KvFormat::kFp8Block, KvFormat::kInt4}) {
+    for (uint64_t seed = 0; seed < 24; ++seed) {
+      World world{{kHeads, kHeads, kDim, scale_of(kDim)}, format, 32, std::vector<int>(40, kKeys)};
+      Floats k_rows, v_rows;
+      world.change_rows = [&](Floats& k, Floats& v) {
+        const auto row = [&](Floats& x, int64_t token, int64_t head) {
+          return x.data.data() + (token * kHeads + head) * kDim;
+        };
+        const int64_t tokens = k.view.dim(0);
+        for (int64_t t = 0; t < tokens; ++t) {
+          for (int64_t h = 0; h < kHeads; ++h) {
+            switch (seed % 4) {
+              case 1:  // outlier channels
+                row(k, t, h)[5] *= 40;
+                row(v, t, h)[9] *= 100;
+                break;
+              case 2:  // one huge token
+                if (t % kKeys == 3) {
+                  for (int i = 0; i < kDim; ++i) {
+                    row(k, t, h)[i] *= 30;
+                    row(v, t, h)[i] *= 1000;
+                  }
+                }
+                break;
+              case 3:  // constant rows
+                std::fill_n(row(k, t, h), kDim, row(k, t, h)[0]);
+                std::fill_n(row(v, t, h), kDim, row(v, t, h)[0]);
+                break;
+              default: break;
+            }
+          }
+        }
+        k_rows = k;
+        v_rows = v;
+      };
+      Cache cache(ops_, stream_, world, 50 + seed);
+      const Floats q = queries(world, 90 + seed);
+      std::vector<Slice> decode;
+      for (int s = 0; s < 40; ++s) decode.push_back({s, kKeys - 1, 1});
+      const Floats got = cache.attend(stream_, q, decode);
+      for (int s = 0; s < 40; ++s) {
+        for (int h = 0; h < kHeads; ++h) {
+          Rows rows{.keys = kKeys, .dim = kDim};
+          const auto take = [&](const Floats& from, int token, std::vector<float>& to) {
+            const float* at = from.data.data() + (int64_t{token} * kHeads + h) * kDim;
+            to.insert(to.end(), at, at + kDim);
+          };
+          for (int t = 0; t < kKeys; ++t) {
+            take(k_rows, s * kKeys + t, rows.k);
+            take(v_rows, s * kKeys + t, rows.v);
+          }
+          take(q, s * kKeys + kKeys - 1, rows.q);
+          const float* out = got.data.data() + (s * kHeads + h) * kDim;
+          ++cases;
+          beyond += !within_bound(rows, out, format, scale_of(kDim));
+        }
+      }
+    }
+  }
+  EXPECT_EQ(beyond, 0) << "of " << cases;
+  EXPECT_GT(cases, 20000);
+}
+
+}  // namespace
+}  // namespace weft
