@@ -95,17 +95,18 @@ Result<std::unique_ptr<Engine>> make_fake_engine(const EngineOptions& engine,
                                   .num_state_slots = fake_slots(engine),
                                   .vocab = tokenizer.vocab_size(),
                                   .reuse_generated = engine.reuse_generated};
-  auto scheduler =
-      TRY(Scheduler::create({.block_size = kBlockSize,
-                             .num_blocks = kFakeBlocks,
-                             .num_state_slots = device.num_state_slots,
-                             .max_batched_tokens = std::max(batched_tokens(engine, /*gpu=*/false),
-                                                            engine.max_num_seqs + kChunk),
-                             .max_seqs = engine.max_num_seqs,
-                             .max_model_len = static_cast<int>(fake.max_model_len),
-                             .prefix_caching = engine.prefix_caching,
-                             .reuse_generated = engine.reuse_generated,
-                             .hash_key = engine.seed}));
+  auto scheduler = TRY(Scheduler::create(
+      {.block_size = kBlockSize,
+       .num_blocks = kFakeBlocks,
+       .num_state_slots = device.num_state_slots,
+       .max_batched_tokens =
+           std::max(batched_tokens(engine, /*gpu=*/false), engine.max_num_seqs + kChunk),
+       .max_seqs = engine.max_num_seqs,
+       .max_model_len = static_cast<int>(fake.max_model_len),
+       .prefix_caching = engine.prefix_caching,
+       .reuse_generated = engine.reuse_generated,
+       .max_drafts = engine.speculation.on() ? engine.speculation.num_speculative_tokens : 0,
+       .hash_key = engine.seed}));
   return std::make_unique<Engine>(config, std::move(scheduler),
                                   std::make_unique<PacedExecutor>(device, fake, tokenizer, eos_id));
 }

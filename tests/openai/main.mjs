@@ -6,6 +6,7 @@ import { chatTests } from './chat.mjs';
 import { completionTests } from './completions.mjs';
 import { errorTests } from './errors.mjs';
 import { imageTests } from './images.mjs';
+import { speculationTests, speculativeConfig } from './speculation.mjs';
 import { structuredTests } from './structured.mjs';
 import { toolTests } from './tools.mjs';
 
@@ -18,6 +19,8 @@ const servers = [];
 async function context() {
   const demo = await Server.start(binary, [model]);
   servers.push(demo);
+  const drafting = await Server.start(binary, [model, '--speculative-config', speculativeConfig]);
+  servers.push(drafting);
   // One request runs, one may wait, slowly: where queueing and keys matter.
   const busy = await Server.start(binary, [
     model, '--device', 'fake', '--fake-tokens-per-second', '20', '--max-num-seqs', '1', '--max-waiting', '1',
@@ -26,7 +29,7 @@ async function context() {
   servers.push(busy);
   const client = (server, options = {}) =>
     new OpenAI({ baseURL: `${server.url}/v1`, apiKey: kKey, maxRetries: 0, timeout: 30_000, ...options });
-  return { model, demo, busy, key: kKey, client, openai: client(demo) };
+  return { model, demo, drafting, busy, key: kKey, client, openai: client(demo) };
 }
 
 function within(promise, ms) {
@@ -51,7 +54,7 @@ function report(name, error) {
 
 try {
   const shared = await context();
-  const tests = [...chatTests, ...completionTests, ...structuredTests, ...toolTests, ...imageTests, ...errorTests];
+  const tests = [...chatTests, ...completionTests, ...structuredTests, ...toolTests, ...imageTests, ...speculationTests, ...errorTests];
   for (const [name, test] of tests) {
     if (wanted.length > 0 && !wanted.some((part) => name.includes(part))) continue;
     await within(test(shared), kTestMs).then(() => report(name), (error) => report(name, error));
