@@ -221,57 +221,80 @@ bool FakeExecutor::run_layers(const Slice& slice, Sequence& seq) {
   return false;
 }
 
+uint64_t& FakeExecutor::entry(const Slice& slice, int64_t position) {
+  const auto index = static_cast<size_t>(position / config_.block_size);
+  CHECK(index < slice.blocks.size(), where(slice) + " has no block for what it computes");
+  return kv_[static_cast<size_t>(int64_t{slice.blocks[index].value} * config_.block_size +
+                                 position % config_.block_size)];
+}
+
+/// The prefix that ends with the token at `position` has this hash.
+void FakeExecutor::write(const Slice& slice, Sequence& seq, int64_t position, uint64_t hash) {
+  entry(slice, position) = hash;
+  const auto next = static_cast<size_t>(position) + 1;
+  if (seq.prefix.size() == next) seq.prefix.emplace_back();
+  seq.prefix[next] = static_cast<uint32_t>(hash);
+  if (seq.prefix.size() == next + 1) seq.last = hash;
+}
+
 void FakeExecutor::run(const Slice& slice, uint64_t step, StepResult& result) {
   const auto it = sequences_.find(slice.seq);
   CHECK(it != sequences_.end(), where(slice) + ": a retired or unknown sequence");
   Sequence& seq = it->second;
   check_fence(slice, step);
   const auto size = static_cast<int64_t>(slice.tokens.size());
-  const int64_t end = slice.first + size;
+  CHECK(size > 0);
+  const bool from_device = slice.tokens[0] == kDeviceToken;
+  // Accepted drafts of the step before have brought it further than the plan knows.
+  const int64_t first = from_device ? std::max(slice.first, seq.computed) : slice.first;
+  const int64_t end = first + size;
   const auto prompt_len = static_cast<int64_t>(seq.request->prompt.size());
   const bool prompt = slice.arithmetic == Arithmetic::kPrompt;
-  CHECK(size > 0);
-  CHECK(seq.restarted || slice.first == seq.computed, where(slice) + ": not where it stopped");
-  CHECK(prompt == (slice.first < prompt_len), where(slice) + ": wrong arithmetic");
-  CHECK(!prompt || slice.first % config_.chunk == 0, where(slice) + ": begins inside a chunk");
+  CHECK(seq.restarted || first == seq.computed, where(slice) + ": not where it stopped");
+  CHECK(first - slice.first <= seq.drafts, where(slice) + ": further back than it can be");
+  seq.drafts = slice.max_drafts;
+  CHECK(prompt == (first < prompt_len), where(slice) + ": wrong arithmetic");
+  CHECK(!prompt || first % config_.chunk == 0, where(slice) + ": begins inside a chunk");
   CHECK(!prompt || end == prompt_len || (end < prompt_len && end % config_.chunk == 0),
         where(slice) + ": cut inside a chunk");
-  CHECK(static_cast<int64_t>(slice.blocks.size()) * config_.block_size >= end);
+  CHECK(slice.max_drafts == 0 || (slice.sample && size == 1 && !prompt), where(slice));
+  SampledRow row{.seq = slice.seq};
+  if (from_device && end > slice.limit) {
+    // Its length is reached; the scheduler will know it before this result comes.
+    result.rows.push_back(std::move(row));
+    return;
+  }
+  CHECK(end <= slice.limit, where(slice) + " goes beyond its limit");
   check_decision(slice, seq);
   if (!run_layers(slice, seq)) return;
 
   // Reused prompt tokens were never sent: their hashes come from the request.
-  while (static_cast<int64_t>(seq.prefix.size()) <= slice.first) {
+  while (static_cast<int64_t>(seq.prefix.size()) <= first) {
     const size_t i = seq.prefix.size() - 1;
     CHECK(i < seq.request->prompt.size(), where(slice) + ": unknown context");
     seq.last =
         extend(seq.last, symbol_of(*seq.request, i), Arithmetic::kPrompt, config_.reuse_generated);
     seq.prefix.push_back(static_cast<uint32_t>(seq.last));
   }
-  const auto entry = [&](int64_t position) -> uint64_t& {
-    const BlockId block = slice.blocks[static_cast<size_t>(position / config_.block_size)];
-    return kv_[static_cast<size_t>(int64_t{block.value} * config_.block_size +
-                                   position % config_.block_size)];
-  };
   auto expected = seq.prefix.begin() + 1;
-  for (int64_t begin = 0; begin < slice.first; begin += config_.block_size) {
-    const uint64_t* block = &entry(begin);
-    const int64_t n = std::min<int64_t>(config_.block_size, slice.first - begin);
+  for (int64_t begin = 0; begin < first; begin += config_.block_size) {
+    const uint64_t* block = &entry(slice, begin);
+    const int64_t n = std::min<int64_t>(config_.block_size, first - begin);
     for (int64_t i = 0; i < n; ++i) {
       CHECK(static_cast<uint32_t>(block[i]) == *expected++,
             where(slice) + " reads a wrong KV entry at " + std::to_string(begin + i));
     }
   }
   // Where it goes on at an earlier token than its last, the entry just checked has the whole hash.
-  uint64_t hash = static_cast<int64_t>(seq.prefix.size()) == slice.first + 1 ? seq.last
-                  : slice.first > 0 ? entry(slice.first - 1)
-                                    : root_of(*seq.request, config_);
+  uint64_t hash = static_cast<int64_t>(seq.prefix.size()) == first + 1 ? seq.last
+                  : first > 0                                          ? entry(slice, first - 1)
+                              : root_of(*seq.request, config_);
   if (config_.num_state_slots > 0) {
     CHECK(slice.state_write.valid());
-    CHECK(slice.state_read.valid() == (slice.first > 0));
-    if (slice.first > 0) {
+    CHECK(slice.state_read.valid() == (first > 0));
+    if (first > 0) {
       const StateSlot& state = states_[static_cast<size_t>(slice.state_read.value)];
-      CHECK(state.position == slice.first && state.hash == hash,
+      CHECK(state.position == first && state.hash == hash,
             where(slice) + " reads a wrong recurrent state");
     }
   }
@@ -280,30 +303,53 @@ void FakeExecutor::run(const Slice& slice, uint64_t step, StepResult& result) {
     if (token == kDeviceToken) token = seq.last_token;
     CHECK(token >= 0, where(slice) + ": no sampled token to continue from");
     const uint64_t symbol =
-        prompt ? symbol_of(*seq.request, static_cast<size_t>(slice.first + i)) : symbol_of(token);
+        prompt ? symbol_of(*seq.request, static_cast<size_t>(first + i)) : symbol_of(token);
     hash = extend(hash, symbol, slice.arithmetic, config_.reuse_generated);
-    entry(slice.first + i) = hash;
-    const auto next = static_cast<size_t>(slice.first + i) + 1;
-    if (seq.prefix.size() == next) seq.prefix.emplace_back();
-    seq.prefix[next] = static_cast<uint32_t>(hash);
-    if (seq.prefix.size() == next + 1) seq.last = hash;
-  }
-  if (config_.num_state_slots > 0) {
-    states_[static_cast<size_t>(slice.state_write.value)] = {hash, end};
+    write(slice, seq, first + i, hash);
   }
   seq.computed = end;
   seq.current = hash;
   seq.restarted = false;
-  SampledRow row{.seq = slice.seq};
   if (slice.sample) sample(slice, seq, row);
+  const int64_t garbage = slice.max_drafts > 0 ? verify(slice, seq, row) : 0;
+  for (int64_t i = 0; i < garbage; ++i) {
+    entry(slice, seq.computed + i) = mix(seq.current + static_cast<uint64_t>(i));
+  }
+  if (config_.num_state_slots > 0) {
+    states_[static_cast<size_t>(slice.state_write.value)] = {seq.current, seq.computed};
+  }
   const bool logprobs = prompt && seq.request->sampling.prompt_logprobs >= 0;
   if (logprobs) {
     const int64_t last = std::min(end, prompt_len - 1);
-    for (int64_t i = slice.first; i < last; ++i) {
+    for (int64_t i = first; i < last; ++i) {
       row.prompt_logprobs.push_back({.logprob = -static_cast<float>(i + 1), .top = {}});
     }
   }
   if (slice.sample || logprobs) result.rows.push_back(std::move(row));
+}
+
+/// Some drafts, the right tokens at first, and what becomes of them. Returns how many rejected
+/// drafts have written their entries.
+int64_t FakeExecutor::verify(const Slice& slice, Sequence& seq, SampledRow& row) {
+  uint64_t dice = mix(seq.current ^ static_cast<uint64_t>(slice.max_drafts));
+  const int64_t room = std::min<int64_t>(slice.max_drafts, slice.limit - seq.computed);
+  const auto proposed = static_cast<int64_t>(dice % static_cast<uint64_t>(room + 1));
+  row.speculation.proposed[static_cast<size_t>(DraftSource::kNgram)] = static_cast<int>(proposed);
+  const std::vector<int32_t>& stops = seq.request->sampling.stop_ids;
+  int64_t accepted = 0;
+  while (accepted < proposed && !row.numeric_error && !row.ends) {
+    dice = mix(dice);
+    const int32_t token = row.tokens.back();
+    const bool stop = std::find(stops.begin(), stops.end(), token) != stops.end();
+    if (stop || static_cast<int>(dice % 8) >= config_.right_drafts) break;
+    ++accepted;
+    seq.current =
+        extend(seq.current, symbol_of(token), Arithmetic::kDecode, config_.reuse_generated);
+    write(slice, seq, seq.computed++, seq.current);
+    sample(slice, seq, row);
+  }
+  row.speculation.accepted[static_cast<size_t>(DraftSource::kNgram)] = static_cast<int>(accepted);
+  return proposed - accepted;
 }
 
 void FakeExecutor::sample(const Slice& slice, Sequence& seq, SampledRow& row) {

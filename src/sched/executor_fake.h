@@ -22,6 +22,7 @@ struct FakeExecutorConfig {
   int64_t plan_tokens = 0;
   int num_layers = 0;
   int64_t numeric_error_in = 0;  ///< one sample in so many is a numeric error; 0: never
+  int right_drafts = 5;          ///< of eight drafts; where a plan allows any there are 0 to all
 };
 
 /// A device that is symbolic: the KV entry of a token is the hash of the prefix that ends there
@@ -67,6 +68,7 @@ class FakeExecutor : public Executor {
     std::unique_ptr<GrammarMatcher> grammar;
     bool restarted = true;  // may begin at any cached boundary
     int layers_done = 0;    // of a prompt that is computed layer by layer
+    int drafts = 0;         // that its last slice might accept
   };
   struct User {  // who named a block or slot last
     SeqId seq;   // invalid: several sequences
@@ -78,6 +80,9 @@ class FakeExecutor : public Executor {
   void check_fence(const Slice& slice, uint64_t step);
   void check_images(const Slice& slice, const StepPlan& plan);
   void sample(const Slice& slice, Sequence& seq, SampledRow& row);
+  int64_t verify(const Slice& slice, Sequence& seq, SampledRow& row);
+  uint64_t& entry(const Slice& slice, int64_t position);
+  void write(const Slice& slice, Sequence& seq, int64_t position, uint64_t hash);
 
   const FakeExecutorConfig config_;
   SampleHook hook_;

@@ -60,6 +60,9 @@ Result<std::unique_ptr<Scheduler>> Scheduler::create(const SchedulerConfig& c) {
                      "at least " + number(least_image_pages(c.image_tokens)) +
                          ", so that a chunk with two images can be computed");
   }
+  if (c.max_drafts < 0 || c.max_drafts > kMaxDrafts) {
+    return bad_field("max_drafts", c.max_drafts, "0 to " + number(kMaxDrafts));
+  }
   if (c.dense_checkpoints < 0) {
     return bad_field("dense_checkpoints", c.dense_checkpoints, "0 or more");
   }
@@ -239,12 +242,15 @@ std::string Scheduler::audit() const {
   const auto own_slot = [&](SlotId slot) {
     if (slot.valid()) ++slots[static_cast<size_t>(slot.value)];
   };
-  std::unordered_map<SeqId, int> pending;
+  std::unordered_map<SeqId, int> pending, drafts;
   size_t num_paused = 0;
   for (const StepRecord& record : in_flight_) {
     for (const BlockId b : record.release_blocks) ++blocks[static_cast<size_t>(b.value)];
     for (const SlotId s : record.release_slots) own_slot(s);
-    for (const Planned& p : record.slices) pending[p.seq] += p.sample;
+    for (const Planned& p : record.slices) {
+      pending[p.seq] += p.sample;
+      drafts[p.seq] += p.drafts;
+    }
   }
   for (const auto& [id, seq] : sequences_) {
     const std::string name = "sequence " + number(id.value);
@@ -252,9 +258,13 @@ std::string Scheduler::audit() const {
     own_slot(seq->live);
     own_slot(seq->source);
     const auto capacity = static_cast<int64_t>(seq->blocks.size()) * config_.block_size;
-    if (capacity < seq->num_computed) return name + " has computed more than its blocks hold";
+    const bool runs = seq->state == SequenceState::kRunning;
+    const int64_t reach = std::min(seq->num_computed + (runs ? seq->pending_drafts : 0),
+                                   std::max(seq->max_len - 1, seq->num_computed));
+    if (capacity < reach) return name + " has computed more than its blocks hold";
     if (seq->num_computed > seq->known()) return name + " has computed tokens it does not know";
     if (seq->pending != pending[id]) return name + " waits for samples that nobody computes";
+    if (seq->pending_drafts != drafts[id]) return name + " waits for drafts that nobody verifies";
     const bool running = seq->state == SequenceState::kRunning;
     if (!running && (seq->num_computed > 0 || !seq->blocks.empty() || seq->live.valid())) {
       return name + " waits, but holds blocks or state";

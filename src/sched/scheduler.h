@@ -27,6 +27,7 @@ struct SchedulerConfig {
   bool reuse_generated = false;  ///< also cache blocks that decode arithmetic wrote
   int checkpoint_every = 2048;   ///< state checkpoints inside long prompts; 0: none
   int dense_checkpoints = 64;    ///< extra ones a prompt may take from idle slots; 0: none
+  int max_drafts = 0;            ///< of a sequence in a step, up to kMaxDrafts; 0: no speculation
   bool overlap = true;           ///< a step is planned while the one before is in flight
   int image_tokens = 0;          ///< through the vision tower in one step; 0: no images
   int image_pages = 0;           ///< of the cache of image features, see least_image_pages()
@@ -52,6 +53,7 @@ constexpr int least_image_pages(int64_t image_tokens) {
 struct SchedulerStats {
   int64_t steps = 0;              ///< plans that were launched
   int64_t computed_tokens = 0;    ///< rows planned, replays and discarded rows included
+  int64_t drafted_tokens = 0;     ///< rows of drafts that were verified
   int64_t hits = 0, misses = 0;   ///< of lookups at admission
   int64_t looked_up_tokens = 0;   ///< known tokens of the sequences at those lookups
   int64_t kv_hit_tokens = 0;      ///< cached KV found
@@ -140,6 +142,7 @@ class Scheduler {
     uint32_t epoch = 0;
     int64_t first = 0, end = 0;
     bool sample = false;
+    int drafts = 0;  // Slice::max_drafts
     bool prompt_logprobs = false;
     bool has_row() const { return sample || prompt_logprobs; }
   };
@@ -175,9 +178,11 @@ class Scheduler {
   bool give_slot(Sequence& seq, SlotId checkpoint);
   void hold_prefix(Sequence& seq, const PrefixHit& hit);
   void enter(Sequence& seq, const PrefixHit& hit);
-  void emit(Sequence& seq, int64_t end);
-  void emit_slice(Sequence& seq, int64_t end, const LayerRange& layers = {});
+  void emit(Sequence& seq, int64_t end, int drafts = 0);
+  void emit_slice(Sequence& seq, int64_t end, int drafts, const LayerRange& layers = {});
   void give_blocks(Sequence& seq, int64_t end);
+  int allowed_drafts(const Sequence& seq, int64_t end) const;
+  bool waits_for_checkpoint(const Sequence& seq) const;
   void launch_planned();
   CheckpointSite next_site(const Sequence& seq, int64_t after) const;
   SlotId checkpoint_slot(const CheckpointSite& site);
@@ -205,7 +210,8 @@ class Scheduler {
   void register_slice(const Planned& slice);
   void register_checkpoint(const Checkpointing& point);
   void accept(const Planned& slice, SampledRow& row);
-  void append_token(Sequence& seq, int32_t token, bool ends, SequenceOutput& out);
+  bool take_tokens(Sequence& seq, SampledRow& row, SequenceOutput& out);
+  bool append_token(Sequence& seq, int32_t token, bool ends, SequenceOutput& out);
   void take_prompt_logprobs(Sequence& seq, const Planned& slice, SampledRow& row,
                             SequenceOutput& out);
   SequenceOutput& output_of(Sequence& seq);

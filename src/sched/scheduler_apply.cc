@@ -48,7 +48,10 @@ void Scheduler::register_slice(const Planned& slice) {
   // a time, a longer prompt would have computed them otherwise.
   const int64_t prompt =
       config_.chunk > kChunk ? seq.prompt_len / config_.chunk * config_.chunk : seq.prompt_len;
-  const int64_t limit = config_.reuse_generated ? slice.end : std::min(slice.end, prompt);
+  // Drafts of a step before may have brought a decode slice further than its plan says; it has
+  // computed what the host knows by now, whatever becomes of its own drafts.
+  const int64_t end = slice.sample ? static_cast<int64_t>(seq.tokens.size()) : slice.end;
+  const int64_t limit = config_.reuse_generated ? end : std::min(end, prompt);
   for (; int64_t{seq.num_registered + 1} * config_.block_size <= limit; ++seq.num_registered) {
     // When another block has the content already, this one stays private.
     const auto index = static_cast<size_t>(seq.num_registered);
@@ -86,26 +89,45 @@ void Scheduler::accept(const Planned& slice, SampledRow& row) {
   }
   Sequence& seq = *it->second;
   SequenceOutput& out = output_of(seq);
-  if (row.numeric_error) {
-    ++stats_.numeric_errors;
-    // Whoever wrote the NaN, nobody shall continue from this prefix.
-    if (config_.prefix_caching) cache_.forget_prefix(seq.prefix());
-    forget_images(seq);
-    end(seq, FinishReason::kError);
-    out.finish = FinishReason::kError;
-    return;
+  if (slice.prompt_logprobs && !row.numeric_error) take_prompt_logprobs(seq, slice, row, out);
+  if (slice.sample) {
+    const size_t count = row.tokens.size();
+    CHECK(row.numeric_error || count > 0, "a row without a token");
+    CHECK(count <= 1 + static_cast<size_t>(slice.drafts), "more tokens than drafts and one");
+    --seq.pending;
+    seq.pending_drafts -= slice.drafts;
+    // Of the accepted drafts the keys, values and states are there.
+    if (seq.epoch == slice.epoch && count > 1) seq.num_computed += static_cast<int64_t>(count) - 1;
+    out.speculation = row.speculation;
+    out.speculation.emitted = static_cast<int>(count);
+    stats_.drafted_tokens += row.speculation.num_proposed();
+    if (take_tokens(seq, row, out)) return;
   }
-  if (slice.prompt_logprobs) take_prompt_logprobs(seq, slice, row, out);
-  if (!slice.sample) return;
-  CHECK(row.tokens.size() == 1, "one token a row");
-  --seq.pending;
-  out.prompt_done |= seq.num_generated() == 0;
-  out.logprobs.insert(out.logprobs.end(), std::make_move_iterator(row.logprobs.begin()),
-                      std::make_move_iterator(row.logprobs.end()));
-  append_token(seq, row.tokens[0], row.ends, out);
+  if (!row.numeric_error) return;
+  ++stats_.numeric_errors;
+  // Whoever wrote the NaN, nobody shall continue from this prefix.
+  if (config_.prefix_caching) cache_.forget_prefix(seq.prefix());
+  forget_images(seq);
+  end(seq, FinishReason::kError);
+  out.finish = FinishReason::kError;
 }
 
-void Scheduler::append_token(Sequence& seq, int32_t token, bool ends, SequenceOutput& out) {
+/// True: they end the sequence, which is gone.
+bool Scheduler::take_tokens(Sequence& seq, SampledRow& row, SequenceOutput& out) {
+  const size_t count = row.tokens.size();
+  out.prompt_done |= count > 0 && seq.num_generated() == 0;
+  for (size_t i = 0; i < count; ++i) {
+    if (i < row.logprobs.size()) out.logprobs.push_back(std::move(row.logprobs[i]));
+    if (append_token(seq, row.tokens[i], row.ends && i + 1 == count, out)) {
+      out.speculation.cut(static_cast<int>(i) + 1);
+      return true;
+    }
+  }
+  return false;
+}
+
+/// True: it ends the sequence, which is gone.
+bool Scheduler::append_token(Sequence& seq, int32_t token, bool ends, SequenceOutput& out) {
   const SamplingParams& sampling = seq.request->sampling;
   const bool may_stop = seq.num_generated() >= sampling.min_tokens;
   seq.tokens.push_back(token);
@@ -118,9 +140,10 @@ void Scheduler::append_token(Sequence& seq, int32_t token, bool ends, SequenceOu
     ++stats_.finished_length;
     out.finish = FinishReason::kLength;
   } else {
-    return;
+    return false;
   }
   end(seq, out.finish);
+  return true;
 }
 
 void Scheduler::take_prompt_logprobs(Sequence& seq, const Planned& slice, SampledRow& row,

@@ -40,7 +40,7 @@ void Scheduler::emit_layers() {
   const int begin = layers_done_;
   layers_done_ = static_cast<int>(std::min<int64_t>(config_.num_layers, begin + count));
   const bool last = layers_done_ == config_.num_layers;
-  emit_slice(seq, window, {.begin = begin, .end = layers_done_, .last = last});
+  emit_slice(seq, window, 0, {.begin = begin, .end = layers_done_, .last = last});
   if (last) layered_ = nullptr;
 }
 

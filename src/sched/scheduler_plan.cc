@@ -97,16 +97,46 @@ int64_t Scheduler::affordable_end(const Sequence& seq) const {
 void Scheduler::plan_running(Sequence& seq) {
   if (decodes_next(seq)) --reserved_;
   const int64_t end = take_images(seq, affordable_end(seq));
-  if (end <= seq.num_computed) return;
+  if (end <= seq.num_computed || waits_for_checkpoint(seq)) return;
+  // Where drafts are in flight the slice may lie so much further on.
+  const int64_t reach = std::min(end + seq.pending_drafts, std::max(end, seq.max_len - 1));
   const int64_t blocks =
-      divide_up(end, config_.block_size) - static_cast<int64_t>(seq.blocks.size());
+      divide_up(reach, config_.block_size) - static_cast<int64_t>(seq.blocks.size());
   if (!make_room(blocks)) {
     // It keeps what it has: everybody more urgent may still take it away, and goes on.
     stalled_ = true;
     ++stats_.stalls;
     return;
   }
-  emit(seq, end);
+  emit(seq, end, allowed_drafts(seq, end));
+}
+
+/// A checkpoint of a recurrent state lies where the text may be already, drafts of a step in flight
+/// willing: the state is at one position alone, so that has to be known first.
+bool Scheduler::waits_for_checkpoint(const Sequence& seq) const {
+  if (seq.pending_drafts == 0 || !config_.reuse_generated || !config_.prefix_caching) return false;
+  if (!cache_.recurrent()) return false;
+  const int64_t site = next_site(seq, seq.num_computed).position;
+  return site != 0 && site <= seq.num_computed + 1 + seq.pending_drafts;
+}
+
+/// How many drafts may be verified behind a slice of `seq` up to `end`, within the sequence's
+/// length and with blocks that are free: nobody is displaced for a draft.
+int Scheduler::allowed_drafts(const Sequence& seq, int64_t end) const {
+  const bool decodes = !seq.in_prompt() && end == seq.known() && end == seq.num_computed + 1;
+  if (config_.max_drafts == 0 || !decodes) return 0;
+  const int64_t reach = end + seq.pending_drafts;
+  int64_t drafts = std::min<int64_t>(config_.max_drafts, seq.max_len - 1 - reach);
+  const auto owned = static_cast<int64_t>(seq.blocks.size());
+  const int64_t needed = std::max(owned, divide_up(reach, config_.block_size));
+  const int64_t spare = std::max<int64_t>(cache_.blocks().available() - (needed - owned), 0);
+  drafts = std::min(drafts, (needed + spare) * config_.block_size - reach);
+  if (config_.reuse_generated && config_.prefix_caching && cache_.recurrent()) {
+    // The state of a checkpoint is that of a slice's end, where no draft may be rejected.
+    const int64_t site = next_site(seq, seq.num_computed).position;
+    if (site != 0) drafts = std::min(drafts, site - 1 - reach);
+  }
+  return static_cast<int>(std::max<int64_t>(drafts, 0));
 }
 
 /// Who may be displaced now: a paused sequence, which has no turn, else the least urgent running
@@ -306,10 +336,10 @@ SlotId Scheduler::checkpoint_slot(const CheckpointSite& site) {
   return slot;
 }
 
-/// Gives `seq` blocks up to `end` and emits its slices, cut where the arithmetic changes and where
-/// a checkpoint is taken.
-void Scheduler::emit(Sequence& seq, int64_t end) {
-  give_blocks(seq, end);
+/// Gives `seq` blocks up to `end` and for drafts, and emits its slices, cut where the arithmetic
+/// changes and where a checkpoint is taken.
+void Scheduler::emit(Sequence& seq, int64_t end, int drafts) {
+  give_blocks(seq, std::min(end + seq.pending_drafts + drafts, std::max(end, seq.max_len - 1)));
   const bool checkpoints = cache_.recurrent() && config_.prefix_caching;
   while (seq.num_computed < end) {
     int64_t stop = seq.in_prompt() ? std::min(end, seq.prompt_len) : end;
@@ -327,7 +357,7 @@ void Scheduler::emit(Sequence& seq, int64_t end) {
         site = next_site(seq, site.position);
       }
     }
-    emit_slice(seq, stop);
+    emit_slice(seq, stop, stop == end ? drafts : 0);
     if (!fresh.valid()) continue;
     building_.checkpoints.push_back({seq.id(), stop, seq.live, site.kind});
     seq.source = std::exchange(seq.live, fresh);
@@ -342,7 +372,7 @@ void Scheduler::give_blocks(Sequence& seq, int64_t end) {
 }
 
 /// Of a prompt that is computed layer by layer `layers`: only the last of them compute its tokens.
-void Scheduler::emit_slice(Sequence& seq, int64_t end, const LayerRange& layers) {
+void Scheduler::emit_slice(Sequence& seq, int64_t end, int drafts, const LayerRange& layers) {
   const int64_t first = seq.num_computed;
   const bool done = !layers.partial() || layers.last;
   const bool decides = undecided(seq);
@@ -361,6 +391,8 @@ void Scheduler::emit_slice(Sequence& seq, int64_t end, const LayerRange& layers)
   CHECK(!decides || end == window_of(seq));
   stats_.layer_steps += layers.partial();
   slice.sample = done && end == seq.known();
+  slice.max_drafts = drafts;
+  slice.limit = std::min(end + seq.pending_drafts + drafts, std::max(end, seq.max_len - 1));
   slice.blocks = seq.blocks;
   if (seq.source.valid()) {
     slice.state_read = seq.source;
@@ -375,6 +407,7 @@ void Scheduler::emit_slice(Sequence& seq, int64_t end, const LayerRange& layers)
        .first = first,
        .end = done ? end : first,
        .sample = slice.sample,
+       .drafts = drafts,
        .prompt_logprobs = done && prompt && seq.request->sampling.prompt_logprobs >= 0});
   if (prompt) use_images(seq, first, end);
   seq.last_step = plan_.step;
@@ -382,6 +415,7 @@ void Scheduler::emit_slice(Sequence& seq, int64_t end, const LayerRange& layers)
   if (!done) return;
   seq.num_computed = end;
   seq.pending += slice.sample;
+  seq.pending_drafts += drafts;
   budget_ -= end - first;
   stats_.computed_tokens += end - first;
 }

@@ -22,8 +22,9 @@ struct Sequence {
   std::vector<int32_t> tokens;  ///< prompt, then the generated tokens the host knows
   int64_t prompt_len = 0;
   int64_t max_len = 0;        ///< prompt + generated tokens at most
-  int64_t num_computed = 0;   ///< planned so far, steps in flight included
+  int64_t num_computed = 0;   ///< planned so far, steps in flight included, of those no draft
   int pending = 0;            ///< tokens sampled in flight, which the host does not know yet
+  int pending_drafts = 0;     ///< drafts in flight at most: so many tokens more there may be
   uint32_t epoch = 0;         ///< counts preemptions: results of an earlier epoch own no blocks
   uint64_t last_step = 0;     ///< last step that computes a slice of it; 0: none
   uint64_t preempted_in = 0;  ///< step whose planning took its blocks; 0: never

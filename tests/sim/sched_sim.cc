@@ -80,6 +80,9 @@ enum Event {
   kFollowUps,
   kRepeats,
   kLayerSteps,
+  kDraftsAccepted,
+  kDraftsRejected,
+  kDraftsOverlapped,
   kNumEvents
 };
 constexpr const char* kEventNames[kNumEvents] = {"submitted",
@@ -123,7 +126,10 @@ constexpr const char* kEventNames[kNumEvents] = {"submitted",
                                                  "prompt logprobs",
                                                  "follow-ups",
                                                  "repeated prompts",
-                                                 "layers of a prompt"};
+                                                 "layers of a prompt",
+                                                 "drafts accepted",
+                                                 "drafts rejected",
+                                                 "planned behind drafts in flight"};
 
 struct Live {
   std::shared_ptr<const Request> request;
@@ -190,6 +196,7 @@ Episode::Episode(uint64_t seed, int64_t audit_every, int64_t* events)
   config_.checkpoint_every = r.pick({0, 64, 128, 2048});
   config_.dense_checkpoints = r.pick({0, 0, 2, 64});
   config_.overlap = !r.one_in(3);
+  config_.max_drafts = r.pick({0, 1, 3, 8, 15});
   config_.hash_key = r.next();
   config_.hash_bits = r.pick({128, 128, 128, 1, 3, 6});
   if (r.one_in(3)) {  // what heads see is chosen a block of 128 at a time, or decided by a router
@@ -208,7 +215,8 @@ Episode::Episode(uint64_t seed, int64_t audit_every, int64_t* events)
              .chunk = config_.chunk,
              .plan_tokens = config_.plan_tokens,
              .num_layers = config_.num_layers,
-             .numeric_error_in = r.pick({0, 0, 300})};
+             .numeric_error_in = r.pick({0, 0, 300}),
+             .right_drafts = r.pick({0, 3, 6, 8})};
   auto made = Scheduler::create(config_);
   scheduler_ = std::move(made).value();
   executor_ = std::make_unique<FakeExecutor>(device_);
@@ -361,6 +369,7 @@ void Episode::plan() {
     const auto prompt_len = static_cast<int64_t>(live.request->prompt.size());
     events_[kChunkCuts] += end < prompt_len;
     events_[kLayerSteps] += slice.layers.partial();
+    events_[kDraftsOverlapped] += scheduler_->find(slice.seq)->pending_drafts > slice.max_drafts;
     events_[kReplays] += slice.first >= prompt_len && slice.tokens[0] != kDeviceToken &&
                          (slice.tokens.size() > 1 || !slice.sample);
   }
@@ -381,6 +390,11 @@ void Episode::collect() {
     CHECK(out.logprobs.size() == (sampling.logprobs >= 0 ? out.tokens.size() : 0));
     if (out.prompt_done && out.cached_tokens > 0) check_reuse(*live.request, out.cached_tokens);
     live.tokens.insert(live.tokens.end(), out.tokens.begin(), out.tokens.end());
+    const SpeculationStep& drafts = out.speculation;
+    CHECK(drafts.emitted == static_cast<int>(out.tokens.size()));
+    CHECK(drafts.num_accepted() <= std::min(drafts.num_proposed(), drafts.emitted));
+    events_[kDraftsAccepted] += drafts.num_accepted();
+    events_[kDraftsRejected] += drafts.num_proposed() - drafts.num_accepted();
     if (!out.prompt_logprobs.empty()) {
       CHECK(out.prompt_logprobs_first == live.num_prompt_logprobs + 1);
       live.num_prompt_logprobs += static_cast<int64_t>(out.prompt_logprobs.size());
