@@ -120,7 +120,9 @@ TEST(ServeFlags, SpeculationIsSpeltAsVllmSpellsIt) {
                                  R"({"method":"mtp","num_speculative_tokens":3})"},
         {"--speculative-config.method", "mtp", "--speculative-config.num_speculative_tokens=3"},
         {"-sc", R"({"method":"mtp"})", "--speculative_config.num_speculative_tokens", "3"}}) {
-    EXPECT_NE(refusal(words).find("[speculation]"), std::string::npos) << words[0];
+    const SpeculationConfig config = serve(words).engine.speculation;
+    EXPECT_EQ(config.method, SpeculationMethod::kMtp) << words[0];
+    EXPECT_EQ(config.num_speculative_tokens, 3);
   }
   EXPECT_NE(refusal({"--speculative-config.methods", "mtp"}).find("unknown key 'methods'"),
             std::string::npos);

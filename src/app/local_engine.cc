@@ -197,17 +197,38 @@ Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options
       .max_num_seqs = options.max_num_seqs,
       .max_num_batched_tokens = batched_tokens(options, gpu.has_value()),
       .kv_cache_bytes = TRY(size_or_auto("--kv-cache-memory", options.kv_cache_memory)),
-      .num_threads = plan.threads};
+      .num_threads = plan.threads,
+      .speculation = options.speculation};
   if (!gpu) return plan_memory(model, memory, cpu.available_bytes);
   memory.device = DeviceKind::kCuda;
   memory.memory_fraction = 1.0;  // the share is taken already
   return plan_memory(model, memory, std::max<int64_t>(0, gpu_limit(options, *gpu)));
 }
 
+/// What a configuration of speculation asks of the model and its device.
+Result<void> check_speculation(const SpeculationConfig& config, const EnginePlan& plan) {
+  if (!config.on()) return {};
+  if (config.uses_mtp() && !plan.spec.mtp) {
+    return unsupported(
+        "--speculative-config: this checkpoint has no multi-token prediction module; allowed: "
+        "method ngram");
+  }
+  if (plan.ops->device == DeviceKind::kCuda) {
+    return unsupported(
+        "--speculative-config: this version drafts on the CPU alone; use --device cpu, or leave "
+        "the flag out");
+  }
+  return {};
+}
+
 std::string shown_name(const std::string& model, const std::string& directory) {
   if (!model.empty() && !std::filesystem::is_directory(model)) return model;
   const std::string name = std::filesystem::path(directory).lexically_normal().filename().string();
   return name.empty() ? directory : name;
+}
+
+int max_drafts(const SpeculationConfig& config) {
+  return config.on() ? config.num_speculative_tokens : 0;
 }
 
 uint64_t random_key() {
@@ -248,6 +269,7 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   plan.load.num_threads = plan.threads;
   plan.load.max_num_seqs = options.max_num_seqs;
   TRY(plan_images(options, plan));
+  TRY(check_speculation(options.speculation, plan));
   const OpTable& ops = *plan.ops;
   plan.footprint = measure_model(plan.spec, plan.load, ops, weights ? &*weights : nullptr);
   plan.cache = cache_bytes(plan.footprint.cache_specs, ops);
@@ -276,7 +298,7 @@ Result<void> LocalEngine::load(const EngineOptions& options, const EngineConfig&
   pool_ = std::make_unique<ThreadPool>(plan_.threads);
   if (on_gpu(plan_)) gpu_.emplace(TRY(GpuStream::create()));
   scratch_ = std::make_unique<Arena>(TRY(
-      Buffer::allocate(ops.device, scratch_bytes(plan_, limits.max_rows, limits.image_tokens))));
+      Buffer::allocate(ops.device, scratch_bytes(plan_, limits.all_rows(), limits.image_tokens))));
   stream_ = std::make_unique<Stream>(*pool_, *scratch_, gpu_ ? gpu_->native() : nullptr);
 
   ProgressLines lines;
@@ -290,13 +312,14 @@ Result<void> LocalEngine::load(const EngineOptions& options, const EngineConfig&
   plan_.load.progress = nullptr;
 
   kv_ = std::make_unique<KvStore>(
-      TRY(KvStore::create(model_->cache_specs(), ops, limits.num_blocks, limits.num_slots)));
+      TRY(KvStore::create(model_->cache_specs(), ops, limits.num_blocks, limits.all_slots())));
   std::unique_ptr<Executor> executor;
   if (on_gpu(plan_)) {
     executor = TRY(GpuExecutor::create(*model_, *kv_, *stream_, ops, limits,
                                        {.graphs = !options.enforce_eager}));
   } else {
-    executor = TRY(LocalExecutor::create(*model_, *kv_, *stream_, ops, limits));
+    executor =
+        TRY(LocalExecutor::create(*model_, *kv_, *stream_, ops, limits, options.speculation));
   }
   auto scheduler = TRY(Scheduler::create({.block_size = plan_.load.block_size,
                                           .num_blocks = static_cast<int>(limits.num_blocks),
@@ -306,6 +329,7 @@ Result<void> LocalEngine::load(const EngineOptions& options, const EngineConfig&
                                           .max_model_len = static_cast<int>(limits.max_model_len),
                                           .prefix_caching = options.prefix_caching,
                                           .reuse_generated = options.reuse_generated,
+                                          .max_drafts = max_drafts(options.speculation),
                                           .image_tokens = static_cast<int>(limits.image_tokens),
                                           .image_pages = static_cast<int>(limits.image_pages),
                                           .chunk = plan_.chunk,

@@ -38,14 +38,15 @@ constexpr Refusal kRefusals[] = {
     {"reuse-without-cache",
      [](const EngineOptions& o) { return o.reuse_generated && !o.prefix_caching; },
      "--prefix-cache reuse-generated needs the prefix cache; drop --no-enable-prefix-caching"},
-    {"speculation", [](const EngineOptions& o) { return o.speculation.on(); },
-     "--speculative-config: this version does not speculate; leave the flag out"},
     {"sparse-reuse",
      [](const EngineOptions& o) {
        return o.reuse_generated && o.prefill_attention.rfind("xattn", 0) == 0;
      },
      "--prefix-cache reuse-generated: generated tokens see all keys and those of prompts only what "
      "--prefill-attention lets them; use exact, or dense"},
+    {"cuda-speculation",
+     [](const EngineOptions& o) { return o.device == "cuda" && o.speculation.on(); },
+     "--speculative-config: this version drafts on the CPU alone; use --device cpu with it"},
 };
 
 constexpr ServeRefusal kServeRefusals[] = {

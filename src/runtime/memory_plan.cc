@@ -20,6 +20,9 @@ constexpr int64_t kAutoCacheBytes = 4096 * kMiB;
 /// One that runs, one to go on in after a checkpoint, one checkpoint.
 constexpr int64_t kLeastSlots = 3;
 constexpr int64_t kCheckpointSlots = 64;
+/// Drafts of a step on the CPU: where that many rows are computed anyway, more cost what they win.
+constexpr int64_t kMaxDraftRows = 32;
+constexpr int64_t kDraftStateBytes = 1024 * kMiB;  ///< of the recurrent states between them
 
 int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -102,18 +105,30 @@ class Planner {
     out.image_pages = model_.image_pages;
     const int64_t window = std::min(model_.plan_tokens, length);
     if (window > out.max_rows - out.max_seqs) out.layered_rows = window;
+    out.max_draft_rows = draft_rows();
     return out;
+  }
+
+  /// Drafts of one step: everybody's, up to where a step has no more to win by them. A recurrent
+  /// state for each is kept meanwhile.
+  int64_t draft_rows() const {
+    if (!options_.speculation.on()) return 0;
+    const int64_t most = options_.speculation.num_speculative_tokens;
+    int64_t rows = std::min(most * options_.max_num_seqs, kMaxDraftRows);
+    if (model_.recurrent()) rows = std::min(rows, kDraftStateBytes / model_.cache.per_slot);
+    return std::max(rows, most);
   }
 
   /// Everything but weights and caches, into `out`.
   void add_fixed(int64_t length, MemoryPlan& out) const {
     out.weight_bytes = model_.weight_bytes;
     // The arena of the step and the scratch memory of one op: each of this size at most.
-    out.arena_bytes = 2 * model_.arena_bytes(options_.max_num_batched_tokens);
+    out.arena_bytes = 2 * model_.arena_bytes(options_.max_num_batched_tokens + draft_rows());
+    if (model_.recurrent()) out.slot_bytes = cache_of(0, draft_rows());
     out.image_bytes = model_.image_bytes;
-    out.logit_bytes =
-        on_gpu() ? GpuExecutor::device_bytes(limits(length), model_.hidden_size)
-                 : LocalExecutor::bytes(limits(length), model_.hidden_size, options_.num_threads);
+    out.logit_bytes = on_gpu() ? GpuExecutor::device_bytes(limits(length), model_.hidden_size)
+                               : LocalExecutor::bytes(limits(length), model_.hidden_size,
+                                                      options_.num_threads, options_.speculation);
     out.rest_bytes =
         (on_gpu() ? kGpuProgramBytes : kProgramBytes) + length * model_.bytes_per_position;
   }
@@ -189,7 +204,7 @@ class Planner {
       out.num_blocks += more;
     }
     out.block_bytes = cache_of(out.num_blocks, 0);
-    out.slot_bytes = cache_of(0, out.num_slots);
+    out.slot_bytes += cache_of(0, out.num_slots);
     out.limits = limits(length);
     out.limits.num_blocks = out.num_blocks;
     out.limits.num_slots = out.num_slots;

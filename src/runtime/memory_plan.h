@@ -7,6 +7,7 @@
 #include "base/result.h"
 #include "kv/store.h"
 #include "runtime/step_upload.h"
+#include "sched/speculation.h"
 
 namespace weft {
 
@@ -19,6 +20,7 @@ struct MemoryOptions {
   double memory_fraction = 0.92;         ///< of the available bytes that may be used
   DeviceKind device = DeviceKind::kCpu;  ///< a GPU's memory is all given to the caches
   int num_threads = 1;
+  SpeculationConfig speculation;
 };
 
 /// What a model will take, known from its config before anything is loaded.
@@ -50,7 +52,7 @@ struct MemoryPlan {
   int64_t limit_bytes = 0;  ///< what may be used of them
   int64_t weight_bytes = 0;
   int64_t block_bytes = 0;  ///< all blocks
-  int64_t slot_bytes = 0;   ///< all state slots
+  int64_t slot_bytes = 0;   ///< all state slots, those between drafts too
   int64_t arena_bytes = 0;  ///< temporaries of a step and of one op
   int64_t image_bytes = 0;  ///< the vision tower at work, features of images
   int64_t logit_bytes = 0;  ///< logits, sampling, step buffers

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/philox.h"
 
 namespace weft {
 namespace {
@@ -18,9 +19,15 @@ bool advance_grammar(ExecutorSequence& sequence, int32_t token) {
 
 }  // namespace
 
-RowSampler::RowSampler(int64_t vocab_size, int64_t max_rows, int num_threads)
-    : vocab_size_(vocab_size), sampler_(vocab_size, num_threads) {
+RowSampler::RowSampler(int64_t vocab_size, int64_t max_rows, int num_threads,
+                       const SpeculationConfig& speculation)
+    : vocab_size_(vocab_size),
+      sampler_(vocab_size, num_threads),
+      policy_(speculation.accept),
+      simulated_acceptance_(speculation.simulated_acceptance) {
   const auto rows = static_cast<size_t>(max_rows);
+  depth_.reserve(rows);
+  wave_.reserve(rows);
   sample_rows_.reserve(rows);
   logprob_rows_.reserve(rows);
   sampled_.resize(rows);
@@ -65,35 +72,83 @@ void RowSampler::begin(const PackedStep& step, StepResult& result) {
   }
 }
 
+/// A coin for the draft at `position`, of a stream that no token is drawn from.
+bool simulated_hit(const LogitRow& row, int64_t position, double rate) {
+  const auto bits =
+      philox4x32(row.sequence->request->sampling.seed, static_cast<uint64_t>(position), 0x64726166);
+  return static_cast<double>(bits[0]) * 0x1.0p-32 < rate;
+}
+
+/// The draft that this row is for was accepted, and nothing before it ended the text.
+bool RowSampler::counts(const LogitRow& row, const StepResult& result) const {
+  if (row.draft < 0) return true;
+  const SampledRow& out = result.rows[static_cast<size_t>(row.result)];
+  const ExecutorSequence& sequence = *row.sequence;
+  if (policy_ == AcceptPolicy::kRejectAll || out.numeric_error || out.ends) return false;
+  const int64_t before = row.position - std::ssize(sequence.request->prompt);
+  if (sequence.history.num_generated() != before) return false;
+  if (out.tokens.back() != row.draft) return false;
+  const std::vector<int32_t>& stops = sequence.request->sampling.stop_ids;
+  if (std::find(stops.begin(), stops.end(), row.draft) != stops.end()) return false;
+  return policy_ != AcceptPolicy::kSimulated ||
+         simulated_hit(row, row.position - 1, simulated_acceptance_);
+}
+
+/// Whether the next draft replaces what was sampled.
+bool RowSampler::takes_draft(const LogitRow& row) const {
+  if (row.next_draft < 0 || row.sequence->failed) return false;
+  const bool takes = policy_ == AcceptPolicy::kAcceptAll ||
+                     (policy_ == AcceptPolicy::kSimulated &&
+                      simulated_hit(row, row.position, simulated_acceptance_));
+  if (!takes || !row.sequence->grammar || !row.sequence->grammar->binds()) return takes;
+  const std::span<const uint32_t> mask = row.sequence->grammar->mask();
+  const auto id = static_cast<size_t>(row.next_draft);
+  return id / 32 < mask.size() && ((mask[id / 32] >> (id % 32)) & 1) != 0;
+}
+
 void RowSampler::sample(ThreadPool& pool, const PackedStep& step, std::span<const LogitRow> rows,
                         TensorView all_logits, StepResult& result) {
-  sample_rows_.clear();
+  const auto logits_of = [&](size_t i) {
+    return std::span<float>(all_logits.row<float>(static_cast<int64_t>(i)),
+                            static_cast<size_t>(vocab_size_));
+  };
   logprob_rows_.clear();
+  depth_.clear();
+  int deepest = 0;
   for (size_t i = 0; i < rows.size(); ++i) {
     const LogitRow& row = rows[i];
-    const std::span<float> logits(all_logits.row<float>(static_cast<int64_t>(i)),
-                                  static_cast<size_t>(vocab_size_));
-    const SamplingParams& params = row.sequence->request->sampling;
-    if (row.prompt_entry >= 0) {
-      logprob_rows_.push_back({logits, row.target, params.prompt_logprobs});
-      continue;
-    }
-    const int64_t num_generated =
-        row.position - static_cast<int64_t>(row.sequence->request->prompt.size());
-    CHECK(row.sequence->failed || num_generated == row.sequence->history.num_generated(),
-          "a sequence samples out of order");
-    sample_rows_.push_back({logits, &params, &row.sequence->history, row.position, num_generated,
-                            row.sequence->grammar.get()});
+    const bool follows = row.draft >= 0 && i > 0 && rows[i - 1].result == row.result;
+    depth_.push_back(follows ? depth_[i - 1] + 1 : 0);
+    deepest = std::max(deepest, depth_[i]);
+    if (row.prompt_entry < 0) continue;
+    const int num_top = row.sequence->request->sampling.prompt_logprobs;
+    logprob_rows_.push_back({logits_of(i), row.target, num_top});
   }
-  sampler_.sample(pool, sample_rows_, std::span(sampled_).first(sample_rows_.size()));
   sampler_.logprobs(pool, logprob_rows_, std::span(logprobs_).first(logprob_rows_.size()));
-
-  size_t sampled = 0, scored = 0;
+  size_t scored = 0;
   for (const LogitRow& row : rows) {
-    if (row.prompt_entry >= 0) {
-      accept_prompt(row, std::move(logprobs_[scored++]), result);
-    } else {
-      accept(step, row, std::move(sampled_[sampled++]), result);
+    if (row.prompt_entry >= 0) accept_prompt(row, std::move(logprobs_[scored++]), result);
+  }
+
+  for (int depth = 0; depth <= deepest; ++depth) {
+    sample_rows_.clear();
+    wave_.clear();
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const LogitRow& row = rows[i];
+      if (row.prompt_entry >= 0 || depth_[i] != depth || !counts(row, result)) continue;
+      const int64_t num_generated = row.position - std::ssize(row.sequence->request->prompt);
+      CHECK(row.sequence->failed || num_generated == row.sequence->history.num_generated(),
+            "a sequence samples out of order");
+      sample_rows_.push_back({logits_of(i), &row.sequence->request->sampling,
+                              &row.sequence->history, row.position, num_generated,
+                              row.sequence->grammar.get()});
+      wave_.push_back(&row);
+    }
+    const std::span<SampledToken> out = std::span(sampled_).first(wave_.size());
+    sampler_.sample(pool, sample_rows_, out);
+    for (size_t i = 0; i < wave_.size(); ++i) {
+      if (takes_draft(*wave_[i])) out[i].token = wave_[i]->next_draft;
+      accept(step, *wave_[i], std::move(out[i]), result);
     }
   }
 }

@@ -13,7 +13,8 @@ namespace weft {
 class RowSampler {
  public:
   /// Rows of logits of one call of sample(), at most.
-  RowSampler(int64_t vocab_size, int64_t max_rows, int num_threads);
+  RowSampler(int64_t vocab_size, int64_t max_rows, int num_threads,
+             const SpeculationConfig& speculation = {});
 
   /// Resolves kDeviceToken, and takes note of tokens that are replayed from elsewhere.
   static void feed(PackedStep& step);
@@ -26,12 +27,21 @@ class RowSampler {
   /// One row of `result` for each of the step, without tokens yet.
   static void begin(const PackedStep& step, StepResult& result);
   /// rows[i] belongs to logits[i] (host memory, overwritten); rows are some of step.logit_rows().
+  /// Rows of drafts are sampled one after the other, each only if the one before became its draft:
+  /// penalties and the grammar stand then where they stand in plain decoding.
   void sample(ThreadPool& pool, const PackedStep& step, std::span<const LogitRow> rows,
               TensorView logits, StepResult& result);
 
  private:
+  bool counts(const LogitRow& row, const StepResult& result) const;
+  bool takes_draft(const LogitRow& row) const;
+
   int64_t vocab_size_;
   Sampler sampler_;
+  AcceptPolicy policy_;
+  double simulated_acceptance_;
+  std::vector<int> depth_;             // drafts before a row
+  std::vector<const LogitRow*> wave_;  // rows that are sampled together
   // One entry a row.
   std::vector<SampleRow> sample_rows_;
   std::vector<LogprobRow> logprob_rows_;

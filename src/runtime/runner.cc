@@ -10,14 +10,15 @@ namespace weft {
 namespace {
 
 int64_t piece_rows(const StepLimits& limits) {
-  return std::min(kLogitRows, limits.max_rows);
+  return std::min(kLogitRows, limits.all_rows());
 }
 
 }  // namespace
 
-Runner::Runner(const Parts& parts, const StepLimits& limits)
+Runner::Runner(const Parts& parts, const StepLimits& limits, const SpeculationConfig& speculation)
     : parts_(parts),
-      sampler_(limits.vocab_size, piece_rows(limits), parts.stream.pool().num_threads()) {}
+      sampler_(limits.vocab_size, piece_rows(limits), parts.stream.pool().num_threads(),
+               speculation) {}
 
 int64_t Runner::logit_bytes(const StepLimits& limits, int64_t hidden_size, int num_threads) {
   return (piece_rows(limits) * (limits.vocab_size + hidden_size) +
@@ -27,10 +28,10 @@ int64_t Runner::logit_bytes(const StepLimits& limits, int64_t hidden_size, int n
 }
 
 Result<Runner> Runner::create(const Model& model, KvStore& kv, Stream& stream, const OpTable& ops,
-                              const StepLimits& limits) {
-  Runner runner({model, kv, stream, ops}, limits);
+                              const StepLimits& limits, const SpeculationConfig& speculation) {
+  Runner runner({model, kv, stream, ops}, limits, speculation);
   runner.arena_ =
-      Arena(TRY(Buffer::allocate(DeviceKind::kCpu, model.arena_bytes(limits.max_rows))));
+      Arena(TRY(Buffer::allocate(DeviceKind::kCpu, model.arena_bytes(limits.all_rows()))));
   const int64_t rows = piece_rows(limits), hidden = model.spec().hidden;
   runner.logit_buffer_ =
       TRY(Buffer::allocate(DeviceKind::kCpu, rows * (limits.vocab_size + hidden) * 4));
@@ -45,6 +46,12 @@ Result<Runner> Runner::create(const Model& model, KvStore& kv, Stream& stream, c
         TRY(Buffer::allocate(DeviceKind::kCpu, limits.layered_rows * hidden * 4));
     runner.residual_ =
         TensorView(runner.residual_buffer_.data(), DType::kF32, {limits.layered_rows, hidden});
+  }
+  if (limits.recurrent && limits.max_draft_rows > 0) {
+    runner.state_slots_ = std::make_unique<StateSlotMap>(limits);
+  }
+  if (speculation.uses_mtp()) {
+    runner.mtp_.emplace(TRY(MtpDrafter::create(model, kv, stream, ops, limits)));
   }
   ThreadPool& pool = stream.pool();
   prefault(pool, runner.arena_);
@@ -99,6 +106,18 @@ void Runner::sample(PackedStep& step, StepContext& context, const TensorView& hi
     parts_.model.logits(context, gathered, std::clamp<int64_t>(num_prompt - begin, 0, end - begin),
                         logits_.rows(0, end - begin));
     sampler_.sample(parts_.stream.pool(), step, piece, logits_, result);
+  }
+  if (state_slots_) keep_states(step, result);
+  if (mtp_ && !step.layers().partial()) mtp_->follow(context, step, hidden, result);
+}
+
+/// The state of a sequence is the one after its last accepted draft.
+void Runner::keep_states(const PackedStep& step, const StepResult& result) {
+  const std::span<const ResultRow> rows = step.results();
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const auto count = std::ssize(result.rows[i].tokens);
+    if (count == 0 || count > rows[i].num_drafts) continue;
+    state_slots_->exchange(rows[i].state, rows[i].first_spare + count - 1);
   }
 }
 

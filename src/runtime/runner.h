@@ -1,10 +1,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 
 #include "device/buffer.h"
 #include "models/model.h"
+#include "runtime/mtp_drafter.h"
 #include "runtime/row_sampler.h"
 #include "runtime/vision_encoder.h"
 
@@ -20,7 +22,7 @@ class Runner {
  public:
   /// `model`, `kv`, `stream` and `ops` must outlive it. Makes the memory of all of them resident.
   static Result<Runner> create(const Model& model, KvStore& kv, Stream& stream, const OpTable& ops,
-                               const StepLimits& limits);
+                               const StepLimits& limits, const SpeculationConfig& speculation = {});
 
   /// Bytes of the logits and of the sampler's working memory for `num_threads` threads.
   static int64_t logit_bytes(const StepLimits& limits, int64_t hidden_size, int num_threads);
@@ -32,6 +34,11 @@ class Runner {
   void set_record(PlanRecord* record) { record_ = record; }
 
   const Arena& arena() const { return arena_; }
+  Arena& arena() { return arena_; }
+  /// Null without recurrent layers or without speculation.
+  const StateSlotMap* state_slots() const { return state_slots_.get(); }
+  /// Null unless MTP drafts are wanted.
+  MtpDrafter* mtp() { return mtp_ ? &*mtp_ : nullptr; }
   /// Where PackedStep finds the features of images; undefined without a vision tower.
   TensorView image_features() const { return vision_ ? vision_->features() : TensorView(); }
 
@@ -42,9 +49,10 @@ class Runner {
     Stream& stream;
     const OpTable& ops;
   };
-  Runner(const Parts& parts, const StepLimits& limits);
   TensorView run_layers(PackedStep& step, StepContext& context);
   void sample(PackedStep& step, StepContext& context, const TensorView& hidden, StepResult& result);
+  Runner(const Parts& parts, const StepLimits& limits, const SpeculationConfig& speculation);
+  void keep_states(const PackedStep& step, const StepResult& result);
 
   Parts parts_;
   Arena arena_;
@@ -56,6 +64,8 @@ class Runner {
   RowSampler sampler_;
   std::optional<VisionEncoder> vision_;
   PlanRecord* record_ = nullptr;
+  std::unique_ptr<StateSlotMap> state_slots_;
+  std::optional<MtpDrafter> mtp_;
 };
 
 }  // namespace weft

@@ -1,11 +1,14 @@
 #include "runtime/step_upload.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
+#include <utility>
 
 #include "base/check.h"
 #include "device/gpu.h"
 #include "nn/rope.h"
+#include "runtime/draft_state.h"
 
 namespace weft {
 namespace {
@@ -50,14 +53,29 @@ ExecutorSequence::ExecutorSequence(std::shared_ptr<const Request> r, const StepL
   if (request->constraint) grammar = std::make_unique<GrammarMatcher>(*request->constraint);
 }
 
+ExecutorSequence::~ExecutorSequence() = default;
+
+StateSlotMap::StateSlotMap(const StepLimits& limits)
+    : slots_(static_cast<size_t>(limits.num_slots)),
+      spares_(static_cast<size_t>(limits.max_draft_rows)) {
+  std::iota(slots_.begin(), slots_.end(), 0);
+  std::iota(spares_.begin(), spares_.end(), static_cast<int32_t>(limits.num_slots));
+}
+
+void StateSlotMap::exchange(SlotId slot, int64_t spare) {
+  std::swap(slots_[static_cast<size_t>(slot.value)], spares_[static_cast<size_t>(spare)]);
+}
+
 int64_t PackedStep::bytes(const StepLimits& limits) {
   PackedStep measured;
   measured.limits_ = limits;
   const int64_t width = std::min(limits.max_blocks_per_seq(), limits.num_blocks);
-  measured.carve({limits.max_rows, limits.max_segments(), width, limits.multimodal});
+  measured.carve(
+      {limits.all_rows(), limits.max_segments(), limits.max_draft_rows, width, limits.multimodal});
   const int64_t bytes = measured.used_bytes_;
   if (limits.layered_rows == 0) return bytes;
-  measured.carve({limits.layered_rows, 1, width, false, num_pieces(limits.layered_rows, limits)});
+  measured.carve(
+      {limits.layered_rows, 1, 0, width, false, num_pieces(limits.layered_rows, limits)});
   return std::max(bytes, measured.used_bytes_);
 }
 
@@ -72,8 +90,10 @@ void PackedStep::carve(const Extents& extents) {
   kv_slot_ = carver.take<int64_t>(extents.rows);
   cu_q_ = carver.take<int32_t>(extents.segments + 1);
   kv_start_ = carver.take<int32_t>(extents.segments);
-  read_slot_ = carver.take<int32_t>(extents.segments);
-  write_slot_ = carver.take<int32_t>(extents.segments);
+  const int64_t states = extents.segments + extents.drafts;
+  state_cu_q_ = limits_.max_draft_rows > 0 ? carver.take<int32_t>(states + 1) : cu_q_;
+  read_slot_ = carver.take<int32_t>(states);
+  write_slot_ = carver.take<int32_t>(states);
   chains_ = carver.take<int32_t>(extents.segments + 1);
   block_table_ = carver.take<int32_t>(extents.segments * extents.table_width);
   triples_ = extents.triples ? carver.take<int32_t>(extents.rows * 3) : nullptr;
@@ -100,6 +120,10 @@ void PackedStep::check_slice(const Slice& slice, const ExecutorSequence& sequenc
   const auto count = static_cast<int64_t>(slice.tokens.size());
   const int64_t end = slice.first + count;
   const auto prompt_len = static_cast<int64_t>(sequence.request->prompt.size());
+  if (slice.max_drafts > 0) {
+    CHECK(count == 1 + slice.max_drafts && slice.sample, name(slice));
+    CHECK(slice.arithmetic == Arithmetic::kDecode, name(slice));
+  }
   CHECK(count > 0 && slice.first >= 0 && end <= limits_.max_model_len, name(slice));
   if (slice.arithmetic == Arithmetic::kPrompt) {
     CHECK(slice.first % kChunk == 0 && end <= prompt_len, name(slice));
@@ -131,6 +155,7 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
   fed_.clear();
   logit_rows_.clear();
   results_.clear();
+  next_tokens_.clear();
   num_prompt_logit_rows_ = 0;
   copies_.assign(plan.copies.begin(), plan.copies.end());
   add_encodings(plan);
@@ -144,12 +169,13 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
     CHECK(fresh, "a sequence was admitted twice");
   }
 
-  int64_t num_rows = 0;
+  int64_t num_rows = 0, num_drafts = 0;
   bool triples = false;
-  num_rows_ = 0;
+  num_rows_ = num_state_segments_ = num_spares_ = 0;
   table_width_ = 0;
   for (const Slice& slice : plan.slices) {
     num_rows += static_cast<int64_t>(slice.tokens.size());
+    num_drafts += slice.max_drafts;
     const auto it = sequences.find(slice.seq);
     triples |= slice.arithmetic == Arithmetic::kPrompt && it != sequences.end() &&
                !it->second->request->positions.empty();
@@ -157,7 +183,8 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
   }
   const auto num_segments = static_cast<int64_t>(plan.slices.size());
   const bool layered = layers_.partial();
-  CHECK(num_rows <= (layered ? limits_.layered_rows : limits_.max_rows) &&
+  CHECK(num_rows - num_drafts <= (layered ? limits_.layered_rows : limits_.max_rows) &&
+            num_drafts <= limits_.max_draft_rows &&
             num_segments <= (layered ? 1 : limits_.max_segments()),
         "a step is larger than was planned for");
   table_width_ = std::min(table_width_, limits_.num_blocks);
@@ -166,9 +193,9 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
     table_width_ = std::min(limits_.max_blocks_per_seq(), limits_.num_blocks);
   }
   CHECK(!layered || !triples, "a prompt with images is computed layer by layer");
-  carve({std::max(num_rows, padded_rows), std::max(num_segments, padded_rows), table_width_,
-         triples, layered ? num_pieces(num_rows, limits_) : 0});
-  cu_q_[0] = 0;
+  carve({std::max(num_rows, padded_rows), std::max(num_segments, padded_rows), num_drafts,
+         table_width_, triples, layered ? num_pieces(num_rows, limits_) : 0});
+  cu_q_[0] = state_cu_q_[0] = 0;
   chain_seq_ = {};
   // Deciding slices first, then the other prompt slices, then those of decode.
   for (const int part : {0, 1, 2}) {
@@ -183,12 +210,14 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
                                 (!layered || layers_.last);
       const bool has_row = slice.sample || wants_prompt;
       if (part == 0) {
-        check_slice(slice, sequence);
+        const bool ended = slice.tokens.empty() && slice.arithmetic == Arithmetic::kDecode;
+        if (!ended) check_slice(slice, sequence);
         if (has_row) {
           results_.push_back({slice.seq, &sequence, sequence.request->sampling.logprobs >= 0, 0});
         }
       }
-      if (slice.arithmetic == arithmetic && slice.decides == (part == 0)) {
+      const bool here = slice.arithmetic == arithmetic && slice.decides == (part == 0);
+      if (here && !slice.tokens.empty()) {
         add_slice(slice, sequence, has_row ? result : -1);
       }
       result += has_row ? 1 : 0;
@@ -223,14 +252,14 @@ void PackedStep::pad(int64_t rows) {
     feed_[i] = -1;
     kv_slot_[i] = -1;
     index_[i] = delta_[i] = 0;
-    cu_q_[i + 1] = static_cast<int32_t>(real);
+    cu_q_[i + 1] = state_cu_q_[i + 1] = static_cast<int32_t>(real);
     kv_start_[i] = 0;
     read_slot_[i] = write_slot_[i] = -1;
     chains_[batch_.num_chains++] = static_cast<int32_t>(i);
     std::fill_n(block_table_ + i * table_width_, table_width_, -1);
   }
   if (rows == 0) return;
-  num_rows_ = rows;
+  num_rows_ = num_state_segments_ = rows;
   batch_.seqs.num_segments = static_cast<int>(rows);
 }
 
@@ -243,7 +272,7 @@ TensorView PackedStep::view(void* host, DType dtype, std::initializer_list<int64
 
 void PackedStep::make_views() {
   const int64_t segments = batch_.seqs.num_segments;
-  chains_[batch_.num_chains] = static_cast<int32_t>(segments);
+  chains_[batch_.num_chains] = static_cast<int32_t>(num_state_segments_);
   batch_.ids = view(ids_, DType::kI32, {num_rows_});
   feed_view_ = view(feed_, DType::kI32, {num_rows_});
   const auto num_logits = static_cast<int64_t>(logit_rows_.size());
@@ -271,8 +300,12 @@ void PackedStep::make_views() {
     batch_.seqs.block_table = view(block_table_, DType::kI32, {segments, table_width_});
   }
   if (limits_.recurrent) {
-    batch_.read_slot = view(read_slot_, DType::kI32, {segments});
-    batch_.write_slot = view(write_slot_, DType::kI32, {segments});
+    batch_.read_slot = view(read_slot_, DType::kI32, {num_state_segments_});
+    batch_.write_slot = view(write_slot_, DType::kI32, {num_state_segments_});
+    if (state_cu_q_ != cu_q_) {
+      batch_.state_cu_q = view(state_cu_q_, DType::kI32, {num_state_segments_ + 1});
+      batch_.num_state_segments = static_cast<int>(num_state_segments_);
+    }
     batch_.chains = view(chains_, DType::kI32, {batch_.num_chains + 1});
   }
 }
@@ -323,7 +356,7 @@ void PackedStep::add_slice(const Slice& slice, ExecutorSequence& sequence, int r
   const auto count = static_cast<int64_t>(slice.tokens.size());
   num_rows_ += count;
   if (slice.seq != chain_seq_) {
-    chains_[batch_.num_chains++] = static_cast<int32_t>(segment);
+    chains_[batch_.num_chains++] = static_cast<int32_t>(num_state_segments_);
     chain_seq_ = slice.seq;
   }
   if (slice.arithmetic == Arithmetic::kDecode) {
@@ -331,8 +364,7 @@ void PackedStep::add_slice(const Slice& slice, ExecutorSequence& sequence, int r
   }
   cu_q_[segment + 1] = static_cast<int32_t>(row + count);
   kv_start_[segment] = static_cast<int32_t>(slice.first);
-  read_slot_[segment] = slice.state_read.value;
-  write_slot_[segment] = slice.state_write.value;
+  add_states(slice, row, result);
   if (limits_.paged) {
     int32_t* table = block_table_ + segment * table_width_;
     for (size_t i = 0; i < slice.blocks.size(); ++i) table[i] = slice.blocks[i].value;
@@ -344,7 +376,44 @@ void PackedStep::add_slice(const Slice& slice, ExecutorSequence& sequence, int r
     }
   }
   add_tokens(slice, sequence, row);
+  if (limits_.max_draft_rows > 0) add_next_token(slice, sequence, row + count - 1);
   if (result >= 0) add_logit_rows(slice, sequence, row, result);
+}
+
+/// The segments of recurrent layers: with drafts one a row, so that the state after every row is
+/// kept, the last one where the scheduler wants it.
+void PackedStep::add_states(const Slice& slice, int64_t row, int result) {
+  const auto physical = [&](SlotId slot) {
+    return state_slots_ != nullptr ? state_slots_->of(slot) : slot.value;
+  };
+  const auto count = static_cast<int64_t>(slice.tokens.size());
+  int32_t read = physical(slice.state_read);
+  if (result >= 0 && slice.sample) {
+    ResultRow& out = results_[static_cast<size_t>(result)];
+    out.row = row + count - 1 - slice.max_drafts;
+    out.state = slice.state_write;
+    out.num_drafts = slice.max_drafts;
+    if (slice.max_drafts > 0) out.first_spare = num_spares_;
+  }
+  for (int64_t i = 0; i < slice.max_drafts; ++i) {
+    const int32_t write = state_slots_ != nullptr ? state_slots_->spare(num_spares_) : -1;
+    ++num_spares_;
+    read_slot_[num_state_segments_] = read;
+    write_slot_[num_state_segments_] = write;
+    state_cu_q_[++num_state_segments_] = static_cast<int32_t>(row + i + 1);
+    read = write;
+  }
+  read_slot_[num_state_segments_] = read;
+  write_slot_[num_state_segments_] = physical(slice.state_write);
+  state_cu_q_[++num_state_segments_] = static_cast<int32_t>(row + count);
+}
+
+void PackedStep::add_next_token(const Slice& slice, const ExecutorSequence& sequence, int64_t row) {
+  if (slice.sample) return;
+  const std::vector<int32_t>& prompt = sequence.request->prompt;
+  const int64_t at = slice.first + std::ssize(slice.tokens) - std::ssize(prompt);
+  next_tokens_.push_back({row, at < 0 ? prompt[prompt.size() - static_cast<size_t>(-at)]
+                                      : sequence.history.generated(at)});
 }
 
 void PackedStep::add_tokens(const Slice& slice, ExecutorSequence& sequence, int64_t row) {
@@ -366,7 +435,8 @@ void PackedStep::add_tokens(const Slice& slice, ExecutorSequence& sequence, int6
   }
   if (slice.arithmetic == Arithmetic::kPrompt) add_images(slice, sequence, row);
   if (slice.first >= prompt_len) {
-    fed_.push_back({&sequence, row, count, slice.first - prompt_len, from_device});
+    fed_.push_back(
+        {&sequence, row, count - slice.max_drafts, slice.first - prompt_len, from_device});
   }
 }
 
@@ -442,7 +512,17 @@ void PackedStep::add_logit_rows(const Slice& slice, ExecutorSequence& sequence, 
                              slice.first + i + 1, &sequence});
     }
   }
-  if (slice.sample) logit_rows_.push_back({row + count - 1, result, -1, -1, end, &sequence});
+  if (!slice.sample) return;
+  const int64_t base = count - 1 - slice.max_drafts;
+  for (int64_t i = base; i < count; ++i) {
+    const auto token = [&](int64_t at) { return slice.tokens[static_cast<size_t>(at)]; };
+    logit_rows_.push_back({.row = row + i,
+                           .result = result,
+                           .position = slice.first + i + 1,
+                           .sequence = &sequence,
+                           .draft = i > base ? token(i) : -1,
+                           .next_draft = i + 1 < count ? token(i + 1) : -1});
+  }
 }
 
 }  // namespace weft

@@ -30,7 +30,12 @@ struct StepLimits {
   int64_t image_pages = 0;   ///< of kImagePage tokens: rows of image features on the device
   bool multimodal = false;   ///< its rope takes (t, h, w) positions
   int64_t layered_rows = 0;  ///< tokens of a prompt that is computed layer by layer; 0: none is
+  /// Drafts that are verified in one step beside max_rows; with recurrent layers there are as many
+  /// state slots behind num_slots for the states between them.
+  int64_t max_draft_rows = 0;
 
+  int64_t all_rows() const { return max_rows + max_draft_rows; }
+  int64_t all_slots() const { return num_slots + (recurrent ? max_draft_rows : 0); }
   /// Slices of one step: a sequence's slices are cut at multiples of kChunk and where its prompt
   /// ends.
   int64_t max_segments() const;
@@ -39,16 +44,36 @@ struct StepLimits {
   int64_t max_blocks_per_seq() const { return (max_model_len + block_size - 1) / block_size; }
 };
 
+struct DraftState;
+
 /// What an executor knows of one sequence. Made and forgotten by the launching thread; `history`
 /// and `failed` belong to the thread that runs the steps.
 struct ExecutorSequence {
   ExecutorSequence(std::shared_ptr<const Request> r, const StepLimits& limits);
+  ~ExecutorSequence();
 
   std::shared_ptr<const Request> request;
   TokenHistory history;
   std::unique_ptr<GrammarMatcher> grammar;  ///< of a constrained request; the running thread's
+  std::unique_ptr<DraftState> drafts;       ///< with speculation; the running thread's
   bool failed = false;   ///< its last sample was a numeric error: there is no token to go on from
   int device_slot = -1;  ///< where a GPU keeps its last token and counts; -1: nowhere yet
+};
+
+/// Which slot of the device holds a state slot of the scheduler. Verification leaves the state
+/// after each draft in a spare slot; the one after the last accepted draft changes places with what
+/// the scheduler knows, and nothing is copied.
+class StateSlotMap {
+ public:
+  explicit StateSlotMap(const StepLimits& limits);
+  int32_t of(SlotId slot) const {
+    return slot.valid() ? slots_[static_cast<size_t>(slot.value)] : -1;
+  }
+  int32_t spare(int64_t i) const { return spares_[static_cast<size_t>(i)]; }
+  void exchange(SlotId slot, int64_t spare);
+
+ private:
+  std::vector<int32_t> slots_, spares_;
 };
 
 /// A row of the step whose logits are needed: to sample, or for a prompt logprob.
@@ -59,6 +84,9 @@ struct LogitRow {
   int32_t target = -1;    ///< the prompt token whose logprob is asked
   int64_t position = 0;   ///< of the token that follows this row
   ExecutorSequence* sequence = nullptr;
+  /// With drafts, the row before was sampled first: this one counts if that became `draft`, the
+  /// token of this row; -1: it counts in any case. `next_draft`: the token of the next row, or -1.
+  int32_t draft = -1, next_draft = -1;
 };
 
 /// Generated tokens that a slice feeds back, in order.
@@ -76,6 +104,16 @@ struct ResultRow {
   ExecutorSequence* sequence = nullptr;
   bool logprobs = false;        ///< of the sampled token
   int num_prompt_logprobs = 0;  ///< entries
+  int64_t row = -1;             ///< in the batch, of the last known token, where one is sampled
+  SlotId state;                 ///< where its state belongs
+  int64_t first_spare = -1;     ///< index of the spare slot with the state after `row`; -1: none
+  int num_drafts = 0;           ///< rows behind `row`
+};
+
+/// The token behind a slice that samples none.
+struct NextToken {
+  int64_t row = 0;  ///< in the batch, of the slice's last token
+  int32_t token = 0;
 };
 
 /// A StepPlan in the form the device takes: prompt slices first, then decode slices, each in plan
@@ -89,13 +127,16 @@ class PackedStep {
   using Sequences = std::unordered_map<SeqId, std::unique_ptr<ExecutorSequence>>;
 
   /// Packs `plan`, admitting to and retiring from `sequences`. Everything is checked against the
-  /// limits and the requests; a violation is a bug of the scheduler (Panic).
-  /// With `padded_rows` > 0 (for a plan of that many decode slices at most, of one token each) the
-  /// batch has that many rows and segments, and its arrays lie where they lie for every such plan:
-  /// the rest are rows of token 0 that are written nowhere and empty segments.
+  /// limits and the requests; a violation is a bug of the scheduler (Panic). A slice with
+  /// max_drafts has as many tokens behind its first, the drafts; one without tokens has a result
+  /// alone. With `padded_rows` > 0 (for a plan of that many decode slices at most, of one token
+  /// each) the batch has that many rows and segments, and its arrays lie where they lie for every
+  /// such plan: the rest are rows of token 0 that are written nowhere and empty segments.
   void pack(const StepPlan& plan, Sequences& sequences, int64_t padded_rows = 0);
   /// The features that the image tokens of later steps are looked up in (VisionEncoder).
   void set_image_features(const TensorView& features) { image_features_ = features; }
+  /// For models with recurrent layers under speculation; null: slots are what they are called.
+  void set_state_slots(const StateSlotMap* slots) { state_slots_ = slots; }
   /// One copy of everything that was packed, in the order of the stream. Nothing on the CPU.
   void upload(Stream& stream);
 
@@ -111,6 +152,8 @@ class PackedStep {
   std::span<const LogitRow> logit_rows() const { return logit_rows_; }
   int64_t num_prompt_logit_rows() const { return num_prompt_logit_rows_; }
   std::span<const ResultRow> results() const { return results_; }
+  /// With speculation alone.
+  std::span<const NextToken> next_tokens() const { return next_tokens_; }
   std::span<const BlockCopy> copies() const { return copies_; }
   /// Images that go through the vision tower before the step.
   struct Encoding {
@@ -130,7 +173,7 @@ class PackedStep {
 
  private:
   struct Extents {
-    int64_t rows = 0, segments = 0, table_width = 0;
+    int64_t rows = 0, segments = 0, drafts = 0, table_width = 0;
     bool triples = false;
     int64_t pieces = 0;  // of a prompt that is computed layer by layer
   };
@@ -146,6 +189,8 @@ class PackedStep {
   void add_images(const Slice& slice, const ExecutorSequence& sequence, int64_t row);
   void add_encodings(const StepPlan& plan);
   void add_logit_rows(const Slice& slice, ExecutorSequence& sequence, int64_t row, int result);
+  void add_states(const Slice& slice, int64_t row, int result);
+  void add_next_token(const Slice& slice, const ExecutorSequence& sequence, int64_t row);
 
   StepLimits limits_;
   Buffer buffer_, device_buffer_;
@@ -160,6 +205,7 @@ class PackedStep {
   int32_t* image_rows_ = nullptr;  // likewise
   int64_t* kv_slot_ = nullptr;
   int32_t* cu_q_ = nullptr;
+  int32_t* state_cu_q_ = nullptr;  // cu_q_ without speculation
   int32_t* kv_start_ = nullptr;
   int32_t* read_slot_ = nullptr;
   int32_t* write_slot_ = nullptr;
@@ -172,7 +218,8 @@ class PackedStep {
   LayerRange layers_;
   std::vector<StepBatch> pieces_;
   StepBatch ends_;
-  int64_t num_rows_ = 0;
+  int64_t num_rows_ = 0, num_state_segments_ = 0, num_spares_ = 0;
+  const StateSlotMap* state_slots_ = nullptr;
   int64_t table_width_ = 0;  // blocks a row of block_table in this step
   TensorView feed_view_, logit_row_ids_;
   SeqId chain_seq_;  // of the last segment
@@ -180,6 +227,7 @@ class PackedStep {
   std::vector<LogitRow> logit_rows_;
   int64_t num_prompt_logit_rows_ = 0;
   std::vector<ResultRow> results_;
+  std::vector<NextToken> next_tokens_;
   std::vector<BlockCopy> copies_;
   std::vector<Encoding> encodings_;
   std::span<const ImageUse> image_uses_;  // of the plan being packed

@@ -95,11 +95,22 @@ std::string run_round(const Options& options, const std::string& family, uint64_
     std::vector<std::shared_ptr<Request>> requests;
     const int count = 4 + static_cast<int>(schedule_seed % 11);
     for (int r = 0; r < count; ++r) requests.push_back(maker.make(SeqId{r}));
-    const ScheduleOptions schedule = random_schedule(schedule_seed, *model, variant.block_size);
+    ScheduleOptions schedule = random_schedule(schedule_seed, *model, variant.block_size);
     ScheduleOptions lonely = alone(*model, variant.block_size);
     lonely.scheduler.plan_tokens = schedule.scheduler.plan_tokens;
     const std::string where = fmt::format("round --seed {} --family {}: {}; schedule {}: {}", seed,
                                           family, describe(variant), i, describe(schedule));
+    Answers answers;
+    for (const auto& request : requests) {
+      Counters ignored;
+      try {
+        answers[request->id] =
+            run_schedule(*model, ops, lonely, {request}, wrap, ignored).answers[request->id];
+      } catch (const Panic& panic) {
+        return where + "\n  alone: " + panic.what() + "\n  " + describe(*request);
+      }
+    }
+    schedule.known = &answers;
     Outcome together;
     try {
       together = run_schedule(*model, ops, schedule, requests, wrap, counters);
@@ -108,13 +119,7 @@ std::string run_round(const Options& options, const std::string& family, uint64_
     }
     ++counters.schedules;
     for (const auto& request : requests) {
-      Counters ignored;
-      Answer want;
-      try {
-        want = run_schedule(*model, ops, lonely, {request}, wrap, ignored).answers[request->id];
-      } catch (const Panic& panic) {
-        return where + "\n  alone: " + panic.what() + "\n  " + describe(*request);
-      }
+      const Answer& want = answers[request->id];
       const Answer& got = together.answers[request->id];
       const bool aborted = got.finish == FinishReason::kAbort;
       const std::string text = difference(want, got, aborted);
@@ -133,11 +138,12 @@ void print(const std::string& name, const Counters& c) {
       "{:<14}{:>6} schedules {:>7} requests {:>9} tokens {:>9} steps | {} hits, {} state hits, {} "
       "preemptions, {} replays, {} cut prompts, {} mixed steps, {} aborts, {} evictions, {} prompt "
       "logprobs, {} tokens by grammar, {} images encoded, {} found, {} cut, {} steps of layers, {} "
-      "blocks left out, batch up to {}\n",
+      "blocks left out, batch up to {}, drafts of MTP {} of {}, others {} of {}\n",
       name, c.schedules, c.requests, c.tokens, c.steps, c.hits, c.state_hits, c.preemptions,
       c.replays, c.chunked, c.mixed, c.aborts, c.evictions, c.prompt_logprobs, c.constrained,
       c.encoded, c.image_hits, c.cut_images, c.layer_steps,
-      c.plans.causal_blocks - c.plans.computed_blocks, c.largest_batch);
+      c.plans.causal_blocks - c.plans.computed_blocks, c.largest_batch, c.drafts.accepted[0],
+      c.drafts.proposed[0], c.drafts.accepted[1], c.drafts.proposed[1]);
 }
 
 /// What has to have happened for the run to mean something.
@@ -164,6 +170,14 @@ std::string vacuous(const Totals& totals, const Options& options) {
     if (c.layer_steps == 0) return "nothing tested: no prompt was computed layer by layer";
     if (!options.cuda && c.plans.computed_blocks == c.plans.causal_blocks) {
       return "nothing tested: all heads dense";
+    }
+  }
+  if (!options.cuda) {
+    for (size_t i = 0; i < kNumDraftSources; ++i) {
+      const bool mtp = i == static_cast<size_t>(DraftSource::kMtp);
+      if (mtp && !options.family.empty() && options.family != kMtpFamily) continue;
+      if (c.drafts.accepted[i] == 0) return "nothing tested: no draft was accepted";
+      if (c.drafts.accepted[i] == c.drafts.proposed[i]) return "nothing tested: no draft rejected";
     }
   }
   if (!options.cuda && options.family.empty()) {
@@ -213,6 +227,7 @@ int run(const Options& options) {
       sum->cut_images += counters.cut_images;
       sum->layer_steps += counters.layer_steps;
       sum->plans.add(counters.plans);
+      sum->drafts.add(counters.drafts);
       sum->largest_batch = std::max(sum->largest_batch, counters.largest_batch);
     }
     ++round;

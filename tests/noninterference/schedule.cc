@@ -99,6 +99,8 @@ class Driver {
         to.insert(to.end(), std::make_move_iterator(from.begin()),
                   std::make_move_iterator(from.end()));
       };
+      CHECK(out.speculation.emitted == static_cast<int>(out.tokens.size()));
+      if (!out.tokens.empty()) counters_.drafts.add(out.speculation);
       append(answer.tokens, out.tokens);
       append(answer.logprobs, out.logprobs);
       append(answer.prompt_logprobs, out.prompt_logprobs);
@@ -198,6 +200,23 @@ ScheduleOptions random_schedule(uint64_t seed, const Model& model, int block_siz
   c.dense_checkpoints = between(0, 2) * 3;
   c.overlap = rng() % 4 != 0;
   c.hash_key = rng();
+  if (rng() % 4 != 0) {
+    SpeculationConfig& s = out.speculation;
+    const bool mtp = model.spec().mtp.has_value() && rng() % 4 != 0;
+    s.method = !mtp             ? SpeculationMethod::kNgram
+               : rng() % 2 == 0 ? SpeculationMethod::kMtp
+                                : SpeculationMethod::kHybrid;
+    s.num_speculative_tokens = between(1, rng() % 4 == 0 ? kMaxDrafts : 8);
+    s.num_mtp_steps = s.method == SpeculationMethod::kMtp ? s.num_speculative_tokens
+                                                          : between(1, s.num_speculative_tokens);
+    s.min_ngram_size = between(1, 2);
+    s.max_ngram_size = between(2, 4);
+    s.adaptive = rng() % 2 == 0;
+    if (rng() % 8 == 0) s.accept = AcceptPolicy::kRejectAll;
+    c.max_drafts = s.num_speculative_tokens;
+    out.max_draft_rows = between(1, c.max_drafts * c.max_seqs);
+    if (rng() % 4 != 0) out.right_guesses = between(4, 7);
+  }
   out.num_threads = rng() % 4 == 0 ? 2 : 1;
   out.graphs = rng() % 4 != 0;
   out.arrival_in = between(1, 6);
@@ -229,17 +248,39 @@ std::string describe(const ScheduleOptions& o) {
   const SchedulerConfig& c = o.scheduler;
   return fmt::format(
       "{} blocks of {}, {} slots, {} tokens a step, {} sequences, prefix cache {}, checkpoints "
-      "every {} + {} dense, overlap {}, {} threads, graphs {}, arrivals 1/{}, aborts 1/{}",
+      "every {} + {} dense, overlap {}, {} threads, graphs {}, arrivals 1/{}, aborts 1/{}, "
+      "speculation {} of {} drafts ({} by MTP) in {} rows, {}/8 right, policy {}, adaptive {}",
       c.num_blocks, c.block_size, c.num_state_slots, c.max_batched_tokens, c.max_seqs,
       c.prefix_caching, c.checkpoint_every, c.dense_checkpoints, c.overlap, o.num_threads, o.graphs,
-      o.arrival_in, o.abort_in);
+      o.arrival_in, o.abort_in, static_cast<int>(o.speculation.method),
+      o.speculation.num_speculative_tokens, o.speculation.num_mtp_steps, o.max_draft_rows,
+      o.right_guesses, static_cast<int>(o.speculation.accept), o.speculation.adaptive);
 }
+
+namespace {
+
+/// The request's own answer with mistakes.
+Speculator::Guess make_guess(const Answers& known, int right_of_8, uint64_t seed) {
+  return [&known, right_of_8, rng = std::mt19937_64(seed)](
+             const Request& request, int64_t generated, std::span<int32_t> out) mutable {
+    const std::vector<int32_t>& tokens = known.at(request.id).tokens;
+    int count = 0;
+    for (int32_t& draft : out) {
+      if (rng() % 8 == 0) break;
+      const auto at = static_cast<size_t>(generated + count++);
+      const bool right = at < tokens.size() && static_cast<int>(rng() % 8) < right_of_8;
+      draft = right ? tokens[at] : static_cast<int32_t>(rng() % 60);
+    }
+    return count;
+  };
+}
+
+}  // namespace
 
 Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptions& options,
                      const std::vector<std::shared_ptr<Request>>& requests,
                      const ExecutorWrapper& wrap, Counters& counters) {
   const SchedulerConfig& c = options.scheduler;
-  KvStore kv = KvStore::create(model.cache_specs(), ops, c.num_blocks, c.num_state_slots).value();
   StepLimits limits;
   limits.max_rows = c.max_batched_tokens;
   limits.max_seqs = c.max_seqs;
@@ -253,7 +294,9 @@ Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptio
   limits.image_tokens = c.image_tokens;
   limits.image_pages = c.image_pages;
   limits.layered_rows = c.plan_tokens > 0 ? c.max_model_len : 0;
-  int64_t scratch = model.arena_bytes(limits.max_rows);
+  limits.max_draft_rows = options.max_draft_rows;
+  KvStore kv = KvStore::create(model.cache_specs(), ops, c.num_blocks, limits.all_slots()).value();
+  int64_t scratch = model.arena_bytes(limits.all_rows());
   if (model.vision()) {
     const int64_t patches = limits.image_tokens * model.vision()->spec().merge_patches();
     scratch = std::max(scratch, model.vision()->scratch_bytes(ops, patches, kTinyThreads));
@@ -265,7 +308,12 @@ Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptio
     executor = GpuExecutor::create(model, kv, stream.get(), ops, limits, {.graphs = options.graphs})
                    .value();
   } else {
-    executor = LocalExecutor::create(model, kv, stream.get(), ops, limits).value();
+    auto local =
+        LocalExecutor::create(model, kv, stream.get(), ops, limits, options.speculation).value();
+    if (options.right_guesses > 0) {
+      local->set_guess(make_guess(*options.known, options.right_guesses, options.seed));
+    }
+    executor = std::move(local);
   }
   if (wrap) executor = wrap(std::move(executor));
   return Driver(options, requests, *executor, counters).run();

@@ -33,16 +33,23 @@ struct Counters {
   int64_t cut_images = 0;       ///< prompt slices that begin inside an image
   int64_t layer_steps = 0;      ///< steps of some layers of a long prompt
   PlanCounters plans;           ///< of heads that see less than all keys
+  SpeculationCounts drafts;     ///< of n-grams and guesses, and of the MTP module
   void add(const SchedulerStats& stats);
 };
+
+using Answers = std::map<SeqId, Answer>;
 
 /// How one schedule runs; all of it must not matter.
 struct ScheduleOptions {
   SchedulerConfig scheduler;
   int num_threads = 1;
   bool graphs = false;  ///< decode steps of a GPU
-  int arrival_in = 1;   ///< a waiting request is handed in at a step with probability 1 / this
-  int abort_in = 0;     ///< at each step, somebody is aborted with probability 1 / this; 0: never
+  SpeculationConfig speculation;
+  int max_draft_rows = 0;
+  int right_guesses = 0;           ///< of 8 drafts, in the place of n-grams; 0: n-grams
+  const Answers* known = nullptr;  ///< what guesses are made of
+  int arrival_in = 1;  ///< a waiting request is handed in at a step with probability 1 / this
+  int abort_in = 0;    ///< at each step, somebody is aborted with probability 1 / this; 0: never
   uint64_t seed = 0;
 };
 

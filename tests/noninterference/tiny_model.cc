@@ -14,8 +14,8 @@ std::string describe(const Variant& v) {
 }
 
 std::vector<std::string> tiny_families() {
-  return {"qwen3_next", "qwen3",     "ernie4_5_moe", "qwen3_5",  "pawqwen3_xattn_streaming",
-          "qwen2",      "qwen3_moe", "llama3",       "qwen3_vl", "qwen2_5_vl"};
+  return {"qwen3_next", "qwen3",  "ernie4_5_moe", "qwen3_5",    "pawqwen3_xattn_streaming", "qwen2",
+          "qwen3_moe",  "llama3", "qwen3_vl",     "qwen2_5_vl", std::string(kMtpFamily)};
 }
 
 std::vector<const OpTable*> all_op_tables(bool cuda) {

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <array>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "runtime/step_upload.h"
+#include "sched/ngram_matcher.h"
+#include "sched/speculation.h"
+
+namespace weft {
+
+/// What drafting knows of one sequence.
+struct DraftState {
+  explicit DraftState(const Request& request) : sampling(request.sampling) {
+    sampling.logprobs = -1;
+    sampling.min_tokens = 0;  // a draft that ends the text too early is rejected, and rare
+  }
+
+  SamplingParams sampling;  ///< of drafts: the request's, so that a draft falls as the token will
+  std::unique_ptr<NgramMatcher> ngram;  ///< of the prompt and the generated tokens
+  /// The MTP module's output that predicts the token after the one at `hidden_at`, which is the
+  /// last known one.
+  std::vector<float> hidden;
+  int64_t hidden_at = -1;
+  std::array<int, kNumDraftSources> proposed{};  ///< in the step that runs
+  /// How often a first, second, ... draft was accepted of late, where those before it were.
+  std::array<float, kMaxDrafts> acceptance{};
+};
+
+/// A sequence that wants drafts, and what it got.
+struct DraftRow {
+  ExecutorSequence* sequence = nullptr;
+  int64_t first = 0;                ///< position of its last known token, not computed yet
+  std::span<const BlockId> blocks;  ///< covers first + wanted
+  int wanted = 0;                   ///< of the MTP module
+  int most = 0;                     ///< of all sources
+  int count = 0;
+  std::array<int32_t, kMaxDrafts> drafts{};
+};
+
+}  // namespace weft

@@ -1,0 +1,218 @@
+#include "runtime/mtp_drafter.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+
+namespace weft {
+namespace {
+
+int64_t aligned(int64_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
+
+/// Sequences that draft in one step.
+int64_t max_rows(const StepLimits& limits) {
+  return std::min(limits.max_seqs, limits.max_draft_rows);
+}
+
+int64_t table_width(const StepLimits& limits) {
+  return std::min(limits.max_blocks_per_seq(), limits.num_blocks);
+}
+
+int64_t buffer_bytes(const StepLimits& limits, int64_t hidden_size) {
+  const int64_t rows = max_rows(limits);
+  return aligned(limits.all_rows() * 4) + aligned(rows * hidden_size * 4) +
+         aligned(rows * limits.vocab_size * 4) + 3 * aligned(rows * 4) + aligned((rows + 1) * 4) +
+         aligned(rows * table_width(limits) * 4) + aligned(rows * 8);
+}
+
+bool is_stop(const SamplingParams& params, int32_t token) {
+  return std::find(params.stop_ids.begin(), params.stop_ids.end(), token) != params.stop_ids.end();
+}
+
+}  // namespace
+
+MtpDrafter::MtpDrafter(const Parts& parts, const StepLimits& limits)
+    : parts_(parts),
+      limits_(limits),
+      sampler_(limits.vocab_size, parts.stream.pool().num_threads()),
+      sampled_(static_cast<size_t>(max_rows(limits))) {}
+
+int64_t MtpDrafter::bytes(const StepLimits& limits, int64_t hidden_size, int num_threads) {
+  return buffer_bytes(limits, hidden_size) + Sampler::scratch_bytes(limits.vocab_size, num_threads);
+}
+
+Result<MtpDrafter> MtpDrafter::create(const Model& model, KvStore& kv, Stream& stream,
+                                      const OpTable& ops, const StepLimits& limits) {
+  CHECK(model.spec().mtp.has_value() && limits.max_draft_rows > 0);
+  MtpDrafter out({model, kv, stream, ops}, limits);
+  const int64_t hidden = model.spec().hidden, rows = max_rows(limits);
+  out.buffer_ = TRY(Buffer::allocate(DeviceKind::kCpu, buffer_bytes(limits, hidden)));
+  std::byte* at = out.buffer_.data();
+  const auto take = [&](int64_t bytes) {
+    std::byte* const piece = at;
+    at += aligned(bytes);
+    return piece;
+  };
+  out.next_ids_ = TensorView(take(limits.all_rows() * 4), DType::kI32, {limits.all_rows()});
+  out.previous_ = TensorView(take(rows * hidden * 4), DType::kF32, {rows, hidden});
+  out.logits_ =
+      TensorView(take(rows * limits.vocab_size * 4), DType::kF32, {rows, limits.vocab_size});
+  out.ids_ = reinterpret_cast<int32_t*>(take(rows * 4));
+  out.index_ = reinterpret_cast<int32_t*>(take(rows * 4));
+  out.delta_ = reinterpret_cast<int32_t*>(take(rows * 4));
+  out.cu_q_ = reinterpret_cast<int32_t*>(take((rows + 1) * 4));
+  out.block_table_ = reinterpret_cast<int32_t*>(take(rows * table_width(limits) * 4));
+  out.kv_slot_ = reinterpret_cast<int64_t*>(take(rows * 8));
+  return out;
+}
+
+void MtpDrafter::follow(StepContext& context, PackedStep& step, TensorView hidden,
+                        const StepResult& result) {
+  const int64_t rows = step.batch().num_rows();
+  auto* next = next_ids_.ptr<int32_t>();
+  std::copy(step.ids() + 1, step.ids() + rows, next);
+  next[rows - 1] = 0;
+  for (const NextToken& open : step.next_tokens()) next[open.row] = open.token;
+  const std::span<const ResultRow> results = step.results();
+  for (size_t i = 0; i < results.size(); ++i) {
+    const std::vector<int32_t>& tokens = result.rows[i].tokens;
+    if (results[i].row < 0 || tokens.empty()) continue;
+    next[results[i].row + std::ssize(tokens) - 1] = tokens.back();
+  }
+  StepBatch batch = step.batch();
+  batch.ids = next_ids_.rows(0, rows);
+  // The features of an image come a row earlier too; where the row before is another step's, it
+  // made do with the placeholder's embedding.
+  runs_.clear();
+  for (const ImageRun& run : batch.images.runs) {
+    const int32_t* cu_q = batch.seqs.host_cu_q;
+    const bool begins = std::binary_search(cu_q, cu_q + batch.num_prompt_segments, run.row);
+    const int64_t lost = begins ? 1 : 0;
+    if (run.count > lost) runs_.push_back({run.row - 1 + lost, run.count - lost, run.first + lost});
+  }
+  batch.images.runs = runs_;
+
+  const ArenaScope scope(context.arena);
+  StepContext own{context.stream, context.ops, context.arena, batch, context.kv};
+  const TensorView out = parts_.model.mtp_hidden(own, hidden);
+  for (size_t i = 0; i < results.size(); ++i) {
+    const ResultRow& row = results[i];
+    const auto count = std::ssize(result.rows[i].tokens);
+    if (row.row < 0 || count == 0 || !row.sequence->drafts) continue;
+    DraftState& state = *row.sequence->drafts;
+    const float* from = out.row<float>(row.row + count - 1);
+    state.hidden.assign(from, from + out.dim(1));
+    state.hidden_at =
+        std::ssize(row.sequence->request->prompt) + row.sequence->history.num_generated() - 1;
+  }
+}
+
+void MtpDrafter::propose(Arena& arena, std::span<DraftRow> rows) {
+  order_.clear();
+  for (DraftRow& row : rows) {
+    const DraftState& state = *row.sequence->drafts;
+    if (row.wanted > 0 && state.hidden_at == row.first) order_.push_back(&row);
+  }
+  if (order_.empty()) return;
+  CHECK(std::ssize(order_) <= previous_.dim(0));
+  // Those that want many come first, so that the rows of every pass are the first ones.
+  std::stable_sort(order_.begin(), order_.end(),
+                   [](const DraftRow* a, const DraftRow* b) { return a->wanted > b->wanted; });
+  const int64_t width = previous_.dim(1);
+  for (size_t i = 0; i < order_.size(); ++i) {
+    const std::vector<float>& hidden = order_[i]->sequence->drafts->hidden;
+    std::copy(hidden.begin(), hidden.end(), previous_.row<float>(static_cast<int64_t>(i)));
+  }
+  for (int step = 0; step < order_.front()->wanted; ++step) {
+    auto count = static_cast<int64_t>(
+        std::find_if(order_.begin(), order_.end(),
+                     [step](const DraftRow* row) { return row->wanted <= step; }) -
+        order_.begin());
+    const std::span<DraftRow* const> active = std::span(order_).first(static_cast<size_t>(count));
+    const bool alive = std::any_of(active.begin(), active.end(),
+                                   [step](const DraftRow* row) { return row->count == step; });
+    if (!alive) break;
+    const ArenaScope scope(arena);
+    make_batch(active, step);
+    StepContext context{parts_.stream, parts_.ops, arena, batch_, parts_.kv};
+    const TensorView previous = previous_.rows(0, count);
+    if (step > 0) {
+      const TensorView hidden = parts_.model.mtp_hidden(context, previous);
+      std::memcpy(previous.data, hidden.data, static_cast<size_t>(count * width * 4));
+    }
+    parts_.model.logits(context, previous, 0, logits_.rows(0, count));
+    sample(active, step);
+  }
+  for (DraftRow* row : order_) {
+    if (!row->sequence->grammar) continue;
+    const SamplingParams& params = row->sequence->drafts->sampling;
+    int taken = row->count;
+    if (taken > 0 && is_stop(params, row->drafts[static_cast<size_t>(taken) - 1])) --taken;
+    row->sequence->grammar->rollback(taken);
+  }
+}
+
+/// Row i feeds the draft before `step` of rows[i], at the position of the token before it.
+void MtpDrafter::make_batch(std::span<DraftRow* const> rows, int step) {
+  const auto count = std::ssize(rows);
+  const int64_t width = table_width(limits_);
+  for (int64_t i = 0; i < count; ++i) {
+    const DraftRow& row = *rows[static_cast<size_t>(i)];
+    const int64_t at = row.first + step - 1;
+    cu_q_[i] = static_cast<int32_t>(i);
+    ids_[i] = step > 0 && row.count >= step ? row.drafts[static_cast<size_t>(step) - 1] : 0;
+    index_[i] = static_cast<int32_t>(std::max<int64_t>(at, 0));
+    delta_[i] = row.sequence->request->rope_delta;
+    int32_t* table = block_table_ + i * width;
+    for (size_t b = 0; b < row.blocks.size(); ++b) table[b] = row.blocks[b].value;
+    std::fill(table + row.blocks.size(), table + width, -1);
+    const auto block = static_cast<size_t>(index_[i] / limits_.block_size);
+    kv_slot_[i] = int64_t{table[block]} * limits_.block_size + index_[i] % limits_.block_size;
+  }
+  cu_q_[count] = static_cast<int32_t>(count);
+  batch_ = {};
+  batch_.ids = TensorView(ids_, DType::kI32, {count});
+  batch_.positions = {.index = TensorView(index_, DType::kI32, {count}),
+                      .delta = TensorView(delta_, DType::kI32, {count})};
+  batch_.kv_slot = TensorView(kv_slot_, DType::kI64, {count});
+  batch_.seqs.cu_q = TensorView(cu_q_, DType::kI32, {count + 1});
+  batch_.seqs.kv_start = batch_.positions.index;
+  batch_.seqs.block_table = TensorView(block_table_, DType::kI32, {count, width});
+  batch_.seqs.num_segments = static_cast<int>(count);
+}
+
+/// The next draft of every row that still goes on, drawn as the request draws its tokens: with the
+/// same random number at the same position, a good module then draws the same token.
+void MtpDrafter::sample(std::span<DraftRow* const> rows, int step) {
+  sample_rows_.clear();
+  sampled_rows_.clear();
+  for (size_t i = 0; i < rows.size(); ++i) {
+    DraftRow& row = *rows[i];
+    ExecutorSequence& sequence = *row.sequence;
+    const bool ended = row.count > 0 && is_stop(sequence.drafts->sampling,
+                                                row.drafts[static_cast<size_t>(row.count) - 1]);
+    if (ended || row.count != step) continue;
+    const int64_t position = row.first + 1 + row.count;
+    const std::span<float> logits(logits_.row<float>(static_cast<int64_t>(i)),
+                                  static_cast<size_t>(limits_.vocab_size));
+    sample_rows_.push_back({logits, &sequence.drafts->sampling, &sequence.history, position,
+                            position - std::ssize(sequence.request->prompt),
+                            sequence.grammar.get()});
+    sampled_rows_.push_back(&row);
+  }
+  const std::span<SampledToken> out = std::span(sampled_).first(sample_rows_.size());
+  sampler_.sample(parts_.stream.pool(), sample_rows_, out);
+  for (size_t i = 0; i < out.size(); ++i) {
+    DraftRow& row = *sampled_rows_[i];
+    if (out[i].numeric_error) continue;
+    GrammarMatcher* grammar = row.sequence->grammar.get();
+    const bool stop = is_stop(row.sequence->drafts->sampling, out[i].token);
+    if (grammar != nullptr && !stop && !grammar->accept(out[i].token)) continue;
+    row.drafts[static_cast<size_t>(row.count++)] = out[i].token;
+  }
+}
+
+}  // namespace weft

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "device/buffer.h"
+#include "models/model.h"
+#include "runtime/draft_state.h"
+#include "runtime/sampler.h"
+
+namespace weft {
+
+/// Drafts of the checkpoint's multi-token prediction module, on the CPU. The module has key-value
+/// layers of its own in the same blocks: its entry at position p is made of the hidden state of
+/// token p and of token p + 1. follow() writes them for every row of a step when its tokens are
+/// known; propose() goes on from there with drafts in the place of tokens, whose entries the next
+/// follow() writes over. Nothing here touches what the model itself reads.
+class MtpDrafter {
+ public:
+  /// `model` (which has the module), `kv`, `stream` and `ops` must outlive it.
+  static Result<MtpDrafter> create(const Model& model, KvStore& kv, Stream& stream,
+                                   const OpTable& ops, const StepLimits& limits);
+  static int64_t bytes(const StepLimits& limits, int64_t hidden_size, int num_threads);
+
+  /// `hidden` [T, hidden] are the rows of the step that `context` runs, `result` its tokens.
+  void follow(StepContext& context, PackedStep& step, TensorView hidden, const StepResult& result);
+
+  /// Up to `wanted` drafts a row; none for a sequence that follow() has not seen to its end.
+  void propose(Arena& arena, std::span<DraftRow> rows);
+
+ private:
+  struct Parts {
+    const Model& model;
+    KvStore& kv;
+    Stream& stream;
+    const OpTable& ops;
+  };
+  MtpDrafter(const Parts& parts, const StepLimits& limits);
+  void make_batch(std::span<DraftRow* const> rows, int step);
+  void sample(std::span<DraftRow* const> rows, int step);
+
+  Parts parts_;
+  StepLimits limits_;
+  Buffer buffer_;
+  TensorView next_ids_;  // [all_rows]
+  TensorView previous_;  // [R, hidden]
+  TensorView logits_;    // [R, V]
+  int32_t* ids_ = nullptr;
+  int32_t* index_ = nullptr;
+  int32_t* delta_ = nullptr;
+  int32_t* cu_q_ = nullptr;
+  int32_t* block_table_ = nullptr;
+  int64_t* kv_slot_ = nullptr;
+  StepBatch batch_;
+  Sampler sampler_;
+  std::vector<ImageRun> runs_;
+  std::vector<DraftRow*> order_;
+  std::vector<DraftRow*> sampled_rows_;
+  std::vector<SampleRow> sample_rows_;
+  std::vector<SampledToken> sampled_;
+};
+
+}  // namespace weft

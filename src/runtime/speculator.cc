@@ -1,0 +1,154 @@
+#include "runtime/speculator.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace weft {
+
+void OwnedPlan::copy(const StepPlan& from) {
+  plan = from;
+  size_t num_ints = 0, num_blocks = 0;
+  for (const Slice& slice : from.slices) {
+    num_ints += slice.tokens.size();
+    num_blocks += slice.blocks.size();
+  }
+  for (const ImageEncoding& encoding : from.encodings) num_ints += encoding.pages.size();
+  for (const ImageUse& use : from.image_uses) num_ints += use.pages.size();
+  ints_.clear();
+  blocks_.clear();
+  ints_.reserve(num_ints);
+  blocks_.reserve(num_blocks);
+  const auto keep = [](auto& span, auto& memory) {
+    const auto at = static_cast<ptrdiff_t>(memory.size());
+    memory.insert(memory.end(), span.begin(), span.end());
+    span = {memory.begin() + at, memory.end()};
+  };
+  for (Slice& slice : plan.slices) {
+    keep(slice.tokens, ints_);
+    keep(slice.blocks, blocks_);
+  }
+  for (ImageEncoding& encoding : plan.encodings) keep(encoding.pages, ints_);
+  for (ImageUse& use : plan.image_uses) keep(use.pages, ints_);
+}
+
+void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, MtpDrafter* mtp,
+                         Arena& arena) {
+  rows_.clear();
+  slices_.clear();
+  for (Slice& slice : plan.slices) {
+    const bool from_device = slice.tokens[0] == kDeviceToken;
+    const int drafts = std::exchange(slice.max_drafts, 0);
+    if (!from_device && drafts == 0) continue;
+    const auto it = sequences.find(slice.seq);
+    CHECK(it != sequences.end(), "drafts for an unknown sequence");
+    ExecutorSequence& sequence = *it->second;
+    const auto prompt_len = std::ssize(sequence.request->prompt);
+    const int64_t first = prompt_len + sequence.history.num_generated() - 1;
+    if (sequence.failed || first >= slice.limit) {
+      slice.tokens = {};  // it has ended; the scheduler learns it before this result
+      continue;
+    }
+    CHECK(first >= slice.first && (from_device || first == slice.first), "a slice out of place");
+    slice.first = first;
+    if (!sequence.drafts) {
+      sequence.drafts = std::make_unique<DraftState>(*sequence.request);
+    }
+    const int64_t room = std::min<int64_t>(drafts, slice.limit - first - 1);
+    rows_.push_back({.sequence = &sequence,
+                     .first = first,
+                     .blocks = slice.blocks,
+                     .wanted = static_cast<int>(std::max<int64_t>(room, 0))});
+    slices_.push_back(&slice);
+  }
+  share_drafts();
+  for (DraftRow& row : rows_) {
+    const int most = row.wanted;
+    if (config_.method == SpeculationMethod::kNgram) row.wanted = 0;
+    if (config_.method == SpeculationMethod::kHybrid) {
+      row.wanted = std::min(most, config_.num_mtp_steps);
+    }
+    row.most = most;
+  }
+  if (mtp != nullptr) mtp->propose(arena, rows_);
+  tokens_.clear();
+  tokens_.reserve(rows_.size() + static_cast<size_t>(limits_.max_draft_rows));
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    DraftRow& row = rows_[i];
+    auto& proposed = row.sequence->drafts->proposed;
+    proposed[static_cast<size_t>(DraftSource::kMtp)] = row.count;
+    if (config_.uses_ngram()) propose_ngrams(row);
+    proposed[static_cast<size_t>(DraftSource::kNgram)] = row.count - proposed[0];
+    const size_t begin = tokens_.size();
+    const TokenHistory& history = row.sequence->history;
+    tokens_.push_back(history.generated(history.num_generated() - 1));
+    tokens_.insert(tokens_.end(), row.drafts.begin(), row.drafts.begin() + row.count);
+    slices_[i]->tokens = std::span(tokens_).subspan(begin);
+    slices_[i]->max_drafts = row.count;
+  }
+}
+
+/// Where all want more than a step can verify, everybody gets as many; the rest goes round.
+void Speculator::share_drafts() {
+  int64_t left = limits_.max_draft_rows;
+  int64_t wanted = 0;
+  for (const DraftRow& row : rows_) wanted += row.wanted;
+  if (wanted <= left) return;
+  const size_t count = rows_.size(), start = turn_++ % count;
+  std::vector<int> given(count, 0);
+  for (bool more = true; more && left > 0;) {
+    more = false;
+    for (size_t k = 0; k < count && left > 0; ++k) {
+      const size_t i = (start + k) % count;
+      if (given[i] == rows_[i].wanted) continue;
+      ++given[i];
+      --left;
+      more = true;
+    }
+  }
+  for (size_t i = 0; i < count; ++i) rows_[i].wanted = given[i];
+}
+
+/// Drafts from the text behind those that the row has.
+void Speculator::propose_ngrams(DraftRow& row) {
+  const TokenHistory& history = row.sequence->history;
+  const std::vector<int32_t>& prompt = row.sequence->request->prompt;
+  const auto count = static_cast<size_t>(row.count), most = static_cast<size_t>(row.most);
+  if (count >= most) return;
+  const std::span<int32_t> drafts = std::span(row.drafts).first(most);
+  if (guess_) {
+    row.count +=
+        guess_(*row.sequence->request, history.num_generated() + row.count, drafts.subspan(count));
+    return;
+  }
+  std::unique_ptr<NgramMatcher>& ngram = row.sequence->drafts->ngram;
+  if (!ngram) {
+    const int64_t expected = std::ssize(prompt) + row.sequence->request->sampling.max_tokens;
+    ngram = std::make_unique<NgramMatcher>(config_.min_ngram_size, config_.max_ngram_size,
+                                           std::min(expected, limits_.max_model_len));
+    ngram->append(prompt);
+  }
+  while (ngram->num_tokens() < std::ssize(prompt) + history.num_generated()) {
+    const int32_t token = history.generated(ngram->num_tokens() - std::ssize(prompt));
+    ngram->append(std::span(&token, 1));
+  }
+  row.count += ngram->propose(drafts.first(count), drafts.subspan(count)).num_tokens;
+}
+
+void Speculator::learn(const PackedStep& step, StepResult& result) {
+  const std::span<const ResultRow> rows = step.results();
+  for (size_t i = 0; i < rows.size(); ++i) {
+    SampledRow& out = result.rows[i];
+    if (rows[i].num_drafts == 0 || out.tokens.empty()) continue;
+    const DraftState& state = *rows[i].sequence->drafts;
+    out.speculation.proposed = state.proposed;
+    int accepted = static_cast<int>(out.tokens.size()) - 1;
+    for (size_t source = 0; source < kNumDraftSources; ++source) {
+      const int n = std::min(accepted, state.proposed[source]);
+      out.speculation.accepted[source] = n;
+      accepted -= n;
+    }
+  }
+}
+
+}  // namespace weft

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "runtime/draft_state.h"
+#include "runtime/mtp_drafter.h"
+
+namespace weft {
+
+/// A plan that outlives the launch, with memory of its own, and whose slices can be made exact.
+class OwnedPlan {
+ public:
+  void copy(const StepPlan& plan);
+  StepPlan plan;
+
+ private:
+  std::vector<int32_t> ints_;
+  std::vector<BlockId> blocks_;
+};
+
+/// Speculation on the CPU: decides before a step what its sequences verify, and learns from what
+/// became of it. Lives on the thread that runs the steps.
+class Speculator {
+ public:
+  Speculator(const SpeculationConfig& config, const StepLimits& limits)
+      : config_(config), limits_(limits) {}
+
+  /// When all steps before are done: puts slices where their sequences are by now and gives them
+  /// their last known token and drafts. `mtp` may be null.
+  void resolve(StepPlan& plan, PackedStep::Sequences& sequences, MtpDrafter* mtp, Arena& arena);
+  /// For tests: proposes in the place of the n-gram matcher; gets the request, how many tokens it
+  /// has generated (the drafts so far among them) and room for drafts, and says how many it wrote.
+  using Guess = std::function<int(const Request&, int64_t, std::span<int32_t>)>;
+  void set_guess(Guess guess) { guess_ = std::move(guess); }
+
+  /// When the step is done: completes SampledRow::speculation.
+  void learn(const PackedStep& step, StepResult& result);
+
+ private:
+  void share_drafts();
+  void propose_ngrams(DraftRow& row);
+
+  SpeculationConfig config_;
+  StepLimits limits_;
+  std::vector<DraftRow> rows_;  // of the step
+  std::vector<Slice*> slices_;  // of rows_
+  std::vector<int32_t> tokens_;
+  size_t turn_ = 0;
+  Guess guess_;
+};
+
+}  // namespace weft
