@@ -25,8 +25,7 @@ struct DraftState {
   std::vector<float> hidden;
   int64_t hidden_at = -1;
   std::array<int, kNumDraftSources> proposed{};  ///< in the step that runs
-  /// How often a first, second, ... draft was accepted of late, where those before it were.
-  std::array<float, kMaxDrafts> acceptance{};
+  int most = kMaxDrafts;  ///< drafts that are worth a row, by what became of the last ones
 };
 
 /// A sequence that wants drafts, and what it got.

@@ -1,6 +1,7 @@
 #include "runtime/speculator.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "base/check.h"
 
@@ -32,10 +33,53 @@ void OwnedPlan::copy(const StepPlan& from) {
   for (ImageUse& use : plan.image_uses) keep(use.pages, ints_);
 }
 
+void DraftPolicy::Rate::add(int64_t new_tokens, double new_seconds) {
+  // The last few dozen steps count.
+  constexpr double kKept = 0.97;
+  tokens = kKept * tokens + static_cast<double>(new_tokens);
+  seconds = kKept * seconds + new_seconds;
+  ++steps;
+}
+
+DraftPolicy::Batch& DraftPolicy::batch(int64_t sequences) {
+  const auto index = static_cast<size_t>(std::bit_width(static_cast<uint64_t>(sequences)));
+  return batches_[std::min(index, batches_.size() - 1)];
+}
+
+bool DraftPolicy::wants_drafts(int64_t sequences) {
+  constexpr int64_t kFirst = 8, kTrial = 2, kLongestPause = 1024;
+  Batch& b = batch(sequences);
+  if (b.drafted.steps < kFirst) return true;
+  if (b.plain.steps < kTrial) return false;
+  const bool pays = b.drafted.per_second() >= b.plain.per_second();
+  if (b.trials == 0 && ++b.steps >= b.pause) {
+    b.trials = kTrial;
+    b.steps = 0;
+    // What lost again is tried ever more seldom.
+    b.pause = pays ? 64 : std::min(2 * b.pause, kLongestPause);
+  }
+  if (b.trials == 0) return pays;
+  --b.trials;
+  return !pays;
+}
+
+void DraftPolicy::measured(int64_t sequences, bool drafted, int64_t tokens, double seconds) {
+  Batch& b = batch(sequences);
+  (drafted ? b.drafted : b.plain).add(tokens, seconds);
+}
+
 void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, MtpDrafter* mtp,
                          Arena& arena) {
   rows_.clear();
   slices_.clear();
+  begin_ = std::chrono::steady_clock::now();
+  num_sequences_ = std::ssize(plan.slices);
+  only_decodes_ = num_sequences_ > 0 && plan.encodings.empty() &&
+                  std::all_of(plan.slices.begin(), plan.slices.end(), [](const Slice& slice) {
+                    return slice.arithmetic == Arithmetic::kDecode && slice.tokens.size() == 1;
+                  });
+  // Beside a prompt a few rows more cost little.
+  drafting_ = !config_.adaptive || !only_decodes_ || policy_.wants_drafts(num_sequences_);
   for (Slice& slice : plan.slices) {
     const bool from_device = slice.tokens[0] == kDeviceToken;
     const int drafts = std::exchange(slice.max_drafts, 0);
@@ -54,7 +98,8 @@ void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, MtpDr
     if (!sequence.drafts) {
       sequence.drafts = std::make_unique<DraftState>(*sequence.request);
     }
-    const int64_t room = std::min<int64_t>(drafts, slice.limit - first - 1);
+    int64_t room = drafting_ ? std::min<int64_t>(drafts, slice.limit - first - 1) : 0;
+    if (config_.adaptive) room = std::min<int64_t>(room, sequence.drafts->most);
     rows_.push_back({.sequence = &sequence,
                      .first = first,
                      .blocks = slice.blocks,
@@ -137,18 +182,30 @@ void Speculator::propose_ngrams(DraftRow& row) {
 
 void Speculator::learn(const PackedStep& step, StepResult& result) {
   const std::span<const ResultRow> rows = step.results();
+  int64_t tokens = 0;
   for (size_t i = 0; i < rows.size(); ++i) {
     SampledRow& out = result.rows[i];
+    tokens += std::ssize(out.tokens);
     if (rows[i].num_drafts == 0 || out.tokens.empty()) continue;
-    const DraftState& state = *rows[i].sequence->drafts;
+    DraftState& state = *rows[i].sequence->drafts;
     out.speculation.proposed = state.proposed;
     int accepted = static_cast<int>(out.tokens.size()) - 1;
+    adapt(state, rows[i].num_drafts, accepted);
     for (size_t source = 0; source < kNumDraftSources; ++source) {
       const int n = std::min(accepted, state.proposed[source]);
       out.speculation.accepted[source] = n;
       accepted -= n;
     }
   }
+  if (!only_decodes_) return;
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin_;
+  policy_.measured(num_sequences_, drafting_, tokens, taken.count());
+}
+
+/// Two more where all were right, else as many as were right and one.
+void Speculator::adapt(DraftState& state, int proposed, int accepted) const {
+  const int most = accepted == proposed ? std::max(state.most, proposed) + 2 : accepted + 1;
+  state.most = std::clamp(most, 1, config_.num_speculative_tokens);
 }
 
 }  // namespace weft

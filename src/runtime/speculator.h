@@ -1,5 +1,7 @@
 #pragma once
 
+#include <array>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -19,6 +21,32 @@ class OwnedPlan {
  private:
   std::vector<int32_t> ints_;
   std::vector<BlockId> blocks_;
+};
+
+/// Whether drafts pay at a batch size: by the tokens a second of steps with and without them, as
+/// measured. While they do, a few steps go without; while they don't, a few try again, ever fewer.
+class DraftPolicy {
+ public:
+  /// Whether the next step, of `sequences` that decode, has drafts.
+  bool wants_drafts(int64_t sequences);
+  /// What that step gave, in seconds; of steps with drafts, whether there were any.
+  void measured(int64_t sequences, bool drafted, int64_t tokens, double seconds);
+
+ private:
+  struct Rate {
+    double tokens = 0, seconds = 0;
+    int64_t steps = 0;
+    void add(int64_t new_tokens, double new_seconds);
+    double per_second() const { return seconds > 0 ? tokens / seconds : 0; }
+  };
+  struct Batch {
+    Rate plain, drafted;
+    int64_t steps = 0;   // since the last trial of the other way
+    int64_t pause = 64;  // steps between two trials
+    int64_t trials = 0;  // steps left of a trial
+  };
+  Batch& batch(int64_t sequences);
+  std::array<Batch, 16> batches_;
 };
 
 /// Speculation on the CPU: decides before a step what its sequences verify, and learns from what
@@ -41,6 +69,7 @@ class Speculator {
 
  private:
   void share_drafts();
+  void adapt(DraftState& state, int proposed, int accepted) const;
   void propose_ngrams(DraftRow& row);
 
   SpeculationConfig config_;
@@ -49,6 +78,11 @@ class Speculator {
   std::vector<Slice*> slices_;  // of rows_
   std::vector<int32_t> tokens_;
   size_t turn_ = 0;
+  DraftPolicy policy_;
+  bool drafting_ = true;
+  bool only_decodes_ = false;  // the step that runs: its time says what drafts cost
+  int64_t num_sequences_ = 0;
+  std::chrono::steady_clock::time_point begin_;
   Guess guess_;
 };
 
