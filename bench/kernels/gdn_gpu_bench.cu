@@ -306,15 +306,16 @@ void bench_all(const char* filter) {
                           {16, 16, 1, 8192}}) {
     bench_prompt(gpu, shape(p.hk, p.hv), p.sequences, p.tokens, filter);
   }
-  for (const int batch : {1, 4, 16, 32, 64, 128, 256}) {
+  for (const int batch : {1, 4, 8, 16, 32, 64, 128, 256}) {
     bench_decode(gpu, shape(16, 32), {batch, 1}, filter);
   }
   for (const int hv : {16, 48, 64}) bench_decode(gpu, shape(16, hv), {64, 1}, filter);
   for (const int batch : {1, 64}) bench_decode(gpu, shape(2, 8), {batch, 1}, filter);
   for (const int batch : {1, 16, 64}) bench_decode(gpu, shape(16, 32), {batch, 4}, filter);
   for (const int batch : {1, 32, 64}) bench_decode(gpu, shape(16, 32), {batch, 1, true}, filter);
-  bench_decode(gpu, shape(16, 32), {64, 4, true}, filter);
-  for (const int batch : {1, 64}) {
+  for (const int batch : {1, 16, 64}) bench_decode(gpu, shape(16, 32), {batch, 4, true}, filter);
+  bench_decode(gpu, shape(16, 32), {64, 16, true}, filter);
+  for (const int batch : {1, 32, 64, 256}) {
     bench_decode(gpu, shape(16, 32), {batch, 1, true, DType::kBF16}, filter);
   }
   for (const int64_t rows : {1, 64, 8192}) bench_norm(gpu, rows, 32, filter);

@@ -4,16 +4,16 @@
 // Tile: kRows rows of S [V, K] of one value head in registers while a chain's tokens pass. Moved:
 // S once read and once written a segment, 8 V K bytes a head. Bound: bandwidth.
 //
-// A row of S lies in K / 16 lanes, 16 elements each. Both products with the old row come from one
-// pass: o = exp(g) s.q + u (k.q), and l2norm is a factor on s.k, s.q, k.q, so q and k are used as
-// the convolution left them. The blocks of one key head form a cluster: all of them convolve its q
-// and k, and block 0 stores their windows once all have read them. With the layer's gated norm the
-// blocks of a value head tell each other their sums of squares, a few tokens at a time.
+// Both products with the old row come from one pass: o = exp(g) s.q + u (k.q), and l2norm is a
+// factor on s.k, s.q, k.q, so q and k are used as
+// the convolution left them (gdn_step.h). The blocks of one key head form a cluster: all of them
+// convolve its q and k, and block 0 stores their windows once all have read them. With the layer's
+// gated norm the blocks of a value head send each other their sums of squares, a few tokens at a
+// time.
 
 #include <algorithm>
 
-#include "kernels/cuda/common/ptx.h"
-#include "kernels/cuda/gdn.h"
+#include "kernels/cuda/gdn_step.h"
 #include "kernels/cuda/supports.h"
 
 namespace weft::cuda {
@@ -50,6 +50,7 @@ template <int V, int Rows>
 struct Outputs {
   float o[kBatch][Rows];
   float squares[2][kBatch][V / 32];  // of 32 rows each, from all blocks of the head; by turns
+  Barrier sent[2];                   // a turn's squares are here
 };
 
 template <int K, int V, int Rows>
@@ -57,50 +58,6 @@ struct Shared {
   Token<K, Rows> tokens[2];
   Outputs<V, Rows> outputs;
 };
-
-template <int Lanes>
-__device__ __forceinline__ float sum_lanes(float x) {
-#pragma unroll
-  for (int step = Lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-  return x;
-}
-
-/// The four 4-element pieces of lane `lane` in a row of 16 * Lanes elements.
-template <int Lanes>
-__device__ __forceinline__ void load_row(const float* row, int lane, float (&x)[16]) {
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    *reinterpret_cast<float4*>(x + 4 * j) =
-        *reinterpret_cast<const float4*>(row + 4 * (lane + Lanes * j));
-  }
-}
-template <int Lanes>
-__device__ __forceinline__ void load_row(const __nv_bfloat16* row, int lane, float (&x)[16]) {
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const uint2 raw = *reinterpret_cast<const uint2*>(row + 4 * (lane + Lanes * j));
-    x[4 * j] = __uint_as_float(raw.x << 16);
-    x[4 * j + 1] = __uint_as_float(raw.x & 0xffff0000u);
-    x[4 * j + 2] = __uint_as_float(raw.y << 16);
-    x[4 * j + 3] = __uint_as_float(raw.y & 0xffff0000u);
-  }
-}
-template <int Lanes>
-__device__ __forceinline__ void store_row(float* row, int lane, const float (&x)[16]) {
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    *reinterpret_cast<float4*>(row + 4 * (lane + Lanes * j)) =
-        *reinterpret_cast<const float4*>(x + 4 * j);
-  }
-}
-template <int Lanes>
-__device__ __forceinline__ void store_row(__nv_bfloat16* row, int lane, const float (&x)[16]) {
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    *reinterpret_cast<uint2*>(row + 4 * (lane + Lanes * j)) =
-        make_uint2(pack_bf16(x[4 * j], x[4 * j + 1]), pack_bf16(x[4 * j + 2], x[4 * j + 3]));
-  }
-}
 
 template <int K, int V, int Rows, class State>
 class Block {
@@ -124,6 +81,11 @@ class Block {
   /// to L2 (the slot numbers are from the host and older than any kernel of the step).
   __device__ void prepare() {
     if (p_.z != nullptr) {
+      if (threadIdx.x == 0) {
+        for (Barrier& barrier : shared_.outputs.sent) barrier_init(&barrier, 1);
+        fence_barrier_init();
+      }
+      __syncthreads();
       cluster_arrive();  // whoever waits for this may write into this block's memory
       weight_ = p_.norm_weight[row_ + static_cast<int>(threadIdx.x) % Rows];
     }
@@ -147,12 +109,16 @@ class Block {
     }
   }
 
+  /// All blocks of the cluster have begun.
+  __device__ void meet() const {
+    if (p_.z != nullptr) cluster_wait();
+  }
+
   __device__ void run() {
     for (int s = first_; s < last_; ++s) {
       if (s > first_) cluster_sync();  // the windows of the segment before are written
       run_segment(s);
     }
-    if (p_.z != nullptr && !met_) cluster_wait();
   }
 
  private:
@@ -176,6 +142,8 @@ class Block {
     const int begin = p_.cu_q[segment], end = p_.cu_q[segment + 1];
     const int read = p_.read_slot[segment], write = p_.write_slot[segment];
     if (begin < end) load_inputs(begin);
+    __nv_bfloat16 z[T::kNormed];
+    load_z(begin, end, z);
 #pragma unroll
     for (int i = 0; i < T::kOwned; ++i) {
       const float* window = p_.windows + read * p_.window_slot + channel(i);
@@ -193,7 +161,7 @@ class Block {
         load_row<T::kLanes>(state(read, pass), lane_, s_[pass]);
       }
     }
-    if (p_.z == nullptr) cluster_arrive();  // this block has read the windows
+    cluster_arrive();  // this block has read the windows
     int t = begin, first = begin;
     do {
       for (; t < min(first + kBatch, end); ++t) {
@@ -202,20 +170,20 @@ class Block {
         __syncthreads();
         step(t, t - first, token);
       }
-      // The state is stored while the blocks of the cluster meet: a store in front of that would
-      // have to arrive first.
-      float z[T::kNormed];
-      if (p_.z != nullptr) begin_norm(first, t - first, z);
+      // The state is stored while the squares are on their way.
+      const bool norm = p_.z != nullptr && first < t;
+      if (norm) begin_norm(t - first);
       if (t == end && write >= 0) {
 #pragma unroll
         for (int pass = 0; pass < T::kPasses; ++pass) {
           store_row<T::kLanes>(state(write, pass), lane_, s_[pass]);
         }
       }
-      if (p_.z != nullptr) end_norm(first, t - first, z);
+      if (norm) end_norm(first, t - first, z);
+      if (t < end) load_z(t, end, z);
       first = t;
     } while (t < end);
-    if (p_.z == nullptr) cluster_wait();
+    cluster_wait();
     if (write >= 0) store_windows(write);
     __syncthreads();  // the tokens are free for the next segment
   }
@@ -226,121 +194,87 @@ class Block {
     a_ = p_.a[t * p_.a_row + hv_];
     b_ = p_.b[t * p_.b_row + hv_];
   }
+  /// Of the next kBatch tokens from `first` on.
+  __device__ void load_z(int first, int end, __nv_bfloat16 (&z)[T::kNormed]) const {
+    if (p_.z == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < T::kNormed; ++i) {
+      const int t = first + static_cast<int>(threadIdx.x) / Rows + i * T::kTokens;
+      if (t < end) {
+        z[i] = p_.z[t * p_.z_row + hv_ * p_.z_head + row_ + static_cast<int>(threadIdx.x) % Rows];
+      }
+    }
+  }
 
   __device__ void convolve(int t, int end, Token<K, Rows>& token) {
 #pragma unroll
     for (int i = 0; i < T::kOwned; ++i) {
-      const float x = __bfloat162float(x_[i]);
-      float sum = taps_[i][0] * window_[i][0];
-      sum = fmaf(taps_[i][1], window_[i][1], sum);
-      sum = fmaf(taps_[i][2], window_[i][2], sum);
-      sum = fmaf(taps_[i][3], x, sum);
-      window_[i][0] = window_[i][1];
-      window_[i][1] = window_[i][2];
-      window_[i][2] = x;
-      if (has_channel(i)) token.y[threadIdx.x + i * kThreads] = gdn_silu(sum);
+      const float y = gdn_convolve(taps_[i], window_[i], __bfloat162float(x_[i]));
+      if (has_channel(i)) token.y[threadIdx.x + i * kThreads] = y;
     }
     if (threadIdx.x == kThreads - 1) {
-      const float x = a_ + bias_;
-      token.decay = expf(-rate_ * (x > 20.0f ? x : log1pf(expf(x))));
+      token.decay = gdn_decay(a_, rate_, bias_);
       token.beta = gdn_beta(b_);
     }
     if (t + 1 < end) load_inputs(t + 1);
   }
 
   __device__ void step(int t, int at, const Token<K, Rows>& token) {
-    float q[16], k[16];
-    load_row<T::kLanes>(token.y, lane_, q);
-    load_row<T::kLanes>(token.y + K, lane_, k);
-    float qq = 0, kk = 0, qk = 0;
-#pragma unroll
-    for (int j = 0; j < 16; ++j) {
-      qq = fmaf(q[j], q[j], qq);
-      kk = fmaf(k[j], k[j], kk);
-      qk = fmaf(q[j], k[j], qk);
-    }
+    const GdnQueryKey<K, State> qk(token.y, token.y + K, lane_);
     const float decay = token.decay, beta = token.beta;
-    const float q_factor =
-        rsqrtf(sum_lanes<T::kLanes>(qq) + kGdnL2Eps) * (K == 128 ? 0.08838834764831845f : 0.125f);
-    const float k_factor = rsqrtf(sum_lanes<T::kLanes>(kk) + kGdnL2Eps);
-    qk = sum_lanes<T::kLanes>(qk) * q_factor * k_factor;
     __nv_bfloat16* out = p_.out + t * p_.out_row + hv_ * p_.out_head + row_;
 #pragma unroll
     for (int pass = 0; pass < T::kPasses; ++pass) {
-      float(&s)[16] = s_[pass];
-      float sk = 0, sq = 0;
-#pragma unroll
-      for (int j = 0; j < 16; ++j) {
-        sk = fmaf(s[j], k[j], sk);
-        sq = fmaf(s[j], q[j], sq);
-      }
-      sk = sum_lanes<T::kLanes>(sk) * k_factor;
-      sq = sum_lanes<T::kLanes>(sq) * q_factor;
       const int row = pass * T::kGroups + group_;
-      const float u = beta * fmaf(-decay, sk, token.y[2 * K + row]);
-      const float uk = u * k_factor;
-#pragma unroll
-      for (int j = 0; j < 16; ++j) {
-        s[j] = fmaf(uk, k[j], decay * s[j]);
-        if (sizeof(State) == 2) s[j] = gdn_round_bf16(s[j]);
-      }
-      if (lane_ == 0) {
-        const float o = fmaf(decay, sq, u * qk);
-        if (p_.z == nullptr) {
-          out[row] = __float2bfloat16_rn(o);
-        } else {
-          shared_.outputs.o[at][row] = o;
-        }
+      const float o = qk.step(s_[pass], token.y[2 * K + row], decay, beta);
+      if (lane_ != 0) continue;
+      if (p_.z == nullptr) {
+        out[row] = __float2bfloat16_rn(o);
+      } else {
+        shared_.outputs.o[at][row] = o;
       }
     }
   }
 
-  /// The norm of tokens [first, first + count): tells the head's other blocks the sums of squares,
-  /// and arrives where all blocks of the cluster meet.
-  __device__ void begin_norm(int first, int count, float (&z)[T::kNormed]) {
+  __device__ int turn() const {
+    return turns_ % 2;
+  }
+
+  /// Sends the sums of squares of `count` tokens to the head's blocks, this one too.
+  __device__ void begin_norm(int count) {
     Outputs<V, Rows>& outputs = shared_.outputs;
     __syncthreads();
-    if (!met_) cluster_wait();  // all blocks have begun
-    met_ = true;
     const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+    if (thread == 0) arrive_expect(&outputs.sent[turn()], count * V / 32 * sizeof(float));
     for (int i = thread / 32; i < count * T::kUnits; i += kThreads / 32) {
       const int unit = i % T::kUnits, at = i / T::kUnits;
       const float o = outputs.o[at][32 * unit + lane];
       const float sum = sum_lanes<32>(o * o);
       if (lane < T::kSlices) {
-        float* to = &outputs.squares[turn_][at][row_ / 32 + unit];
-        store_remote(to, static_cast<uint32_t>(rank_ / T::kSlices * T::kSlices + lane), sum);
+        send_remote(&outputs.squares[turn()][at][row_ / 32 + unit], &outputs.sent[turn()],
+                    static_cast<uint32_t>(rank_ / T::kSlices * T::kSlices + lane), sum);
       }
     }
-#pragma unroll
-    for (int i = 0; i < T::kNormed; ++i) {
-      const int t = first + thread / Rows + i * T::kTokens;
-      if (t < first + count) {
-        z[i] = __bfloat162float(p_.z[t * p_.z_row + hv_ * p_.z_head + row_ + thread % Rows]);
-      }
-    }
-    cluster_arrive();
   }
 
-  /// Waits for the others and writes the outputs. A head's squares are added in one order however
-  /// it is cut into blocks.
-  __device__ void end_norm(int first, int count, const float (&z)[T::kNormed]) {
-    const Outputs<V, Rows>& outputs = shared_.outputs;
-    cluster_wait();
+  /// Waits for the others' and writes the outputs. A head's squares are added in one order however
+  /// it is cut into blocks. A block sends the next turn but one only after it has what this block
+  /// sent after reading this one.
+  __device__ void end_norm(int first, int count, const __nv_bfloat16 (&z)[T::kNormed]) {
+    Outputs<V, Rows>& outputs = shared_.outputs;
+    wait(&outputs.sent[turn()], static_cast<uint32_t>(turns_ / 2) & 1);
     const int row = static_cast<int>(threadIdx.x) % Rows;
 #pragma unroll
     for (int i = 0; i < T::kNormed; ++i) {
       const int at = static_cast<int>(threadIdx.x) / Rows + i * T::kTokens;
       if (at >= count) continue;
-      const float* squares = outputs.squares[turn_][at];
-      float sum = squares[0] + squares[1];
-      if (V == 128) sum += squares[2] + squares[3];
-      const float factor = rsqrtf(sum * (1.0f / V) + p_.norm_eps);
-      const float gate = gdn_beta(z[i]);
+      float squares[V / 32];
+#pragma unroll
+      for (int j = 0; j < V / 32; ++j) squares[j] = outputs.squares[turn()][at][j];
       p_.out[(first + at) * p_.out_row + hv_ * p_.out_head + row_ + row] = __float2bfloat16_rn(
-          weight_ * (outputs.o[at][row] * factor) * (p_.norm_silu ? z[i] * gate : gate));
+          gdn_normed<V>(p_, outputs.o[at][row], squares, weight_, __bfloat162float(z[i])));
     }
-    turn_ ^= 1;
+    ++turns_;
   }
 
   __device__ void store_windows(int slot) {
@@ -356,8 +290,7 @@ class Block {
 
   const GdnView& p_;
   Shared<K, V, Rows>& shared_;
-  bool met_ = false;  // the other blocks of the cluster
-  int turn_ = 0;
+  int turns_ = 0;
   float weight_ = 0;
   int chain_, hk_, hv_, row_, rank_, lane_, group_, first_, last_;
   float taps_[T::kOwned][kWidth], window_[T::kOwned][kWidth - 1];
@@ -372,6 +305,7 @@ __global__ void __launch_bounds__(kThreads, Rows == 64 ? 3 : 4)
   __shared__ Shared<K, V, Rows> shared;
   Block<K, V, Rows, State> block(p, shared);
   block.prepare();
+  block.meet();
   wait_for_predecessor();
   let_successor_begin();
   block.run();
@@ -398,7 +332,7 @@ bool gdn_decode(Stream& stream, const GdnArgs& args, int first, int count) {
   p.first_chain = first;
   const GdnShape& s = args.shape;
   static_assert(kWidth == 4);
-  if (!gdn_decode_supports(s) || p.state_slot % 4 != 0 || p.state_head % 4 != 0) return false;
+  if (!gdn_decode_supports(s) || p.state_slot % 8 != 0 || p.state_head % 8 != 0) return false;
   const bool overlap = first == 0;  // else the prompt's kernels wrote states just now
   // Small tiles only where they are needed to reach every multiprocessor; the bits are the same.
   const bool small = int64_t{count} * s.value_heads < 128;

@@ -101,13 +101,6 @@ __device__ __forceinline__ uint32_t map_to_block(uint32_t address, uint32_t rank
   return mapped;
 }
 
-/// Into the same place of block `rank`'s shared memory; seen after the next meeting of the cluster.
-__device__ __forceinline__ void store_remote(float* to, uint32_t rank, float value) {
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(map_to_block(shared_address(to), rank)),
-               "f"(value)
-               : "memory");
-}
-
 // ---- mbarrier: phases count up; wait(parity) returns once the phase of that parity is complete.
 // A fresh barrier is in phase 0: wait(0) blocks, wait(1) passes at once.
 
@@ -180,6 +173,16 @@ __device__ __forceinline__ void wait_cluster(Barrier* barrier, uint32_t parity) 
         : "r"(shared_address(barrier)), "r"(parity)
         : "memory");
   } while (done == 0);
+}
+
+/// A float into the same place of block `rank`'s shared memory, counted as 4 bytes at the same
+/// barrier there: whoever waits for that sees it.
+__device__ __forceinline__ void send_remote(float* to, Barrier* barrier, uint32_t rank,
+                                            float value) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
+                   map_to_block(shared_address(to), rank)),
+               "r"(__float_as_uint(value)), "r"(map_to_block(shared_address(barrier), rank))
+               : "memory");
 }
 
 // ---- Fences between ordinary accesses and the copy engine or wgmma

@@ -1,0 +1,149 @@
+#pragma once
+
+// One token of the delta rule for rows of S in registers: what all kernels of decode steps compute
+// alike, bit for bit. A row of S lies in K / 16 lanes, 16 elements each.
+// docs/kernels/gated_delta.md
+
+#include "kernels/cuda/common/ptx.h"
+#include "kernels/cuda/gdn.h"
+
+namespace weft::cuda {
+
+template <int Lanes>
+__device__ __forceinline__ float sum_lanes(float x) {
+#pragma unroll
+  for (int step = Lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+
+/// How a row of S is dealt out to its lanes: pieces of 16 bytes in memory, one after the other.
+template <class State>
+inline constexpr int kGdnPiece = 16 / static_cast<int>(sizeof(State));
+
+/// Lane `lane`'s 16 elements of a row of 16 * Lanes floats, in pieces of `Piece`.
+template <int Lanes, int Piece>
+__device__ __forceinline__ void load_pieces(const float* row, int lane, float (&x)[16]) {
+#pragma unroll
+  for (int j = 0; j < 16; j += 4) {
+    const int at = Piece * (lane + Lanes * (j / Piece)) + j % Piece;
+    *reinterpret_cast<float4*>(x + j) = *reinterpret_cast<const float4*>(row + at);
+  }
+}
+template <int Lanes>
+__device__ __forceinline__ void load_row(const float* row, int lane, float (&x)[16]) {
+  load_pieces<Lanes, 4>(row, lane, x);
+}
+template <int Lanes>
+__device__ __forceinline__ void load_row(const __nv_bfloat16* row, int lane, float (&x)[16]) {
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const uint4 raw = *reinterpret_cast<const uint4*>(row + 8 * (lane + Lanes * j));
+    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[8 * j + 2 * i] = __uint_as_float(words[i] << 16);
+      x[8 * j + 2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+  }
+}
+template <int Lanes>
+__device__ __forceinline__ void store_row(float* row, int lane, const float (&x)[16]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    *reinterpret_cast<float4*>(row + 4 * (lane + Lanes * j)) =
+        *reinterpret_cast<const float4*>(x + 4 * j);
+  }
+}
+template <int Lanes>
+__device__ __forceinline__ void store_row(__nv_bfloat16* row, int lane, const float (&x)[16]) {
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    *reinterpret_cast<uint4*>(row + 8 * (lane + Lanes * j)) =
+        make_uint4(pack_bf16(x[8 * j], x[8 * j + 1]), pack_bf16(x[8 * j + 2], x[8 * j + 3]),
+                   pack_bf16(x[8 * j + 4], x[8 * j + 5]), pack_bf16(x[8 * j + 6], x[8 * j + 7]));
+  }
+}
+
+/// x <- x rounded to bf16, nearest even.
+__device__ __forceinline__ void round_row(float (&x)[16]) {
+#pragma unroll
+  for (int j = 0; j < 16; j += 2) {
+    const uint32_t both = pack_bf16(x[j], x[j + 1]);
+    x[j] = __uint_as_float(both << 16);
+    x[j + 1] = __uint_as_float(both & 0xffff0000u);
+  }
+}
+
+/// One more input of a channel: SiLU of the convolution; `window` moves on.
+__device__ __forceinline__ float gdn_convolve(const float (&taps)[4], float (&window)[3], float x) {
+  float sum = taps[0] * window[0];
+  sum = fmaf(taps[1], window[1], sum);
+  sum = fmaf(taps[2], window[2], sum);
+  sum = fmaf(taps[3], x, sum);
+  window[0] = window[1];
+  window[1] = window[2];
+  window[2] = x;
+  return gdn_silu(sum);
+}
+
+/// exp(g) with rate = exp(a_log).
+__device__ __forceinline__ float gdn_decay(float a, float rate, float dt_bias) {
+  const float x = a + dt_bias;
+  return expf(-rate * (x > 20.0f ? x : log1pf(expf(x))));
+}
+
+/// q and k of a token as the convolution left them, and what l2norm makes of their products.
+template <int K, class State>
+struct GdnQueryKey {
+  static constexpr int kLanes = K / 16;
+  float q[16], k[16];
+  float q_factor, k_factor, qk;
+
+  __device__ __forceinline__ GdnQueryKey(const float* from_q, const float* from_k, int lane) {
+    load_pieces<kLanes, kGdnPiece<State>>(from_q, lane, q);
+    load_pieces<kLanes, kGdnPiece<State>>(from_k, lane, k);
+    float qq = 0, kk = 0, both = 0;
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+      qq = fmaf(q[j], q[j], qq);
+      kk = fmaf(k[j], k[j], kk);
+      both = fmaf(q[j], k[j], both);
+    }
+    q_factor =
+        rsqrtf(sum_lanes<kLanes>(qq) + kGdnL2Eps) * (K == 128 ? 0.08838834764831845f : 0.125f);
+    k_factor = rsqrtf(sum_lanes<kLanes>(kk) + kGdnL2Eps);
+    qk = sum_lanes<kLanes>(both) * q_factor * k_factor;
+  }
+
+  /// One row s of S, of which v is the value: the output. Both products with the old row come from
+  /// one pass, o = exp(g) s.q + u (k.q).
+  __device__ __forceinline__ float step(float (&s)[16], float v, float decay, float beta) const {
+    float sk = 0, sq = 0;
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+      sk = fmaf(s[j], k[j], sk);
+      sq = fmaf(s[j], q[j], sq);
+    }
+    sk = sum_lanes<kLanes>(sk) * k_factor;
+    sq = sum_lanes<kLanes>(sq) * q_factor;
+    const float u = beta * fmaf(-decay, sk, v);
+    const float uk = u * k_factor;
+#pragma unroll
+    for (int j = 0; j < 16; ++j) s[j] = fmaf(uk, k[j], decay * s[j]);
+    if (sizeof(State) == 2) round_row(s);
+    return fmaf(decay, sq, u * qk);
+  }
+};
+
+/// An output after the layer's norm; `squares` of V / 32 blocks of 32 rows each, in order.
+template <int V>
+__device__ __forceinline__ float gdn_normed(const GdnView& p, float o,
+                                            const float (&squares)[V / 32], float weight, float z) {
+  float sum = squares[0] + squares[1];
+  if constexpr (V == 128) sum += squares[2] + squares[3];
+  const float factor = rsqrtf(fmaf(sum, 1.0f / V, p.norm_eps));
+  const float gate = gdn_beta(z);
+  return weight * (o * factor) * (p.norm_silu ? z * gate : gate);
+}
+
+}  // namespace weft::cuda
