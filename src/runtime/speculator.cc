@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 
 #include "base/check.h"
 
@@ -34,11 +35,17 @@ void OwnedPlan::copy(const StepPlan& from) {
 }
 
 void DraftPolicy::Rate::add(int64_t new_tokens, double new_seconds) {
-  // The last few dozen steps count.
-  constexpr double kKept = 0.97;
-  tokens = kKept * tokens + static_cast<double>(new_tokens);
-  seconds = kKept * seconds + new_seconds;
-  ++steps;
+  const size_t at = static_cast<size_t>(steps++) % kKept;
+  tokens[at] = static_cast<double>(new_tokens);
+  seconds[at] = new_seconds;
+}
+
+double DraftPolicy::Rate::per_second() const {
+  const size_t count = std::min(static_cast<size_t>(steps), kKept);
+  std::array<double, kKept> sorted = seconds;
+  std::nth_element(sorted.begin(), sorted.begin() + count / 2, sorted.begin() + count);
+  const double sum = std::accumulate(tokens.begin(), tokens.begin() + count, 0.0);
+  return sum / (static_cast<double>(count) * sorted[count / 2]);
 }
 
 DraftPolicy::Batch& DraftPolicy::batch(int64_t sequences) {
@@ -48,9 +55,10 @@ DraftPolicy::Batch& DraftPolicy::batch(int64_t sequences) {
 
 bool DraftPolicy::wants_drafts(int64_t sequences) {
   constexpr int64_t kFirst = 8, kTrial = 2, kLongestPause = 1024;
+  constexpr int64_t kFirstPlain = 4;
   Batch& b = batch(sequences);
   if (b.drafted.steps < kFirst) return true;
-  if (b.plain.steps < kTrial) return false;
+  if (b.plain.steps < kFirstPlain) return false;
   const bool pays = b.drafted.per_second() >= b.plain.per_second();
   if (b.trials == 0 && ++b.steps >= b.pause) {
     b.trials = kTrial;

@@ -33,11 +33,13 @@ class DraftPolicy {
   void measured(int64_t sequences, bool drafted, int64_t tokens, double seconds);
 
  private:
+  /// Of the last steps: mean tokens and median seconds, which a busy machine does not upset.
   struct Rate {
-    double tokens = 0, seconds = 0;
+    static constexpr size_t kKept = 16;
+    std::array<double, kKept> tokens{}, seconds{};
     int64_t steps = 0;
     void add(int64_t new_tokens, double new_seconds);
-    double per_second() const { return seconds > 0 ? tokens / seconds : 0; }
+    double per_second() const;
   };
   struct Batch {
     Rate plain, drafted;
