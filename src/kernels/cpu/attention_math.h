@@ -192,19 +192,19 @@ void qk_product(const typename Math::A* q, float* scores, int rows, Dims dims, c
   });
 }
 
-/// The columns `dims` of o += p V.
+/// The columns `dims` of o [row][D] += p [row][kKeyTile] V.
 template <class Math>
-void pv_product(TileBuffers<typename Math::A>& w, int rows, Dims dims, const KeyTile& keys,
+void pv_product(const typename Math::A* p, float* o, int rows, Dims dims, const KeyTile& keys,
                 int groups) {
   const int64_t d = dims.d;
   for_row_pieces(rows, [&](auto count, int r) {
     constexpr int kRows = decltype(count)::kValue, kVecs = micro_vecs(kRows);
     int64_t n = dims.begin;
     for (; n + kVecs * kLanes <= dims.end; n += kVecs * kLanes) {
-      pv_micro<Math, kRows, kVecs>(w.p + r * kKeyTile, d, keys.v, n * 4, groups, w.o + r * d + n);
+      pv_micro<Math, kRows, kVecs>(p + r * kKeyTile, d, keys.v, n * 4, groups, o + r * d + n);
     }
     for (; n < dims.end; n += kLanes) {
-      pv_micro<Math, kRows, 1>(w.p + r * kKeyTile, d, keys.v, n * 4, groups, w.o + r * d + n);
+      pv_micro<Math, kRows, 1>(p + r * kKeyTile, d, keys.v, n * 4, groups, o + r * d + n);
     }
   });
 }
@@ -290,16 +290,16 @@ void amx_qk_product(const bf16* q, float* s, Dims dims, const KeyTile& keys, int
 }
 
 template <int kRowTiles>
-void amx_pv_product(TileBuffers<bf16>& w, Dims dims, const KeyTile& keys, int groups) {
+void amx_pv_product(const bf16* p, float* o, Dims dims, const KeyTile& keys, int groups) {
   using Micro = AmxMicro<kRowTiles, 2>;
   const int64_t d = dims.d;
   for (int64_t n = dims.begin; n < dims.end; n += 32) {
-    Micro::load_sums(w.o + n, d);
+    Micro::load_sums(o + n, d);
     for (int g = 0; g < groups; g += 2) {
       const std::byte* v = keys.v[g] + n * 4;
-      Micro::step(w.p + g * kGroup, kKeyTile, v, v + 64, d * 4);
+      Micro::step(p + g * kGroup, kKeyTile, v, v + 64, d * 4);
     }
-    Micro::store_sums(w.o + n, d);
+    Micro::store_sums(o + n, d);
   }
 }
 
@@ -309,9 +309,9 @@ inline void qk_product<AmxBf16>(const bf16* q, float* s, int rows, Dims d, const
   rows > 16 ? amx_qk_product<2>(q, s, d, keys, groups) : amx_qk_product<1>(q, s, d, keys, groups);
 }
 template <>
-inline void pv_product<AmxBf16>(TileBuffers<bf16>& w, int rows, Dims d, const KeyTile& keys,
+inline void pv_product<AmxBf16>(const bf16* p, float* o, int rows, Dims d, const KeyTile& keys,
                                 int groups) {
-  rows > 16 ? amx_pv_product<2>(w, d, keys, groups) : amx_pv_product<1>(w, d, keys, groups);
+  rows > 16 ? amx_pv_product<2>(p, o, d, keys, groups) : amx_pv_product<1>(p, o, d, keys, groups);
 }
 
 #endif  // WEFT_AMX

@@ -154,13 +154,15 @@ void write_rows(const Call& call, const Piece& piece, const Partial& total) {
   }
 }
 
+constexpr int kStackedRows = 8;
 constexpr int kMaxScales = kMaxHeadDim / kKvInt4Group;  // of a row
 
 /// What a worker of quantised caches has besides: a tile's codes as bf16, and the scales of its
 /// keys (0 where there is no key). Codes lose nothing on the way to bf16; the scales of rows
 /// multiply scores and weights, a group of dims that shares scales after the other. Where operands
-/// are bf16, q and the weights are two of them each, the rounded value and the rest: all that is
-/// rounded to 8 bits is the cache.
+/// are bf16, q and the weights are two of them each, the rounded value and the rest, with a sum
+/// each: all that is rounded to 8 bits is the cache. Of up to kStackedRows rows both parts fit into
+/// one tile of 16.
 template <bool kCodes>
 struct CodeBuffers {
   alignas(64) bf16 k[kKeyTile * kMaxHeadDim];
@@ -169,6 +171,7 @@ struct CodeBuffers {
   alignas(64) float sums[kTileRows * kKeyTile];  // of scores over the groups of dims
   alignas(64) float low[kTileRows * kKeyTile];   // scores of q_low
   alignas(64) bf16 q_low[kTileRows * kMaxHeadDim];
+  alignas(64) float o_low[kTileRows * kMaxHeadDim];
 };
 template <>
 struct CodeBuffers<false> {};
@@ -203,6 +206,11 @@ class Worker {
   /// Rounds the rows of q into place for the pieces that follow.
   void load_q(const Piece& piece) {
     const int64_t d = call_.d;
+    stacked_ = kTwoParts && Math::kTiles && piece.rows <= kStackedRows;
+    if (stacked_) {
+      memset(w_.q, 0, static_cast<size_t>(2 * kStackedRows * d) * sizeof(A));
+      for (int i = 0; i < 2 * kStackedRows * kKeyTile; ++i) w_.p[i] = 0;
+    }
     const float* scale = kCodes ? call_.k_scale(call_.kv_head(piece)) : nullptr;
     for (int r = 0; r < piece.rows; ++r) {
       const float* q = call_.q(piece, r);
@@ -211,11 +219,12 @@ class Worker {
         const Vec scaled = scale == nullptr ? x : x * load(scale + i);
         store_operand(w_.q + r * d + i, scaled);
         if constexpr (kTwoParts) {
-          store_operand(wide_.q_low + r * d + i, scaled - operand_value(w_.q + r * d + i));
+          bf16* low = stacked_ ? w_.q + (r + kStackedRows) * d : wide_.q_low + r * d;
+          store_operand(low + i, scaled - operand_value(w_.q + r * d + i));
         }
       }
     }
-    if constexpr (Math::kTiles) {  // whole tiles are multiplied
+    if (Math::kTiles && !stacked_) {  // whole tiles are multiplied
       const int whole = (piece.rows + 15) / 16 * 16;
       if constexpr (kTwoParts) {
         memset(wide_.q_low + piece.rows * d, 0,
@@ -233,6 +242,9 @@ class Worker {
     const Sight sight = call_.sight(piece);
     const int rows = Math::kTiles ? (piece.rows + 15) / 16 * 16 : piece.rows;
     for (int64_t i = 0; i < rows * call_.d; ++i) w_.o[i] = 0;
+    if constexpr (kTwoParts) {
+      for (int64_t i = 0; i < rows * call_.d && !stacked_; ++i) wide_.o_low[i] = 0;
+    }
     for (int r = 0; r < piece.rows; ++r) {
       m_[r] = kNegInf;
       store(sums_ + r * kLanes, splat(0));
@@ -254,6 +266,13 @@ class Worker {
       values(piece, key, keys, groups);
     }
     for (int r = 0; r < piece.rows; ++r) l_[r] = sum_lanes(load(sums_ + r * kLanes));
+    if constexpr (kTwoParts) {
+      for (int r = 0; r < piece.rows; ++r) {
+        float* o = w_.o + r * call_.d;
+        const float* low = o_low(r);
+        for (int64_t i = 0; i < call_.d; i += kLanes) store(o + i, load(o + i) + load(low + i));
+      }
+    }
     return {w_.o, m_, l_};
   }
 
@@ -369,14 +388,23 @@ class Worker {
     return {begin, end < call_.d ? end : call_.d, call_.d};
   }
 
+  /// The sums of a row's second parts.
+  float* o_low(int r) {
+    if constexpr (kTwoParts) {
+      if (!stacked_) return wide_.o_low + r * call_.d;
+    }
+    return w_.o + (r + kStackedRows) * call_.d;
+  }
+
   /// s = q k over `dims`, without scales.
   void products(int rows, Dims dims, const KeyTile& keys, int groups) {
-    qk_product<Math>(w_.q, w_.s, rows, dims, keys, groups);
+    qk_product<Math>(w_.q, w_.s, stacked_ ? 2 * kStackedRows : rows, dims, keys, groups);
     if constexpr (kTwoParts) {
-      qk_product<Math>(wide_.q_low, wide_.low, rows, dims, keys, groups);
+      const float* low = stacked_ ? w_.s + kStackedRows * kKeyTile : wide_.low;
+      if (!stacked_) qk_product<Math>(wide_.q_low, wide_.low, rows, dims, keys, groups);
       for (int r = 0; r < rows; ++r) {
         for (int n = r * kKeyTile; n < r * kKeyTile + padded(groups) * kGroup; n += kLanes) {
-          store(w_.s + n, load(w_.s + n) + load(wide_.low + n));
+          store(w_.s + n, load(w_.s + n) + load(low + n));
         }
       }
     }
@@ -406,37 +434,39 @@ class Worker {
   /// is 0 whatever its scale.
   void values(const Piece& piece, int64_t key, const KeyTile& keys, int groups) {
     if constexpr (!kCodes) {
-      pv_product<Math>(w_, piece.rows, all_, keys, groups);
+      pv_product<Math>(w_.p, w_.o, piece.rows, all_, keys, groups);
     } else {
       const int num_scales = layout_.scales_per_row > 0 ? layout_.scales_per_row : 1;
+      const int rows = stacked_ ? 2 * kStackedRows : piece.rows;
       for (int i = 0; i < num_scales; ++i) {
         const Dims dims = num_scales > 1 ? dims_of(i) : all_;
-        for (int part = 0; part < (kTwoParts ? 2 : 1); ++part) {
-          take_weights(piece, key, i, part == 1, padded(groups));
-          pv_product<Math>(w_, piece.rows, dims, keys, groups);
+        take_weights(piece, key, i, false, padded(groups));
+        if (stacked_) take_weights(piece, key, i, true, padded(groups));
+        pv_product<Math>(w_.p, w_.o, rows, dims, keys, groups);
+        if constexpr (kTwoParts) {
+          if (stacked_) continue;
+          take_weights(piece, key, i, true, padded(groups));
+          pv_product<Math>(w_.p, wide_.o_low, rows, dims, keys, groups);
         }
       }
     }
   }
 
   /// The operands of P V for the dims of scale `index`: the weights with it, or what their rounded
-  /// values leave of them.
+  /// values, which stand there, leave of them.
   void take_weights(const Piece& piece, int64_t key, int index, bool rest, int groups) {
     if constexpr (kCodes) {
       for (int r = 0; r < piece.rows; ++r) {
         const int64_t visible = call_.position(piece, piece.first_row + r) + 1 - key;
         for (int g = 0; g < groups; ++g) {
-          A* to = w_.p + r * kKeyTile + g * kGroup;
+          const A* rounded = w_.p + r * kKeyTile + g * kGroup;
+          A* to = w_.p + (rest && stacked_ ? r + kStackedRows : r) * kKeyTile + g * kGroup;
           Vec p = load(w_.s + r * kKeyTile + g * kGroup);
           if (row_scales()) {
             p = p * load(wide_.scales[1][index] + g * kGroup);
             p = keep_first(p, visible - g * kGroup, 0);
           }
-          if (rest) {
-            store_operand(to, p);
-            p = p - operand_value(to);
-          }
-          store_operand(to, p);
+          store_operand(to, rest ? p - operand_value(rounded) : p);
         }
       }
     }
@@ -508,6 +538,10 @@ class Worker {
       store(sums, load(sums) * shrink);
       float* o = w_.o + r * call_.d;
       for (int64_t i = 0; i < call_.d; i += kLanes) store(o + i, load(o + i) * shrink);
+      if constexpr (kTwoParts) {
+        float* low = o_low(r);
+        for (int64_t i = 0; i < call_.d; i += kLanes) store(low + i, load(low + i) * shrink);
+      }
       m_[r] = m;
     }
     store(sums, load(sums) + sum);
@@ -516,7 +550,8 @@ class Worker {
   const Call& call_;
   const KvCodeLayout layout_;
   const Dims all_;
-  const int64_t part_;  // dims that share scales
+  const int64_t part_;    // dims that share scales
+  bool stacked_ = false;  // row r + kStackedRows of the buffers is the second part of row r
   CodeBuffers<kCodes> wide_;
   TileBuffers<A> w_;
   alignas(64) float sums_[kTileRows * kLanes];

@@ -57,15 +57,18 @@ inline CodeVec load_codes(const std::byte* p) {
 inline void store_words(bf16* p, __m512i x) {
   _mm512_storeu_si512(p, x);
 }
-inline __m512i widen_int8(CodeVec codes) {
-  const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(codes)));
-  const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(codes, 1)));
+inline __m512i widen_int8(const std::byte* p) {  // of memory: no register has to be cut in two
+  const auto* q = reinterpret_cast<const __m128i*>(p);
+  const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(q)));
+  const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(q + 1)));
 #if defined(WEFT_AVX512_BF16)
   return (__m512i)_mm512_cvtne2ps_pbh(high, low);
 #else
-  const __m256i a = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(low), 16));
-  const __m256i b = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(high), 16));
-  return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+  // The bf16 are the upper halves.
+  const __m512i index =
+      _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
+                       25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  return _mm512_permutex2var_epi16(_mm512_castps_si512(low), index, _mm512_castps_si512(high));
 #endif
 }
 inline __m512i widen_fp8(CodeVec codes) {
@@ -176,6 +179,9 @@ inline __m256i widen_int8_16(__m128i codes) {
 }
 inline Words widen_int8(CodeVec codes) {
   return {widen_int8_16(codes.lo), widen_int8_16(codes.hi)};
+}
+inline Words widen_int8(const std::byte* p) {
+  return widen_int8(load_codes(p));
 }
 inline __m256i widen_fp8_16(__m128i codes) {
   const __m256i words = _mm256_cvtepu8_epi16(codes);

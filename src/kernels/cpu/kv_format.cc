@@ -136,7 +136,7 @@ void widen_group(CodeKind kind, const KvGroup& group, bf16* out) {
   const int64_t num = kGroup * d;
   if (kind == CodeKind::kInt8) {
     for (int64_t i = 0; i < num; i += kWiden) {
-      store_words(out + i, widen_int8(load_codes(codes + i)));
+      store_words(out + i, widen_int8(codes + i));
     }
     return;
   }
