@@ -112,8 +112,9 @@ std::string task_table(const SpeculateReport& report, const SpeculateRun* plain)
     for (const SpeculateRun* run : runs) {
       const SpeculateTotals& t = run->tasks.at(task);
       const double speed = plain ? ratio(task_rate(t), task_rate(plain->tasks.at(task))) : 0;
-      out += fmt::format(" {}, {:.2f}, {:.0f} % |", times(speed), tokens_a_step(t.counts),
-                         100 * acceptance_at(t.counts, 0));
+      const std::string accepted =
+          t.counts.draft_steps > 0 ? percents({acceptance_at(t.counts, 0)}) : std::string("-");
+      out += fmt::format(" {}, {:.2f}, {} |", times(speed), tokens_a_step(t.counts), accepted);
     }
     out += "\n";
   }

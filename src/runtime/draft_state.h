@@ -25,6 +25,7 @@ struct DraftState {
   std::vector<float> hidden;
   int64_t hidden_at = -1;
   std::array<int, kNumDraftSources> proposed{};  ///< in the step that runs
+  std::array<int32_t, kMaxDrafts> drafts{};      ///< those
   int most = kMaxDrafts;  ///< drafts that are worth a row, by what became of the last ones
 };
 

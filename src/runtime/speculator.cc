@@ -138,6 +138,7 @@ void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, MtpDr
     tokens_.insert(tokens_.end(), row.drafts.begin(), row.drafts.begin() + row.count);
     slices_[i]->tokens = std::span(tokens_).subspan(begin);
     slices_[i]->max_drafts = row.count;
+    row.sequence->drafts->drafts = row.drafts;
   }
 }
 
@@ -198,6 +199,11 @@ void Speculator::learn(const PackedStep& step, StepResult& result) {
     DraftState& state = *rows[i].sequence->drafts;
     out.speculation.proposed = state.proposed;
     int accepted = static_cast<int>(out.tokens.size()) - 1;
+    // The last token is the target's own, but where a right draft ends the answer: an EOS.
+    const bool draft_is_last = accepted < rows[i].num_drafts &&
+                               config_.accept == AcceptPolicy::kNormal &&
+                               state.drafts[static_cast<size_t>(accepted)] == out.tokens.back();
+    if (draft_is_last) ++accepted;
     adapt(state, rows[i].num_drafts, accepted);
     for (size_t source = 0; source < kNumDraftSources; ++source) {
       const int n = std::min(accepted, state.proposed[source]);
