@@ -56,24 +56,25 @@ DraftPolicy::Batch& DraftPolicy::batch(int64_t sequences) {
 bool DraftPolicy::wants_drafts(int64_t sequences) {
   constexpr int64_t kFirst = 8, kTrial = 2, kLongestPause = 1024;
   constexpr int64_t kFirstPlain = 4;
+  constexpr double kMargin = 0.97;
   Batch& b = batch(sequences);
   if (b.drafted.steps < kFirst) return true;
   if (b.plain.steps < kFirstPlain) return false;
-  const bool pays = b.drafted.per_second() >= b.plain.per_second();
+  const bool pays = b.drafted.per_second() >= kMargin * b.plain.per_second();
   if (b.trials == 0 && ++b.steps >= b.pause) {
     b.trials = kTrial;
+    b.tries_drafts = !pays;
     b.steps = 0;
     // What lost again is tried ever more seldom.
     b.pause = pays ? 64 : std::min(2 * b.pause, kLongestPause);
   }
-  if (b.trials == 0) return pays;
-  --b.trials;
-  return !pays;
+  return b.trials > 0 ? b.tries_drafts : pays;
 }
 
 void DraftPolicy::measured(int64_t sequences, bool drafted, int64_t tokens, double seconds) {
   Batch& b = batch(sequences);
   (drafted ? b.drafted : b.plain).add(tokens, seconds);
+  if (b.trials > 0 && drafted == b.tries_drafts) --b.trials;
 }
 
 void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, MtpDrafter* mtp,
@@ -192,7 +193,9 @@ void Speculator::propose_ngrams(DraftRow& row) {
 void Speculator::learn(const PackedStep& step, StepResult& result) {
   const std::span<const ResultRow> rows = step.results();
   int64_t tokens = 0;
+  bool drafted = false;  // not so where the text never repeats itself
   for (size_t i = 0; i < rows.size(); ++i) {
+    drafted |= rows[i].num_drafts > 0;
     SampledRow& out = result.rows[i];
     tokens += std::ssize(out.tokens);
     if (rows[i].num_drafts == 0 || out.tokens.empty()) continue;
@@ -213,7 +216,7 @@ void Speculator::learn(const PackedStep& step, StepResult& result) {
   }
   if (!only_decodes_) return;
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin_;
-  policy_.measured(num_sequences_, drafting_, tokens, taken.count());
+  policy_.measured(num_sequences_, drafted, tokens, taken.count());
 }
 
 /// Two more where all were right, else as many as were right and one.

@@ -46,6 +46,7 @@ class DraftPolicy {
     int64_t steps = 0;   // since the last trial of the other way
     int64_t pause = 64;  // steps between two trials
     int64_t trials = 0;  // steps left of a trial
+    bool tries_drafts = false;
   };
   Batch& batch(int64_t sequences);
   std::array<Batch, 16> batches_;
