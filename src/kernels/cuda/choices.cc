@@ -20,10 +20,10 @@ struct AttnNeed {
   AttnShape shape;
   KvFormat format = KvFormat::kBf16;
 };
-template <int Width, auto Reads>
+template <int Width>
 std::string why_not_width(const AttnNeed& need) {
   const AttnShape& s = need.shape;
-  if (!Reads(need.format)) {
+  if (!attention_reads(need.format)) {
     return "it reads no cache of " + std::string(kv_format_name(need.format));
   }
   const std::string dim = "D " + number(s.head_dim);
@@ -31,13 +31,12 @@ std::string why_not_width(const AttnNeed& need) {
   if (attention_width(s) == Width) return "";
   return dim + (s.head_dim > Width ? " is wider" : " fits into a smaller one");
 }
-constexpr Candidate<AttnNeed> kPrompt[] = {{"wgmma, width 64", why_not_width<64, prompt_reads>},
-                                           {"wgmma, width 128", why_not_width<128, prompt_reads>},
-                                           {"wgmma, width 256", why_not_width<256, prompt_reads>}};
-constexpr Candidate<AttnNeed> kDecode[] = {
-    {"split KV, width 64", why_not_width<64, decode_reads>},
-    {"split KV, width 128", why_not_width<128, decode_reads>},
-    {"split KV, width 256", why_not_width<256, decode_reads>}};
+constexpr Candidate<AttnNeed> kPrompt[] = {{"wgmma, width 64", why_not_width<64>},
+                                           {"wgmma, width 128", why_not_width<128>},
+                                           {"wgmma, width 256", why_not_width<256>}};
+constexpr Candidate<AttnNeed> kDecode[] = {{"split KV, width 64", why_not_width<64>},
+                                           {"split KV, width 128", why_not_width<128>},
+                                           {"split KV, width 256", why_not_width<256>}};
 
 // ---- Gated delta rule
 

@@ -25,10 +25,12 @@ TEST(CudaChoices, Attention) {
     EXPECT_EQ(find(choices, "heads: prompts", "").first, std::string("wgmma, width ") + width);
     EXPECT_EQ(find(choices, "heads: decode", "").first, std::string("split KV, width ") + width);
   }
-  const auto int4 = cuda::kernel_choices(
-      {.attention = {{32, 8, 128}}, .kv_format = KvFormat::kInt4, .vocab = 1000});
-  EXPECT_EQ(find(int4, "heads: prompts", "wgmma, width 128"),
-            std::pair(std::string(), std::string("it reads no cache of int4")));
+  const auto with = [](KvFormat format) {
+    return cuda::kernel_choices({.attention = {{32, 8, 128}}, .kv_format = format, .vocab = 1000});
+  };
+  EXPECT_EQ(find(with(KvFormat::kInt4), "heads: prompts", "").first, "wgmma, width 128");
+  EXPECT_EQ(find(with(KvFormat::kF32), "heads: prompts", "wgmma, width 128"),
+            std::pair(std::string(), std::string("it reads no cache of float32")));
   const auto wide = cuda::kernel_choices({.attention = {{32, 8, 320}}, .vocab = 1000});
   EXPECT_EQ(find(wide, "heads: prompts", "wgmma, width 256"),
             std::pair(std::string(), std::string("D 320 is not a multiple of 8 up to 256")));

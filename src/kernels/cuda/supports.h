@@ -11,13 +11,9 @@ namespace weft::cuda {
 inline bool attention_supports(const AttnShape& s) {
   return s.head_dim > 0 && s.head_dim % 8 == 0 && s.head_dim <= 256;
 }
-/// The KV formats that a path reads.
-inline bool prompt_reads(KvFormat format) {
-  return format == KvFormat::kBf16;
-}
-inline bool decode_reads(KvFormat format) {
-  return format == KvFormat::kBf16 || format == KvFormat::kInt8Dynamic ||
-         format == KvFormat::kFp8Block;
+/// The KV formats that attention reads, of prompts and in decode.
+inline bool attention_reads(KvFormat format) {
+  return format != KvFormat::kF32;
 }
 /// Heads are padded to the width of the kernel that serves them.
 inline int attention_width(const AttnShape& s) {
