@@ -60,9 +60,9 @@ Variant random_variant(const std::string& family, uint64_t seed, bool cuda,
                                   KvFormat::kInt4};
   out.kv_format = kCaches[rng() % std::size(kCaches)];
   out.block_size = rng() % 2 == 0 ? 64 : 16;
-  if (cuda) {  // bf16 activations and caches alone
+  if (cuda) {  // nothing is f32 there
     if (out.format == WeightFormat::kF32) out.format = WeightFormat::kFp8Block;
-    out.kv_format = KvFormat::kBf16;
+    if (out.kv_format == KvFormat::kF32) out.kv_format = KvFormat::kBf16;
   }
   if (format) out.format = *format;
   if (cache) out.kv_format = *cache;
