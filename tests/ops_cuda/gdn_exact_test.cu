@@ -114,6 +114,52 @@ TEST(GdnCudaExact, ManyDecodeRowsAreEachAsAlone) {
   }
 }
 
+/// Many chains take another kernel than few: of one token, of several, of more than it convolves at
+/// a time, of several segments, replayed and unsaved, empty.
+TEST(GdnCudaExact, ManyChainsAreEachAsAlone) {
+  struct Case {
+    GdnShape shape;
+    bool half, norm;
+  };
+  for (const auto& [shape, half, norm] : {Case{{4, 8, 128, 128, 4}, false, true},
+                                          {{4, 4, 128, 128, 4}, true, false},
+                                          {{4, 12, 128, 128, 4}, true, true}}) {
+    constexpr int kChains = 70;
+    GdnCall call;
+    for (int i = 0; i < kChains; ++i) {
+      const GdnChain kinds[] = {{{1, i, i}},
+                                {{3, i, i}},
+                                {{2, i, i}, {1, i, -1}},
+                                {{9, i, i}},
+                                {{0, -1, i}},
+                                {{4, i, -1}},
+                                {{2, -1, i}, {17, i, i}, {0, i, i}, {1, i, i}}};
+      call.decode.push_back(kinds[i % 7]);
+    }
+    GdnWorld base(shape, call.rows(), 71, kChains);
+    if (norm) base.add_norm(72);
+    if (half) base.halve_states();
+    GdnWorld together = base;
+    const std::vector<float> want = gdn_on_gpu(together, call);
+    int64_t row = 0;
+    for (int i = 0; i < kChains; ++i) {
+      const GdnCall own{{}, {call.decode[static_cast<size_t>(i)]}};
+      if (i < 7 || i > 62) {
+        GdnWorld alone = base.cut(row, own.rows());
+        if (own.rows() > 0) {
+          EXPECT_TRUE(
+              same_bits(gdn_on_gpu(alone, own), rows_of(want, base.out_width(), row, own.rows())))
+              << i;
+          EXPECT_TRUE(same_bits(alone.slot(i), together.slot(i))) << i;
+        } else {
+          for (const float x : together.slot(i)) ASSERT_EQ(x, 0.0f);
+        }
+      }
+      row += own.rows();
+    }
+  }
+}
+
 TEST(GdnCudaExact, DirtySlotsNeverLeak) {
   for (const GdnShape& shape : kShapes) {
     const GdnCall call{{{{100, -1, 3}}, {{0, -1, 6}}, {{28, -1, -1}}},

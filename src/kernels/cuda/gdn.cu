@@ -16,6 +16,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kMaxWidth = 8;
 constexpr int kSliceFloats = 16 * 1024;
+constexpr int kManyUnits = 256;  // chains times key heads
 
 struct Slice {
   int hk, hv, row, rows;  // of S: rows [row, row + rows) of value head hv
@@ -140,7 +141,11 @@ __global__ void __launch_bounds__(kThreads) gdn_recurrent_kernel(GdnView p, int 
 
 /// Whether the outputs already have their norm.
 bool run(Stream& stream, const GdnArgs& args, int first, int count) {
-  if (count == 0 || gdn_decode(stream, args, first, count)) return true;
+  if (count == 0) return true;
+  // Many chains: the bits are the same.
+  const bool many = int64_t{count} * args.shape.key_heads >= kManyUnits;
+  if (many && gdn_stream(stream, args, first, count)) return true;
+  if (gdn_decode(stream, args, first, count)) return true;
   gdn_recurrent(stream, args, first, count);
   return false;
 }
@@ -201,6 +206,13 @@ GdnView gdn_view(const GdnArgs& args) {
     p.norm_silu = args.norm.activation == GateActivation::kSilu;
   }
   return p;
+}
+
+int gdn_multiprocessors() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
+  return count;
 }
 
 void gdn_recurrent(Stream& stream, const GdnArgs& args, int first, int count) {

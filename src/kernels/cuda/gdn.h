@@ -45,6 +45,10 @@ bool gdn_prompt(Stream& stream, const GdnArgs& args);
 void gdn_recurrent(Stream& stream, const GdnArgs& args, int first, int count);
 /// The same for the shapes of released models; false if the shape is none of them.
 bool gdn_decode(Stream& stream, const GdnArgs& args, int first, int count);
+/// gdn_decode() for many chains, the same bits; false if the shape is none that it can do.
+bool gdn_stream(Stream& stream, const GdnArgs& args, int first, int count);
+/// Of the current device.
+int gdn_multiprocessors();
 
 #ifdef __CUDACC__
 

@@ -747,13 +747,6 @@ bool aligned(const TensorView& x, int64_t elements) {
 
 static_assert(kGdnDim == 128);
 
-int multiprocessors() {
-  int device = 0, count = 0;
-  check(cudaGetDevice(&device), "device");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
-  return count;
-}
-
 int64_t kq_bytes(const GdnShape& s) {
   return s.key_heads * kGdnKqBytes;
 }
@@ -788,7 +781,7 @@ bool gdn_prompt(Stream& stream, const GdnArgs& args) {
     num_chunks += (args.host_cu_q[i + 1] - args.host_cu_q[i] + kGdnChunk - 1) / kGdnChunk;
   }
   const GdnView p = gdn_view(args);
-  const int blocks = args.num_prompt_chains * s.value_heads * 2, all = multiprocessors();
+  const int blocks = args.num_prompt_chains * s.value_heads * 2, all = gdn_multiprocessors();
   Arena& scratch = stream.scratch();
   const ArenaScope scope(scratch);
   GdnChunks chunks{};

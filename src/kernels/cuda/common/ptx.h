@@ -334,6 +334,10 @@ __device__ __forceinline__ void bulk_store(void* global, const void* shared, uin
                "r"(shared_address(shared)), "r"(bytes)
                : "memory");
 }
+/// Into L2 alone: a hint.
+__device__ __forceinline__ void bulk_prefetch(const void* global, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes));
+}
 /// Closes the thread's group of bulk stores.
 __device__ __forceinline__ void bulk_commit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");

@@ -1,0 +1,450 @@
+// S <- exp(g) S;  u = beta (v - S k);  S <- S + u k^T;  o = S q, token by token, for many chains:
+// gdn_decode.cu's function in another schedule, bit for bit. docs/kernels/gated_delta.md
+//
+// Tile: a value head's S [128, 128] in the registers of 8 warps. Moved: S once read and once
+// written a segment, 8 V K bytes a head. Bound: bandwidth.
+//
+// A persistent block has one key head and goes through every so many chains. One more warp has the
+// copy engine fetch the states of the heads to come into a ring; slots, inputs and windows of the
+// next chain are loaded while the heads of this one pass: behind those loads stands a chain of
+// dependent ones (chain, slot, window), which would take longer than a chain's states.
+
+#include <algorithm>
+
+#include "kernels/cuda/gdn_step.h"
+#include "kernels/cuda/supports.h"
+
+namespace weft::cuda {
+namespace {
+
+constexpr int kDim = 128;
+constexpr int kThreads = 256;  // of the warps that compute
+constexpr int kWarps = kThreads / 32;
+// One more warpgroup, of which one thread works: what it has of registers goes to the others, whose
+// inputs of the next chain must not be spilled (a spill waits for the load).
+constexpr int kBlock = kThreads + 128;
+constexpr int kRegisters = 232, kFetchRegisters = 40;
+constexpr int kLanes = kDim / 16;
+constexpr int kGroups = kThreads / kLanes;  // rows at a time
+constexpr int kPasses = kDim / kGroups;
+constexpr int kBatch = 8;     // tokens that are convolved together
+constexpr int kAhead = 4;     // of them, those whose inputs are loaded a chain ahead
+constexpr int kMaxGroup = 4;  // value heads a key head
+constexpr int kRing = 3 * kDim * kDim * 4;
+
+template <class State>
+struct Shared {
+  static constexpr int kStages = kRing / (kDim * kDim * static_cast<int>(sizeof(State)));
+  alignas(128) State ring[kStages][kDim * kDim];
+  float o[2][kBatch][kDim];  // by turns
+  float decay[kBatch][kMaxGroup], beta[kBatch][kMaxGroup];
+  Barrier full[kStages], empty[kStages];
+  alignas(16) float y[1];  // [kBatch][2 K + group V]: q, k, v after the convolution
+};
+
+/// A ring's place.
+template <int Stages>
+struct Place {
+  int stage = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage == Stages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+/// Segments of a chain.
+struct Chain {
+  int first = 0, last = 0;
+};
+struct Segment {
+  int begin = 0, end = 0, read = -1, write = -1;
+  __device__ __forceinline__ int rows() const { return end - begin; }
+  __device__ __forceinline__ bool is_short() const { return rows() <= kBatch; }
+};
+
+/// Chain number i of this block, empty beyond the last one.
+__device__ __forceinline__ Chain load_chain(const GdnView& p, int count, int i) {
+  const int step = static_cast<int>(gridDim.x) / p.key_heads;
+  const int chain = static_cast<int>(blockIdx.x) / p.key_heads + i * step;
+  if (chain >= count) return {};
+  return {p.chains[p.first_chain + chain], p.chains[p.first_chain + chain + 1]};
+}
+__device__ __forceinline__ int num_chains(const GdnView& p, int count) {
+  const int step = static_cast<int>(gridDim.x) / p.key_heads;
+  const int own = static_cast<int>(blockIdx.x) / p.key_heads;
+  return (count - own + step - 1) / step;
+}
+__device__ __forceinline__ Segment load_segment(const GdnView& p, int s) {
+  return {p.cu_q[s], p.cu_q[s + 1], p.read_slot[s], p.write_slot[s]};
+}
+__device__ __forceinline__ Segment load_first(const GdnView& p, const Chain& chain) {
+  return chain.first < chain.last ? load_segment(p, chain.first) : Segment{};
+}
+
+template <class State>
+__device__ __forceinline__ State* head_state(const GdnView& p, int slot, int hv) {
+  return static_cast<State*>(p.states) + slot * p.state_slot + hv * p.state_head;
+}
+
+/// The first chain's states on their way to L2 while the kernels in front finish (the slot numbers
+/// are from the host and older than any kernel of the step).
+template <class State>
+__device__ void prefetch(const GdnView& p, int count, int hk) {
+  const Segment segment = load_first(p, load_chain(p, count, 0));
+  if (segment.read < 0 || segment.read >= p.num_slots) return;
+  for (int r = 0; r < p.group(); ++r) {
+    bulk_prefetch(head_state<State>(p, segment.read, hk * p.group() + r),
+                  kDim * kDim * sizeof(State));
+  }
+}
+
+/// One thread: the first segment's states of all chains, in order.
+template <class State>
+__device__ void fetch(const GdnView& p, Shared<State>& shared, int count, int hk) {
+  constexpr uint32_t kBytes = kDim * kDim * sizeof(State);
+  Place<Shared<State>::kStages> place;
+  const int group = p.group(), chains = num_chains(p, count);
+  for (int i = 0; i < chains; ++i) {
+    const Segment segment = load_first(p, load_chain(p, count, i));
+    if (segment.read < 0) continue;
+    for (int r = 0; r < group; ++r) {
+      wait(&shared.empty[place.stage], place.phase ^ 1);
+      arrive_expect(&shared.full[place.stage], kBytes);
+      bulk_load(shared.ring[place.stage], head_state<State>(p, segment.read, hk * group + r),
+                kBytes, &shared.full[place.stage]);
+      place.next();
+    }
+  }
+}
+
+/// `Owned`: channels of q, k and v a thread.
+template <class State, int Owned>
+class Worker {
+ public:
+  __device__ Worker(const GdnView& p, Shared<State>& shared, int hk)
+      : p_(p), shared_(shared), hk_(hk) {
+    group_ = p.group();
+    thread_ = static_cast<int>(threadIdx.x);
+    warp_ = warp_index();
+    lane_ = thread_ % kLanes;
+    width_ = (2 + group_) * kDim;
+#pragma unroll
+    for (int i = 0; i < Owned; ++i) {
+      const float* w = p_.conv + channel(i) * p_.conv_row;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) taps_[i][j] = has_channel(i) ? w[j] : 0.0f;
+    }
+    // Gates: a thread a token and head.
+    const int gate = thread_ - (kThreads - kBatch * kMaxGroup);
+    gate_token_ = gate >= 0 && gate % kMaxGroup < group_ ? gate / kMaxGroup : kBatch;
+    gate_head_ = gate_token_ < kBatch ? gate % kMaxGroup : 0;
+    rate_ = expf(p.a_log[hk * group_ + gate_head_]);
+    bias_ = p.dt_bias[hk * group_ + gate_head_];
+  }
+
+  __device__ void run(int count) {
+    const int chains = num_chains(p_, count);
+    // The loads of chain i + 1's inputs need its first segment, that needs where it begins.
+    Chain now = load_chain(p_, count, 0), next = load_chain(p_, count, 1),
+          after = load_chain(p_, count, 2);
+    Segment first = load_first(p_, now), next_first = load_first(p_, next);
+    load_inputs(first, first.begin);
+    for (int i = 0; i < chains; ++i) {
+      const Segment after_first = load_first(p_, after);
+      const Chain later = load_chain(p_, count, i + 3);
+      if (now.first == now.last) load_inputs(next_first, next_first.begin);
+      for (int s = now.first; s < now.last; ++s) {
+        const bool is_first = s == now.first;
+        const Segment segment = is_first ? first : load_segment(p_, s);
+        if (!is_first) load_inputs(segment, segment.begin);
+        run_segment(segment, is_first && first.read >= 0,
+                    s + 1 == now.last ? next_first : Segment{});
+      }
+      now = next;
+      next = after;
+      after = later;
+      first = next_first;
+      next_first = after_first;
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ void sync() {
+    barrier_sync(1, kThreads);
+  }
+
+  /// Channel i of this thread in y, and in the rows.
+  __device__ __forceinline__ int column(int i) const {
+    return thread_ + i * kThreads;
+  }
+  __device__ __forceinline__ bool has_channel(int i) const {
+    return column(i) < width_;
+  }
+  __device__ __forceinline__ int channel(int i) const {
+    const int at = min(column(i), width_ - 1);
+    return at < kDim       ? hk_ * kDim + at
+           : at < 2 * kDim ? p_.k_channel(hk_) + at - kDim
+                           : p_.v_channel(hk_ * group_) + at - 2 * kDim;
+  }
+
+  /// What convolve() needs of tokens t.. of the segment; the window at its beginning.
+  __device__ __forceinline__ void load_inputs(const Segment& segment, int t) {
+    const int count = segment.end - t;
+#pragma unroll
+    for (int i = 0; i < Owned; ++i) {
+      const __nv_bfloat16* input = p_.qkv + t * p_.qkv_row + channel(i);
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        if (j < count) x_[i][j] = input[j * p_.qkv_row];
+      }
+      if (t != segment.begin) continue;
+      const float* window = p_.windows + segment.read * p_.window_slot + channel(i);
+#pragma unroll
+      for (int j = 0; j < 3; ++j) {
+        window_[i][j] = segment.read < 0 ? 0.0f : window[j * p_.window_row];
+      }
+    }
+    if (gate_token_ < count) {
+      const int hv = hk_ * group_ + gate_head_;
+      a_ = p_.a[(t + gate_token_) * p_.a_row + hv];
+      b_ = p_.b[(t + gate_token_) * p_.b_row + hv];
+    }
+  }
+
+  /// A segment whose inputs are loaded; then those of `next`, the first one of the next chain.
+  __device__ __forceinline__ void run_segment(const Segment& segment, bool fetched,
+                                              const Segment& next) {
+    const bool is_short = segment.is_short();
+    // A short segment's q, k, v are made once for all heads.
+    if (is_short) {
+      load_z(segment);
+      convolve(segment, segment.begin, segment.rows(), true);
+      load_inputs(next, next.begin);
+    }
+    for (int r = 0; r < group_; ++r) {
+      load_state(segment.read, r, fetched);
+      int t = segment.begin;
+      do {
+        const int count = min(kBatch, segment.end - t);
+        if (!is_short) {
+          if (r > 0 || t > segment.begin) load_inputs(segment, t);
+          convolve(segment, t, count, r == group_ - 1);
+        }
+        step(count, r);
+        t += count;
+        if (t == segment.end && segment.write >= 0) store_state(segment.write, r);
+        sync();  // the outputs are there, and y is free
+        finish(t - count, count, r, is_short);
+      } while (t < segment.end);
+    }
+    if (!is_short) load_inputs(next, next.begin);
+  }
+
+  /// q, k, v and gates of tokens [t, t + count) into shared memory. The window stays in registers
+  /// from one call of a segment to the next and is stored at the segment's end if `last`.
+  __device__ __forceinline__ void convolve(const Segment& segment, int t, int count, bool last) {
+#pragma unroll
+    for (int i = 0; i < Owned; ++i) {
+      if (!has_channel(i)) continue;
+      const __nv_bfloat16* input = p_.qkv + t * p_.qkv_row + channel(i);
+      __nv_bfloat16 more[kBatch - kAhead];
+#pragma unroll
+      for (int j = kAhead; j < kBatch; ++j) {
+        if (j < count) more[j - kAhead] = input[j * p_.qkv_row];
+      }
+      float* y = shared_.y + column(i);
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        if (j >= count) continue;
+        const __nv_bfloat16 x = j < kAhead ? x_[i][j % kAhead] : more[j % kAhead];
+        y[j * width_] = gdn_convolve(taps_[i], window_[i], __bfloat162float(x));
+      }
+      if (last && t + count == segment.end && segment.write >= 0) {
+        float* window = p_.windows + segment.write * p_.window_slot + channel(i);
+#pragma unroll
+        for (int j = 0; j < 3; ++j) window[j * p_.window_row] = window_[i][j];
+      }
+    }
+    if (gate_token_ < count) {
+      shared_.decay[gate_token_][gate_head_] = gdn_decay(a_, rate_, bias_);
+      shared_.beta[gate_token_][gate_head_] = gdn_beta(b_);
+    }
+    sync();
+  }
+
+  /// This thread's part of row `pass` of a head.
+  __device__ __forceinline__ int row(int pass) const {
+    return pass * kGroups + thread_ / kLanes;
+  }
+
+  __device__ __forceinline__ void load_state(int slot, int r, bool fetched) {
+    if (fetched) {
+      wait(&shared_.full[place_.stage], place_.phase);
+#pragma unroll
+      for (int i = 0; i < kPasses; ++i) {
+        load_row<kLanes>(shared_.ring[place_.stage] + row(i) * kDim, lane_, s_[i]);
+      }
+      __syncwarp();
+      if (thread_ % 32 == 0) arrive(&shared_.empty[place_.stage]);
+      place_.next();
+      return;
+    }
+    const State* from = head_state<State>(p_, max(slot, 0), hk_ * group_ + r);
+#pragma unroll
+    for (int i = 0; i < kPasses; ++i) {
+      if (slot >= 0) {
+        load_row<kLanes>(from + row(i) * kDim, lane_, s_[i]);
+      } else {
+#pragma unroll
+        for (int j = 0; j < 16; ++j) s_[i][j] = 0;
+      }
+    }
+  }
+  __device__ __forceinline__ void store_state(int slot, int r) const {
+    State* to = head_state<State>(p_, slot, hk_ * group_ + r);
+#pragma unroll
+    for (int i = 0; i < kPasses; ++i) store_row<kLanes>(to + row(i) * kDim, lane_, s_[i]);
+  }
+
+  __device__ __forceinline__ void step(int count, int r) {
+    for (int j = 0; j < count; ++j) {
+      const float* y = shared_.y + j * width_;
+      const GdnQueryKey<kDim, State> token(y, y + kDim, lane_);
+      const float decay = shared_.decay[j][r], beta = shared_.beta[j][r];
+#pragma unroll
+      for (int i = 0; i < kPasses; ++i) {
+        const float o = token.step(s_[i], y[(2 + r) * kDim + row(i)], decay, beta);
+        if (lane_ == 0) shared_.o[turn_][j][row(i)] = o;
+      }
+    }
+  }
+
+  __device__ __forceinline__ const __nv_bfloat16* z_row(int t, int r) const {
+    return p_.z + t * p_.z_row + (hk_ * group_ + r) * p_.z_head + thread_ % 32;
+  }
+  /// Of the first output that this warp will finish.
+  __device__ __forceinline__ void load_z(const Segment& segment) {
+    const int count = segment.rows();
+    if (p_.z == nullptr || warp_ >= count * group_) return;
+    const __nv_bfloat16* z = z_row(segment.begin + warp_ % count, warp_ / count);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) z_[i] = z[32 * i];
+  }
+
+  /// Outputs of a head to memory, a warp a token, others from head to head; while the rest goes on.
+  __device__ __forceinline__ void finish(int t, int count, int r, bool has_z) {
+    const int j = (warp_ - r * count % kWarps + kWarps) % kWarps;
+    if (j < count) {
+      const int lane = thread_ % 32, hv = hk_ * group_ + r;
+      __nv_bfloat16* out = p_.out + (t + j) * p_.out_row + hv * p_.out_head + lane;
+      float o[4], squares[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        o[i] = shared_.o[turn_][j][32 * i + lane];
+        squares[i] = sum_lanes<32>(o[i] * o[i]);
+      }
+      if (p_.z != nullptr && !(has_z && r * count + j < kWarps)) {
+        const __nv_bfloat16* z = z_row(t + j, r);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) z_[i] = z[32 * i];
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (p_.z != nullptr) {
+          o[i] = gdn_normed<kDim>(p_, o[i], squares, p_.norm_weight[32 * i + lane],
+                                  __bfloat162float(z_[i]));
+        }
+        out[32 * i] = __float2bfloat16_rn(o[i]);
+      }
+    }
+    turn_ ^= 1;
+  }
+
+  const GdnView& p_;
+  Shared<State>& shared_;
+  int hk_, group_, thread_, warp_, lane_, width_, gate_token_, gate_head_;
+  int turn_ = 0;
+  Place<Shared<State>::kStages> place_;
+  float rate_, bias_, a_ = 0, b_ = 0;
+  float taps_[Owned][4], window_[Owned][3];
+  __nv_bfloat16 x_[Owned][kAhead], z_[4];
+  float s_[kPasses][16];
+};
+
+template <class State, int Owned>
+__global__ void __launch_bounds__(kBlock, 1)
+    gdn_stream_kernel(const __grid_constant__ GdnView p, int count) {
+  extern __shared__ __align__(128) std::byte memory[];
+  Shared<State>& shared = *reinterpret_cast<Shared<State>*>(memory);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Shared<State>::kStages; ++i) {
+      barrier_init(&shared.full[i], 1);
+      barrier_init(&shared.empty[i], kWarps);
+    }
+    fence_barrier_init();
+  }
+  __syncthreads();
+  const int hk = static_cast<int>(blockIdx.x) % p.key_heads;
+  if (warp_index() >= kWarps) {
+    drop_registers_to<kFetchRegisters>();
+    if (warp_index() == kWarps && elect_one()) {
+      prefetch<State>(p, count, hk);
+      wait_for_predecessor();
+      let_successor_begin();
+      fetch(p, shared, count, hk);
+    }
+  } else {
+    raise_registers_to<kRegisters>();
+    Worker<State, Owned> worker(p, shared, hk);
+    wait_for_predecessor();
+    let_successor_begin();
+    worker.run(count);
+  }
+}
+
+/// Blocks: as many a key head as there are multiprocessors for.
+template <class State, int Owned>
+void launch_stream(Stream& stream, const GdnView& p, int count, bool overlap) {
+  const int64_t width = (2 + p.value_heads / p.key_heads) * kDim;
+  const int blocks = p.key_heads * std::min(count, gdn_multiprocessors() / p.key_heads);
+  launch(stream,
+         {.grid = static_cast<unsigned>(blocks),
+          .block = kBlock,
+          .shared_bytes = sizeof(Shared<State>) + static_cast<size_t>(kBatch * width * 4),
+          .overlap = overlap},
+         gdn_stream_kernel<State, Owned>, p, count);
+}
+template <class State>
+void launch_group(Stream& stream, const GdnView& p, int count, bool overlap) {
+  if (p.value_heads / p.key_heads <= 2) {
+    launch_stream<State, 2>(stream, p, count, overlap);
+  } else {
+    launch_stream<State, 3>(stream, p, count, overlap);
+  }
+}
+static_assert((2 + kMaxGroup) * kDim <= 3 * kThreads);
+
+}  // namespace
+
+bool gdn_stream(Stream& stream, const GdnArgs& args, int first, int count) {
+  GdnView p = gdn_view(args);
+  p.first_chain = first;
+  const GdnShape& s = args.shape;
+  if (!gdn_decode_supports(s) || s.key_dim != kDim || s.value_heads / s.key_heads > kMaxGroup ||
+      s.key_heads > gdn_multiprocessors() || p.state_slot % 8 != 0 || p.state_head % 8 != 0 ||
+      reinterpret_cast<uintptr_t>(p.states) % 16 != 0) {
+    return false;
+  }
+  const bool overlap = first == 0;  // else the prompt's kernels wrote states just now
+  if (p.half_states) {
+    launch_group<__nv_bfloat16>(stream, p, count, overlap);
+  } else {
+    launch_group<float>(stream, p, count, overlap);
+  }
+  return true;
+}
+
+}  // namespace weft::cuda
