@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "base/philox.h"
+#include "bench/kernels/gpu.h"
 #include "device/gpu.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "nn/weights.h"
@@ -132,8 +133,15 @@ bool is_loaded(const std::byte* device, const Tensor& t, int64_t begin, Stream& 
   return true;
 }
 
-void run(Stream& stream, const Checkpoint& checkpoint, const std::vector<Tensor>& tensors,
-         WeightFormat format, double rate) {
+struct Place {
+  const Gpu& gpu;
+  Stream& stream;
+  double rate;  // GB/s of copies from pinned memory
+};
+
+void run(const Place& place, const Checkpoint& checkpoint, const std::vector<Tensor>& tensors,
+         WeightFormat format) {
+  const auto& [gpu, stream, rate] = place;
   WeightPlan plan(cuda_ops(), &checkpoint);
   std::vector<Weight> weights(tensors.size());
   std::vector<TensorView> views(tensors.size());
@@ -167,11 +175,18 @@ void run(Stream& stream, const Checkpoint& checkpoint, const std::vector<Tensor>
     at += tensors[i].rows * tensors[i].columns * 2;
   }
   const double gbps = bytes / seconds * 1e-9;
-  std::printf(
-      "{\"kernel\": \"load\", \"shape\": \"%.1f GB\", \"dtype\": \"%s\", \"us\": %.0f, "
-      "\"gbps\": %.1f, \"share\": %.3f, \"peer\": \"pinned copies\", \"peer_us\": %.0f}\n",
-      bytes * 1e-9, std::string(weight_format_name(format)).c_str(), seconds * 1e6, gbps,
-      gbps / rate, bytes / rate * 1e-3);
+  char shape[32];
+  std::snprintf(shape, sizeof shape, "%.1f GB", bytes * 1e-9);
+  Row row;
+  row.kernel = "load";
+  row.shape = shape;
+  row.dtype = std::string(weight_format_name(format));
+  row.us = seconds * 1e6;
+  row.gbps = gbps;
+  row.share = gbps / rate;
+  row.peer = "pinned copies";
+  row.peer_us = bytes / rate * 1e-3;
+  print(gpu, row);
 }
 
 }  // namespace
@@ -189,6 +204,7 @@ int main(int argc, char** argv) {
   Arena scratch;
   const GpuStream native = GpuStream::create().value();
   Stream stream(pool, scratch, native.native());
+  const Gpu gpu(1 << 20);  // its name
   const double rate = copy_rate(stream);
   std::printf("copies from pinned memory: %.1f GB/s, %d threads\n", rate, threads);
   const std::vector<Tensor> tensors = tensors_of(static_cast<int64_t>(gigabytes * 1e9));
@@ -198,7 +214,7 @@ int main(int argc, char** argv) {
     std::printf("reads alone: %.1f GB/s\n", read_rate(stream, checkpoint, tensors[0]));
     for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kBf16, WeightFormat::kInt8,
                                       WeightFormat::kInt4, WeightFormat::kFp8Block}) {
-      run(stream, checkpoint, tensors, format, rate);
+      run({gpu, stream, rate}, checkpoint, tensors, format);
     }
   }
   std::filesystem::remove_all(dir);

@@ -48,7 +48,7 @@ check "serve unknown flag" 2 '' "unknown flag '--prt' .*did you mean '--port'" s
 check "serve tls" 2 '' '\[tls\] --ssl-keyfile' serve --ssl-keyfile key.pem
 check "serve two devices" 2 '' '\[one-device\] --tensor-parallel-size' serve -tp 2
 check "serve public" 2 '' '\[public-without-key\]' serve --host 0.0.0.0
-check "serve dotted" 2 '' '\[speculation\]' serve --speculative-config.method mtp
+check "serve dotted" 2 '' '"eagle" is not allowed; allowed: ngram, mtp' serve --speculative-config.method eagle
 check "serve port" 2 '' '--port' serve --port 70000
 printf 'port: 8000\nmax-numseqs: 4\n' >"$scratch/serve.yaml"
 check "serve config" 2 '' "serve.yaml:2: unknown key 'max-numseqs'; did you mean 'max-num-seqs'" serve --config "$scratch/serve.yaml"

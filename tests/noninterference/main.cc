@@ -70,7 +70,7 @@ Variant random_variant(const std::string& family, uint64_t seed, bool cuda,
   if (family == "ernie4_5_moe" && out.kv_format == KvFormat::kInt4) {
     out.kv_format = KvFormat::kInt8Dynamic;
   }
-  const bool may_choose = family == "qwen3" || family == "qwen2" || family == "llama3";
+  const bool may_choose = !cuda && (family == "qwen3" || family == "qwen2" || family == "llama3");
   if (may_choose && rng() % 3 == 0) {
     out.prefill = {.kind = PrefillOptions::Kind::kXattn, .threshold = 0.5f, .stride = 8};
   }
@@ -96,6 +96,10 @@ std::string run_round(const Options& options, const std::string& family, uint64_
     const int count = 4 + static_cast<int>(schedule_seed % 11);
     for (int r = 0; r < count; ++r) requests.push_back(maker.make(SeqId{r}));
     ScheduleOptions schedule = random_schedule(schedule_seed, *model, variant.block_size);
+    if (options.cuda) {  // the GPU executor takes no drafts
+      schedule.speculation = {};
+      schedule.scheduler.max_drafts = schedule.max_draft_rows = schedule.right_guesses = 0;
+    }
     ScheduleOptions lonely = alone(*model, variant.block_size);
     lonely.scheduler.plan_tokens = schedule.scheduler.plan_tokens;
     const std::string where = fmt::format("round --seed {} --family {}: {}; schedule {}: {}", seed,
@@ -166,9 +170,9 @@ std::string vacuous(const Totals& totals, const Options& options) {
   if (options.family.empty() || recurrent_family(options.family)) {
     if (c.state_hits == 0) return "nothing tested: no state hits";
   }
-  if (options.family.empty() || options.family.starts_with("paw")) {
+  if (!options.cuda && (options.family.empty() || options.family.starts_with("paw"))) {
     if (c.layer_steps == 0) return "nothing tested: no prompt was computed layer by layer";
-    if (!options.cuda && c.plans.computed_blocks == c.plans.causal_blocks) {
+    if (c.plans.computed_blocks == c.plans.causal_blocks) {
       return "nothing tested: all heads dense";
     }
   }
@@ -199,6 +203,9 @@ int run(const Options& options) {
   if (options.plant != nullptr && options.plant->recurrent_only && options.family.empty()) {
     std::erase_if(families, [](const std::string& f) { return !recurrent_family(f); });
   }
+  // Prompts are dense on a GPU.
+  if (options.cuda)
+    std::erase_if(families, [](const std::string& f) { return f.starts_with("paw"); });
   const auto start = Clock::now();
   Totals totals;
   std::string failure;
