@@ -3,12 +3,12 @@
 
 #include <gtest/gtest.h>
 
-#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <thread>
 
 #include "app/bench_serve.h"
+#include "base/temp_dir.h"
 #include "server/http.h"
 
 namespace weft {
@@ -110,14 +110,14 @@ TEST_F(BenchServeClient, ManyStreamsAtOnce) {
 }
 
 TEST_F(BenchServeClient, TheCommandMeasuresAndWrites) {
-  const auto dir = std::filesystem::temp_directory_path() / ("bench_client_" + base_.substr(17));
+  const TempDir dir;
   BenchServeOptions o;
   o.base_url = base_, o.num_prompts = 12, o.random_input_len = 8, o.disable_tqdm = true;
   o.max_concurrency = 3, o.num_warmups = 2, o.ready_check_timeout_s = 5;
-  o.save_result = true, o.save_detailed = true, o.result_dir = dir, o.result_filename = "r.json";
+  o.save_result = true, o.save_detailed = true, o.result_dir = dir.path(), o.result_filename = "r.json";
   o.goodput = {"e2el:60000"};
   EXPECT_EQ(bench_serve_command(o, "key"), 0);
-  std::ifstream file(dir / "r.json");
+  std::ifstream file(dir.file("r.json"));
   const json result = json::parse(file);
   EXPECT_EQ(result["completed"], 12);
   EXPECT_EQ(result["model_id"], "m");
@@ -131,7 +131,6 @@ TEST_F(BenchServeClient, TheCommandMeasuresAndWrites) {
   EXPECT_EQ(bench_serve_command(o, nullptr), 1);
   o.endpoint = "/v1/chat/completions";
   EXPECT_EQ(bench_serve_command(o, nullptr), 2);
-  std::filesystem::remove_all(dir);
 }
 
 }  // namespace

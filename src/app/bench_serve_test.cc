@@ -1,11 +1,9 @@
 #include "app/bench_serve.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -13,6 +11,7 @@
 #include "app/bench_serve_data.h"
 #include "app/bench_serve_report.h"
 #include "app/model_location.h"
+#include "base/temp_dir.h"
 
 namespace weft {
 namespace {
@@ -159,11 +158,9 @@ TEST(BenchPrompts, AreWordsWithoutATokenizer) {
 }
 
 TEST(BenchPrompts, OfFiles) {
-  const std::filesystem::path dir =
-      std::filesystem::temp_directory_path() / ("bench_serve_" + std::to_string(getpid()));
-  std::filesystem::create_directories(dir);
+  const TempDir dir;
   BenchServeOptions o;
-  o.dataset_name = "custom", o.dataset_path = (dir / "a.jsonl").string(), o.num_prompts = 5;
+  o.dataset_name = "custom", o.dataset_path = dir.file("a.jsonl"), o.num_prompts = 5;
   std::ofstream(o.dataset_path) << "{\"prompt\": \"one two\", \"output_tokens\": 3}\n\n"
                                 << "{\"prompt\": \"three\", \"output_tokens\": 4}\n";
   o.disable_shuffle = true;
@@ -187,7 +184,6 @@ TEST(BenchPrompts, OfFiles) {
   EXPECT_EQ(prompts[0].output_len, 5);
   o.dataset_path = "";
   EXPECT_FALSE(make_bench_prompts(o, nullptr, nullptr).ok());
-  std::filesystem::remove_all(dir);
 }
 
 TEST(ServeReport, HasVllmsLinesAndKeys) {

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
 #include <numeric>
 
+#include "base/temp_dir.h"
 #include "checkpoint/safetensors_writer.h"
 
 namespace weft {
@@ -19,13 +19,6 @@ using ::testing::Not;
 
 class Weights : public ::testing::Test {
  protected:
-  void SetUp() override {
-    dir_ = std::filesystem::temp_directory_path() /
-           ("weft_weights_" + std::to_string(reinterpret_cast<uintptr_t>(this)));
-    std::filesystem::create_directories(dir_);
-  }
-  void TearDown() override { std::filesystem::remove_all(dir_); }
-
   /// Adds an F32 tensor of values first, first + 1, ...
   void add(const std::string& name, std::vector<int64_t> shape, float first) {
     const int64_t n = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
@@ -39,14 +32,14 @@ class Weights : public ::testing::Test {
     for (size_t i = 0; i < names_.size(); ++i) {
       tensors.push_back({names_[i], DType::kF32, shapes_[i], std::as_bytes(std::span(values_[i]))});
     }
-    EXPECT_TRUE(write_safetensors((dir_ / "model.safetensors").string(), tensors).ok());
-    return Checkpoint::open(dir_.string()).value();
+    EXPECT_TRUE(write_safetensors(dir_.file("model.safetensors"), tensors).ok());
+    return Checkpoint::open(dir_.path()).value();
   }
 
   ThreadPool pool_{2};
   Arena scratch_;
   Stream stream_{pool_, scratch_};
-  std::filesystem::path dir_;
+  TempDir dir_;
   std::vector<std::string> names_;
   std::vector<std::vector<int64_t>> shapes_;
   std::vector<std::vector<float>> values_;
@@ -120,8 +113,8 @@ TEST_F(Weights, Fp8CodesAreMultipliedByTheScaleOfTheirBlock) {
   const std::vector<TensorToWrite> tensors = {
       {"w", DType::kFP8E4M3, {2, kN, kK}, std::as_bytes(std::span(codes))},
       {"w_scale_inv", DType::kF32, {2, 2, 2}, std::as_bytes(std::span(scales))}};
-  ASSERT_TRUE(write_safetensors((dir_ / "model.safetensors").string(), tensors).ok());
-  const Checkpoint checkpoint = Checkpoint::open(dir_.string()).value();
+  ASSERT_TRUE(write_safetensors(dir_.file("model.safetensors"), tensors).ok());
+  const Checkpoint checkpoint = Checkpoint::open(dir_.path()).value();
   WeightPlan plan(&ref_ops(), &checkpoint);
   Weight weight;
   plan.experts(weight, WeightFormat::kF32, 2, [](int64_t e) -> std::vector<TensorPart> {
@@ -150,8 +143,8 @@ TEST_F(Weights, Fp8CodesAreKeptWhereThePartsAreCutAtBlocks) {
   const std::vector<TensorToWrite> tensors = {
       {"w", DType::kFP8E4M3, {kN, kK}, std::as_bytes(std::span(codes))},
       {"w_scale_inv", DType::kF32, {3, 2}, std::as_bytes(std::span(scales))}};
-  ASSERT_TRUE(write_safetensors((dir_ / "model.safetensors").string(), tensors).ok());
-  const Checkpoint checkpoint = Checkpoint::open(dir_.string()).value();
+  ASSERT_TRUE(write_safetensors(dir_.file("model.safetensors"), tensors).ok());
+  const Checkpoint checkpoint = Checkpoint::open(dir_.path()).value();
   WeightPlan plan(&ref_ops(), &checkpoint);
   Weight kept, beside_block, beside_piece, other;
   plan.matrix(kept, WeightFormat::kBf16, {{"w", {kN, kK}, 128, 144}, {"w", {kN, kK}, 0, 128}});
@@ -200,8 +193,8 @@ TEST_F(Weights, Fp8CodesWithoutScalesAreRefused) {
   const std::vector<uint8_t> codes(6);
   const std::vector<TensorToWrite> tensors = {
       {"w", DType::kFP8E4M3, {2, 3}, std::as_bytes(std::span(codes))}};
-  ASSERT_TRUE(write_safetensors((dir_ / "model.safetensors").string(), tensors).ok());
-  const Checkpoint checkpoint = Checkpoint::open(dir_.string()).value();
+  ASSERT_TRUE(write_safetensors(dir_.file("model.safetensors"), tensors).ok());
+  const Checkpoint checkpoint = Checkpoint::open(dir_.path()).value();
   WeightPlan plan(&ref_ops(), &checkpoint);
   Weight weight;
   plan.matrix(weight, WeightFormat::kF32, {{"w", {2, 3}}});
