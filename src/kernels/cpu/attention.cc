@@ -10,6 +10,7 @@
 
 #include "kernels/cpu/attention.h"
 
+#include "kernels/cpu/attention_int8.h"
 #include "kernels/cpu/attention_worker.h"
 #include "kernels/cpu/scratch.h"
 
@@ -133,12 +134,12 @@ void merge_sequence(const Call& call, const Cut& cut, int64_t s, int64_t pack) {
   write_rows(call, piece, total);
 }
 
-template <class Math, bool kCodes>
+template <class W>
 void run_all(Stream& stream, const Call& call, const Cut& cut) {
   const int64_t num = call.args.seqs.num_segments, heads = call.args.shape.kv_heads;
   const auto body = [&](int64_t begin, int64_t end) {
     const FlushDenormals scope;
-    Worker<Math, kCodes> worker(call);
+    W worker(call);
     for (int64_t i = begin; i < end; ++i) run_piece(worker, call, cut, i);
   };
   stream.pool().for_each(cut.first_piece[num], 1, body);
@@ -154,12 +155,23 @@ template <bool kCodes>
 void run_pairs(Stream& stream, const Call& call, const Cut& cut) {
 #if defined(WEFT_AMX)
   const bool pairs_of_groups = kCodes || call.args.kv.shape.block_size % 32 == 0;
-  if (call.d % 32 == 0 && pairs_of_groups) return run_all<AmxBf16, kCodes>(stream, call, cut);
+  if (call.d % 32 == 0 && pairs_of_groups)
+    return run_all<Worker<AmxBf16, kCodes>>(stream, call, cut);
 #endif
 #if defined(WEFT_AVX512_BF16)
-  run_all<DotBf16, kCodes>(stream, call, cut);
+  run_all<Worker<DotBf16, kCodes>>(stream, call, cut);
 #else
-  run_all<FmaBf16, kCodes>(stream, call, cut);
+  run_all<Worker<FmaBf16, kCodes>>(stream, call, cut);
+#endif
+}
+
+/// Codes as they are.
+void run_whole_numbers([[maybe_unused]] Stream& stream, [[maybe_unused]] const Call& call,
+                       [[maybe_unused]] const Cut& cut) {
+#if defined(WEFT_AMX)
+  run_all<IntWorker>(stream, call, cut);
+#else
+  ISA_CHECK(false);
 #endif
 }
 
@@ -195,9 +207,11 @@ void attention(Stream& stream, const AttnArgs& args) {
     plan(call, cut);
   }
   if (args.kv.shape.format == KvFormat::kF32) {
-    run_all<FmaF32, false>(stream, call, cut);
+    run_all<Worker<FmaF32, false>>(stream, call, cut);
   } else if (args.kv.shape.format == KvFormat::kBf16) {
     run_pairs<false>(stream, call, cut);
+  } else if (kv_whole_numbers(args.kv.shape)) {
+    run_whole_numbers(stream, call, cut);
   } else {
     run_pairs<true>(stream, call, cut);
   }

@@ -51,27 +51,41 @@ void encode_row(const PagedKv& kv, std::byte* head, int plane, int64_t token, co
   }
 }
 
-/// Where the code of dim i of a token lies in its group, as a number of codes of 8 bits.
-int64_t place(bool is_v, int64_t lane, int64_t i, int64_t d) {
-  return is_v ? lane / 2 * 2 * d + 2 * i + lane % 2 : i / 2 * 2 * kGroup + 2 * lane + i % 2;
-}
-/// The same for int4: byte, and nibble in the lowest bit. The two codes of a byte are of one token.
-int64_t place4(bool is_v, int64_t lane, int64_t i, int64_t d) {
-  const int64_t at = place(is_v, lane, i, d), vector = at / kWiden;
-  return (vector / 2 * kWiden + at % kWiden) * 2 + vector % 2;
-}
+/// Where codes lie in their group; of either way to multiply them.
+struct CodeOrder {
+  int pack;    // dims of K, tokens of V, that follow each other
+  int vector;  // codes of a vector
 
-void scatter(KvFormat format, bool is_v, int64_t lane, const uint8_t* codes, int64_t d,
+  explicit CodeOrder(const KvShape& s)
+      : pack(kv_whole_numbers(s) ? 4 : 2), vector(kv_whole_numbers(s) ? 64 : kWiden) {}
+  /// Of dim i of a token, as a number of codes of 8 bits.
+  int64_t place(bool is_v, int64_t lane, int64_t i, int64_t d) const {
+    return is_v ? lane / pack * pack * d + pack * i + lane % pack
+                : i / pack * pack * kGroup + pack * lane + i % pack;
+  }
+  /// The same for int4: byte, and nibble in the lowest bit. The two codes of a byte are of one
+  /// token.
+  int64_t place4(bool is_v, int64_t lane, int64_t i, int64_t d) const {
+    const int64_t at = place(is_v, lane, i, d), index = at / vector;
+    return (index / 2 * vector + at % vector) * 2 + index % 2;
+  }
+  /// From a dim whose code is a low nibble to the one whose code is the high nibble beside it.
+  int64_t partner(bool is_v) const { return is_v ? vector / pack : pack; }
+};
+
+void scatter(const KvShape& shape, bool is_v, int64_t lane, const uint8_t* codes,
              std::byte* group) {
   auto* out = reinterpret_cast<uint8_t*>(group);
-  if (format != KvFormat::kInt4) {
-    for (int64_t i = 0; i < d; ++i) out[place(is_v, lane, i, d)] = codes[i];
+  const CodeOrder order(shape);
+  const int64_t d = shape.head_dim;
+  if (shape.format != KvFormat::kInt4) {
+    for (int64_t i = 0; i < d; ++i) out[order.place(is_v, lane, i, d)] = codes[i];
     return;
   }
-  const int64_t partner = is_v ? 16 : 2;  // the dim whose code is the high nibble
   for (int64_t i = 0; i < d; ++i) {
-    const int64_t at = place4(is_v, lane, i, d);
-    if (at % 2 == 0) out[at / 2] = static_cast<uint8_t>(codes[i] | codes[i + partner] << 4);
+    const int64_t at = order.place4(is_v, lane, i, d);
+    if (at % 2 != 0) continue;
+    out[at / 2] = static_cast<uint8_t>(codes[i] | codes[i + order.partner(is_v)] << 4);
   }
 }
 
@@ -91,18 +105,17 @@ float code_value(KvFormat format, const uint8_t* group, int64_t at8, int64_t at4
 void KvCodes::store_token(const PagedKv& kv, std::byte* head, int64_t token, const float* k,
                           const float* v) {
   const KvCodeLayout layout(kv.shape);
-  const int64_t d = kv.shape.head_dim;
   alignas(64) uint8_t codes[kMaxRow];
   for (int plane = 0; plane < 2; ++plane) {
     encode_row(kv, head, plane, token, plane == 0 ? k : v, codes);
-    scatter(kv.shape.format, plane == 1, token % kGroup, codes, d,
-            layout.group(head, plane, token));
+    scatter(kv.shape, plane == 1, token % kGroup, codes, layout.group(head, plane, token));
   }
 }
 
 void KvCodes::load_token(const PagedKv& kv, std::byte* head, int64_t token, float* k, float* v) {
   const KvFormat format = kv.shape.format;
   const KvCodeLayout layout(kv.shape);
+  const CodeOrder order(kv.shape);
   const int64_t d = kv.shape.head_dim, lane = token % kGroup;
   for (int plane = 0; plane < 2; ++plane) {
     float* out = plane == 0 ? k : v;
@@ -112,7 +125,8 @@ void KvCodes::load_token(const PagedKv& kv, std::byte* head, int64_t token, floa
       const bool is_v = plane == 1;
       const int index = format == KvFormat::kInt4 ? static_cast<int>(i / kKvInt4Group) : 0;
       const float scale = channels ? channels[i] : layout.scales(head, plane, index)[token];
-      out[i] = code_value(format, group, place(is_v, lane, i, d), place4(is_v, lane, i, d), scale);
+      out[i] = code_value(format, group, order.place(is_v, lane, i, d),
+                          order.place4(is_v, lane, i, d), scale);
     }
   }
 }
@@ -161,7 +175,75 @@ void widen_group(CodeKind kind, const KvGroup& group, bf16* out) {
   }
 }
 
+#if defined(WEFT_AMX)
+
+void widen_int4_bytes(const KvGroup& group, std::byte* out) {
+  const auto& [codes, scales, stride, d, is_v] = group;
+  const std::byte* from = codes;
+  const __m512i mask = _mm512_set1_epi8(15);
+  const auto unpack = [=](int64_t begin, int64_t end, __m512i zero) {
+    for (int64_t i = begin; i < end; i += 128) {
+      const __m512i both = _mm512_loadu_si512(from + i / 2);
+      const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+      _mm512_storeu_si512(out + i, _mm512_sub_epi8(_mm512_and_si512(both, mask), zero));
+      _mm512_storeu_si512(out + i + 64, _mm512_sub_epi8(high, zero));
+    }
+  };
+  for (int64_t first = 0; first < d; first += kKvInt4Group) {
+    const __m512i bits = _mm512_loadu_si512(scales + first / kKvInt4Group * stride);
+    // A token's zero point in each byte of its lane.
+    const __m512i zeros = _mm512_mullo_epi32(_mm512_and_si512(bits, _mm512_set1_epi32(15)),
+                                             _mm512_set1_epi32(0x01010101));
+    if (!is_v) {
+      unpack(first * kGroup, (first + kKvInt4Group) * kGroup, zeros);
+      continue;
+    }
+    // Those of four tokens in each lane.
+    alignas(16) uint8_t of_tokens[kGroup];
+    _mm_store_si128(reinterpret_cast<__m128i*>(of_tokens), _mm512_cvtepi32_epi8(zeros));
+    for (int64_t quad = 0; quad < kGroup / 4; ++quad) {
+      int four;
+      memcpy(&four, of_tokens + 4 * quad, sizeof(four));
+      const int64_t begin = 4 * (quad * d + first);
+      unpack(begin, begin + 4 * kKvInt4Group, _mm512_set1_epi32(four));
+    }
+  }
+}
+
+namespace {
+
+/// load_k_group() of codes that are whole numbers.
+void load_whole_k_group(const PagedKv& kv, std::byte* head, int64_t token, float* out) {
+  const KvCodeLayout layout(kv.shape);
+  const int64_t d = kv.shape.head_dim;
+  alignas(64) std::byte wide[kGroup * KvCodes::kMaxRow];
+  const bool rows = layout.scales_per_row > 0, int4 = kv.shape.format == KvFormat::kInt4;
+  const float* scales = rows ? layout.scales(head, 0, 0) + token : nullptr;
+  const float* channels = rows ? nullptr : static_scales(kv, head, 0);
+  const std::byte* codes = layout.group(head, 0, token);
+  if (int4) {
+    widen_int4_bytes({codes, scales, layout.block_size, d, false}, wide);
+    codes = wide;
+  }
+  const int64_t part = int4 ? kKvInt4Group : d;
+  for (int64_t i = 0; i < d; ++i) {
+    // Byte i % 4 of the lanes, up to the top and down again.
+    const __m512i four = _mm512_loadu_si512(codes + i / 4 * 64);
+    const __m128i up = _mm_cvtsi32_si128(static_cast<int>(24 - i % 4 * 8));
+    const __m512i code = _mm512_srai_epi32(_mm512_sll_epi32(four, up), 24);
+    const Vec scale = rows ? load(scales + i / part * layout.block_size) : splat(channels[i]);
+    store(out + i * kGroup, Vec{_mm512_cvtepi32_ps(code)} * scale);
+  }
+}
+
+}  // namespace
+
+#endif
+
 void KvCodes::load_k_group(const PagedKv& kv, std::byte* head, int64_t token, float* out) {
+#if defined(WEFT_AMX)
+  if (kv_whole_numbers(kv.shape)) return load_whole_k_group(kv, head, token, out);
+#endif
   const KvCodeLayout layout(kv.shape);
   const int64_t d = kv.shape.head_dim;
   alignas(64) bf16 wide[kGroup * kMaxRow];

@@ -8,7 +8,8 @@
 // vdpbf16ps and a row of an AMX tile take. Formats of codes keep them in the order of the bf16
 // pairs that they are widened to where a tile's groups are found (Worker::run in attention.cc),
 // int4 with the codes of two vectors of 32 in one of 32 bytes, and append the scales (f32) of K's
-// rows, then of V's, to a head's part of the block: [scales a row][B].
+// rows, then of V's, to a head's part of the block: [scales a row][B]. Where codes are multiplied
+// as whole numbers (kv_whole_numbers()) pack is 4, and the vectors that share bytes have 64 codes.
 
 #include <cstring>
 
@@ -153,6 +154,16 @@ WEFT_INLINE CodeKind code_kind(KvFormat format) {
                                                                    : CodeKind::kInt8;
 }
 
+/// Whether attention multiplies the codes as whole numbers, on AMX tiles of 8 bits
+/// (attention_int8.h), and they lie for that.
+WEFT_INLINE bool kv_whole_numbers(const KvShape& s) {
+#if defined(WEFT_AMX)
+  return code_kind(s.format) != CodeKind::kFp8 && s.head_dim % 64 == 0;
+#else
+  return s.head_dim < 0;
+#endif
+}
+
 /// The codes of 16 tokens of K or V.
 struct KvGroup {
   const std::byte* codes;
@@ -163,6 +174,10 @@ struct KvGroup {
 };
 /// The group as bf16 pairs, in the layout of KvBf16.
 void widen_group(CodeKind kind, const KvGroup& group, bf16* out);
+#if defined(WEFT_AMX)
+/// A group of int4 for kv_whole_numbers() as differences to the zero points, in the layout of int8.
+void widen_int4_bytes(const KvGroup& group, std::byte* out);
+#endif
 
 /// Calls body(Format{}) with the struct of a format.
 template <class Body>
