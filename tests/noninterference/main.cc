@@ -242,7 +242,7 @@ int run(const Options& options) {
     // On a slow machine the time may be up before everything has happened: then go on for it.
     const bool enough = round >= families.size() && totals.all.schedules >= options.schedules &&
                         vacuous(totals, options).empty();
-    if (seconds >= options.seconds && (enough || seconds >= 10 * options.seconds)) break;
+    if (seconds >= options.seconds && (enough || seconds >= 30 * options.seconds)) break;
   } while (failure.empty());
 
   for (const auto& [family, counters] : totals.by_family) print(family, counters);
