@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "runtime/draft_policy.h"
 #include "runtime/step_upload.h"
 #include "sched/ngram_matcher.h"
 #include "sched/speculation.h"
@@ -24,9 +25,31 @@ struct DraftState {
   /// last known one.
   std::vector<float> hidden;
   int64_t hidden_at = -1;
+  /// Rows that the module has not seen yet: hidden states of the tokens from position `late_first`
+  /// on, one behind the other, and the tokens after them.
+  std::vector<float> late_hidden;
+  std::vector<int32_t> late_tokens;
+  int64_t late_first = 0;
+  void forget_late() {
+    late_hidden.clear();
+    late_tokens.clear();
+  }
+  /// There are such rows, and `drafting` or too many of them.
+  bool is_late(bool drafting) const {
+    return !late_tokens.empty() && (drafting || std::ssize(late_tokens) >= kMostLate);
+  }
+  static constexpr int64_t kMostLate = 64;
+
   std::array<int, kNumDraftSources> proposed{};  ///< in the step that runs
   std::array<int32_t, kMaxDrafts> drafts{};      ///< those
-  int most = kMaxDrafts;  ///< drafts that are worth a row, by what became of the last ones
+  int matched = 0;  ///< tokens before those from the text that matched, less those of the module
+  DraftEstimates::Sequence estimates;
+};
+
+/// A sequence with rows that the MTP module has not seen.
+struct LateRows {
+  ExecutorSequence* sequence = nullptr;
+  std::span<const BlockId> blocks;
 };
 
 /// A sequence that wants drafts, and what it got.

@@ -22,10 +22,10 @@ int64_t table_width(const StepLimits& limits) {
 }
 
 int64_t buffer_bytes(const StepLimits& limits, int64_t hidden_size) {
-  const int64_t rows = max_rows(limits);
-  return aligned(limits.all_rows() * 4) + aligned(rows * hidden_size * 4) +
-         aligned(rows * limits.vocab_size * 4) + 3 * aligned(rows * 4) + aligned((rows + 1) * 4) +
-         aligned(rows * table_width(limits) * 4) + aligned(rows * 8);
+  const int64_t rows = max_rows(limits), most = std::max(rows, DraftState::kMostLate);
+  return aligned(limits.all_rows() * 4) + aligned(most * hidden_size * 4) +
+         aligned(rows * limits.vocab_size * 4) + 3 * aligned(most * 4) + aligned((rows + 1) * 4) +
+         aligned(rows * 4) + aligned(rows * table_width(limits) * 4) + aligned(most * 8);
 }
 
 bool is_stop(const SamplingParams& params, int32_t token) {
@@ -49,6 +49,7 @@ Result<MtpDrafter> MtpDrafter::create(const Model& model, KvStore& kv, Stream& s
   CHECK(model.spec().mtp.has_value() && limits.max_draft_rows > 0);
   MtpDrafter out({model, kv, stream, ops}, limits);
   const int64_t hidden = model.spec().hidden, rows = max_rows(limits);
+  const int64_t most = std::max(rows, DraftState::kMostLate);
   out.buffer_ = TRY(Buffer::allocate(DeviceKind::kCpu, buffer_bytes(limits, hidden)));
   std::byte* at = out.buffer_.data();
   const auto take = [&](int64_t bytes) {
@@ -57,20 +58,22 @@ Result<MtpDrafter> MtpDrafter::create(const Model& model, KvStore& kv, Stream& s
     return piece;
   };
   out.next_ids_ = TensorView(take(limits.all_rows() * 4), DType::kI32, {limits.all_rows()});
-  out.previous_ = TensorView(take(rows * hidden * 4), DType::kF32, {rows, hidden});
+  out.previous_ = TensorView(take(most * hidden * 4), DType::kF32, {most, hidden});
   out.logits_ =
       TensorView(take(rows * limits.vocab_size * 4), DType::kF32, {rows, limits.vocab_size});
-  out.ids_ = reinterpret_cast<int32_t*>(take(rows * 4));
-  out.index_ = reinterpret_cast<int32_t*>(take(rows * 4));
-  out.delta_ = reinterpret_cast<int32_t*>(take(rows * 4));
+  out.ids_ = reinterpret_cast<int32_t*>(take(most * 4));
+  out.index_ = reinterpret_cast<int32_t*>(take(most * 4));
+  out.delta_ = reinterpret_cast<int32_t*>(take(most * 4));
   out.cu_q_ = reinterpret_cast<int32_t*>(take((rows + 1) * 4));
+  out.kv_start_ = reinterpret_cast<int32_t*>(take(rows * 4));
   out.block_table_ = reinterpret_cast<int32_t*>(take(rows * table_width(limits) * 4));
-  out.kv_slot_ = reinterpret_cast<int64_t*>(take(rows * 8));
+  out.kv_slot_ = reinterpret_cast<int64_t*>(take(most * 8));
   return out;
 }
 
 void MtpDrafter::follow(StepContext& context, PackedStep& step, TensorView hidden,
                         const StepResult& result) {
+  if (put_off_ && take_note(step, hidden, result)) return;
   const int64_t rows = step.batch().num_rows();
   auto* next = next_ids_.ptr<int32_t>();
   std::copy(step.ids() + 1, step.ids() + rows, next);
@@ -108,6 +111,101 @@ void MtpDrafter::follow(StepContext& context, PackedStep& step, TensorView hidde
     state.hidden_at =
         std::ssize(row.sequence->request->prompt) + row.sequence->history.num_generated() - 1;
   }
+}
+
+/// False: these rows can't wait.
+bool MtpDrafter::take_note(const PackedStep& step, TensorView hidden, const StepResult& result) {
+  const std::span<const ResultRow> results = step.results();
+  const bool one_each = step.batch().num_rows() == std::ssize(results) &&
+                        std::all_of(results.begin(), results.end(), [](const ResultRow& row) {
+                          return row.row >= 0 && row.num_drafts == 0;
+                        });
+  if (!one_each || limits_.all_rows() < DraftState::kMostLate) return false;
+  for (size_t i = 0; i < results.size(); ++i) {
+    if (result.rows[i].tokens.empty()) continue;
+    ExecutorSequence& sequence = *results[i].sequence;
+    if (!sequence.drafts) sequence.drafts = std::make_unique<DraftState>(*sequence.request);
+    DraftState& state = *sequence.drafts;
+    const int64_t at = std::ssize(sequence.request->prompt) + sequence.history.num_generated() - 2;
+    if (state.late_first + std::ssize(state.late_tokens) != at) state.forget_late();
+    if (state.late_tokens.empty()) state.late_first = at;
+    state.late_tokens.push_back(result.rows[i].tokens.back());
+    const float* from = hidden.row<float>(results[i].row);
+    state.late_hidden.insert(state.late_hidden.end(), from, from + hidden.dim(1));
+  }
+  return true;
+}
+
+void MtpDrafter::catch_up(Arena& arena, std::span<const LateRows> rows) {
+  while (!rows.empty()) {
+    int64_t count = 0;
+    size_t taken = 0;
+    for (; taken < rows.size() && std::ssize(rows.first(taken)) < max_rows(limits_); ++taken) {
+      const int64_t more = std::ssize(rows[taken].sequence->drafts->late_tokens);
+      if (taken > 0 && count + more > DraftState::kMostLate) break;
+      count += more;
+    }
+    catch_up_at_once(arena, rows.first(taken));
+    rows = rows.subspan(taken);
+  }
+}
+
+void MtpDrafter::catch_up_at_once(Arena& arena, std::span<const LateRows> rows) {
+  int64_t count = 0, longest = 1;
+  cu_q_[0] = 0;
+  for (size_t s = 0; s < rows.size(); ++s) {
+    const DraftState& state = *rows[s].sequence->drafts;
+    const auto segment = static_cast<int64_t>(s), tokens = std::ssize(state.late_tokens);
+    CHECK(count + tokens <= previous_.dim(0), "too many rows were put off");
+    set_block_table(segment, rows[s].blocks);
+    kv_start_[s] = static_cast<int32_t>(state.late_first);
+    std::copy(state.late_hidden.begin(), state.late_hidden.end(), previous_.row<float>(count));
+    for (int64_t i = 0; i < tokens; ++i, ++count) {
+      const int64_t at = state.late_first + i, block = at / limits_.block_size;
+      ids_[count] = state.late_tokens[static_cast<size_t>(i)];
+      index_[count] = static_cast<int32_t>(at);
+      delta_[count] = rows[s].sequence->request->rope_delta;
+      kv_slot_[count] =
+          rows[s].blocks[static_cast<size_t>(block)].value * int64_t{limits_.block_size} +
+          at % limits_.block_size;
+    }
+    cu_q_[s + 1] = static_cast<int32_t>(count);
+    longest = std::max(longest, tokens);
+  }
+  const auto segments = std::ssize(rows);
+  set_batch(count, segments);
+  batch_.seqs.kv_start = TensorView(kv_start_, DType::kI32, {segments});
+  batch_.max_decode_len = static_cast<int>(longest);
+  const ArenaScope scope(arena);
+  StepContext context{parts_.stream, parts_.ops, arena, batch_, parts_.kv};
+  const TensorView out = parts_.model.mtp_hidden(context, previous_.rows(0, count));
+  for (size_t s = 0; s < rows.size(); ++s) {
+    DraftState& state = *rows[s].sequence->drafts;
+    const float* from = out.row<float>(cu_q_[s + 1] - 1);
+    state.hidden.assign(from, from + out.dim(1));
+    state.hidden_at = state.late_first + std::ssize(state.late_tokens);
+    state.forget_late();
+  }
+}
+
+void MtpDrafter::set_block_table(int64_t segment, std::span<const BlockId> blocks) {
+  const int64_t width = table_width(limits_);
+  int32_t* table = block_table_ + segment * width;
+  for (size_t b = 0; b < blocks.size(); ++b) table[b] = blocks[b].value;
+  std::fill(table + blocks.size(), table + width, -1);
+}
+
+/// The batch over the arrays; a segment is one row unless the caller says more.
+void MtpDrafter::set_batch(int64_t rows, int64_t segments) {
+  batch_ = {};
+  batch_.ids = TensorView(ids_, DType::kI32, {rows});
+  batch_.positions = {.index = TensorView(index_, DType::kI32, {rows}),
+                      .delta = TensorView(delta_, DType::kI32, {rows})};
+  batch_.kv_slot = TensorView(kv_slot_, DType::kI64, {rows});
+  batch_.seqs.cu_q = TensorView(cu_q_, DType::kI32, {segments + 1});
+  batch_.seqs.kv_start = batch_.positions.index;
+  batch_.seqs.block_table = TensorView(block_table_, DType::kI32, {segments, table_width(limits_)});
+  batch_.seqs.num_segments = static_cast<int>(segments);
 }
 
 void MtpDrafter::propose(Arena& arena, std::span<DraftRow> rows) {
@@ -158,7 +256,6 @@ void MtpDrafter::propose(Arena& arena, std::span<DraftRow> rows) {
 /// Row i feeds the draft before `step` of rows[i], at the position of the token before it.
 void MtpDrafter::make_batch(std::span<DraftRow* const> rows, int step) {
   const auto count = std::ssize(rows);
-  const int64_t width = table_width(limits_);
   for (int64_t i = 0; i < count; ++i) {
     const DraftRow& row = *rows[static_cast<size_t>(i)];
     const int64_t at = row.first + step - 1;
@@ -166,22 +263,13 @@ void MtpDrafter::make_batch(std::span<DraftRow* const> rows, int step) {
     ids_[i] = step > 0 && row.count >= step ? row.drafts[static_cast<size_t>(step) - 1] : 0;
     index_[i] = static_cast<int32_t>(std::max<int64_t>(at, 0));
     delta_[i] = row.sequence->request->rope_delta;
-    int32_t* table = block_table_ + i * width;
-    for (size_t b = 0; b < row.blocks.size(); ++b) table[b] = row.blocks[b].value;
-    std::fill(table + row.blocks.size(), table + width, -1);
+    set_block_table(i, row.blocks);
     const auto block = static_cast<size_t>(index_[i] / limits_.block_size);
-    kv_slot_[i] = int64_t{table[block]} * limits_.block_size + index_[i] % limits_.block_size;
+    kv_slot_[i] =
+        int64_t{row.blocks[block].value} * limits_.block_size + index_[i] % limits_.block_size;
   }
   cu_q_[count] = static_cast<int32_t>(count);
-  batch_ = {};
-  batch_.ids = TensorView(ids_, DType::kI32, {count});
-  batch_.positions = {.index = TensorView(index_, DType::kI32, {count}),
-                      .delta = TensorView(delta_, DType::kI32, {count})};
-  batch_.kv_slot = TensorView(kv_slot_, DType::kI64, {count});
-  batch_.seqs.cu_q = TensorView(cu_q_, DType::kI32, {count + 1});
-  batch_.seqs.kv_start = batch_.positions.index;
-  batch_.seqs.block_table = TensorView(block_table_, DType::kI32, {count, width});
-  batch_.seqs.num_segments = static_cast<int>(count);
+  set_batch(count, count);
 }
 
 /// The next draft of every row that still goes on, drawn as the request draws its tokens: with the

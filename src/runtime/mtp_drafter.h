@@ -26,6 +26,12 @@ class MtpDrafter {
   /// `hidden` [T, hidden] are the rows of the step that `context` runs, `result` its tokens.
   void follow(StepContext& context, PackedStep& step, TensorView hidden, const StepResult& result);
 
+  /// While nobody drafts, follow() only takes note of the rows of steps that decode: a pass of the
+  /// module over many rows costs little more than one over few.
+  void put_off(bool put_off) { put_off_ = put_off; }
+  /// Makes up for it.
+  void catch_up(Arena& arena, std::span<const LateRows> rows);
+
   /// Up to `wanted` drafts a row; none for a sequence that follow() has not seen to its end.
   void propose(Arena& arena, std::span<DraftRow> rows);
 
@@ -37,6 +43,10 @@ class MtpDrafter {
     const OpTable& ops;
   };
   MtpDrafter(const Parts& parts, const StepLimits& limits);
+  bool take_note(const PackedStep& step, TensorView hidden, const StepResult& result);
+  void catch_up_at_once(Arena& arena, std::span<const LateRows> rows);
+  void set_block_table(int64_t segment, std::span<const BlockId> blocks);
+  void set_batch(int64_t rows, int64_t segments);
   void make_batch(std::span<DraftRow* const> rows, int step);
   void sample(std::span<DraftRow* const> rows, int step);
 
@@ -44,14 +54,16 @@ class MtpDrafter {
   StepLimits limits_;
   Buffer buffer_;
   TensorView next_ids_;  // [all_rows]
-  TensorView previous_;  // [R, hidden]
+  TensorView previous_;  // [R or late rows, hidden]
   TensorView logits_;    // [R, V]
   int32_t* ids_ = nullptr;
   int32_t* index_ = nullptr;
   int32_t* delta_ = nullptr;
   int32_t* cu_q_ = nullptr;
+  int32_t* kv_start_ = nullptr;
   int32_t* block_table_ = nullptr;
   int64_t* kv_slot_ = nullptr;
+  bool put_off_ = false;
   StepBatch batch_;
   Sampler sampler_;
   std::vector<ImageRun> runs_;

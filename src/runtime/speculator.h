@@ -1,12 +1,11 @@
 #pragma once
 
-#include <array>
 #include <chrono>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <vector>
 
+#include "runtime/draft_policy.h"
 #include "runtime/draft_state.h"
 #include "runtime/mtp_drafter.h"
 
@@ -21,35 +20,6 @@ class OwnedPlan {
  private:
   std::vector<int32_t> ints_;
   std::vector<BlockId> blocks_;
-};
-
-/// Whether drafts pay at a batch size: by the tokens a second of steps with and without them, as
-/// measured. While they do, a few steps go without; while they don't, a few try again, ever fewer.
-class DraftPolicy {
- public:
-  /// Whether the next step, of `sequences` that decode, has drafts.
-  bool wants_drafts(int64_t sequences);
-  /// What that step gave, in seconds; of steps with drafts, whether there were any.
-  void measured(int64_t sequences, bool drafted, int64_t tokens, double seconds);
-
- private:
-  /// Of the last steps: mean tokens and median seconds, which a busy machine does not upset.
-  struct Rate {
-    static constexpr size_t kKept = 16;
-    std::array<double, kKept> tokens{}, seconds{};
-    int64_t steps = 0;
-    void add(int64_t new_tokens, double new_seconds);
-    double per_second() const;
-  };
-  struct Batch {
-    Rate plain, drafted;
-    int64_t steps = 0;   // since the last trial of the other way
-    int64_t pause = 64;  // steps between two trials
-    int64_t trials = 0;  // steps left of a trial
-    bool tries_drafts = false;
-  };
-  Batch& batch(int64_t sequences);
-  std::array<Batch, 16> batches_;
 };
 
 /// Speculation on the CPU: decides before a step what its sequences verify, and learns from what
@@ -71,17 +41,20 @@ class Speculator {
   void learn(const PackedStep& step, StepResult& result);
 
  private:
+  void choose_lengths(DraftRow& row);
   void share_drafts();
-  void adapt(DraftState& state, int proposed, int accepted) const;
+  const NgramMatcher& ngram_of(ExecutorSequence& sequence) const;
   void propose_ngrams(DraftRow& row);
 
   SpeculationConfig config_;
   StepLimits limits_;
   std::vector<DraftRow> rows_;  // of the step
   std::vector<Slice*> slices_;  // of rows_
+  std::vector<LateRows> late_;  // that the MTP module sees before it drafts
   std::vector<int32_t> tokens_;
   size_t turn_ = 0;
   DraftPolicy policy_;
+  DraftEstimates estimates_;
   bool drafting_ = true;
   bool only_decodes_ = false;  // the step that runs: its time says what drafts cost
   int64_t num_sequences_ = 0;

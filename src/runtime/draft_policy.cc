@@ -1,0 +1,138 @@
+#include "runtime/draft_policy.h"
+
+#include <algorithm>
+#include <bit>
+#include <numeric>
+
+namespace weft {
+namespace {
+
+constexpr int64_t kFirstPlain = 4, kTrial = 3;       // steps
+constexpr int64_t kPause = 64, kLongestPause = 256;  // steps
+constexpr double kMemory = 1.0 / 32, kOwnMemory = 1.0 / 8;
+constexpr double kTrusted = 0.9;  // a rate, of at least so many drafts:
+constexpr int64_t kTrustedCount = 8;
+
+/// The chance of a draft to be given out from which on its row is worth its time: in a small step
+/// it is nearly free, because the weights are read anyway.
+double least_chance(int64_t sequences) {
+  if (sequences <= 2) return 0.12;
+  if (sequences <= 4) return 0.25;
+  return sequences <= 8 ? 0.4 : 0.5;
+}
+
+}  // namespace
+
+template <size_t N>
+double DraftPolicy::Last<N>::median() const {
+  const auto n = static_cast<ptrdiff_t>(std::min<int64_t>(count, N));
+  std::array<double, N> sorted = values;
+  std::nth_element(sorted.begin(), sorted.begin() + n / 2, sorted.begin() + n);
+  return sorted[static_cast<size_t>(n / 2)];
+}
+
+template <size_t N>
+double DraftPolicy::Last<N>::mean() const {
+  const auto n = static_cast<ptrdiff_t>(std::min<int64_t>(count, N));
+  return std::accumulate(values.begin(), values.begin() + n, 0.0) / static_cast<double>(n);
+}
+
+DraftPolicy::Batch& DraftPolicy::batch(int64_t sequences) {
+  const auto index = static_cast<size_t>(std::bit_width(static_cast<uint64_t>(sequences)));
+  return batches_[std::min(index, batches_.size() - 1)];
+}
+
+bool DraftPolicy::wants_drafts(int64_t sequences) {
+  Batch& b = batch(sequences);
+  if (b.trial_left == 0 && b.until_trial <= 0) {
+    b.trial_left = b.costs.count == 0 ? kFirstPlain : kTrial;
+    (b.trial_drafts() ? b.drafted : b.plain) = {};
+  }
+  return b.trial_left > 0 ? b.trial_drafts() : b.drafting;
+}
+
+void DraftPolicy::measured(int64_t sequences, bool drafted, int64_t tokens, double seconds) {
+  Batch& b = batch(sequences);
+  (drafted ? b.drafted : b.plain).add(seconds);
+  if (drafted) b.gains.add(static_cast<double>(tokens) / static_cast<double>(sequences));
+  if (b.trial_left == 0) {
+    // Where nothing is found to draft there is nothing to try.
+    if (drafted == b.drafting) --b.until_trial;
+    return;
+  }
+  if (drafted == b.trial_drafts() && --b.trial_left == 0) end_trial(b);
+}
+
+void DraftPolicy::end_trial(Batch& b) {
+  if (b.plain.count > 0 && b.drafted.count > 0) {
+    b.costs.add(b.drafted.median() / b.plain.median());
+  }
+  const bool pays = b.costs.count > 0 && b.gains.count > 0 && b.gains.mean() >= b.costs.median();
+  // What won again is doubted ever more seldom.
+  b.pause = pays == b.drafting ? std::min(2 * b.pause, kLongestPause) : kPause;
+  b.drafting = pays;
+  b.until_trial = b.pause;
+}
+
+void DraftEstimates::Rate::add(bool right) {
+  ++count;
+  value += ((right ? 1.0 : 0.0) - value) * std::max(kMemory, 1.0 / static_cast<double>(count + 4));
+}
+
+size_t DraftEstimates::length_class(int matched) {
+  const auto width = static_cast<size_t>(std::bit_width(static_cast<unsigned>(matched)));
+  return std::min(width, kLengths - 1);
+}
+
+double DraftEstimates::mtp_rate(const Sequence& own) const {
+  return own.rate[0] < 0 ? mtp_.value : (mtp_.value + own.rate[0]) / 2;
+}
+
+double DraftEstimates::ngram_rate(const Sequence& own, int matched) const {
+  const double rate = ngram_[length_class(matched)].value;
+  return own.rate[1] < 0 ? rate : (rate + own.rate[1]) / 2;
+}
+
+int DraftEstimates::mtp_length(const Sequence& own, int most, int64_t sequences) const {
+  const double least = 2 * least_chance(sequences);  // a pass of the module beside the row
+  const double rate = mtp_rate(own);
+  double chance = rate;
+  int length = std::min(most, 1);  // one is always tried
+  for (; length < most && (chance *= rate) >= least; ++length) {
+  }
+  return length;
+}
+
+int DraftEstimates::ngram_length(const Sequence& own, int matched, int behind, int most,
+                                 int64_t sequences) const {
+  const double least = least_chance(sequences), before = mtp_rate(own);
+  double chance = 1;
+  for (int i = 0; i < behind; ++i) chance *= before;
+  int length = 0;
+  while (length < most) {
+    chance *= ngram_rate(own, matched + behind + length);
+    if (chance < least && behind + length > 0) break;
+    ++length;
+  }
+  return length;
+}
+
+bool DraftEstimates::trusts_ngram(int matched) const {
+  const Rate& rate = ngram_[length_class(matched)];
+  return rate.count >= kTrustedCount && rate.value >= kTrusted;
+}
+
+void DraftEstimates::learn(Sequence& own, const std::array<int, kNumDraftSources>& proposed,
+                           int matched, int accepted) {
+  const int all = proposed[0] + proposed[1];
+  for (int i = 0; i < all && i <= accepted; ++i) {
+    const bool right = i < accepted;
+    const size_t source = i < proposed[0] ? 0 : 1;
+    Rate& rate = source == 0 ? mtp_ : ngram_[length_class(matched + i)];
+    if (own.rate[source] < 0) own.rate[source] = rate.value;
+    own.rate[source] += ((right ? 1.0 : 0.0) - own.rate[source]) * kOwnMemory;
+    rate.add(right);
+  }
+}
+
+}  // namespace weft
