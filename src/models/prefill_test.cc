@@ -185,7 +185,8 @@ class ChangedCheckpoint {
 
 const std::string kRouter = "model.layers.0.self_attn.mask_allocator.cls_feat_extractor.0.weight";
 
-TEST(Prefill, WhatTrainingLeftBehindIsIgnoredAndARouterIsNot) {
+/// Property 19 of docs/kernels/elastic.md.
+TEST(Prefill, P19WhatTrainingLeftBehindIsIgnoredAndARouterIsNot) {
   ChangedCheckpoint changed;
   const std::vector<std::byte> zeros(64);
   for (const char* name : {"model.sparsity_lambda_1", "model.sparsity_lambda2_task",
