@@ -40,12 +40,19 @@ int64_t layer_bytes(const CacheSpec& spec, const OpTable& ops, int64_t blocks, i
 
 }  // namespace
 
+int64_t kept_width(const GdnShape& shape) {
+  const int64_t keys = int64_t{shape.key_heads} * shape.key_dim;
+  const int64_t values = int64_t{shape.value_heads} * shape.value_dim;
+  return (2 * keys + values + 2 * int64_t{shape.value_heads} + 15) / 16 * 16;
+}
+
 CacheBytes cache_bytes(std::span<const CacheSpec> specs, const OpTable& ops) {
   CacheBytes out;
   for (const CacheSpec& spec : specs) {
     out.per_block += layer_bytes(spec, ops, 1, 0);
     if (const auto* state = std::get_if<StateSpec>(&spec)) {
       out.per_slot += conv_bytes(state->shape) + recurrent_bytes(*state);
+      out.per_kept_row += kept_width(state->shape) * static_cast<int64_t>(sizeof(float));
     }
   }
   return out;

@@ -14,8 +14,12 @@ namespace weft {
 struct CacheBytes {
   int64_t per_block = 0;  ///< all paged layers, one block of block_size tokens
   int64_t per_slot = 0;   ///< all recurrent layers, one state slot
+  int64_t per_kept_row =
+      0;  ///< all recurrent layers, the inputs of one row (nn/step.h, KeptInputs)
 };
 
+/// Values of one row that a recurrent layer goes through, [q | k | v | b | a], and padding.
+int64_t kept_width(const GdnShape& shape);
 CacheBytes cache_bytes(std::span<const CacheSpec> specs, const OpTable& ops);
 
 /// Owns the memory of all layers' caches. Which block belongs to whom is the scheduler's business.

@@ -304,6 +304,12 @@ void Decoder::logits(StepContext& context, TensorView rows, int64_t prompt_rows,
   head_.forward(context, rows, out, prompt_rows);
 }
 
+void Decoder::replay_states(StepContext& context, const KeptInputs::Rows& rows) const {
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    layers_[i]->mixer->replay(context, LayerId{static_cast<int32_t>(i)}, rows);
+  }
+}
+
 TensorView Decoder::mtp_hidden(StepContext& context, TensorView previous) const {
   CHECK(mtp_.has_value(), "the model has no MTP module");
   const int64_t rows = context.batch.num_rows(), hidden = spec_.hidden;
@@ -326,6 +332,10 @@ void Model::run_prompt_layers(StepContext&, const LayeredPrompt&) const {
 
 void Model::final_norm(StepContext&, TensorView, TensorView) const {
   CHECK(false, "the model's prompts are not computed layer by layer");
+}
+
+void Model::replay_states(StepContext&, const KeptInputs::Rows&) const {
+  CHECK(false, "the model has no recurrent layers");
 }
 
 TensorView Model::mtp_hidden(StepContext&, TensorView) const {

@@ -37,6 +37,7 @@ class Decoder final : public Model {
               TensorView out) const override;
   void run_prompt_layers(StepContext& context, const LayeredPrompt& prompt) const override;
   void final_norm(StepContext& context, TensorView rows, TensorView out) const override;
+  void replay_states(StepContext& context, const KeptInputs::Rows& rows) const override;
   TensorView mtp_hidden(StepContext& context, TensorView previous) const override;
 
  private:

@@ -88,6 +88,9 @@ class Model {
   /// What hidden() does behind the layers: out = norm(rows of the residual), [R, hidden].
   virtual void final_norm(StepContext& context, TensorView rows, TensorView out) const;
 
+  /// Mixer::replay() of every recurrent layer.
+  virtual void replay_states(StepContext& context, const KeptInputs::Rows& rows) const;
+
   /// The MTP module on rows whose tokens are the batch's ids and whose hidden states are those of
   /// the tokens before them (`previous` [T, hidden], normed): [T, hidden] in the arena, for
   /// logits() and for another step of drafting. Positions and slots are those of `previous`. Only

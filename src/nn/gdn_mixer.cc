@@ -1,6 +1,7 @@
 #include "nn/gdn_mixer.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace weft {
 namespace {
@@ -8,6 +9,20 @@ namespace {
 /// The two gates of a head are a few rows with a long reach: never below bf16.
 WeightFormat gate_format(WeightFormat format) {
   return format == WeightFormat::kF32 ? WeightFormat::kF32 : WeightFormat::kBf16;
+}
+
+/// Copies the rows to keep: [q | k | v | b | a].
+void keep(const KeptInputs& kept, LayerId layer, const TensorView& qkv, const TensorView& ba) {
+  const TensorView& to = kept.layers[static_cast<size_t>(layer.value)];
+  int64_t at = 0;
+  for (const KeptInputs::Rows& rows : kept.rows) {
+    for (int64_t row = rows.first; row < rows.first + rows.count; ++row, ++at) {
+      auto* out = to.row<float>(at);
+      std::memcpy(out, qkv.row<float>(row), static_cast<size_t>(qkv.dim(1)) * sizeof(float));
+      std::memcpy(out + qkv.dim(1), ba.row<float>(row),
+                  static_cast<size_t>(ba.dim(1)) * sizeof(float));
+    }
+  }
 }
 
 }  // namespace
@@ -77,34 +92,53 @@ void GdnMixer::forward(StepContext& context, LayerId layer, TensorView x,
   TensorView mixed = take_rows(context, rows, value_width());
   qkvz_.forward(context, x, qkvz);
   ba_.forward(context, x, ba);
+  const TensorView qkv = qkvz.columns(0, channels());
+  if (context.kept != nullptr) keep(*context.kept, layer, qkv, ba);
   const StepBatch& batch = context.batch;
-  const bool apart = batch.state_cu_q.defined();
-  const TensorView per_head = mixed.split_last(heads, width),
-                   z = qkvz.columns(channels(), channels() + value_width());
-  context.ops.gdn(context.stream,
-                  {.shape = spec_.shape,
-                   .qkv = qkvz.columns(0, channels()),
-                   .a = ba.columns(heads, 2 * heads),
-                   .b = ba.columns(0, heads),
-                   .conv = conv_,
-                   .a_log = a_log_,
-                   .dt_bias = dt_bias_,
-                   .state = std::get<StateSlots>(context.kv.layer(layer)),
-                   .cu_q = apart ? batch.state_cu_q : batch.seqs.cu_q,
-                   .read_slot = batch.read_slot,
-                   .write_slot = batch.write_slot,
-                   .num_segments = apart ? batch.num_state_segments : batch.seqs.num_segments,
-                   .num_prompt_segments = batch.num_prompt_segments,
-                   .chains = batch.chains,
-                   .num_chains = batch.num_chains,
-                   .num_prompt_chains = batch.num_prompt_chains,
-                   .host_cu_q = batch.seqs.host_cu_q,
-                   .out = per_head,
-                   .norm = {.z = z.split_last(heads, width),
-                            .weight = norm_.weight(),
-                            .eps = options_.eps,
-                            .activation = spec_.gate}});
+  const TensorView z = qkvz.columns(channels(), channels() + value_width());
+  GdnArgs gdn = args(context, layer, qkv, ba);
+  gdn.num_prompt_segments = batch.num_prompt_segments;
+  gdn.chains = batch.chains;
+  gdn.num_chains = batch.num_chains;
+  gdn.num_prompt_chains = batch.num_prompt_chains;
+  gdn.host_cu_q = batch.seqs.host_cu_q;
+  gdn.out = mixed.split_last(heads, width);
+  gdn.norm = {.z = z.split_last(heads, width),
+              .weight = norm_.weight(),
+              .eps = options_.eps,
+              .activation = spec_.gate};
+  context.ops.gdn(context.stream, gdn);
   out_.forward(context, mixed, residual, Epilogue::kAdd);
+}
+
+/// What forward and replay have in common.
+GdnArgs GdnMixer::args(const StepContext& context, LayerId layer, TensorView qkv,
+                       TensorView ba) const {
+  const StepBatch& batch = context.batch;
+  const int64_t heads = spec_.shape.value_heads;
+  return {.shape = spec_.shape,
+          .qkv = qkv,
+          .a = ba.columns(heads, 2 * heads),
+          .b = ba.columns(0, heads),
+          .conv = conv_,
+          .a_log = a_log_,
+          .dt_bias = dt_bias_,
+          .state = std::get<StateSlots>(context.kv.layer(layer)),
+          .cu_q = batch.seqs.cu_q,
+          .read_slot = batch.read_slot,
+          .write_slot = batch.write_slot,
+          .num_segments = batch.seqs.num_segments};
+}
+
+void GdnMixer::replay(StepContext& context, LayerId layer, const KeptInputs::Rows& rows) const {
+  const ArenaScope scope(context.arena);
+  const TensorView kept = context.kept->layers[static_cast<size_t>(layer.value)].rows(
+      rows.first, rows.first + rows.count);
+  GdnArgs gdn = args(context, layer, kept.columns(0, channels()),
+                     kept.columns(channels(), channels() + 2 * spec_.shape.value_heads));
+  gdn.out = take_rows(context, rows.count, value_width())
+                .split_last(spec_.shape.value_heads, spec_.shape.value_dim);  // nobody reads it
+  context.ops.gdn(context.stream, gdn);
 }
 
 }  // namespace weft

@@ -15,11 +15,13 @@ class GdnMixer final : public Mixer {
   int64_t scratch_bytes(const StepQuery& query) const override;
   void forward(StepContext& context, LayerId layer, TensorView x,
                TensorView residual) const override;
+  void replay(StepContext& context, LayerId layer, const KeptInputs::Rows& rows) const override;
 
  private:
   int64_t key_width() const { return int64_t{spec_.shape.key_heads} * spec_.shape.key_dim; }
   int64_t value_width() const { return int64_t{spec_.shape.value_heads} * spec_.shape.value_dim; }
   int64_t channels() const { return 2 * key_width() + value_width(); }
+  GdnArgs args(const StepContext& context, LayerId layer, TensorView qkv, TensorView ba) const;
   void declare_grouped(WeightPlan& plan, const std::string& prefix);
 
   GdnSpec spec_;

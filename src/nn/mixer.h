@@ -51,6 +51,9 @@ class Mixer {
   /// residual += mixer(x); both [T, hidden], residual f32. Reads and writes the cache of `layer`.
   virtual void forward(StepContext& context, LayerId layer, TensorView x,
                        TensorView residual) const = 0;
+  /// Takes the state of the batch's one segment through rows [first, first + count) of what was
+  /// kept of `layer`, in decode arithmetic: from its read slot to its write slot.
+  virtual void replay(StepContext&, LayerId, const KeptInputs::Rows&) const {}
 };
 
 std::unique_ptr<Mixer> make_mixer(const MixerSpec& spec, const MixerOptions& options);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "kernels/op_table.h"
 #include "kv/store.h"
@@ -27,10 +28,6 @@ struct StepBatch {
   RopePositions positions;
   TensorView kv_slot;  ///< [T] i64: where each row's K and V go; undefined without paged layers
   SeqMap seqs;
-  /// Segments of recurrent layers where they are others: rows of drafts are segments of their own
-  /// there. Undefined: those of seqs. Prompt segments are the same.
-  TensorView state_cu_q;
-  int num_state_segments = 0;
   TensorView read_slot;   ///< [S] i32; undefined without recurrent layers
   TensorView write_slot;  ///< [S] i32
   TensorView chains;      ///< [chains + 1] i32, see GdnArgs
@@ -45,6 +42,16 @@ struct StepBatch {
   int64_t num_rows() const { return ids.dim(0); }
 };
 
+/// Inputs of recurrent layers that are kept beyond their step: where fewer of its drafts were
+/// right, the layer goes through the right ones again, from the state before.
+struct KeptInputs {
+  struct Rows {
+    int64_t first = 0, count = 0;  ///< in the batch
+  };
+  std::vector<Rows> rows;          ///< kept one behind the other, in this order
+  std::vector<TensorView> layers;  ///< by layer: [kept rows, kept_width()] f32
+};
+
 /// What a layer may use while it runs: an argument, never a global.
 struct StepContext {
   Stream& stream;
@@ -53,6 +60,7 @@ struct StepContext {
   const StepBatch& batch;
   const KvStore& kv;
   PlanSink* plans = nullptr;  ///< told what plans of heads do; null: nobody asks, or not on a host
+  const KeptInputs* kept = nullptr;  ///< what has to be kept of this step; null: nothing
 };
 
 }  // namespace weft

@@ -22,7 +22,7 @@ constexpr int64_t kLeastSlots = 3;
 constexpr int64_t kCheckpointSlots = 64;
 /// Drafts of a step on the CPU: where that many rows are computed anyway, more cost what they win.
 constexpr int64_t kMaxDraftRows = 32;
-constexpr int64_t kDraftStateBytes = 1024 * kMiB;  ///< of the recurrent states between them
+constexpr int64_t kDraftStateBytes = 1024 * kMiB;  ///< of the recurrent states behind them
 
 int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -110,7 +110,7 @@ class Planner {
   }
 
   /// Drafts of one step: everybody's, up to where a step has no more to win by them. A recurrent
-  /// state for each is kept meanwhile.
+  /// state for each sequence that has some is kept meanwhile.
   int64_t draft_rows() const {
     if (!options_.speculation.on()) return 0;
     const int64_t most = options_.speculation.num_speculative_tokens;
@@ -124,7 +124,11 @@ class Planner {
     out.weight_bytes = model_.weight_bytes;
     // The arena of the step and the scratch memory of one op: each of this size at most.
     out.arena_bytes = 2 * model_.arena_bytes(options_.max_num_batched_tokens + draft_rows());
-    if (model_.recurrent()) out.slot_bytes = cache_of(0, draft_rows());
+    if (model_.recurrent()) {
+      const int64_t drafting = std::min<int64_t>(options_.max_num_seqs, draft_rows());
+      out.slot_bytes =
+          cache_of(0, drafting) + (drafting + draft_rows()) * model_.cache.per_kept_row;
+    }
     out.image_bytes = model_.image_bytes;
     out.logit_bytes = on_gpu() ? GpuExecutor::device_bytes(limits(length), model_.hidden_size)
                                : LocalExecutor::bytes(limits(length), model_.hidden_size,

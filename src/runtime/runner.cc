@@ -49,6 +49,7 @@ Result<Runner> Runner::create(const Model& model, KvStore& kv, Stream& stream, c
   }
   if (limits.recurrent && limits.max_draft_rows > 0) {
     runner.state_slots_ = std::make_unique<StateSlotMap>(limits);
+    TRY(runner.allocate_kept(limits));
   }
   if (speculation.uses_mtp()) {
     runner.mtp_.emplace(TRY(MtpDrafter::create(model, kv, stream, ops, limits)));
@@ -70,7 +71,14 @@ void Runner::run(PackedStep& step, StepResult& result) {
 
   const ArenaScope scope(arena_);
   PlanSink plans{.record = record_};
-  StepContext context{parts_.stream, parts_.ops, arena_, step.batch(), parts_.kv, &plans};
+  if (state_slots_) keep_inputs(step);
+  StepContext context{parts_.stream,
+                      parts_.ops,
+                      arena_,
+                      step.batch(),
+                      parts_.kv,
+                      &plans,
+                      kept_.rows.empty() ? nullptr : &kept_};
   const TensorView hidden =
       step.layers().partial() ? run_layers(step, context) : parts_.model.hidden(context);
   sample(step, context, hidden, result);
@@ -107,17 +115,59 @@ void Runner::sample(PackedStep& step, StepContext& context, const TensorView& hi
                         logits_.rows(0, end - begin));
     sampler_.sample(parts_.stream.pool(), step, piece, logits_, result);
   }
-  if (state_slots_) keep_states(step, result);
+  if (state_slots_) keep_states(step, context, result);
   if (mtp_ && !step.layers().partial()) mtp_->follow(context, step, hidden, result);
 }
 
+Result<void> Runner::allocate_kept(const StepLimits& limits) {
+  const std::span<const CacheSpec> specs = parts_.model.cache_specs();
+  const int64_t rows = limits.max_draft_rows + limits.max_draft_seqs();
+  kept_buffer_ =
+      TRY(Buffer::allocate(DeviceKind::kCpu, rows * cache_bytes(specs, parts_.ops).per_kept_row));
+  auto* at = reinterpret_cast<float*>(kept_buffer_.data());
+  for (const CacheSpec& spec : specs) {
+    TensorView& layer = kept_.layers.emplace_back();
+    const auto* state = std::get_if<StateSpec>(&spec);
+    if (state == nullptr) continue;
+    const int64_t width = kept_width(state->shape);
+    layer = TensorView(at, DType::kF32, {rows, width});
+    at += rows * width;
+  }
+  return {};
+}
+
+/// Of every sequence with drafts, the rows whose number is not certain.
+void Runner::keep_inputs(const PackedStep& step) {
+  kept_.rows.clear();
+  for (const ResultRow& row : step.results()) {
+    if (row.spare >= 0) kept_.rows.push_back({row.row, row.num_drafts + 1});
+  }
+}
+
 /// The state of a sequence is the one after its last accepted draft.
-void Runner::keep_states(const PackedStep& step, const StepResult& result) {
+void Runner::keep_states(const PackedStep& step, StepContext& context, const StepResult& result) {
   const std::span<const ResultRow> rows = step.results();
+  int64_t first = 0;
   for (size_t i = 0; i < rows.size(); ++i) {
+    const ResultRow& row = rows[i];
+    if (row.spare < 0) continue;
+    const int64_t begin = first;
+    first += row.num_drafts + 1;
     const auto count = std::ssize(result.rows[i].tokens);
-    if (count == 0 || count > rows[i].num_drafts) continue;
-    state_slots_->exchange(rows[i].state, rows[i].first_spare + count - 1);
+    if (count == 0) continue;
+    if (count > row.num_drafts) {
+      state_slots_->exchange(row.state, row.spare);
+      continue;
+    }
+    replay_ = {0, static_cast<int32_t>(count), row.state_read, state_slots_->of(row.state)};
+    StepBatch batch;
+    batch.seqs.cu_q = TensorView(replay_.data(), DType::kI32, {2});
+    batch.seqs.num_segments = 1;
+    batch.read_slot = TensorView(replay_.data() + 2, DType::kI32, {1});
+    batch.write_slot = TensorView(replay_.data() + 3, DType::kI32, {1});
+    StepContext again{context.stream, context.ops, context.arena, batch,
+                      context.kv,     nullptr,     &kept_};
+    parts_.model.replay_states(again, {begin, count});
   }
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -52,7 +53,9 @@ class Runner {
   TensorView run_layers(PackedStep& step, StepContext& context);
   void sample(PackedStep& step, StepContext& context, const TensorView& hidden, StepResult& result);
   Runner(const Parts& parts, const StepLimits& limits, const SpeculationConfig& speculation);
-  void keep_states(const PackedStep& step, const StepResult& result);
+  Result<void> allocate_kept(const StepLimits& limits);
+  void keep_inputs(const PackedStep& step);
+  void keep_states(const PackedStep& step, StepContext& context, const StepResult& result);
 
   Parts parts_;
   Arena arena_;
@@ -65,6 +68,9 @@ class Runner {
   std::optional<VisionEncoder> vision_;
   PlanRecord* record_ = nullptr;
   std::unique_ptr<StateSlotMap> state_slots_;
+  Buffer kept_buffer_;
+  KeptInputs kept_;
+  std::array<int32_t, 4> replay_ = {};  // cu_q and the two slots of a replayed segment
   std::optional<MtpDrafter> mtp_;
 };
 

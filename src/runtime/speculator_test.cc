@@ -60,7 +60,8 @@ TEST(DraftPolicy, TellsBatchesApart) {
 TEST(StateSlotMap, AcceptedStatesChangePlaces) {
   StepLimits limits;
   limits.num_slots = 3;
-  limits.max_draft_rows = 2;
+  limits.max_draft_rows = 4;
+  limits.max_seqs = 2;
   limits.recurrent = true;
   StateSlotMap map(limits);
   EXPECT_EQ(limits.all_slots(), 5);

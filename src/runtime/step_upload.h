@@ -30,12 +30,13 @@ struct StepLimits {
   int64_t image_pages = 0;   ///< of kImagePage tokens: rows of image features on the device
   bool multimodal = false;   ///< its rope takes (t, h, w) positions
   int64_t layered_rows = 0;  ///< tokens of a prompt that is computed layer by layer; 0: none is
-  /// Drafts that are verified in one step beside max_rows; with recurrent layers there are as many
-  /// state slots behind num_slots for the states between them.
+  /// Drafts that are verified in one step beside max_rows. With recurrent layers there is a state
+  /// slot behind num_slots for every sequence that may have some.
   int64_t max_draft_rows = 0;
+  int64_t max_draft_seqs() const { return std::min(max_seqs, max_draft_rows); }
 
   int64_t all_rows() const { return max_rows + max_draft_rows; }
-  int64_t all_slots() const { return num_slots + (recurrent ? max_draft_rows : 0); }
+  int64_t all_slots() const { return num_slots + (recurrent ? max_draft_seqs() : 0); }
   /// Slices of one step: a sequence's slices are cut at multiples of kChunk and where its prompt
   /// ends.
   int64_t max_segments() const;
@@ -61,7 +62,7 @@ struct ExecutorSequence {
 };
 
 /// Which slot of the device holds a state slot of the scheduler. Verification leaves the state
-/// after each draft in a spare slot; the one after the last accepted draft changes places with what
+/// after all drafts of a sequence in a spare slot; where all were right it changes places with what
 /// the scheduler knows, and nothing is copied.
 class StateSlotMap {
  public:
@@ -106,8 +107,9 @@ struct ResultRow {
   int num_prompt_logprobs = 0;  ///< entries
   int64_t row = -1;             ///< in the batch, of the last known token, where one is sampled
   SlotId state;                 ///< where its state belongs
-  int64_t first_spare = -1;     ///< index of the spare slot with the state after `row`; -1: none
-  int num_drafts = 0;           ///< rows behind `row`
+  int32_t state_read = -1;      ///< the slot of the device with the state before `row`
+  int64_t spare = -1;  ///< index of the spare slot with the state after all drafts; -1: none
+  int num_drafts = 0;  ///< rows behind `row`
 };
 
 /// The token behind a slice that samples none.
@@ -173,7 +175,7 @@ class PackedStep {
 
  private:
   struct Extents {
-    int64_t rows = 0, segments = 0, drafts = 0, table_width = 0;
+    int64_t rows = 0, segments = 0, table_width = 0;
     bool triples = false;
     int64_t pieces = 0;  // of a prompt that is computed layer by layer
   };
@@ -189,7 +191,7 @@ class PackedStep {
   void add_images(const Slice& slice, const ExecutorSequence& sequence, int64_t row);
   void add_encodings(const StepPlan& plan);
   void add_logit_rows(const Slice& slice, ExecutorSequence& sequence, int64_t row, int result);
-  void add_states(const Slice& slice, int64_t row, int result);
+  void add_states(const Slice& slice, int64_t segment, int64_t row, int result);
   void add_next_token(const Slice& slice, const ExecutorSequence& sequence, int64_t row);
 
   StepLimits limits_;
@@ -205,7 +207,6 @@ class PackedStep {
   int32_t* image_rows_ = nullptr;  // likewise
   int64_t* kv_slot_ = nullptr;
   int32_t* cu_q_ = nullptr;
-  int32_t* state_cu_q_ = nullptr;  // cu_q_ without speculation
   int32_t* kv_start_ = nullptr;
   int32_t* read_slot_ = nullptr;
   int32_t* write_slot_ = nullptr;
@@ -218,7 +219,7 @@ class PackedStep {
   LayerRange layers_;
   std::vector<StepBatch> pieces_;
   StepBatch ends_;
-  int64_t num_rows_ = 0, num_state_segments_ = 0, num_spares_ = 0;
+  int64_t num_rows_ = 0, num_spares_ = 0;
   const StateSlotMap* state_slots_ = nullptr;
   int64_t table_width_ = 0;  // blocks a row of block_table in this step
   TensorView feed_view_, logit_row_ids_;
