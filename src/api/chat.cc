@@ -55,6 +55,39 @@ Result<void> cut_after_final_message(const std::string& messages, Rendered& rend
   return {};
 }
 
+/// Puts the texts of videos where the template, not a user, wrote the token of one, with the marks
+/// around it.
+Result<void> put_videos(const VideoTexts& videos, Rendered& rendered) {
+  Rendered out;
+  size_t next = 0;
+  for (const RenderedSpan& span : rendered.spans) {
+    std::string text = rendered.text.substr(span.begin, span.end - span.begin);
+    for (size_t at = 0; !span.user && (at = text.find(videos.token, at)) != std::string::npos;) {
+      size_t begin = at, end = at + videos.token.size();
+      const std::string_view view = text;
+      if (view.substr(0, begin).ends_with(videos.start) &&
+          view.substr(end).starts_with(videos.end)) {
+        begin -= videos.start.size();
+        end += videos.end.size();
+      }
+      const std::string with = next < videos.texts.size() ? videos.texts[next] : "";
+      ++next;
+      text.replace(begin, end - begin, with);
+      at = begin + with.size();
+    }
+    const size_t first = out.text.size();
+    out.text += text;
+    out.spans.push_back({first, out.text.size(), span.user});
+  }
+  if (next != videos.texts.size()) {
+    return invalid_argument("messages: the chat template shows " + std::to_string(next) + " of " +
+                            std::to_string(videos.texts.size()) +
+                            " videos; the model takes none where these stand");
+  }
+  rendered = std::move(out);
+  return {};
+}
+
 }  // namespace
 
 Result<ChatFrontend> ChatFrontend::load(const std::string& directory,
@@ -78,6 +111,7 @@ Result<EncodedChat> ChatFrontend::encode(const ChatRequest& request) const {
                         .extra = request.template_kwargs};
   Rendered rendered = TRY(template_->render(input));
   if (request.continue_final_message) TRY(cut_after_final_message(request.messages, rendered));
+  if (!request.videos.texts.empty()) TRY(put_videos(request.videos, rendered));
   EncodedChat out;
   out.ids = TRY(tokenizer_.encode_segments(rendered.segments(), /*add_special_tokens=*/false));
   out.text = std::move(rendered.text);

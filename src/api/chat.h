@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "api/videos.h"
 #include "base/result.h"
 #include "text/template.h"
 #include "text/tokenizer.h"
@@ -22,6 +23,7 @@ struct ChatRequest {
   bool add_generation_prompt = true;
   /// The last message is the answer's beginning: the prompt ends with its content.
   bool continue_final_message = false;
+  VideoTexts videos;  ///< what stands for each video
 };
 
 struct EncodedChat {

@@ -74,24 +74,47 @@ Result<Frontend::Prompt> Frontend::encode_chat(const GenerationRequest& request)
                     [&name = name](const auto& kwarg) { return kwarg.first == name; });
     if (!given) chat.template_kwargs.emplace_back(name, value);
   }
+  TRY(check_media(request));
+  std::vector<PromptVideo> videos;
+  if (!request.videos.empty()) {
+    videos = TRY(config_.images->read_videos(
+        request.videos, request.video_fps > 0 ? request.video_fps : kVideoFps));
+    chat.videos = TRY(video_texts(videos));
+  }
   EncodedChat encoded = TRY(chat_->encode(chat));
   Prompt prompt{std::move(encoded.ids), std::move(encoded.text), {}};
-  TRY(add_images(request, prompt));
+  if (request.images.empty() && videos.empty()) return prompt;
+  prompt.images = TRY(
+      config_.images->expand(prompt.ids, TRY(config_.images->read_all(request.images)), videos));
+  prompt.ids = std::move(prompt.images.ids);
   return prompt;
 }
 
-Result<void> Frontend::add_images(const GenerationRequest& request, Prompt& prompt) const {
-  if (request.images.empty()) return {};
-  if (!config_.images) {
+/// What the model or the request can't have together with pictures.
+Result<void> Frontend::check_media(const GenerationRequest& request) const {
+  if (!request.images.empty() && !config_.images) {
     return unsupported(request.images[0].field + ": images are not supported by this model");
   }
-  if (request.truncate_prompt_tokens) {
+  if (!request.videos.empty() && !(config_.images && config_.images->config().video)) {
+    return unsupported(request.videos[0].field + ": videos are not supported by this model");
+  }
+  if (request.truncate_prompt_tokens && !(request.images.empty() && request.videos.empty())) {
     return invalid_argument("truncate_prompt_tokens: a prompt with images can't be cut");
   }
-  prompt.images =
-      TRY(config_.images->expand(prompt.ids, TRY(config_.images->read_all(request.images))));
-  prompt.ids = std::move(prompt.images.ids);
   return {};
+}
+
+/// For models that read times: the texts of the videos; else none.
+Result<VideoTexts> Frontend::video_texts(const std::vector<PromptVideo>& videos) const {
+  const VideoInputConfig& config = *config_.images->config().video;
+  if (config.tokens_per_second > 0) return VideoTexts();
+  const auto text = [&](int32_t id) { return tokenizer().id_to_token(id).value_or(""); };
+  VideoTexts out{text(config.start_token), text(config.video_token), text(config.end_token), {}};
+  if (out.start.empty() || out.token.empty() || out.end.empty()) {
+    return unsupported("messages: the model's tokenizer has no tokens for videos");
+  }
+  out.texts = timed_texts(videos, out);
+  return out;
 }
 
 Result<Frontend::Prompt> Frontend::encode_prompt(const GenerationRequest& request,

@@ -60,7 +60,8 @@ class Frontend {
     std::string text;
     ImagePrompt images;  // its ids have moved to the other ones
   };
-  Result<void> add_images(const GenerationRequest& request, Prompt& prompt) const;
+  Result<void> check_media(const GenerationRequest& request) const;
+  Result<VideoTexts> video_texts(const std::vector<PromptVideo>& videos) const;
   Result<Prompt> encode_chat(const GenerationRequest& request) const;
   Result<Prompt> encode_prompt(const GenerationRequest& request, size_t index) const;
   Result<std::vector<Prompt>> encode(const GenerationRequest& request) const;

@@ -68,6 +68,52 @@ TEST_F(FrontendTest, AModelWithoutEyesSaysSo) {
             "messages[0].content[0]: images are not supported by this model");
 }
 
+TEST_F(FrontendTest, AVideoIsGroupsOfFramesWithTheirTimes) {
+  constexpr char kFrame[] =
+      "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mPkEpFjwAaYGHCAwSkBADVcAEypK0uGAAAA"
+      "AElFTkSuQmCC";
+  ImageInputConfig images;
+  images.processing.patch_size = 16;
+  images.image_token = 4088;
+  images.max_image_tokens = 100;
+  images.video = VideoInputConfig{.video_token = 4089, .start_token = 4085, .end_token = 4086};
+  images.video->processing =
+      parse_video_processing(R"({"size": {"shortest_edge": 4096, "longest_edge": 50176}})", true)
+          .value();
+  const FrontendConfig config{.images = std::make_shared<const ImageReader>(images)};
+  const Frontend frontend = make(
+      "Look:{% for p in messages[0].content %}{% if p.type == 'video' %}"
+      "<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ p.text }}{% endif %}{% endfor %}!",
+      config);
+  GenerationRequest request = chat("");
+  request.messages = R"([{"role":"user","content":[{"type":"text","text":"<|video_pad|>?"},)"
+                     R"({"type":"video"}]}])";
+  request.videos = {
+      {.field = "messages[0].content[1]",
+       .frames = std::vector<std::string>(3, std::string("data:image/png;base64,") + kFrame)}};
+  const auto ids = frontend.tokenize(request);
+  ASSERT_TRUE(ids.ok()) << ids.error().message;
+  // 2 groups at 2 frames a second, frames of 32 x 32 pixels: 1 token each. As one text, with the
+  // token that the user wrote taken apart.
+  const TextSegment expected[] = {{"Look:", true},
+                                  {"<|video_pad|>?", false},
+                                  {"<0.2 seconds><|vision_start|><|video_pad|><|vision_end|>"
+                                   "<1.0 seconds><|vision_start|><|video_pad|><|vision_end|>!",
+                                   true}};
+  EXPECT_EQ(*ids, frontend.tokenizer().encode_segments(expected, false).value());
+  const auto prepared = frontend.prepare(request, 1);
+  ASSERT_TRUE(prepared.ok()) << prepared.error().message;
+  const Request& sequence = prepared->sequences[0];
+  ASSERT_EQ(sequence.images.size(), 2u);
+  EXPECT_EQ(sequence.positions.size(), sequence.prompt.size());
+  EXPECT_EQ(sequence.prompt[static_cast<size_t>(sequence.images[1].first)], 4089);
+  request.messages = R"([{"role":"user","content":[{"type":"text","text":"x"}]}])";
+  EXPECT_NE(frontend.tokenize(request).error().message.find("shows 0 of 1 videos"),
+            std::string::npos);
+  EXPECT_EQ(make("x").prepare(request, 0).error().message,
+            "messages[0].content[1]: videos are not supported by this model");
+}
+
 TEST_F(FrontendTest, ChoicesDifferBySeedAlone) {
   const Frontend frontend = make("{{ messages[0].content }}");
   GenerationRequest request = chat("hi");

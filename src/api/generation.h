@@ -30,10 +30,12 @@ struct GenerationRequest {
 
   // Chat: a conversation for the template.
   bool is_chat = false;
-  std::string messages;                                              ///< JSON array
-  std::vector<ImageSource> images;                                   ///< in the order of messages
-  std::string tools;                                                 ///< JSON array; empty: none
-  std::string documents;                                             ///< JSON array; empty: none
+  std::string messages;             ///< JSON array
+  std::vector<ImageSource> images;  ///< in the order of messages
+  std::vector<VideoSource> videos;  ///< likewise
+  double video_fps = 0;             ///< of the videos that don't say theirs; 0: not said
+  std::string tools;                ///< JSON array; empty: none
+  std::string documents;            ///< JSON array; empty: none
   std::vector<std::pair<std::string, std::string>> template_kwargs;  ///< name, JSON
   bool add_generation_prompt = true;
   bool continue_final_message = false;

@@ -3,10 +3,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "api/videos.h"
 #include "base/result.h"
 #include "media/processing.h"
 #include "sched/request.h"
@@ -23,17 +25,18 @@ struct ImageSource {
 struct ImageInputConfig {
   ImageProcessing processing;
   ImageLimits limits;
-  int32_t image_token = -1;      ///< stands for an image, and then for each of its tokens
-  int64_t max_image_tokens = 0;  ///< of one image
-  int64_t max_images = 16;       ///< of one request
+  int32_t image_token = -1;               ///< stands for an image, and then for each of its tokens
+  int64_t max_image_tokens = 0;           ///< of one image
+  int64_t max_images = 16;                ///< of one request
+  std::optional<VideoInputConfig> video;  ///< none: the model takes no videos
   /// Gets the bytes behind an http(s) URL, at most limits.max_bytes; empty: such URLs are refused.
   std::function<Result<std::vector<uint8_t>>(const std::string& url)> fetch;
 };
 
-/// A prompt with the tokens of its images.
+/// A prompt with the tokens of its images and videos.
 struct ImagePrompt {
   std::vector<int32_t> ids;
-  std::vector<PromptImage> images;
+  std::vector<PromptImage> images;                ///< and groups of a video's frames, in order
   std::vector<std::array<int32_t, 3>> positions;  ///< empty without images
   int32_t rope_delta = 0;
 };
@@ -51,16 +54,28 @@ class ImageReader {
   Result<std::vector<std::shared_ptr<const ImagePatches>>> read_all(
       const std::vector<ImageSource>& sources) const;
 
+  /// Of a config with videos: one, or all of a request, of `fps` frames a second where they don't
+  /// say theirs.
+  Result<PromptVideo> read_video(const VideoSource& source, double fps = kVideoFps) const;
+  Result<std::vector<PromptVideo>> read_videos(const std::vector<VideoSource>& sources,
+                                               double fps = kVideoFps) const;
+
   /// Replaces the one image token that the template wrote for each image by as many as the image
-  /// has, and gives every token its position. An Error when the template shows more or fewer
-  /// images than there are.
+  /// has, the video token of each video or (of models that read times) group of frames likewise,
+  /// and gives every token its position. An Error when there are more or fewer of them than images
+  /// and videos.
   Result<ImagePrompt> expand(const std::vector<int32_t>& ids,
-                             std::vector<std::shared_ptr<const ImagePatches>> images) const;
+                             const std::vector<std::shared_ptr<const ImagePatches>>& images,
+                             const std::vector<PromptVideo>& videos = {}) const;
 
  private:
+  class VideoCutter;
+  Result<std::vector<uint8_t>> bytes_of(const std::string& uri) const;
+
   ImageInputConfig config_;
-  std::array<float, 3 * 256> values_;
-  std::vector<uint8_t> fingerprint_;  // of the processing: part of every digest
+  std::array<float, 3 * 256> values_, video_values_{};
+  // Of the processing: part of every digest.
+  std::vector<uint8_t> fingerprint_, video_fingerprint_;
 };
 
 }  // namespace weft

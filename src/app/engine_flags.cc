@@ -134,6 +134,17 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
   app.add_option("--max-images", o.max_images, "Images of one request")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
+  app.add_option("--max-videos", o.max_videos, "Videos of one request; 0: videos are refused")
+      ->check(CLI::Range(0, 64))
+      ->capture_default_str();
+  app.add_option("--max-video-frames", o.max_video_frames, "Frames of one video")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  app.add_option("--max-video-tokens", o.max_video_tokens,
+                 "The frames of a video are reduced until all have so many tokens")
+      ->transform(human_size("--max-video-tokens"))
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   app.add_option("--threads,-t", o.threads, "CPU threads; 0: all that the process may use")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();

@@ -29,6 +29,9 @@ struct EngineOptions {
   std::string prefill_policy = "exact";    ///< exact | sticky[:tokens=N]
   int max_image_tokens = 4096;             ///< of one image; larger ones are reduced; 0: no images
   int max_images = 16;                     ///< of one request
+  int max_videos = 4;                      ///< of one request; 0: no videos
+  int max_video_frames = 768;              ///< of one video
+  int max_video_tokens = 16384;            ///< of one video; larger frames are reduced
   int threads = 0;                         ///< 0: all usable CPUs
   std::string cpu_isa = "auto";            ///< auto | avx2 | avx512 | avx512_bf16 | amx
   std::string device = "auto";             ///< auto | cpu | cuda

@@ -12,6 +12,11 @@ namespace weft {
 struct TokenGrid {
   int64_t first = 0;
   int t = 1, h = 0, w = 0;
+  float seconds = 1, per_second = 1;  ///< of a frame, and positions of a second
+  /// Position of a frame behind the first, in transformers' arithmetic (a float tensor, cut off).
+  int64_t offset(int frame) const {
+    return static_cast<int64_t>(static_cast<float>(frame) * seconds * per_second);
+  }
   int64_t tokens() const { return int64_t{t} * h * w; }
 };
 
@@ -22,8 +27,10 @@ struct PromptPositions {
 
 /// Multimodal rope's positions of a whole prompt (transformers' get_rope_index; Qwen2-VL, arXiv
 /// 2409.12191). Text goes on by one on all axes; a grid begins at the next position p: frame i is
-/// t = p + i, its rows h = p .., its columns w = p ..; what follows begins behind the largest of
-/// them. `grids` are in order, apart and within the prompt.
+/// t = p + offset(i), its rows h = p .., its columns w = p ..; what follows begins behind the
+/// largest of them (the rule that Qwen2.5-VL was trained with, and vLLM's; transformers from 5.3 on
+/// looks at h and w alone). `grids` are in order, apart and within the prompt; their offsets stay
+/// below 2^31 - 2^24.
 PromptPositions prompt_positions(std::span<const TokenGrid> grids, int64_t prompt_len);
 
 }  // namespace weft

@@ -1,10 +1,13 @@
 #include "media/processing.h"
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "base/check.h"
 #include "media/image_errors.h"
+#include "media/rounding.h"
 
 namespace weft {
 namespace {
@@ -89,20 +92,7 @@ Result<void> read_bounds(const Fields& fields, ImageProcessing& out) {
   return {};
 }
 
-/// Python's round(): halves go to the even neighbour.
-double round_to_even(double x) {
-  const double floor = std::floor(x), part = x - floor;
-  if (part != 0.5) return std::floor(x + 0.5);
-  return std::fmod(floor, 2) == 0 ? floor : floor + 1;
-}
-
-}  // namespace
-
-Result<ImageProcessing> parse_image_processing(std::string_view json) {
-  const Json parsed = Json::parse(json, nullptr, /*allow_exceptions=*/false);
-  if (!parsed.is_object()) return invalid_argument("it must be a JSON object");
-  const Fields fields(parsed);
-  ImageProcessing out;
+Result<ImageProcessing> read_image_processing(const Fields& fields, ImageProcessing out) {
   out.patch_size = static_cast<int>(TRY(fields.integer("patch_size", 1, 256, out.patch_size)));
   out.temporal_patch_size =
       static_cast<int>(TRY(fields.integer("temporal_patch_size", 1, 16, out.temporal_patch_size)));
@@ -122,6 +112,45 @@ Result<ImageProcessing> parse_image_processing(std::string_view json) {
   for (const double value : out.std) {
     if (!(value > 0)) return invalid_argument("image_std must be positive");
   }
+  return out;
+}
+
+}  // namespace
+
+Result<ImageProcessing> parse_image_processing(std::string_view json) {
+  const Json parsed = Json::parse(json, nullptr, /*allow_exceptions=*/false);
+  if (!parsed.is_object()) return invalid_argument("it must be a JSON object");
+  return read_image_processing(Fields(parsed), {});
+}
+
+Result<VideoProcessing> parse_video_processing(std::string_view json, bool bounds_of_all) {
+  const Json parsed = Json::parse(json, nullptr, /*allow_exceptions=*/false);
+  if (!parsed.is_object()) return invalid_argument("it must be a JSON object");
+  const Fields fields(parsed);
+  VideoProcessing out;
+  out.bounds_of_all = bounds_of_all;
+  if (const Json* type = fields.find("video_processor_type")) {
+    const std::string name = type->is_string() ? type->get<std::string>() : "";
+    out.bounds_of_all = name == "Qwen3VLVideoProcessor";
+    if (!out.bounds_of_all && name != "Qwen2VLVideoProcessor" &&
+        name != "Qwen2_5_VLVideoProcessor") {
+      return unsupported(
+          "video_processor_type must be Qwen2VLVideoProcessor or Qwen3VLVideoProcessor");
+    }
+  }
+  // What the classes have where the file says nothing.
+  ImageProcessing& frame = out.frame;
+  if (out.bounds_of_all) {
+    frame.patch_size = 16;
+    frame.mean = frame.std = {0.5, 0.5, 0.5};
+  }
+  frame.min_pixels = 128 * int64_t{frame.factor()} * frame.factor();
+  frame.max_pixels = 768 * int64_t{frame.factor()} * frame.factor();
+  frame = TRY(read_image_processing(fields, frame));
+  out.cap_pixels_per_frame = TRY(fields.flag("cap_pixels_per_frame", false));
+  out.fps = TRY(fields.positive("fps", out.fps));
+  out.min_frames = TRY(fields.integer("min_frames", 1, 1 << 20, out.min_frames));
+  out.max_frames = TRY(fields.integer("max_frames", 1, 1 << 20, out.max_frames));
   return out;
 }
 
@@ -153,30 +182,25 @@ int64_t max_tokens(const ImageProcessing& processing) {
   return static_cast<int64_t>(std::max(most / (factor * factor), strip)) + 1;
 }
 
-Result<PatchImage> make_patches(const Image& image, const ImageProcessing& processing) {
-  ImageSize size{image.width, image.height};
-  if (processing.resize) size = TRY(smart_resize(size, processing));
-  if (size.width % processing.factor() != 0 || size.height % processing.factor() != 0) {
-    return invalid_argument("the image's sides are not multiples of the model's patches");
-  }
-  const Image scaled = resize_image(image, size.width, size.height, processing.resampling);
+PatchImage cut_patches(std::span<const Image> frames, const ImageProcessing& processing) {
+  const auto depth = static_cast<size_t>(processing.temporal_patch_size);
+  CHECK(!frames.empty() && frames.size() <= depth);
+  const int width = frames[0].width, height = frames[0].height;
   const int side = processing.patch_size, merge = processing.merge_size;
-  const size_t plane = static_cast<size_t>(side) * static_cast<size_t>(side);
+  CHECK(width % processing.factor() == 0 && height % processing.factor() == 0);
   PatchImage out;
-  out.grid = {.t = 1, .h = size.height / side, .w = size.width / side};
+  out.grid = {.t = 1, .h = height / side, .w = width / side};
   out.patches.resize(static_cast<size_t>(out.grid.patches() * processing.patch_values()));
   uint8_t* to = out.patches.data();
   const auto cut = [&](int patch_row, int patch_column) {
-    const uint8_t* corner =
-        scaled.rgb.data() + 3 * (int64_t{patch_row} * side * size.width + patch_column * side);
+    const int64_t corner = 3 * (int64_t{patch_row} * side * width + patch_column * side);
     for (int channel = 0; channel < 3; ++channel) {
-      uint8_t* first = to;
-      for (int y = 0; y < side; ++y) {
-        const uint8_t* from = corner + 3 * int64_t{y} * size.width + channel;
-        for (int x = 0; x < side; ++x, from += 3) *to++ = *from;
-      }
-      for (int frame = 1; frame < processing.temporal_patch_size; ++frame) {
-        to = std::copy_n(first, plane, to);
+      for (size_t frame = 0; frame < depth; ++frame) {
+        const uint8_t* rows = frames[std::min(frame, frames.size() - 1)].rgb.data() + corner;
+        for (int y = 0; y < side; ++y) {
+          const uint8_t* from = rows + 3 * int64_t{y} * width + channel;
+          for (int x = 0; x < side; ++x, from += 3) *to++ = *from;
+        }
       }
     }
   };
@@ -188,6 +212,16 @@ Result<PatchImage> make_patches(const Image& image, const ImageProcessing& proce
     }
   }
   return out;
+}
+
+Result<PatchImage> make_patches(const Image& image, const ImageProcessing& processing) {
+  ImageSize size{image.width, image.height};
+  if (processing.resize) size = TRY(smart_resize(size, processing));
+  if (size.width % processing.factor() != 0 || size.height % processing.factor() != 0) {
+    return invalid_argument("the image's sides are not multiples of the model's patches");
+  }
+  const Image scaled = resize_image(image, size.width, size.height, processing.resampling);
+  return cut_patches({&scaled, 1}, processing);
 }
 
 std::array<float, 3 * 256> sample_values(const ImageProcessing& processing) {

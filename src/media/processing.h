@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <span>
 #include <string_view>
 
 #include "media/image.h"
@@ -31,6 +32,20 @@ struct ImageProcessing {
 /// size.longest_edge, which count pixels too). Errors name the field and what is allowed.
 Result<ImageProcessing> parse_image_processing(std::string_view json);
 
+/// How the videos of a model become patches: transformers' Qwen2VLVideoProcessor (Qwen2.5-VL) and
+/// Qwen3VLVideoProcessor (Qwen3-VL, Qwen3.5).
+struct VideoProcessing {
+  ImageProcessing frame;
+  bool bounds_of_all = false;         ///< min_pixels and max_pixels count those of all frames
+  bool cap_pixels_per_frame = false;  ///< of Qwen3VLVideoProcessor, as qwen-vl-utils has it
+  double fps = 2;                     ///< frames a second that are taken of a video in time
+  int64_t min_frames = 4, max_frames = 768;
+};
+
+/// Reads video_preprocessor_config.json, or preprocessor_config.json where a checkpoint has no
+/// other, as transformers does. The processor is the one that the file names, else `bounds_of_all`.
+Result<VideoProcessing> parse_video_processing(std::string_view json, bool bounds_of_all);
+
 /// Extents of an image in patches: t frames of h x w.
 struct PatchGrid {
   int t = 0, h = 0, w = 0;
@@ -56,6 +71,10 @@ struct PatchImage {
   /// in the order of merge blocks: (block row, block column, row, column).
   std::vector<uint8_t> patches;
 };
+
+/// The patches of some frames in time of one size, a multiple of factor(): at most
+/// temporal_patch_size of them; the last one stands for those that are missing.
+PatchImage cut_patches(std::span<const Image> frames, const ImageProcessing& processing);
 
 /// Resizes and cuts one image.
 Result<PatchImage> make_patches(const Image& image, const ImageProcessing& processing);

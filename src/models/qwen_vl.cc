@@ -72,6 +72,8 @@ Result<> parse_window_traits(const ConfigJson& v, VisionSpec& out) {
     return bad_extent(v, "window_size", "be a multiple of " + std::to_string(unit), pixels);
   }
   out.window = static_cast<int>(pixels / unit);
+  out.tokens_per_second =
+      static_cast<double>(TRY(v.integer_in_or("tokens_per_second", 1, 1000, 4)));
   out.full_layers = TRY(layer_list(v, "fullatt_block_indexes", out.depth));
   return {};
 }

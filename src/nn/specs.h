@@ -81,6 +81,8 @@ struct VisionSpec {
   std::vector<int> full_layers;  ///< with windows: layers that see the whole frame
   std::vector<int> deepstack;    ///< layers whose output joins the first decoder layers
   int32_t image_token = -1, video_token = -1, start_token = -1, end_token = -1;
+  /// Positions of a second of video; 0: its frames have their times as text instead.
+  double tokens_per_second = 0;
 
   int64_t patch_values() const {
     return int64_t{channels} * temporal_patch_size * patch_size * patch_size;

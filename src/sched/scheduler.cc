@@ -112,6 +112,11 @@ Result<void> Scheduler::add(std::shared_ptr<const Request> request) {
   TRY(check_images(*request));
   // Rope's table has max_model_len rows, and a video may stand behind its index.
   const int64_t longest = config_.max_model_len - std::max(request->rope_delta, 0);
+  if (prompt_len >= longest) {
+    return invalid_argument("the positions of the prompt's videos go to " +
+                            number(prompt_len + request->rope_delta - 1) + "; allowed: at most " +
+                            number(config_.max_model_len - 2) + " (max_model_len)");
+  }
   const int64_t max_len = std::min<int64_t>(prompt_len + max_tokens, longest);
   // The last token is never computed, only given out.
   const int64_t blocks = divide_up(max_len - 1, config_.block_size);

@@ -11,6 +11,7 @@
 #include "server/request_fields.h"
 #include "server/request_format.h"
 #include "server/request_messages.h"
+#include "server/request_videos.h"
 
 namespace weft {
 namespace {
@@ -204,10 +205,12 @@ Result<void> read_echo(Reading& r, const std::string& field, const JsonValue& va
 // --- chats
 
 Result<void> read_conversation(Reading& r, const std::string&, const JsonValue& value) {
-  MessageList messages = TRY(read_messages(value, r.limits));
-  r.out.messages = std::move(messages.json);
-  r.out.images = std::move(messages.images);
   r.has_messages = true;
+  return read_messages(value, r.limits, r.out);
+}
+
+Result<void> note_video_fps(Reading& r, const std::string& field, const JsonValue& value) {
+  r.out.video_fps = TRY(read_video_fps(field, value));
   return {};
 }
 
@@ -408,7 +411,8 @@ constexpr Field kConversationFields[] = {
     {"documents", read_documents},
     {"add_generation_prompt", read_generation_prompt},
     {"continue_final_message", set_bool<&G::continue_final_message>},
-    {"mm_processor_kwargs", refuse},
+    {"mm_processor_kwargs", note_video_fps},
+    {"media_io_kwargs", note_video_fps},
 };
 
 constexpr Field kChatFields[] = {

@@ -6,6 +6,7 @@
 
 #include "base/json_text.h"
 #include "server/request_fields.h"
+#include "server/request_videos.h"
 
 namespace weft {
 namespace {
@@ -29,25 +30,11 @@ void begin_member(std::string_view name, std::string& out) {
 
 /// One part of a content.
 struct Part {
-  bool image = false;
+  enum class Kind : uint8_t { kText, kImage, kVideo };
+  Kind kind = Kind::kText;
   std::string text;  ///< or the image's URI
+  VideoSource video;
 };
-
-/// Where an image is, in the forms of OpenAI's two APIs and of transformers.
-Result<std::string> read_image_uri(const std::string& field, const JsonValue& part) {
-  for (const char* name : {"image_url", "image", "url"}) {
-    const JsonValue* value = part.find(name);
-    if (!value || value->is_null()) continue;
-    const std::string inner = field + "." + name;
-    if (value->as<JsonObject>()) {
-      const JsonValue* url = value->find("url");
-      if (!url) return invalid_argument(inner + ".url: it is missing");
-      return read_string(inner + ".url", *url);
-    }
-    return read_string(inner, *value);
-  }
-  return invalid_argument(field + ".image_url: it is missing");
-}
 
 Result<Part> read_part(const std::string& field, const JsonValue& part) {
   TRY(read_object(field, part));
@@ -58,29 +45,29 @@ Result<Part> read_part(const std::string& field, const JsonValue& part) {
     const std::string name = kind == "refusal" ? "refusal" : "text";
     const JsonValue* text = part.find(name);
     if (!text) return invalid_argument(field + "." + name + ": it is missing");
-    return Part{false, TRY(read_string(field + "." + name, *text))};
+    return Part{Part::Kind::kText, TRY(read_string(field + "." + name, *text)), {}};
   }
   if (is_one_of(kind, {"image_url", "image", "input_image"})) {
-    return Part{true, TRY(read_image_uri(field, part))};
+    return Part{Part::Kind::kImage, TRY(read_image_uri(field, part)), {}};
   }
   if (is_one_of(kind, {"image_pil", "image_embeds"})) {
     return unsupported(field + ": images are taken as image_url alone");
   }
-  if (is_one_of(kind, {"video_url", "video"})) {
-    return unsupported(field + ": videos are not supported by this model");
+  if (is_one_of(kind, {"video_url", "video", "input_video"})) {
+    return Part{Part::Kind::kVideo, {}, TRY(read_video(field, part))};
   }
   if (is_one_of(kind, {"input_audio", "audio_url", "audio"})) {
     return unsupported(field + ": audio is not supported by this model");
   }
   if (kind == "file") return unsupported(field + ": files are not supported by this model");
-  return invalid_argument(field + ".type: it must be \"text\" or \"image_url\"");
+  return invalid_argument(field + ".type: it must be \"text\", \"image_url\" or \"video_url\"");
 }
 
 /// A content as the template wants it, as JSON: one text (parts are joined by newlines), or with
-/// images the list of parts.
-std::string content_json(const std::vector<Part>& parts, bool has_images) {
+/// images or videos the list of parts.
+std::string content_json(const std::vector<Part>& parts, bool has_media) {
   std::string out;
-  if (!has_images) {
+  if (!has_media) {
     std::string joined;
     for (size_t i = 0; i < parts.size(); ++i) joined += (i > 0 ? "\n" : "") + parts[i].text;
     append_json_quoted(joined, out);
@@ -88,8 +75,8 @@ std::string content_json(const std::vector<Part>& parts, bool has_images) {
   }
   for (const Part& part : parts) {
     out += out.empty() ? '[' : ',';
-    if (part.image) {
-      out += "{\"type\":\"image\"}";
+    if (part.kind != Part::Kind::kText) {
+      out += part.kind == Part::Kind::kImage ? "{\"type\":\"image\"}" : "{\"type\":\"video\"}";
       continue;
     }
     out += "{\"type\":\"text\",\"text\":";
@@ -99,13 +86,12 @@ std::string content_json(const std::vector<Part>& parts, bool has_images) {
   return out + ']';
 }
 
-/// Nothing for null; images are appended to `images`.
+/// Nothing for null; images and videos are appended to those of `messages`.
 Result<std::optional<std::string>> read_content(const std::string& field, const JsonValue* value,
-                                                size_t max_parts,
-                                                std::vector<ImageSource>& images) {
+                                                size_t max_parts, GenerationRequest& messages) {
   if (!value || value->is_null()) return std::optional<std::string>();
   if (const auto* text = value->as<std::string>()) {
-    return std::optional(content_json({{false, *text}}, false));
+    return std::optional(content_json({{Part::Kind::kText, *text, {}}}, false));
   }
   const auto* parts = value->as<JsonArray>();
   if (!parts) return wrong_type(field, "a string or an array of parts", *value);
@@ -114,14 +100,18 @@ Result<std::optional<std::string>> read_content(const std::string& field, const 
     return too_many(field, parts->size(), "parts", static_cast<int64_t>(max_parts));
   }
   std::vector<Part> list;
-  bool has_images = false;
+  bool has_media = false;
   for (size_t i = 0; i < parts->size(); ++i) {
     list.push_back(TRY(read_part(item_of(field, i), (*parts)[i])));
-    if (!list.back().image) continue;
-    has_images = true;
-    images.push_back({item_of(field, i), std::move(list.back().text)});
+    Part& part = list.back();
+    has_media |= part.kind != Part::Kind::kText;
+    if (part.kind == Part::Kind::kImage) {
+      messages.images.push_back({item_of(field, i), std::move(part.text)});
+    } else if (part.kind == Part::Kind::kVideo) {
+      messages.videos.push_back(std::move(part.video));
+    }
   }
-  return std::optional(content_json(list, has_images));
+  return std::optional(content_json(list, has_media));
 }
 
 /// Arguments of a call are JSON in a string; templates want the object.
@@ -253,15 +243,15 @@ Result<void> check_message(const std::string& field, const std::string& role,
 constexpr size_t kMaxMembers = 64;
 
 Result<void> write_message(const std::string& field, const JsonValue& message,
-                           const RequestLimits& limits, MessageList& list) {
-  std::string& out = list.json;
+                           const RequestLimits& limits, GenerationRequest& list) {
+  std::string& out = list.messages;
   const JsonObject& members = *TRY(read_object(field, message));
   if (members.size() > kMaxMembers) {
     return too_many(field, members.size(), "members", int64_t{kMaxMembers});
   }
   const std::string role = TRY(read_role(field + ".role", message));
   const std::optional<std::string> content =
-      TRY(read_content(field + ".content", message.find("content"), limits.max_parts, list.images));
+      TRY(read_content(field + ".content", message.find("content"), limits.max_parts, list));
   TRY(check_message(field, role, message, content.has_value()));
   out += "{\"role\":";
   append_json_quoted(role, out);
@@ -312,20 +302,21 @@ Result<std::string> read_tool(const std::string& field, const JsonValue& tool) {
 
 }  // namespace
 
-Result<MessageList> read_messages(const JsonValue& value, const RequestLimits& limits) {
+Result<void> read_messages(const JsonValue& value, const RequestLimits& limits,
+                           GenerationRequest& out) {
   const JsonArray& messages = *TRY(read_array("messages", value));
   if (messages.empty()) return invalid_argument("messages: at least 1 message is needed");
   if (messages.size() > limits.max_messages) {
     return too_many("messages", messages.size(), "messages",
                     static_cast<int64_t>(limits.max_messages));
   }
-  MessageList out{.json = "[", .images = {}};
+  out.messages = "[";
   for (size_t i = 0; i < messages.size(); ++i) {
-    if (i > 0) out.json += ',';
+    if (i > 0) out.messages += ',';
     TRY(write_message(item_of("messages", i), messages[i], limits, out));
   }
-  out.json += ']';
-  return out;
+  out.messages += ']';
+  return {};
 }
 
 Result<ToolList> read_tools(const JsonValue& value, const RequestLimits& limits) {

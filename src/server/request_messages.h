@@ -13,12 +13,9 @@ namespace weft {
 /// Checks a conversation and writes it as the chat template wants it: `developer` is `system`, text
 /// parts are one text (joined by newlines), the arguments of tool calls are objects where they are
 /// valid JSON, optional members that are null are left out.
-/// A content with images is a list of parts.
-struct MessageList {
-  std::string json;
-  std::vector<ImageSource> images;  ///< in order
-};
-Result<MessageList> read_messages(const JsonValue& value, const RequestLimits& limits);
+/// A content with images or videos is a list of parts. Sets messages, images and videos of `out`.
+Result<void> read_messages(const JsonValue& value, const RequestLimits& limits,
+                           GenerationRequest& out);
 
 struct ToolList {
   std::string json;  ///< as the template gets it; empty: no tools

@@ -309,12 +309,13 @@ void Service::get_models(const std::shared_ptr<Call>& call) {
 
 std::string Service::model_json(const std::string& name) const {
   const ModelCard& card = model_->card;
+  const auto& images = model_->frontend->config().images;
   return "{\"id\":" + json_string(name) +
          ",\"object\":\"model\",\"created\":" + std::to_string(card.created) +
          ",\"owned_by\":\"weft\",\"root\":" + json_string(card.root) +
          ",\"parent\":null,\"max_model_len\":" + std::to_string(card.max_model_len) +
-         ",\"modalities\":{\"input\":[\"text\"" +
-         (model_->frontend->config().images ? ",\"image\"" : "") + "],\"output\":[\"text\"]}}";
+         ",\"modalities\":{\"input\":[\"text\"" + (images ? ",\"image\"" : "") +
+         (images && images->config().video ? ",\"video\"" : "") + "],\"output\":[\"text\"]}}";
 }
 
 void Service::get_model(const std::shared_ptr<Call>& call) {
@@ -434,6 +435,7 @@ Service::Outcome Service::prepare(const Call& call, Parse parse, const Model& mo
   // One key's prompts are never found by another's.
   out.request.cache_salt = call.scope + "/" + out.request.cache_salt;
   Result<PreparedRequest> prepared = model.frontend->prepare(out.request, next_seed());
+  out.request.videos = {};
   out.request.images = {};  // decoded; a job keeps its request to the end of the answer
   if (prepared) {
     out.prepared = std::move(prepared).value();

@@ -27,7 +27,7 @@ async function refused(promise, pattern) {
 
 export const imageTests = [
   ['images: the model says that it takes them', async ({ openai }) => {
-    assert.deepEqual((await openai.models.retrieve('demo')).modalities.input, ['text', 'image']);
+    assert.deepEqual((await openai.models.retrieve('demo')).modalities.input, ['text', 'image', 'video']);
   }],
 
   ['images: a question about a picture', async ({ openai, model }) => {
@@ -66,6 +66,33 @@ export const imageTests = [
       text += chunk.choices[0]?.delta.content ?? '';
     }
     assert.equal(text, 'white');
+  }],
+
+  ['videos: frames in the forms of vLLM\'s and Qwen\'s clients', async ({ openai, model }) => {
+    const bytes = ['picture_color-0-0', 'picture_color-1-0'].map((name) => file(model, name).toString('base64'));
+    const [white, yellow] = bytes;
+    const text = { type: 'text', text: kColor };
+    const video = (...frames) =>
+      ({ type: 'video_url', video_url: { url: `data:video/jpeg;base64,${frames.join(',')}` } });
+    const list = (...frames) => ({ type: 'video', video: frames.map((frame) => `data:image/png;base64,${frame}`) });
+    const send = (...content) => openai.chat.completions.create(
+      { model: 'demo', temperature: 0, max_tokens: 8, messages: [{ role: 'user', content: [...content, text] }] });
+    const one = await send(video(white, white)), other = await send(list(white, white));
+    assert.equal(one.usage.prompt_tokens, other.usage.prompt_tokens);
+    assert.equal(one.choices[0].message.content, other.choices[0].message.content);
+    // Every two frames have a time as text: more of them make a longer prompt, at any speed.
+    const longer = await send({ ...list(yellow, yellow, yellow, yellow), fps: 0.5 });
+    assert.ok(longer.usage.prompt_tokens > (await send(list(yellow, yellow))).usage.prompt_tokens);
+    await send(part(uri(file(model, 'picture_color-0-0'))), video(white), list(yellow, yellow, yellow));
+    await refused(send(video(white, white), video(white), video(white), video(white), video(white)),
+      /5 videos; allowed: at most 4/);
+    await refused(send(video(white, 'AAAA')), /messages\[0\]\.content\[0\]\.frames\[1\]: .*not a PNG, JPEG or WebP/);
+    await refused(send({ type: 'video_url', video_url: { url: 'data:video/mp4;base64,AAAAIGZ0eXA=' } }),
+      /video files can't be decoded/);
+    await refused(send({ type: 'video_url', video_url: { url: `data:video/jpeg;base64${','.repeat(1_000_000)}` } }),
+      /too many frames; allowed: at most 768/);
+    await refused(send({ type: 'video_url', video_url: { url: 'http://169.254.169.254/' } }), /fetches no URLs/);
+    await refused(send({ ...list(white), fps: 0 }), /content\[0\]\.fps/);
   }],
 
   ['images: what is no image is refused by name', async ({ openai, model }) => {
