@@ -78,7 +78,11 @@ void MtpDrafter::follow(StepContext& context, PackedStep& step, TensorView hidde
   auto* next = next_ids_.ptr<int32_t>();
   std::copy(step.ids() + 1, step.ids() + rows, next);
   next[rows - 1] = 0;
-  for (const NextToken& open : step.next_tokens()) next[open.row] = open.token;
+  runs_.clear();
+  for (const NextToken& open : step.next_tokens()) {
+    next[open.row] = open.token;
+    if (open.image_row >= 0) runs_.push_back({open.row, 1, open.image_row});
+  }
   const std::span<const ResultRow> results = step.results();
   for (size_t i = 0; i < results.size(); ++i) {
     const std::vector<int32_t>& tokens = result.rows[i].tokens;
@@ -87,9 +91,9 @@ void MtpDrafter::follow(StepContext& context, PackedStep& step, TensorView hidde
   }
   StepBatch batch = step.batch();
   batch.ids = next_ids_.rows(0, rows);
-  // The features of an image come a row earlier too; where the row before is another step's, it
-  // made do with the placeholder's embedding.
-  runs_.clear();
+  // The features of an image come a row earlier too. Those of a segment's first row belong to the
+  // row before it in its sequence, whose next token the step knows; where that row is another
+  // step's and the image was not encoded then, it made do with the placeholder's embedding.
   for (const ImageRun& run : batch.images.runs) {
     const int32_t* cu_q = batch.seqs.host_cu_q;
     const bool begins = std::binary_search(cu_q, cu_q + batch.num_prompt_segments, run.row);

@@ -93,7 +93,8 @@ void PackedStep::carve(const Extents& extents) {
   chains_ = carver.take<int32_t>(extents.segments + 1);
   block_table_ = carver.take<int32_t>(extents.segments * extents.table_width);
   triples_ = extents.triples ? carver.take<int32_t>(extents.rows * 3) : nullptr;
-  image_rows_ = extents.triples ? carver.take<int32_t>(extents.rows) : nullptr;
+  // The token behind a slice may be an image's too.
+  image_rows_ = extents.triples ? carver.take<int32_t>(extents.rows + extents.segments) : nullptr;
   piece_cu_q_ = extents.pieces > 0 ? carver.take<int32_t>(2 * (extents.pieces + 1)) : nullptr;
   piece_start_ = extents.pieces > 0 ? carver.take<int32_t>(extents.pieces + 1) : nullptr;
   used_bytes_ = carver.used;
@@ -394,8 +395,42 @@ void PackedStep::add_next_token(const Slice& slice, const ExecutorSequence& sequ
   if (slice.sample) return;
   const std::vector<int32_t>& prompt = sequence.request->prompt;
   const int64_t at = slice.first + std::ssize(slice.tokens) - std::ssize(prompt);
-  next_tokens_.push_back({row, at < 0 ? prompt[prompt.size() - static_cast<size_t>(-at)]
-                                      : sequence.history.generated(at)});
+  if (at >= 0) {
+    next_tokens_.push_back({row, sequence.history.generated(at)});
+    return;
+  }
+  next_tokens_.push_back({row, prompt[prompt.size() - static_cast<size_t>(-at)],
+                          next_image_row(slice, *sequence.request)});
+}
+
+/// Where the prompt's token behind a slice has its features: of an image that is cut by the slice's
+/// end, or whose tokens another slice of this step has. -1: it is none, or they are not there yet.
+int64_t PackedStep::next_image_row(const Slice& slice, const Request& request) {
+  const int64_t at = slice.first + std::ssize(slice.tokens);
+  for (size_t i = 0; i < request.images.size(); ++i) {
+    const PromptImage& image = request.images[i];
+    if (at < image.first || at >= image.end()) continue;
+    const ImageUse* use = find_use(slice.seq, i);
+    if (use == nullptr || image_rows_ == nullptr) return -1;
+    add_image_row(*use, at - image.first);
+    return num_image_rows_ - 1;
+  }
+  return -1;
+}
+
+const ImageUse* PackedStep::find_use(SeqId seq, size_t image) const {
+  const auto use =
+      std::find_if(image_uses_.begin(), image_uses_.end(), [&](const ImageUse& candidate) {
+        return candidate.seq == seq && candidate.image == static_cast<int>(image);
+      });
+  return use == image_uses_.end() ? nullptr : &*use;
+}
+
+/// The features of token `at` of an image.
+void PackedStep::add_image_row(const ImageUse& use, int64_t at) {
+  const int64_t page = use.pages[static_cast<size_t>(at / kImagePage)];
+  CHECK(page >= 0 && page < limits_.image_pages);
+  image_rows_[num_image_rows_++] = static_cast<int32_t>(page * kImagePage + at % kImagePage);
 }
 
 void PackedStep::add_tokens(const Slice& slice, ExecutorSequence& sequence, int64_t row) {
@@ -446,18 +481,11 @@ void PackedStep::add_images(const Slice& slice, const ExecutorSequence& sequence
     const int64_t begin = std::max(images[i].first, slice.first);
     const int64_t end = std::min(images[i].end(), last);
     if (begin >= end) continue;
-    const auto use =
-        std::find_if(image_uses_.begin(), image_uses_.end(), [&](const ImageUse& candidate) {
-          return candidate.seq == slice.seq && candidate.image == static_cast<int>(i);
-        });
-    CHECK(use != image_uses_.end() && triples_, "features of an image are missing: " + name(slice));
+    const ImageUse* use = find_use(slice.seq, i);
+    CHECK(use != nullptr && triples_, "features of an image are missing: " + name(slice));
     image_runs_.push_back(
         {.row = row + begin - slice.first, .count = end - begin, .first = num_image_rows_});
-    for (int64_t at = begin - images[i].first; at < end - images[i].first; ++at) {
-      const int64_t page = use->pages[static_cast<size_t>(at / kImagePage)];
-      CHECK(page >= 0 && page < limits_.image_pages);
-      image_rows_[num_image_rows_++] = static_cast<int32_t>(page * kImagePage + at % kImagePage);
-    }
+    for (int64_t at = begin; at < end; ++at) add_image_row(*use, at - images[i].first);
   }
 }
 

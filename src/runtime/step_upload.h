@@ -116,6 +116,7 @@ struct ResultRow {
 struct NextToken {
   int64_t row = 0;  ///< in the batch, of the slice's last token
   int32_t token = 0;
+  int64_t image_row = -1;  ///< of the batch's images.rows: the features it has; -1: none are there
 };
 
 /// A StepPlan in the form the device takes: prompt slices first, then decode slices, each in plan
@@ -193,6 +194,9 @@ class PackedStep {
   void add_logit_rows(const Slice& slice, ExecutorSequence& sequence, int64_t row, int result);
   void add_states(const Slice& slice, int64_t segment, int64_t row, int result);
   void add_next_token(const Slice& slice, const ExecutorSequence& sequence, int64_t row);
+  int64_t next_image_row(const Slice& slice, const Request& request);
+  const ImageUse* find_use(SeqId seq, size_t image) const;
+  void add_image_row(const ImageUse& use, int64_t at);
 
   StepLimits limits_;
   Buffer buffer_, device_buffer_;
