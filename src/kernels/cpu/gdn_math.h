@@ -87,4 +87,17 @@ inline void transpose(const RowMatrix& in, int64_t rows, int64_t cols, const Row
   }
 }
 
+/// silu(x) without a division where the CPU has a good first guess: relative error about 1e-7 of
+/// the sigmoid, as silu().
+inline Vec quick_silu(Vec x) {
+#if defined(WEFT_AVX512)
+  // e^-x, cut where the sum's reciprocal would leave the normal numbers.
+  const Vec d = splat(1.0f) + exp2(min(splat(125.0f), x * splat(-1.44269504f)));
+  const Vec guess = {_mm512_rcp14_ps(d.v)};
+  return x * fma(guess, fnma(d, guess, splat(1.0f)), guess);
+#else
+  return silu(x);
+#endif
+}
+
 }  // namespace weft::WEFT_ISA_NS
