@@ -32,6 +32,23 @@ template <int Streams>
   return _mm256_extract_epi64(all, 0) ^ _mm256_extract_epi64(all, 3);
 }
 
+template <int Streams>
+[[gnu::target("avx2")]] void update_streams(std::byte* data, int64_t bytes, int ahead) {
+  const int64_t length = bytes / Streams / 256 * 256;
+  const __m256i one = _mm256_set1_epi32(1);
+  for (int64_t i = 0; i < length; i += 256) {
+    for (int s = 0; s < Streams; ++s) {
+      auto* p = reinterpret_cast<__m256i*>(data + s * length + i);
+      for (int k = 0; k < 8; ++k) {
+        if (ahead > 0 && k % 2 == 0) {
+          _mm_prefetch(reinterpret_cast<const char*>(p + k) + ahead, _MM_HINT_T1);
+        }
+        _mm256_store_si256(p + k, _mm256_add_epi32(_mm256_load_si256(p + k), one));
+      }
+    }
+  }
+}
+
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -107,6 +124,26 @@ double read_bandwidth(ThreadPool& pool, const std::byte* data, int64_t bytes, in
                                  : read_streams<4>(p, part, ahead);
         });
         best = std::max(best, static_cast<double>(bytes) / 1e9 / (now() - start));
+      }
+    }
+  }
+  return best;
+}
+
+double update_bandwidth(ThreadPool& pool, std::byte* data, int64_t bytes, int samples) {
+  double best = 0;
+  for (int sample = 0; sample < samples; ++sample) {
+    for (int streams : {1, 2, 4}) {
+      for (int ahead : {0, 1024, 2048}) {
+        const double start = now();
+        pool.parallel([&](int worker) {
+          const int64_t part = bytes / pool.num_threads() / 4096 * 4096;
+          std::byte* p = data + worker * part;
+          if (streams == 1) update_streams<1>(p, part, ahead);
+          if (streams == 2) update_streams<2>(p, part, ahead);
+          if (streams == 4) update_streams<4>(p, part, ahead);
+        });
+        best = std::max(best, 2 * static_cast<double>(bytes) / 1e9 / (now() - start));
       }
     }
   }

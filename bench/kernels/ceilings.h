@@ -11,6 +11,11 @@ namespace weft::bench {
 /// of `samples` passes and of a few ways to cut the memory into streams.
 double read_bandwidth(ThreadPool& pool, const std::byte* data, int64_t bytes, int samples);
 
+/// GB/s, read and written counted, at which all threads together change `bytes` at `data` in place
+/// (x <- x + 1, plain loads and stores); the best of `samples` passes and of a few ways to cut the
+/// memory into streams.
+double update_bandwidth(ThreadPool& pool, std::byte* data, int64_t bytes, int samples);
+
 /// GFLOP/s of the multiply unit that `isa` uses for bf16 (AMX tiles, vdpbf16ps, fp32 FMA), all
 /// threads, operands in registers; the best of `samples`.
 double bf16_peak(ThreadPool& pool, CpuIsa isa, int samples);

@@ -154,11 +154,12 @@ class GdnRows {
   int64_t k_channel(int64_t hk) const { return (args_.shape.key_heads + hk) * kd_; }
   int64_t v_channel(int64_t hv) const { return 2 * args_.shape.key_heads * kd_ + hv * vd_; }
 
+  const float* input(int64_t t) const {
+    return static_cast<const float*>(args_.qkv.data) + t * args_.qkv.stride[0];
+  }
   /// Row `t` of the input (a row of the step) or of the window before the segment; null is zero.
   const float* input_row(const Segment& s, int64_t t) const {
-    if (t >= s.begin) {
-      return static_cast<const float*>(args_.qkv.data) + t * args_.qkv.stride[0];
-    }
+    if (t >= s.begin) return input(t);
     if (s.read < 0) return nullptr;
     if (late_windows_) {
       const int64_t p = writer(s);

@@ -246,6 +246,7 @@ class TileChunks {
     for (int64_t c = 0; c < vd_; c += kTilePair) {  // k S over q S
       for (int64_t i = 0; i < kChunk / kLanes * 2; i += 2) {
         if (i % 4 * kLanes >= rows) continue;
+        bring_values(run, hv, c / kTilePair * 4 + i / 2, vd_ / kTilePair * 4);
         multiply_pair<false>(kq_, i, states(r), c / kLanes, kd_ / kTilePair,
                              {read_ + i * kLanes * vd_ + c, vd_});
       }
@@ -280,7 +281,7 @@ class TileChunks {
         store(out + c, fma(splat(d.decay[i]), load(past + c), load(u_ + i * vd_ + c)));
       }
     }
-    update(r, rows, d.whole);
+    update(run, {r, rows, d.whole}, hv);
   }
 
  private:
@@ -406,19 +407,24 @@ class TileChunks {
     tile_fence();
   }
 
+  struct Update {
+    int64_t head, rows;
+    float whole;
+  };
   /// S <- whole S + k^T w_, and its tiles.
-  void update(int64_t r, int64_t rows, float whole) {
-    const Vec factor = splat(whole);
-    const TileMatrix tiles = states(r);
+  void update(const Run& run, const Update& now, int64_t hv) {
+    const Vec factor = splat(now.whole);
+    const TileMatrix tiles = states(now.head);
     for (int64_t k = 0; k < kd_; k += kTilePair) {
+      bring_keys(run, hv, k / kTilePair, kd_ / kTilePair);
       tile_fence();
       for (int64_t c = 0; c < vd_; c += kTilePair) {
-        multiply_pair<false>(turned_, k / kLanes, w_, c / kLanes, rows / kTilePair,
+        multiply_pair<false>(turned_, k / kLanes, w_, c / kLanes, now.rows / kTilePair,
                              {change_ + c, vd_});
       }
       tile_fence();
       for (int64_t p = 0; p < kLanes; ++p) {
-        float* s = state(r) + (k + 2 * p) * vd_;
+        float* s = state(now.head) + (k + 2 * p) * vd_;
         const float* change = change_ + 2 * p * vd_;
         for (int64_t c = 0; c < vd_; c += kLanes) {
           Vec a = fma(factor, load(s + c), load(change + c));
@@ -432,6 +438,35 @@ class TileChunks {
           put_pair(tiles, k / kTilePair, p, c, a, b);
         }
       }
+    }
+  }
+
+  // Rows lie pages apart, and the tiles leave the memory idle: what is needed next is brought to
+  // the second cache between products, part `part` of `parts` at a time.
+
+  /// Where this chunk's outputs go, and the next one's v.
+  void bring_values(const Run& run, int64_t hv, int64_t part, int64_t parts) const {
+    const int64_t next = run.segment.end - run.begin - kChunk;
+    for (int64_t i = kChunk * part / parts; i < kChunk * (part + 1) / parts; ++i) {
+      if (i < run.n) bring(rows_.out_row(run.begin + i, hv), vd_);
+      if (i < next) bring(rows_.input(run.begin + kChunk + i) + rows_.v_channel(hv), vd_);
+    }
+  }
+  /// The next chunk's q and k, of which each value head brings its share.
+  void bring_keys(const Run& run, int64_t hv, int64_t part, int64_t parts) const {
+    const int64_t next = run.segment.end - run.begin - kChunk, group = rows_.group();
+    const int64_t hk = hv / group;
+    parts *= group;
+    part += parts / group * (hv % group);
+    for (int64_t i = kChunk * part / parts; i < kChunk * (part + 1) / parts; ++i) {
+      if (i >= next) continue;
+      bring(rows_.input(run.begin + kChunk + i) + rows_.q_channel(hk), kd_);
+      bring(rows_.input(run.begin + kChunk + i) + rows_.k_channel(hk), kd_);
+    }
+  }
+  static void bring(const float* row, int64_t width) {
+    for (int64_t c = 0; c < width; c += kLanes) {
+      _mm_prefetch(reinterpret_cast<const char*>(row + c), _MM_HINT_T1);
     }
   }
 
