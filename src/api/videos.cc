@@ -1,6 +1,7 @@
 #include "api/videos.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdio>
 #include <string_view>
 
@@ -134,6 +135,11 @@ class ImageReader::VideoCutter {
     const std::string kind =
         "video frames " + std::to_string(target_.width) + "x" + std::to_string(target_.height);
     std::vector<uint8_t> digests(kind.begin(), kind.end());
+    if (config_.tokens_per_second > 0) {
+      // The positions of the frames are not in the prompt's tokens: keys of prefixes have them so.
+      const auto seconds = std::bit_cast<std::array<uint8_t, sizeof(double)>>(source_.fps);
+      digests.insert(digests.end(), seconds.begin(), seconds.end());
+    }
     std::vector<Image> images;
     for (Frame& frame : group) {
       digests.insert(digests.end(), frame.digest.begin(), frame.digest.end());

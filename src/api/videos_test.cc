@@ -96,6 +96,19 @@ TEST(ReadVideo, TheDigestIsOfTheFramesTheirOrderAndTheirSize) {
   EXPECT_NE(base, digest(ImageReader(other), {uri(kDark), uri(kOrange)}));
 }
 
+TEST(ReadVideo, WherePositionsTellTheTimeTheDigestDoesToo) {
+  const auto digest = [](bool timed, double fps) {
+    return ImageReader(config(timed))
+        .read_video(source({uri(kDark), uri(kDark)}, fps))
+        .value()
+        .groups[0]
+        ->digest;
+  };
+  EXPECT_EQ(digest(true, 1), digest(true, 2));  // in the prompt as text
+  EXPECT_NE(digest(false, 1), digest(false, 2));
+  EXPECT_EQ(digest(false, 2), digest(false, 0));  // 2 unless said
+}
+
 TEST(ReadVideo, ErrorsNameTheFrame) {
   const ImageReader reader(config(true));
   const auto error = [&](std::vector<std::string> frames) {

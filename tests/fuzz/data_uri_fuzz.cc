@@ -38,5 +38,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto back = weft::decode_data_uri("data:;base64," + encode(text, pad), 1 << 20);
   CHECK(back && std::string_view(reinterpret_cast<const char*>(back->data()), size) == text);
   (void)weft::parse_image_processing(text);
+  (void)weft::parse_video_processing(text, pad);
   return 0;
 }

@@ -1,5 +1,6 @@
 // DEPS: weft_media
 // A file of arbitrary bytes: it is refused or becomes pixels within the limits, and those patches.
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -7,6 +8,29 @@
 #include "base/check.h"
 #include "media/image.h"
 #include "media/processing.h"
+#include "media/video.h"
+
+namespace {
+
+/// Frames of any size have a size to be reduced to, of few tokens, and times that go up.
+void check_video(uint8_t width, uint8_t count, const weft::ImageProcessing& frame) {
+  weft::VideoProcessing video{.frame = frame, .bounds_of_all = count % 2 == 1};
+  const int64_t frames = count + 1;
+  const auto limited = weft::limit_tokens(video, frames, 40, 200);
+  const auto size =
+      weft::video_size({.width = width + 1, .height = count * 7 + 1}, frames, limited);
+  if (size) {
+    CHECK(size->width > 0 && size->width % frame.factor() == 0);
+    CHECK(size->height > 0 && size->height % frame.factor() == 0);
+  }
+  const auto indices = weft::sample_frames(frames, 0.5 + width, video);
+  CHECK(!indices.empty() && indices.front() >= 0 && indices.back() < frames);
+  CHECK(std::is_sorted(indices.begin(), indices.end()));
+  const auto times = weft::group_times(indices, 0.5 + width, frame.temporal_patch_size);
+  CHECK(std::is_sorted(times.begin(), times.end()));
+}
+
+}  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   constexpr weft::ImageLimits kLimits{.max_bytes = 1 << 20, .max_pixels = 1 << 14, .max_side = 999};
@@ -17,6 +41,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   processing.min_pixels = 64;
   processing.max_pixels = 1 << 14;
   processing.resampling = weft::Resampling(data[1] % 4);
+  check_video(data[0], data[1], processing);
   const auto image = weft::decode_image(std::span(data, size).subspan(2), kLimits);
   if (!image) return 0;
   CHECK(image->width <= kLimits.max_side && image->height <= kLimits.max_side);

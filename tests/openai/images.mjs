@@ -57,6 +57,24 @@ export const imageTests = [
     assert.equal(await answer(openai, request), 'yellow');
   }],
 
+  ['images: in system messages and tool results', async ({ openai, model }) => {
+    const picture = part(uri(file(model, 'picture_color-0-0')));
+    const tokens = async (...messages) =>
+      (await openai.chat.completions.create({ model: 'demo', max_tokens: 1, messages })).usage.prompt_tokens;
+    const call = { role: 'assistant', content: null,
+      tool_calls: [{ id: 'c', type: 'function', function: { name: 'look', arguments: '{}' } }] };
+    const user = { role: 'user', content: 'Look.' };
+    const result = (content) => ({ role: 'tool', tool_call_id: 'c', content });
+    const system = (content) => ({ role: 'system', content });
+    const text = [{ type: 'text', text: 'x' }];
+    const one = await tokens({ role: 'user', content: [picture, ...text] }) - await tokens({ role: 'user', content: 'x' });
+    assert.ok(one > 3);  // the picture's tokens and the marks around it
+    assert.equal(await tokens(system([picture, ...text]), user) - await tokens(system('x'), user), one);
+    assert.equal(await tokens(user, call, result([picture, ...text])) - await tokens(user, call, result('x')), one);
+    assert.equal(await tokens(system([picture, picture, ...text]), user, call, result([picture, ...text])) -
+      await tokens(system('x'), user, call, result('x')), 3 * one);
+  }],
+
   ['images: streams and choices', async ({ openai, model }) => {
     const request = { ...ask(kColor, uri(file(model, 'picture_color-0-0'))), n: 2 };
     const whole = await openai.chat.completions.create(request);

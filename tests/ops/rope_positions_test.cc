@@ -1,5 +1,6 @@
 #include <array>
 #include <cmath>
+#include <map>
 #include <tuple>
 
 #include "support.h"
@@ -48,9 +49,14 @@ std::pair<float, float> turn_of(const Style& s, int64_t position, int i) {
           static_cast<float>(std::sin(double{angle}) * factor)};
 }
 
-Floats shared_table(const Style& s) {
+/// The one table of a style, whatever its cache.
+Floats& shared_table(const Style& s) {
+  static std::map<std::pair<int, bool>, Floats> tables;
+  const auto [known, is_new] =
+      tables.try_emplace({s.rotary, s.yarn}, Floats({kPositions, s.rotary / 2, 2}));
+  if (!is_new) return known->second;
   const int half = s.rotary / 2;
-  Floats table({kPositions, half, 2});
+  Floats& table = known->second;
   float* to = table.data.data();
   for (int64_t p = 0; p < kPositions; ++p) {
     for (int i = 0; i < half; ++i, to += 2) std::tie(to[0], to[1]) = turn_of(s, p, i);
@@ -99,6 +105,8 @@ Prepared prepare(const OpTable& ops, Stream& stream, const Style& s, Floats& tab
   args.kv.shape = {s.format, kKvHeads, kDim, kBlock};
   args.kv.block_bytes = ops.kv_block_bytes(args.kv.shape);
   args.kv.num_blocks = 3;
+  std::vector<float> scales(static_cast<size_t>(kKvHeads * kDim), 0.03f);
+  args.kv.k_scale = args.kv.v_scale = scales.data();  // of formats with static ones
   out.cache.assign(static_cast<size_t>(3 * args.kv.block_bytes), std::byte{0});
   args.kv.data = out.cache.data();
   ops.qkv_prepare(stream, args);
@@ -125,7 +133,9 @@ Prepared with_private_table(const OpTable& ops, Stream& stream, const Style& s,
 std::vector<Style> styles() {
   const RopeStyle neox = RopeStyle::kNeox, pairs = RopeStyle::kInterleaved;
   std::vector<Style> out;
-  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBf16}) {
+  for (const KvFormat format :
+       {KvFormat::kF32, KvFormat::kBf16, KvFormat::kInt8Dynamic, KvFormat::kFp8Block,
+        KvFormat::kInt8, KvFormat::kFp8, KvFormat::kInt4}) {
     for (const bool norm : {false, true}) {
       out.push_back({neox, 64, Axes::kBlocks, false, norm, format});        // Qwen2.5-VL
       out.push_back({neox, 64, Axes::kInterleaved, false, norm, format});   // Qwen3-VL
@@ -159,7 +169,7 @@ INSTANTIATE_TEST_SUITE_P(Backends, RopePositionsTest, testing::ValuesIn(backends
 /// Decode rows of several sequences and verification rows of one (drafts follow each other).
 TEST_P(RopePositionsTest, GeneratedTokensAndDraftsStandAtIndexPlusDelta) {
   for (const Style& s : styles()) {
-    Floats table = shared_table(s);
+    Floats& table = shared_table(s);
     for (const int32_t delta : {-900, -1, 0, 1, 700}) {
       Where one_d, per_axis;
       std::vector<Triple> rows;
@@ -185,7 +195,7 @@ TEST_P(RopePositionsTest, GeneratedTokensAndDraftsStandAtIndexPlusDelta) {
 /// A prompt of text, an image of 3 x 5 tokens and text again, beside another sequence's decode row.
 TEST_P(RopePositionsTest, PromptRowsTakeTheirAxes) {
   for (const Style& s : styles()) {
-    Floats table = shared_table(s);
+    Floats& table = shared_table(s);
     Where where;
     const auto add = [&](Triple at) {
       where.index.push_back(static_cast<int32_t>(where.index.size()));
@@ -212,7 +222,7 @@ TEST_P(RopePositionsTest, PromptRowsTakeTheirAxes) {
 /// Every triple with t = h = w gives the bits of the 1-D path, for every position of the table.
 TEST_P(RopePositionsTest, EqualAxesCollapseToOneDimension) {
   const Style s{RopeStyle::kNeox, 64, Axes::kInterleaved, false, true, KvFormat::kBf16};
-  Floats table = shared_table(s);
+  Floats& table = shared_table(s);
   for (int32_t first = 0; first < kPositions; first += 128) {
     Where one_d, near;
     for (int32_t p = first; p < first + 128; ++p) {
