@@ -1,10 +1,24 @@
 #include "runtime/speculator.h"
 
+#include <time.h>
+
 #include <algorithm>
 
 #include "base/check.h"
 
 namespace weft {
+namespace {
+
+/// What this thread has computed. It works all through a step or waits for its pool busily, so that
+/// this is the step's time, but for what other processes took of it: those hit long steps more
+/// often than short ones.
+double cpu_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+}  // namespace
 
 void OwnedPlan::copy(const StepPlan& from) {
   plan = from;
@@ -37,7 +51,7 @@ void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, MtpDr
   rows_.clear();
   slices_.clear();
   late_.clear();
-  begin_ = std::chrono::steady_clock::now();
+  begin_ = cpu_seconds();
   num_sequences_ = std::ssize(plan.slices);
   only_decodes_ = num_sequences_ > 0 && plan.encodings.empty() &&
                   std::all_of(plan.slices.begin(), plan.slices.end(), [](const Slice& slice) {
@@ -212,8 +226,7 @@ void Speculator::learn(const PackedStep& step, StepResult& result) {
     }
   }
   if (!only_decodes_) return;
-  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin_;
-  policy_.measured(num_sequences_, drafted, tokens, taken.count());
+  policy_.measured(num_sequences_, drafted, tokens, cpu_seconds() - begin_);
 }
 
 }  // namespace weft

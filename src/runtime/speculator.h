@@ -1,6 +1,5 @@
 #pragma once
 
-#include <chrono>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -58,7 +57,7 @@ class Speculator {
   bool drafting_ = true;
   bool only_decodes_ = false;  // the step that runs: its time says what drafts cost
   int64_t num_sequences_ = 0;
-  std::chrono::steady_clock::time_point begin_;
+  double begin_ = 0;  // of that step, in seconds of the running thread
   Guess guess_;
 };
 

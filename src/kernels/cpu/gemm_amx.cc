@@ -1,6 +1,6 @@
 // out[r][o] = sum_k x[r][k] w[o][k] with AMX: tdpbf16ps on 16 x 32 tiles of activations and
 // 32 x 16 tiles of weights. Many rows: 2 x 2 result tiles a K step (4 loads feed 4 products); at
-// most 16 rows: 1 x 4, four streams of weights; at most 2 rows: vector instructions that follow the
+// most 16 rows: 1 x 4, four streams of weights; at most 3 rows: vector instructions that follow the
 // order of tdpbf16ps, because they read memory faster than tile loads do. Bound: 16 cycles a
 // product above ~100 rows, weight bandwidth below (docs/kernels/cpu_gemm.md).
 
@@ -200,6 +200,7 @@ void multiply_bf16(const PackedRows& a, const Block& block) {
   switch (a.rows) {
     case 1: vector_rows<1, 4>(a, block); return;
     case 2: vector_rows<2, 4>(a, block); return;
+    case 3: vector_rows<3, 2>(a, block); return;
     default: configure(a.rows);
   }
   asm volatile("" ::: "memory");  // what the tiles read has been written
