@@ -3,7 +3,7 @@
 //
 // Prompt: chunks of 64 tokens in the one-solve form, on AMX tiles (gdn_tiles.h) or in fp32
 // multiply-adds (gdn_fma.h). Bound: 2 (3 K V + 64 (K + 1.5 V)) multiply-adds a token and value
-// head. Decode: one row of S at a time, read and written once a segment. Bound: bandwidth,
+// head. Decode: four rows of S at a time, read and written once a segment. Bound: bandwidth,
 // 2 * 4 * V * K bytes a head.
 //
 // A unit of work is a chain (segments that continue each other through slots) and a key head, or
@@ -18,6 +18,8 @@
 namespace weft::WEFT_ISA_NS {
 namespace {
 
+constexpr int kRowsAtOnce = 4;  // of S, token by token; sizes are multiples of 8 at least
+
 template <class Chunks>
 class Worker {
  public:
@@ -27,7 +29,7 @@ class Worker {
     q_ = memory.floats(kChunk * kd_);
     v_ = memory.floats(kChunk * vd_);
     u_ = memory.floats(kChunk * vd_);
-    row_ = memory.floats(kd_);
+    state_rows_ = memory.floats(kRowsAtOnce * kd_);
   }
 
   void run(const HeadGroup& heads, const Segment& segment) {
@@ -118,18 +120,17 @@ class Worker {
     alignas(64) float qk[kChunk];
     for (int64_t t = 0; t < run.n; ++t) qk[t] = dot(q_ + t * kd_, k_ + t * kd_);
     rows_.convolve(run, rows_.v_channel(hv), vd_, run.n, v_);
-    float* row = row_;  // a row of S while its tokens pass
-    for (int64_t i = 0; i < vd_; ++i) {
-      for (int64_t c = 0; c < kd_; c += kLanes) {
-        store(row + c, from.data == nullptr ? splat(0) : from.at(i * kd_ + c));
+    for (int64_t i = 0; i < vd_; i += kRowsAtOnce) {
+      for (int64_t c = 0; c < kRowsAtOnce * kd_; c += kLanes) {
+        store(state_rows_ + c, from.data == nullptr ? splat(0) : from.at(i * kd_ + c));
       }
       for (int64_t t = 0; t < run.n; ++t) {
-        const float value =
-            step_row<kRounded>(row, t, decay[t], gates.beta[t], v_[t * vd_ + i], qk[t]);
-        u_[t * vd_ + i] = value;
+        step_rows<kRounded>(t, {decay[t], gates.beta[t], qk[t]}, t * vd_ + i);
       }
       if (to.data == nullptr) continue;
-      for (int64_t c = 0; c < kd_; c += kLanes) to.put(i * kd_ + c, load(row + c));
+      for (int64_t c = 0; c < kRowsAtOnce * kd_; c += kLanes) {
+        to.put(i * kd_ + c, load(state_rows_ + c));
+      }
     }
     for (int64_t t = 0; t < run.n; ++t) {
       float* out = rows_.out_row(run.begin + t, hv);
@@ -137,24 +138,45 @@ class Worker {
     }
   }
 
-  /// One token on one row s of S: s <- d s + u k with u = beta (v - d s.k); returns s.q, which is
-  /// d s.q (before the write) + u k.q.
+  /// What a token does to every row of S.
+  struct TokenGates {
+    float decay, beta, qk;
+  };
+
+  /// One token on some rows s of S, whose values are v_[at], v_[at + 1], ...: s <- d s + u k with
+  /// u = beta (v - d s.k); u_[at], ... <- s.q, which is d s.q (before the write) + u k.q. The next
+  /// token waits for all of that: rows beside each other fill the time.
   template <bool kRounded>
-  float step_row(float* s, int64_t t, float decay, float beta, float v, float qk) const {
+  void step_rows(int64_t t, const TokenGates& token, int64_t at) {
     const float* k = k_ + t * kd_;
     const float* q = q_ + t * kd_;
-    Vec predicted = splat(0), read = splat(0);
+    const Vec decay = splat(token.decay);
+    Vec predicted[kRowsAtOnce], read[kRowsAtOnce], u[kRowsAtOnce];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRowsAtOnce; ++r) predicted[r] = read[r] = splat(0);
     for (int64_t c = 0; c < kd_; c += kLanes) {
-      const Vec x = load(s + c) * splat(decay);
-      predicted = fma(x, load(k + c), predicted);
-      read = fma(x, load(q + c), read);
+      const Vec kc = load(k + c), qc = load(q + c);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        const Vec x = load(state_rows_ + r * kd_ + c) * decay;
+        predicted[r] = fma(x, kc, predicted[r]);
+        read[r] = fma(x, qc, read[r]);
+      }
     }
-    const float u = beta * (v - sum_lanes(predicted));
+#pragma GCC unroll 4
+    for (int r = 0; r < kRowsAtOnce; ++r) {
+      u[r] = splat(token.beta * (v_[at + r] - sum_lanes(predicted[r])));
+      u_[at + r] = first_lane(fma(u[r], splat(token.qk), splat(sum_lanes(read[r]))));
+    }
     for (int64_t c = 0; c < kd_; c += kLanes) {
-      const Vec x = fma(splat(u), load(k + c), load(s + c) * splat(decay));
-      store(s + c, kRounded ? round_to_bf16(x) : x);
+      const Vec kc = load(k + c);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        float* s = state_rows_ + r * kd_ + c;
+        const Vec x = fma(u[r], kc, load(s) * decay);
+        store(s, kRounded ? round_to_bf16(x) : x);
+      }
     }
-    return first_lane(fma(splat(u), splat(qk), splat(sum_lanes(read))));
   }
 
   float dot(const float* a, const float* b) const {
@@ -166,9 +188,9 @@ class Worker {
   const GdnRows& rows_;
   const int64_t kd_, vd_;
   Chunks chunks_;
-  float *q_, *k_;  // [64][K]
-  float *v_, *u_;  // [64][V]
-  float* row_;     // [K]
+  float *q_, *k_;      // [64][K]
+  float *v_, *u_;      // [64][V]
+  float* state_rows_;  // [kRowsAtOnce][K], rows of S while their tokens pass
 };
 
 /// Bytes of a worker that takes `count` value heads at once.
