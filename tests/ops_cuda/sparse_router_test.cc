@@ -148,6 +148,7 @@ TEST(SparseRouter, SmallAgainstOracle) {
 TEST(SparseRouter, LengthsAgainstOracle) {
   expect_oracle({}, {1, 99, 100, 101, 150, 199, 200, 201, 0, 777});
   expect_oracle({.dim = 256, .kv_heads = 2, .group = 8}, {130, 3});
+  expect_oracle({.dim = 256, .kv_heads = 6, .group = 1}, {130, 3, 7});
   expect_oracle({.dim = 40, .kv_heads = 3, .group = 1}, {230});
 }
 
@@ -168,6 +169,13 @@ TEST(SparseRouter, SameBitsInAnyCompany) {
   other.run();
   EXPECT_EQ(all.logits_of(3), other.logits_of(0));
   EXPECT_EQ(all.logits_of(0), other.logits_of(2));
+  Routing alone({}, {512});  // clusters of other sizes
+  alone.run();
+  EXPECT_EQ(all.logits_of(3), alone.logits_of(0));
+  Routing many({}, {512, 33, 34, 35, 36, 37, 38, 39, 150});
+  many.run();
+  EXPECT_EQ(alone.logits_of(0), many.logits_of(0));
+  EXPECT_EQ(all.logits_of(0), many.logits_of(8));
 }
 
 }  // namespace

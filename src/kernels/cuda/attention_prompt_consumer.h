@@ -102,6 +102,7 @@ struct PrefillConsumer {
   int warpgroup;
   uint64_t q;  // descriptor
 
+  uint32_t q_words[C::kOverlap ? C::kHeadDim / 16 : 1][4];  // Q, where registers hold it
   float s[C::kKeys / 2];
   uint32_t p[C::kKeys / 16][4];
   float o[C::kUnits][C::kUnitDims / 2];
@@ -134,6 +135,12 @@ struct PrefillConsumer {
       for (int panel = 0; panel < C::kPanels; ++panel) {
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
+          if constexpr (C::kOverlap) {
+            Wgmma<C::kKeys>::bf16_a(s, q_words[(u * C::kPanels + panel) * 4 + step],
+                                    advance(k, panel * C::kPanelBytes + step * 32),
+                                    (u | panel | step) != 0);
+            continue;
+          }
           Wgmma<C::kKeys>::bf16(
               s, advance(q, (u * C::kPanels + panel) * C::kQPanelBytes + step * 32),
               advance(k, panel * C::kPanelBytes + step * 32), (u | panel | step) != 0);
@@ -208,12 +215,26 @@ struct PrefillConsumer {
     release(at);
   }
 
+  /// Q into registers, so that the scores read shared memory for K alone.
+  __device__ __forceinline__ void load_q() {
+    const uint32_t tile = shared_address(shared.q + warpgroup * C::kQBytes);
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int row = static_cast<int>(threadIdx.x) % 128 / 32 * 16 + lane % 16;
+#pragma unroll
+    for (int step = 0; step < C::kHeadDim / 16; ++step) {
+      load_matrices(q_words[step], tile + step / 4 * C::kQPanelBytes +
+                                       swizzled_128(row, step % 4 * 32 + lane / 16 * 16));
+    }
+    __syncwarp();
+    release_q();
+  }
   /// The tiles that the notes tell, with the scores of a tile computed beside the values of the one
   /// before.
   __device__ __forceinline__ void overlapped(const PrefillTile& rows) {
     await(ring);
     int note = note_at(ring);
     if (needed(note)) {
+      load_q();
       wgmma_fence();
       issue_scores(ring);
       wgmma_wait<0>();
@@ -254,7 +275,6 @@ struct PrefillConsumer {
   }
   /// S of the tile of `note` becomes P.
   __device__ __forceinline__ void scores_to_p(const PrefillTile& rows, int note) {
-    if ((note & (kLastOfGroup << warpgroup)) != 0) release_q();
     if ((note & (kMaskedFor << warpgroup)) != 0) mask(rows, note >> kTileBits);
     softmax.tile(s);
   }

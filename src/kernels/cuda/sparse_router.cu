@@ -1,11 +1,11 @@
 // logits = MLP(mean of the first and last 100 normed K rows), kinds = argmax, per kv head and
 // layer: the router of Elastic-Attention (arXiv 2601.17367) in one launch.
 //
-// A block a (segment, kv head). Its 200 rows and the layer's weights (4 matrices of 4 D^2, bf16:
-// 527 KB at D = 128, from L2: asked for before the predecessor ends) are read once; lanes take
-// several rows of a matrix at a time, so that the five dependent products cost little more than
-// their latency.
-// The order of every sum depends on D and on the rows of the segment alone.
+// A cluster of eight blocks (of two where segments and heads are many) a (segment, kv head): each
+// pools all 200 rows and computes its part of every layer (of 4 matrices of 4 D^2, bf16: 527 KB at
+// D = 128, asked into L2 before the predecessor ends), which it writes into the shared memory of
+// all. One block alone would read them at the pace of its multiprocessor's port: 27 us. The order
+// of every sum depends on D and on the rows of the segment alone.
 // docs/kernels/attention_prefill.md
 
 #include <cuda_bf16.h>
@@ -18,7 +18,7 @@
 namespace weft::cuda {
 namespace {
 
-constexpr int kWarps = 32;
+constexpr int kWarps = 16;
 constexpr int kMaxDim = 256;
 
 struct RouterLayer {
@@ -54,17 +54,28 @@ __device__ __forceinline__ void unpack(const uint4& words, float (&x)[8]) {
   }
 }
 
-/// y [n] = weight x + bias, then silu; x [k] with k a multiple of 8, both in shared memory. Lanes
-/// enough for k / 8 share `Rows` rows at a time.
-template <int Rows>
+/// Into the same place of block `rank`'s shared memory; seen there after cluster_sync().
+__device__ __forceinline__ void store_remote(float* to, uint32_t rank, float value) {
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(map_to_block(shared_address(to), rank)),
+               "f"(value)
+               : "memory");
+}
+
+/// y [n] = weight x + bias, then silu; x [k] with k a multiple of 8, both in shared memory. Each
+/// block of the cluster computes its part of y for all of them; lanes enough for k / 8 share `Rows`
+/// rows at a time.
+template <int Cluster, int Rows>
 __device__ __forceinline__ void layer(const RouterLayer& l, const float* x, float* y, int n, int k,
                                       bool activate) {
   const int thread = static_cast<int>(threadIdx.x);
   const int width = k > 128 ? 32 : k > 64 ? 16 : 8;  // lanes
-  const int lane = thread % width;
-  for (int first = thread / width * Rows; first < n; first += kWarps * 32 / width * Rows) {
+  const int lane = thread % width, at_once = kWarps * 32 / width * Rows;
+  const int part = (n + Cluster - 1) / Cluster;
+  const int begin = static_cast<int>(cluster_rank()) * part, end = min(n, begin + part);
+  for (int base = begin; base < end; base += at_once) {  // the same for all threads
+    const int first = base + thread / width * Rows;
     float sum[Rows] = {};
-    const float bias = lane < Rows && first + lane < n ? l.bias[first + lane] : 0.0f;
+    const float mine = lane < Rows && first + lane < end ? l.bias[first + lane] : 0.0f;
 #pragma unroll 2
     for (int at = lane * 8; at < k; at += width * 8) {
       uint4 words[Rows];
@@ -84,20 +95,20 @@ __device__ __forceinline__ void layer(const RouterLayer& l, const float* x, floa
         for (int i = 0; i < 8; ++i) sum[r] = fmaf(w[i], v[i], sum[r]);
       }
     }
-    const uint32_t here = __activemask();  // whole groups of `width` lanes
 #pragma unroll
     for (int r = 0; r < Rows; ++r) {
       float total = sum[r];
       for (int step = width / 2; step > 0; step /= 2) {
-        total += __shfl_xor_sync(here, total, step);
+        total += __shfl_xor_sync(0xffffffffu, total, step);
       }
-      if (lane == r && first + r < n) {
-        const float value = total + bias;
-        y[first + r] = activate ? value / (1 + __expf(-value)) : value;
+      total += __shfl_sync(0xffffffffu, mine, r, width);
+      if (activate) total /= 1 + __expf(-total);
+      if (lane < Cluster && first + r < end) {
+        store_remote(y + first + r, static_cast<uint32_t>(lane), total);
       }
     }
   }
-  __syncthreads();
+  cluster_sync();
 }
 
 /// The block's share of a matrix, into L2.
@@ -110,11 +121,13 @@ __device__ __forceinline__ void prefetch(const RouterLayer& l, int64_t elements)
   }
 }
 
+template <int Cluster>
 __global__ void __launch_bounds__(kWarps * 32)
     route_heads_kernel(const __grid_constant__ RouterParams p) {
   __shared__ float partial[kWarps][kMaxDim];
   __shared__ __align__(16) float narrow[kMaxDim], wide[4 * kMaxDim];
-  const int segment = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  const int segment = static_cast<int>(blockIdx.x) / Cluster;
+  const int head = static_cast<int>(blockIdx.y);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   for (int i = 0; i < 4; ++i) prefetch(p.layers[i], int64_t{4} * p.dim * p.dim);
   wait_for_predecessor();
@@ -161,13 +174,16 @@ __global__ void __launch_bounds__(kWarps * 32)
     const float norm = p.k_norm != nullptr ? p.k_norm[d] : 1.0f;
     narrow[d] = sum * norm / static_cast<float>(2 * ends);
   }
-  __syncthreads();
+  cluster_sync();
 
-  layer<8>(p.layers[0], narrow, wide, 4 * p.dim, p.dim, true);
-  layer<4>(p.layers[1], wide, narrow, p.dim, 4 * p.dim, false);
-  layer<8>(p.layers[2], narrow, wide, 4 * p.dim, p.dim, true);
-  layer<4>(p.layers[3], wide, narrow, p.dim, 4 * p.dim, true);
-  layer<2>(p.layers[4], narrow, wide, 2, p.dim, false);
+  // Rows so that a turn or two do at D = 128.
+  constexpr int kNarrowRows = 16 / Cluster, kWideRows = 8 / Cluster;
+  layer<Cluster, kNarrowRows>(p.layers[0], narrow, wide, 4 * p.dim, p.dim, true);
+  layer<Cluster, kWideRows>(p.layers[1], wide, narrow, p.dim, 4 * p.dim, false);
+  layer<Cluster, kNarrowRows>(p.layers[2], narrow, wide, 4 * p.dim, p.dim, true);
+  layer<Cluster, kWideRows>(p.layers[3], wide, narrow, p.dim, 4 * p.dim, true);
+  layer<Cluster, 1>(p.layers[4], narrow, wide, 2, p.dim, false);
+  if (cluster_rank() != 0) return;
   if (static_cast<int>(threadIdx.x) < p.group) {
     const int32_t kind = wide[1] > wide[0] ? p.retrieval : p.sparse;
     p.kinds.at(segment, head * p.group + static_cast<int>(threadIdx.x)) = kind;
@@ -175,6 +191,17 @@ __global__ void __launch_bounds__(kWarps * 32)
   if (threadIdx.x < 2) {
     p.logits[segment * p.logits_row + head * 2 + static_cast<int>(threadIdx.x)] = wide[threadIdx.x];
   }
+}
+
+template <int Cluster>
+void launch_router(Stream& stream, const RouterParams& p, int segments) {
+  launch(
+      stream,
+      {.grid = dim3(static_cast<unsigned>(segments * Cluster), static_cast<unsigned>(p.kv_heads)),
+       .block = kWarps * 32,
+       .cluster = Cluster,
+       .overlap = true},
+      route_heads_kernel<Cluster>, p);
 }
 
 }  // namespace
@@ -205,11 +232,14 @@ void route_heads(Stream& stream, const RouterArgs& args) {
     CHECK(weight.dtype == DType::kBF16 && weight.contiguous());
     p.layers[i] = {weight.ptr<__nv_bfloat16>(), bias.ptr<float>()};
   }
-  launch(stream,
-         {.grid = dim3(static_cast<unsigned>(args.num_segments), static_cast<unsigned>(p.kv_heads)),
-          .block = kWarps * 32,
-          .overlap = true},
-         route_heads_kernel, p);
+  // A second round of blocks would cost as much as the first.
+  constexpr int kBlocks = 132;
+  const int pairs = args.num_segments * p.kv_heads;
+  if (pairs * 8 <= kBlocks) {
+    launch_router<8>(stream, p, args.num_segments);
+  } else {
+    launch_router<2>(stream, p, args.num_segments);
+  }
 }
 
 }  // namespace weft::cuda
