@@ -231,7 +231,7 @@ class World {
           std::copy(values.begin(), values.end(), q.begin() + row * row_heads * w.heads_.dim);
         }
       }
-      args.shape = {w.heads_.q, w.heads_.kv, w.heads_.dim, 0.125f};
+      args.shape = {w.heads_.q, w.heads_.kv, w.heads_.dim, 0.125f, w.heads_.format};
       args.kv.shape = w.kv_shape();
       args.seqs.num_segments = num_segments();
       args.prompt_rows = l.prompt_rows;

@@ -67,7 +67,8 @@ int64_t attention_decode_scratch(const AttnShape& shape, int64_t num_sequences, 
   const int levels = tree_levels(num_keys + kSlackKeys);
   int64_t bytes = 0;
   for (int rows = 8; rows <= rows_at_once(padded, INT_MAX); rows *= 2) {
-    const int blocks = num_processors() * blocks_per_processor(padded, rows);
+    const int blocks =
+        num_processors() * blocks_per_processor(padded, rows, kv_code_bits(shape.kv_format));
     bytes = std::max(bytes, partial_bytes(padded, blocks, levels, rows));
   }
   return bytes + 64;
@@ -111,7 +112,8 @@ void attention_decode(Stream& stream, const AttnArgs& args) {
       .max_pairs = 0,
       .partial_rows = 0,
       .levels = tree_levels(max_keys),
-      .num_blocks = num_processors() * blocks_per_processor(padded, rows_at_once(padded, rows)),
+      .num_blocks = num_processors() * blocks_per_processor(padded, rows_at_once(padded, rows),
+                                                            kv_code_bits(kv.format)),
       .scale = shape.scale * 1.44269504088896341f,
   };
   p.cache = args.kv.data;

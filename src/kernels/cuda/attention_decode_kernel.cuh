@@ -79,6 +79,7 @@ class Consumer {
   static constexpr int kUnitDims = 8 * kPairs;                         // of 16 bytes
   static constexpr int kUnitTiles = kPairs == 1 ? 1 : kUnitDims / 16;  // of 16 columns
   static constexpr int kParts = Shared<Format, D, N>::kParts;
+  static constexpr int kBlocks = blocks_per_processor(D, 8 * N, Format::kBits);
   static constexpr int kBatch = D * N <= 256 ? 4 : (D * N <= 512 ? 2 : 1);  // as registers allow
   static constexpr int kKeyBatch = kBatch < kPairs ? kPairs : kBatch;
   static_assert(!Format::kZeros || kKeyBatch * 16 == kKvInt4Group);
@@ -330,8 +331,12 @@ class Consumer {
           sum[j % 2] += s[m][n][j];
         }
       }
-#pragma unroll
-      for (int part = 0; part < kParts; ++part) store_weights(s, first_key, masked, n, part);
+      // Two copies of it where registers are few and rows narrow: elsewhere they would spill.
+      if (!Format::kScaled || (kBlocks == 3 && !masked)) {
+        store_weights<false>(s, first_key, masked, n);
+      } else {
+        store_weights<true>(s, first_key, masked, n);
+      }
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
 #pragma unroll
@@ -357,27 +362,32 @@ class Consumer {
   }
 
   /// Times the scales of the values; what a row doesn't see stays 0, whatever its scale.
+  template <bool MayMask>
   __device__ __forceinline__ void store_weights(const float (&s)[2][N][4],
                                                 [[maybe_unused]] int first_key,
-                                                [[maybe_unused]] bool masked, int n, int part) {
-    uint32_t packed[4];
+                                                [[maybe_unused]] bool masked, int n) {
 #pragma unroll
-    for (int m = 0; m < 2; ++m) {
-      float w[4];
+    for (int part = 0; part < kParts; ++part) {
+      uint32_t packed[4];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        w[j] = s[m][n][j];
-        if constexpr (Format::kScaled) {
-          w[j] = __fmul_rn(w[j], key_scale(part, m, j / 2));
-          const int key = first_key + warp * 32 + m * 16 + lane / 4 + j / 2 * 8;
-          if (masked && key >= visible[n][j % 2]) w[j] = 0;
+      for (int m = 0; m < 2; ++m) {
+        float w[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          w[j] = s[m][n][j];
+          if constexpr (Format::kScaled) w[j] = __fmul_rn(w[j], key_scale(part, m, j / 2));
+          if constexpr (MayMask) {
+            const int key = first_key + warp * 32 + m * 16 + lane / 4 + j / 2 * 8;
+            if (masked && key >= visible[n][j % 2]) w[j] = 0;
+          }
         }
+        packed[2 * m] = pack_bf16(w[0], w[1]);
+        packed[2 * m + 1] = pack_bf16(w[2], w[3]);
       }
-      packed[2 * m] = pack_bf16(w[0], w[1]);
-      packed[2 * m + 1] = pack_bf16(w[2], w[3]);
+      store_matrices<true>(
+          shared_address(&shared.weights[part][n * 8 + lane % 8][warp * 32 + lane / 8 * 8]),
+          packed);
     }
-    store_matrices<true>(
-        shared_address(&shared.weights[part][n * 8 + lane % 8][warp * 32 + lane / 8 * 8]), packed);
   }
   /// The zero points of the values, as widen() wants them.
   __device__ __forceinline__ void store_zeros() {
@@ -658,8 +668,11 @@ __device__ inline void clear_rest(const DecodeParams& p) {
 }
 
 template <class Format, int D, int N>
-__global__ __launch_bounds__(kWarps * 32 + 32, blocks_per_processor(D, 8 * N)) void decode_kernel(
-    const __grid_constant__ CUtensorMap map, const __grid_constant__ DecodeParams p) {
+__global__ __launch_bounds__(
+    kWarps * 32 + 32,
+    blocks_per_processor(
+        D, 8 * N, Format::kBits)) void decode_kernel(const __grid_constant__ CUtensorMap map,
+                                                     const __grid_constant__ DecodeParams p) {
   extern __shared__ __align__(1024) unsigned char memory[];
   Shared<Format, D, N>& shared = *reinterpret_cast<Shared<Format, D, N>*>(memory);
   const int warp = warp_index();

@@ -45,8 +45,8 @@ constexpr int kGroups = !Format::kScaled ? 0
 template <class Format, int D, int N>
 struct Shared {
   static constexpr int kStageBytes = kKeys * D * Format::kBits / 8;  // K or V of one chunk
-  static constexpr int kStages =
-      192 * 1024 / blocks_per_processor(D, 8 * N) / (kStageBytes + kKeys * 4 * kGroups<Format, D>);
+  static constexpr int kStages = 192 * 1024 / blocks_per_processor(D, 8 * N, Format::kBits) /
+                                 (kStageBytes + kKeys * 4 * kGroups<Format, D>);
   static constexpr int kWeightRow = kKeys + 8;  // padded: rows shift by 4 banks
   static constexpr int kParts = kGroups<Format, D> > 1 ? kGroups<Format, D> : 1;
   alignas(1024) unsigned char ring[kStages][kStageBytes];
