@@ -680,7 +680,7 @@ __global__ __launch_bounds__(
   if (threadIdx.x == 0) {
     prefetch_map(&map);
     for (int i = 0; i < Shared<Format, D, N>::kStages; ++i) {
-      barrier_init(&shared.full[i], 1);
+      barrier_init(&shared.full[i], scales_are_stored<Format>(p) ? 32 : 1);
       barrier_init(&shared.empty[i], kWarps);
     }
     fence_barrier_init();

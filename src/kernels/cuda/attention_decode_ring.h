@@ -102,8 +102,13 @@ __device__ void prefetch_chunks(const DecodeParams& p, const CUtensorMap* map, c
   }
 }
 
-/// Of static formats: all keys of a stage have the scale of the head, or 1 where channels have
-/// their own. By the whole warp, before it arrives at the stage's barrier.
+/// Of static formats: whether all lanes of the warp that fills the ring store and arrive.
+template <class Format>
+__device__ __forceinline__ bool scales_are_stored(const DecodeParams& p) {
+  return Format::kScaled && !Format::kZeros && p.layout.scales == 0;
+}
+/// Then all keys of a stage have the scale of the head, or 1 where channels have their own. By the
+/// whole warp, each lane before it arrives at the stage's barrier.
 __device__ __forceinline__ void fill_scales(const DecodeParams& p, float* scales, int plane,
                                             int kv_head) {
   const float* of = plane == 0 ? p.k_scale : p.v_scale;
@@ -111,7 +116,6 @@ __device__ __forceinline__ void fill_scales(const DecodeParams& p, float* scales
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int i = 0; i < kKeys; i += 32) scales[lane + i] = scale;
-  __syncwarp();
 }
 
 /// The warp that fills the ring: K, V, K, V ... of the share whose first run is `run`. Lane i
@@ -139,9 +143,9 @@ __device__ void produce(const DecodeParams& p, const CUtensorMap* map, const Pla
       for (int plane = 0; plane < 2; ++plane) {
         Barrier* full = &shared.full[ring.stage];
         wait(&shared.empty[ring.stage], ring.parity);
-        if constexpr (Format::kScaled && !Format::kZeros) {
-          if (p.layout.scales == 0)
-            fill_scales(p, shared.scales[ring.stage][0], plane, run.kv_head);
+        if (scales_are_stored<Format>(p)) {
+          fill_scales(p, shared.scales[ring.stage][0], plane, run.kv_head);
+          if (lane != 0) arrive(full);
         }
         if (lane == 0) arrive_expect(full, bytes);
         __syncwarp();
