@@ -8,13 +8,14 @@
 namespace weft {
 namespace {
 
-/// True: the grammar allows nothing after `token`.
-bool advance_grammar(ExecutorSequence& sequence, int32_t token) {
+/// False: the grammar can't go on with `token`. `ends`: it allows nothing after it.
+bool advance_grammar(ExecutorSequence& sequence, int32_t token, bool& ends) {
   GrammarMatcher& grammar = *sequence.grammar;
   const std::vector<int32_t>& stops = sequence.request->sampling.stop_ids;
-  if (std::find(stops.begin(), stops.end(), token) != stops.end()) return false;
-  CHECK(grammar.accept(token), "a token outside of its grammar was sampled");
-  return grammar.exhausted();
+  if (std::find(stops.begin(), stops.end(), token) != stops.end()) return true;
+  if (!grammar.accept(token)) return false;
+  ends = grammar.exhausted();
+  return true;
 }
 
 }  // namespace
@@ -164,14 +165,16 @@ void RowSampler::accept(const PackedStep& step, const LogitRow& row, SampledToke
                         StepResult& result) {
   SampledRow& out = result.rows[static_cast<size_t>(row.result)];
   ExecutorSequence& sequence = *row.sequence;
-  if (one.numeric_error || sequence.failed) {
+  // A grammar that does not take a token of its own mask has met the bound of its work: that ends
+  // its request, and no other.
+  if (one.numeric_error || sequence.failed ||
+      (sequence.grammar && !advance_grammar(sequence, one.token, out.ends))) {
     out.numeric_error = true;
     sequence.failed = true;
     return;
   }
   sequence.history.append(one.token);
   out.tokens.push_back(one.token);
-  if (sequence.grammar) out.ends = advance_grammar(sequence, one.token);
   if (step.results()[static_cast<size_t>(row.result)].logprobs) {
     out.logprobs.push_back(std::move(one.logprob));
   }

@@ -68,8 +68,8 @@ Draw draw(uint64_t prefix, uint64_t seed, const FakeExecutorConfig& config) {
   return d;
 }
 
-/// The token, or where the grammar forbids it another one that it allows; takes it. `ends`: nothing
-/// may follow.
+/// The token, or where the grammar forbids it another one that it allows; takes it. -1: the grammar
+/// doesn't take it after all, the bound of its work is met. `ends`: nothing may follow.
 int32_t constrain(GrammarMatcher& grammar, int32_t token, const SamplingParams& sampling,
                   int64_t num_generated, bool& ends) {
   const std::vector<int32_t>& stops = sampling.stop_ids;
@@ -94,7 +94,7 @@ int32_t constrain(GrammarMatcher& grammar, int32_t token, const SamplingParams& 
   } else if (is_stop(token)) {
     token = 0;  // the thought ends first: no stop id within it
   }
-  CHECK(grammar.accept(token));
+  if (!grammar.accept(token)) return -1;
   ends = grammar.exhausted();
   return token;
 }
@@ -389,6 +389,10 @@ FakeExecutor::Answer FakeExecutor::answer(const Request& request, const FakeExec
     const auto index = static_cast<int>(answer.tokens.size());
     bool ends = false;
     if (grammar) d.token = constrain(*grammar, d.token, sampling, index, ends);
+    if (d.token < 0) {
+      answer.finish = FinishReason::kError;
+      return answer;
+    }
     answer.tokens.push_back(d.token);
     ++length;
     const auto& stops = sampling.stop_ids;
