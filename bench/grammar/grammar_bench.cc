@@ -95,7 +95,8 @@ void run(const Case& c, const std::vector<std::string>& tokens,
         if (((mask[static_cast<size_t>(token) / 32] >> (token % 32)) & 1) != 0) break;
       }
       if (length == 0) {
-        std::printf("{\"case\": \"%s\", \"stuck_at\": %zu}\n", c.name, at);
+        std::printf("{\"case\": \"%s\", \"stuck_at\": %zu, \"mask_worst_us\": %.0f}\n", c.name, at,
+                    1e6 * worst[round]);
         return;
       }
       start = cpu_seconds();
@@ -156,6 +157,36 @@ int main() {
        [] {
          return weft::grammar_from_ebnf(
              "root ::= item root? [a-z]? item? | item\nitem ::= \"t\" item? \"h\"? | [a-z ]",
+             "grammar");
+       },
+       "the restaurant the restaurant the restaurant"},
+      {"ebnf_json",  // as llama.cpp writes it
+       [] {
+         return weft::grammar_from_ebnf(
+             R"gbnf(root   ::= object
+value  ::= object | array | string | number | ("true" | "false" | "null") ws
+object ::= "{" ws (string ":" ws value ("," ws string ":" ws value)*)? "}" ws
+array  ::= "[" ws (value ("," ws value)*)? "]" ws
+string ::= "\"" char* "\"" ws
+char   ::= [^"\\\x7F\x00-\x1F] | [\\] (["\\bfnrt] | "u" [0-9a-fA-F]{4})
+number ::= ("-"? ([0-9] | [1-9] [0-9]{0,15})) ("." [0-9]+)? ([eE] [-+]? [0-9]{1,3})? ws
+ws ::= | " " | "\n" [ \t]{0,20})gbnf",
+             "grammar");
+       },
+       json},
+      {"ebnf_names",
+       [] {
+         return weft::grammar_from_ebnf(
+             "root ::= sum\nsum ::= part (\" + \" part)*\npart ::= name | \"(\" sum \")\"\n"
+             "name ::= [a-z]+ (\"_\" [a-z]+)*",
+             "grammar");
+       },
+       "restaurant + (inti + the_common + (an)) + proming"},
+      {"hostile_lagging_stacks",
+       [] {
+         return weft::grammar_from_ebnf(
+             "root ::= \" \"? half root? half? [a-n]? | half\nhalf ::= [a-z] half? \"e\"? | [a-z ] "
+             "[a-z]? root?",
              "grammar");
        },
        "the restaurant the restaurant the restaurant"},

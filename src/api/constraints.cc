@@ -9,6 +9,7 @@ namespace weft {
 namespace {
 
 constexpr size_t kMaxKept = 64;
+constexpr size_t kMaxSchemaBytes = size_t{256} << 10;  // of some thousands of properties
 
 bool forces_tool_call(const GenerationRequest& request) {
   return !request.tools.empty() && (request.tool_choice == ToolChoice::kRequired ||
@@ -78,7 +79,11 @@ Result<GrammarRules::Node> format_node(GrammarRules& rules, const OutputFormat& 
 
 GrammarResult compile(const GenerationRequest& request, const ChatFormat& format,
                       bool after_thinking) {
-  GrammarRules rules;
+  GrammarLimits limits;
+  if (forces_tool_call(request) || request.format.kind == OutputFormat::Kind::kJsonSchema) {
+    limits.max_source_bytes = kMaxSchemaBytes;
+  }
+  GrammarRules rules(limits);
   if (forces_tool_call(request)) {
     const GrammarRules::Node node = TRY(tool_node(rules, request, format.tools));
     return compile_node(rules, node, after_thinking, "tools");

@@ -31,9 +31,15 @@ class Grammar {
     return {calls.data() + call_begin[s], calls.data() + call_begin[s + 1]};
   }
   bool accepts(int32_t state) const { return accepting[static_cast<size_t>(state)] != 0; }
+  /// Whether the rule of `state` may end there without a byte, also by calls.
+  bool may_be_empty(int32_t state) const { return nullable[static_cast<size_t>(state)] != 0; }
+  /// Frames that the rule of `state` needs at least to come to its end from there.
+  int32_t height_of(int32_t state) const { return height[static_cast<size_t>(state)]; }
 
   int32_t start = 0;
   std::vector<uint8_t> accepting;                ///< [states]
+  std::vector<uint8_t> nullable;                 ///< [states]
+  std::vector<int32_t> height;                   ///< [states]
   std::vector<uint32_t> edge_begin, call_begin;  ///< [states + 1]
   std::vector<Edge> edges;                       ///< of a state by `low`
   std::vector<Call> calls;

@@ -210,7 +210,12 @@ TEST(GrammarMatcher, MasksAreExact) {
       schema(
           R"({"type":"object","properties":{"a":{"type":"string"},"b":{"type":"array","items":{"type":"number"}},
               "c":{"enum":["ab","aa",null,12]}},"required":["a"]})"),
-      grammar_from_ebnf("root ::= \"[\" root \"]\" root | \"a\" | \"\"\n", "grammar").value()};
+      grammar_from_ebnf("root ::= \"[\" root \"]\" root | \"a\" | \"\"\n", "grammar").value(),
+      // Very many stacks at once: they share what they have in common.
+      grammar_from_ebnf("root ::= item root? [a-b]? item? | item\n"
+                        "item ::= [a\"] item? \"b\"? | [b-c}]",
+                        "grammar")
+          .value()};
   std::mt19937_64 random(20261121);
   size_t compared = 0;
   for (const auto& grammar : grammars) {
@@ -271,6 +276,72 @@ TEST(GrammarMatcher, AmbiguousStacksAreBounded) {
     ASSERT_TRUE(matcher.may_end());
   }
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
+}
+
+/// Takes what `choose` prefers of the mask till nothing may come; the most brackets open at once.
+int deepest_text(const std::shared_ptr<const Grammar>& grammar, const std::string& wanted,
+                 const std::shared_ptr<const GrammarVocab>& vocab) {
+  GrammarMatcher matcher = matcher_of(grammar, vocab);
+  int open = 0, deepest = 0;
+  for (int step = 0; step < 20'000; ++step) {
+    const std::span<const uint32_t> mask = matcher.mask();
+    int32_t next = -1;
+    for (const char byte : wanted) {
+      if (next < 0 && has(mask, static_cast<unsigned char>(byte))) {
+        next = static_cast<unsigned char>(byte);
+      }
+    }
+    if (next < 0) {
+      EXPECT_TRUE(matcher.may_end()) << "nothing fits after " << step;
+      return deepest;
+    }
+    if (has(mask, 256)) next = 256;  // two brackets at once
+    EXPECT_TRUE(matcher.accept(next)) << step;
+    open += next == 256 ? 2 : next == '[' || next == '{' ? 1 : next == ']' || next == '}' ? -1 : 0;
+    deepest = std::max(deepest, open);
+    if (step % 50 == 0 && matcher.num_accepted() > 8) {
+      matcher.rollback(1);
+      EXPECT_TRUE(matcher.accept(next));
+    }
+  }
+  ADD_FAILURE() << "no end";
+  return deepest;
+}
+
+/// A model that only opens brackets is led back before the stacks outgrow their bound; whatever the
+/// mask allows is taken.
+TEST(GrammarMatcher, DeepTextsEnd) {
+  const auto vocab = vocab_of({"[["});
+  const auto ebnf = [](std::string text) {
+    std::replace(text.begin(), text.end(), '\'', '"');
+    return grammar_from_ebnf(text, "grammar").value();
+  };
+  for (const auto& [grammar, least] :
+       {std::pair{ebnf("root ::= '[' root ']' | '1'"), 800},
+        std::pair{ebnf("root ::= '[' root ']' | one\n"
+                       "one ::= two two\ntwo ::= three three\n"
+                       "three ::= [0-9]{10} | '(' one ')'"),
+                  800},
+        std::pair{ebnf("root ::= '[' root ']' [0-9]? | '1'"), 800},
+        std::pair{schema(R"({"type":"array","items":{"$ref":"#"}})"), 250}}) {
+    const int deepest = deepest_text(grammar, "[{]}1", vocab);
+    EXPECT_GE(deepest, least);
+    EXPECT_LE(deepest, 1000);
+  }
+  // Brackets that need not be closed: very many stacks at once, and the text may end anywhere.
+  GrammarMatcher matcher = matcher_of(ebnf("root ::= '[' root? ']'?"), vocab);
+  int open = 0;
+  for (; has(matcher.mask(), 256); open += 2) {
+    ASSERT_TRUE(matcher.accept(256));
+    ASSERT_TRUE(matcher.may_end());
+  }
+  EXPECT_GE(open, 800);
+  EXPECT_LE(open, 1000);
+  for (int closed = 0; closed < 500; ++closed) {
+    ASSERT_TRUE(has(matcher.mask(), ']'));
+    ASSERT_TRUE(matcher.accept(']'));
+    ASSERT_TRUE(matcher.may_end());
+  }
 }
 
 TEST(GrammarMatcher, RollbackIsExact) {

@@ -129,6 +129,60 @@ int32_t find_left_recursion(const Linked& all, const std::vector<bool>& live,
   return -1;
 }
 
+/// The height of every state, the lowest first: 0 where the rule may end; through an edge that of
+/// its target; through a call what the called rule needs on top of a frame, and the target.
+std::vector<int32_t> heights(const Grammar& grammar) {
+  const auto n = static_cast<size_t>(grammar.num_states());
+  constexpr int32_t kUnknown = -1;
+  std::vector<int32_t> height(n, kUnknown);
+  struct Back {
+    int32_t from, call;  // call: its number, -1: an edge
+  };
+  std::vector<uint32_t> begin(n + 1, 0);
+  const auto each = [&](const auto& visit) {  // (what it depends on, Back)
+    for (size_t s = 0; s < n; ++s) {
+      const auto from = static_cast<int32_t>(s);
+      for (const auto& edge : grammar.edges_of(from)) visit(edge.target, Back{from, -1});
+      for (uint32_t c = grammar.call_begin[s]; c < grammar.call_begin[s + 1]; ++c) {
+        visit(grammar.calls[c].start, Back{from, static_cast<int32_t>(c)});
+        visit(grammar.calls[c].target, Back{from, static_cast<int32_t>(c)});
+      }
+    }
+  };
+  each([&](int32_t on, Back) { ++begin[static_cast<size_t>(on) + 1]; });
+  for (size_t s = 0; s < n; ++s) begin[s + 1] += begin[s];
+  std::vector<Back> back(begin[n]);
+  std::vector<uint32_t> next(begin.begin(), begin.end() - 1);
+  each([&](int32_t on, Back one) { back[next[static_cast<size_t>(on)]++] = one; });
+  std::vector<std::vector<int32_t>> found(1);  // by height
+  for (size_t s = 0; s < n; ++s) {
+    if (grammar.accepting[s] != 0) found[0].push_back(static_cast<int32_t>(s));
+  }
+  for (size_t h = 0; h < found.size(); ++h) {
+    while (!found[h].empty()) {
+      const auto done = static_cast<size_t>(found[h].back());
+      found[h].pop_back();
+      if (height[done] != kUnknown) continue;
+      height[done] = static_cast<int32_t>(h);
+      for (uint32_t b = begin[done]; b < begin[done + 1]; ++b) {
+        const Back one = back[b];
+        if (height[static_cast<size_t>(one.from)] != kUnknown) continue;
+        size_t needs = h;
+        if (one.call >= 0) {
+          const Grammar::Call& call = grammar.calls[static_cast<size_t>(one.call)];
+          const int32_t inside = height[static_cast<size_t>(call.start)];
+          const int32_t behind = height[static_cast<size_t>(call.target)];
+          if (inside == kUnknown || behind == kUnknown) continue;
+          needs = static_cast<size_t>(std::max(inside + (call.tail ? 0 : 1), behind));
+        }
+        if (needs >= found.size()) found.resize(needs + 1);
+        found[needs].push_back(one.from);
+      }
+    }
+  }
+  return height;
+}
+
 }  // namespace
 
 Result<Grammar> link(const std::vector<RuleAutomaton>& rules, int32_t root,
@@ -151,7 +205,8 @@ Result<Grammar> link(const std::vector<RuleAutomaton>& rules, int32_t root,
   const auto is_live = [&](int32_t s) { return live[static_cast<size_t>(s)]; };
   const int32_t start = all.start[static_cast<size_t>(root)];
   if (!is_live(start)) return invalid_argument("no text fits it");
-  const int32_t left = find_left_recursion(all, live, completable(all, false));
+  const std::vector<bool> nullable = completable(all, false);
+  const int32_t left = find_left_recursion(all, live, nullable);
   if (left >= 0) {
     return invalid_argument(
         "rule '" + names[static_cast<size_t>(left)] +
@@ -184,6 +239,7 @@ Result<Grammar> link(const std::vector<RuleAutomaton>& rules, int32_t root,
   for (const int32_t s : order) {
     const auto& state = all.states[static_cast<size_t>(s)];
     grammar.accepting.push_back(state.accepting ? 1 : 0);
+    grammar.nullable.push_back(nullable[static_cast<size_t>(s)] ? 1 : 0);
     grammar.edge_begin.push_back(static_cast<uint32_t>(grammar.edges.size()));
     grammar.call_begin.push_back(static_cast<uint32_t>(grammar.calls.size()));
     for (const auto& e : *state.edges) {
@@ -203,6 +259,7 @@ Result<Grammar> link(const std::vector<RuleAutomaton>& rules, int32_t root,
     call.tail = grammar.accepts(call.target) && grammar.edges_of(call.target).empty() &&
                 grammar.calls_of(call.target).empty();
   }
+  grammar.height = heights(grammar);
   return grammar;
 }
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <deque>
+#include <unordered_set>
 
 #include "base/check.h"
 #include "grammar/trie.h"
@@ -8,10 +9,14 @@ namespace weft {
 
 namespace {
 
-constexpr int64_t kMaskWork = 4'000'000;  // of one mask, for what the stacks decide
-// Stacks of one state, and masks behind it, up to which what the stacks decide is looked up too.
-constexpr size_t kMaxStacks = 8;
-constexpr size_t kMaxMasksBehind = 64;
+// Masks behind a state, up to which what the stacks decide is looked up too.
+constexpr size_t kMaxMasksBehind = 256;
+// Frames below the greatest depth from which on a mask is found by walking all tokens: those that
+// call no deeper. The masks of states don't know how deep they are.
+constexpr int32_t kNearTheEnd = 32;
+// What a token may lead to: more than a mask allows, as those of states don't look at the depth.
+constexpr int32_t kMostFrames = 2 * Simulator::kMaxDepth;
+constexpr size_t kMinCompacted = 4096;  // sets of stacks
 
 }  // namespace
 
@@ -30,8 +35,8 @@ struct GrammarMatcher::Parts {
 
   void compute();
   void add(const StateMask& part);
-  void add_rest(const std::shared_ptr<const StateMask>& own, const Simulator::Threads& threads,
-                int64_t& work);
+  void add_rest(const std::shared_ptr<const StateMask>& own, int32_t stacks);
+  void forget_sets();
   bool advance(int32_t token, Point& next);
 
   OutputConstraint constraint;
@@ -43,6 +48,7 @@ struct GrammarMatcher::Parts {
   bool known = false;  // mask and may_end are those of `now`
   bool may_end = false;
   std::vector<uint32_t> mask;
+  size_t compact_at = kMinCompacted;  // sets of stacks
 };
 
 void GrammarMatcher::Parts::add(const StateMask& part) {
@@ -53,46 +59,51 @@ void GrammarMatcher::Parts::add(const StateMask& part) {
 }
 
 /// Adds the tokens in which the rule of `own` ends and what is left fits what its callers go on
-/// with, `threads` being all that are in its state. Of a few stacks the masks of remainders are
-/// looked up, frame by frame; else the remainders are walked.
-void GrammarMatcher::Parts::add_rest(const std::shared_ptr<const StateMask>& own,
-                                     const Simulator::Threads& threads, int64_t& work) {
-  const auto caller = [&](int32_t stack) -> Simulator::Thread {
-    return {simulator.return_state(stack), simulator.below(stack)};
-  };
-  if (threads.size() > kMaxStacks) {
-    Simulator::Threads callers;
-    for (const auto& thread : threads) {
-      if (thread.stack != Simulator::kBottom) callers.push_back(caller(thread.stack));
-    }
-    mark_tokens(own->rest, simulator, callers, work, mask);
-    return;
-  }
+/// with: the masks of remainders are looked up, frame by frame, for all stacks at once.
+void GrammarMatcher::Parts::add_rest(const std::shared_ptr<const StateMask>& own, int32_t stacks) {
   struct Left {
     std::shared_ptr<const StateMask> inner;  // its remainders ...
-    int32_t stack;                           // ... where this one's top frame goes on
+    int32_t stacks;                          // ... where these go on
+  };
+  struct Behind {
+    const StateMask* inner;
+    int32_t state;
+    std::shared_ptr<const StateMask> mask;
   };
   std::vector<Left> left;
-  const auto push = [&](const std::shared_ptr<const StateMask>& inner, int32_t stack) {
-    if (inner->rest.size() == 0 || stack == Simulator::kBottom) return;
-    const bool known = std::any_of(left.begin(), left.end(), [&](const Left& other) {
-      return other.inner == inner && other.stack == stack;
-    });
-    if (!known) left.push_back({inner, stack});
+  std::unordered_set<uint64_t> seen;  // of left: the number of the mask, and the stacks
+  std::vector<Behind> met;
+  const auto push = [&](const std::shared_ptr<const StateMask>& inner, int32_t on) {
+    if (inner->rest.size() == 0 || simulator.num_tops(on) == 0) return;
+    const uint64_t key = inner->id << 32 | static_cast<uint32_t>(on);
+    if (seen.insert(key).second) left.push_back({inner, on});
   };
-  for (const auto& thread : threads) push(own, thread.stack);
-  for (size_t i = 0; i < left.size(); ++i) {
-    const auto [inner, stack] = left[i];
-    const Simulator::Thread next = caller(stack);
-    std::shared_ptr<const StateMask> behind;
-    if (i < kMaxMasksBehind) behind = tokens.mask_behind(*inner, next.state);
-    if (!behind || behind->whole) {
-      mark_tokens(inner->rest, simulator, {next}, work, mask);
-      continue;
+  push(own, stacks);
+  for (size_t next = 0; next < left.size() && !simulator.exhausted(); ++next) {
+    const Left now_left = left[next];
+    for (size_t i = 0; i < simulator.num_tops(now_left.stacks); ++i) {
+      simulator.add_work(1);
+      const Simulator::Top caller = simulator.top(now_left.stacks, i);
+      auto behind_it = std::find_if(met.begin(), met.end(), [&](const Behind& other) {
+        return other.inner == now_left.inner.get() && other.state == caller.state;
+      });
+      if (behind_it == met.end()) {
+        std::shared_ptr<const StateMask> found;
+        if (met.size() < kMaxMasksBehind) {
+          found = tokens.mask_behind(*now_left.inner, caller.state);
+        }
+        if (found && found->whole) found.reset();
+        if (found) add(*found);
+        behind_it = met.insert(met.end(), {now_left.inner.get(), caller.state, std::move(found)});
+      }
+      const std::shared_ptr<const StateMask> behind = behind_it->mask;
+      if (!behind) {
+        mark_tokens(now_left.inner->rest, simulator, {{caller.state, caller.below}}, mask);
+        continue;
+      }
+      if (behind->ends) push(now_left.inner, caller.below);
+      push(behind, caller.below);
     }
-    add(*behind);
-    if (behind->ends) push(inner, next.stack);
-    push(behind, next.stack);
   }
 }
 
@@ -105,27 +116,26 @@ void GrammarMatcher::Parts::compute() {
   mask.assign(vocab.words(), 0);
   // The threads, and those of the callers whose rules may go on without a byte of the called one.
   Simulator::Threads threads;
-  simulator.pop_closure(
-      now.threads, [&](int32_t state) { return tokens.mask_of(state)->ends; }, threads, may_end);
-  std::sort(threads.begin(), threads.end());
-  int64_t work = kMaskWork;
-  Simulator::Threads walked, same;
-  for (size_t i = 0; i < threads.size();) {
-    const int32_t state = threads[i].state;
-    const size_t begin = i;
-    while (i < threads.size() && threads[i].state == state) ++i;
-    const std::shared_ptr<const StateMask> own = tokens.mask_of(state);
+  simulator.reset_work();
+  simulator.pop_closure(now.threads, threads, may_end);
+  const bool near_the_end =
+      std::any_of(threads.begin(), threads.end(), [&](const Simulator::Thread& thread) {
+        return simulator.reach(thread) > Simulator::kMaxDepth - kNearTheEnd;
+      });
+  simulator.bound_depth(near_the_end ? Simulator::kMaxDepth : kMostFrames);
+  if (near_the_end) mark_tokens(vocab.trie, simulator, now.threads, mask);
+  Simulator::Threads walked;
+  for (const Simulator::Thread thread : threads) {
+    if (near_the_end) break;
+    const std::shared_ptr<const StateMask> own = tokens.mask_of(thread.state);
     if (own->whole) {
-      for (size_t t = begin; t < i; ++t) walked.push_back(threads[t]);
+      walked.push_back(thread);
       continue;
     }
     add(*own);
-    if (own->rest.size() == 0) continue;
-    same.assign(threads.begin() + static_cast<ptrdiff_t>(begin),
-                threads.begin() + static_cast<ptrdiff_t>(i));
-    add_rest(own, same, work);
+    if (own->rest.size() > 0) add_rest(own, thread.stacks);
   }
-  if (!walked.empty()) mark_tokens(vocab.trie, simulator, walked, work, mask);
+  if (!walked.empty()) mark_tokens(vocab.trie, simulator, walked, mask);
   if (now.phase == Phase::kMayOpen) {
     const int32_t token = constraint.opened_by;
     mask[static_cast<size_t>(token) / 32] |= uint32_t{1} << (token % 32);
@@ -146,6 +156,8 @@ bool GrammarMatcher::Parts::advance(int32_t token, Point& next) {
   if (token < 0 || token >= tokens.vocab->size()) return false;
   const std::string_view bytes = tokens.vocab->parts().bytes_of(token);
   if (bytes.empty()) return false;
+  simulator.reset_work();
+  simulator.bound_depth(kMostFrames);
   Simulator::Threads closed;
   bool ended = false;
   for (const char byte : bytes) {
@@ -154,6 +166,15 @@ bool GrammarMatcher::Parts::advance(int32_t token, Point& next) {
     if (next.threads.empty()) return false;
   }
   return true;
+}
+
+/// Where many sets of stacks have been made, leaves those that some configuration still has.
+void GrammarMatcher::Parts::forget_sets() {
+  if (simulator.num_sets() < compact_at) return;
+  std::vector<Simulator::Threads*> roots = {&now.threads};
+  for (Point& point : before) roots.push_back(&point.threads);
+  simulator.compact(roots);
+  compact_at = std::max(kMinCompacted, 4 * simulator.num_sets());
 }
 
 GrammarMatcher::GrammarMatcher(const OutputConstraint& constraint)
@@ -192,6 +213,7 @@ bool GrammarMatcher::accept(int32_t token) {
   parts_->now = std::move(next);
   parts_->known = false;
   ++parts_->num_accepted;
+  parts_->forget_sets();
   return true;
 }
 

@@ -12,19 +12,16 @@ namespace {
 
 using Threads = Simulator::Threads;
 
-// Threads stepped, and sixteen a stack made, for one state. No honest grammar comes near: a walk
-// pays for a configuration and byte once.
-constexpr int64_t kStateWork = 1'000'000;
-constexpr int64_t kStackWork = 16;
-constexpr size_t kMaxRest = 40'000;           // remainders of a state, else it is walked whole
-constexpr size_t kMaxRestVisits = 2'000'000;  // trie nodes looked at for them
+// Of the remainders of a state, else it is walked whole: nodes of their trie, and nodes looked at.
+constexpr size_t kMaxRestNodes = 100'000;
+constexpr size_t kMaxRestVisits = 500'000;
 
 struct ThreadsHash {
   size_t operator()(const Threads& threads) const {
     uint64_t h = 0x9E3779B97F4A7C15u;
     for (const auto& t : threads) {
       h ^= static_cast<uint64_t>(static_cast<uint32_t>(t.state)) << 32 |
-           static_cast<uint32_t>(t.stack);
+           static_cast<uint32_t>(t.stacks);
       h *= 0xBF58476D1CE4E5B9u;
       h ^= h >> 31;
     }
@@ -41,37 +38,33 @@ class Memo {
 
   explicit Memo(Simulator& simulator) : simulator_(simulator) {}
 
-  int32_t intern(const Threads& threads, int64_t& work) {
+  int32_t intern(const Threads& threads) {
     const auto [it, added] = ids_.try_emplace(threads, static_cast<int32_t>(all_.size()));
     if (added) {
       all_.emplace_back();
       all_.back().threads = &it->first;
       all_.back().next.fill(kUnknown);
-      const size_t stacks = simulator_.mark();
       simulator_.closure(threads, all_.back().closed, all_.back().ended);
-      work -= static_cast<int64_t>(all_.back().closed.size()) +
-              kStackWork * static_cast<int64_t>(simulator_.mark() - stacks);
     }
     return it->second;
   }
-  int32_t step(int32_t id, uint8_t byte, int64_t& work) {
+  int32_t step(int32_t id, uint8_t byte) {
     const int32_t known = all_[static_cast<size_t>(id)].next[byte];
     if (known != kUnknown) return known;
-    work -= static_cast<int64_t>(all_[static_cast<size_t>(id)].closed.size());
     simulator_.step(all_[static_cast<size_t>(id)].closed, byte, scratch_);
-    const int32_t to = scratch_.empty() ? kDead : intern(scratch_, work);
+    const int32_t to = scratch_.empty() ? kDead : intern(scratch_);
     all_[static_cast<size_t>(id)].next[byte] = to;
     return to;
   }
   bool ended(int32_t id) const { return all_[static_cast<size_t>(id)].ended; }
   bool full() const { return all_.size() >= kMaxConfigurations; }
   /// Forgets all but the configurations of `path`, which get new numbers.
-  void restart(std::vector<int32_t>& path, int64_t& work) {
+  void restart(std::vector<int32_t>& path) {
     std::vector<Threads> kept;
     for (const int32_t id : path) kept.push_back(*all_[static_cast<size_t>(id)].threads);
     ids_.clear();
     all_.clear();
-    for (size_t i = 0; i < path.size(); ++i) path[i] = intern(kept[i], work);
+    for (size_t i = 0; i < path.size(); ++i) path[i] = intern(kept[i]);
   }
 
  private:
@@ -91,22 +84,21 @@ class Memo {
 /// visit(node, ended): the bytes down to the node fit; `ended`: the bottom rule may end there.
 /// True: it may end before any byte.
 template <class Visit>
-bool walk(const TokenTrie& trie, Simulator& simulator, const Threads& from, int64_t& work,
-          const Visit& visit) {
+bool walk(const TokenTrie& trie, Simulator& simulator, const Threads& from, const Visit& visit) {
   Memo memo(simulator);
-  std::vector<int32_t> path = {memo.intern(from, work)};  // [depth]
+  std::vector<int32_t> path = {memo.intern(from)};  // [depth]
   const bool ends_at_once = memo.ended(path[0]);
-  for (size_t i = 0; i < trie.size() && work > 0;) {
+  for (size_t i = 0; i < trie.size() && !simulator.exhausted();) {
     const auto& node = trie.nodes[i];
     path.resize(node.depth);
-    const int32_t to = memo.step(path.back(), node.byte, work);
+    const int32_t to = memo.step(path.back(), node.byte);
     if (to == Memo::kDead) {
       i = node.end;
       continue;
     }
     visit(i, memo.ended(to));
     path.push_back(to);
-    if (memo.full()) memo.restart(path, work);
+    if (memo.full()) memo.restart(path);
     ++i;
   }
   return ends_at_once;
@@ -124,12 +116,92 @@ bool has(const std::vector<uint32_t>& bits, int32_t token) {
   return ((bits[t / 32] >> (t % 32)) & 1) != 0;
 }
 
+/// The trie of what is left of tokens behind some nodes of another one: their subtrees, one over
+/// the other, without tokens that are accepted anyhow.
+class RestTrie {
+ public:
+  RestTrie(const TokenTrie& from, const std::vector<uint32_t>& accepted) : from_(from) {
+    num_left_.reserve(from.tokens.size() + 1);
+    num_left_.push_back(0);
+    for (const int32_t token : from.tokens) {
+      num_left_.push_back(num_left_.back() + (has(accepted, token) ? 0 : 1));
+    }
+  }
+
+  /// Whether a token is left below the node.
+  bool any_below(size_t node) const { return any_left(node + 1, from_.nodes[node].end); }
+  /// False: too much.
+  bool build(const std::vector<size_t>& ends) {
+    group_.assign(ends.begin(), ends.end());
+    add_children(0, group_.size(), 1);
+    if (!fits()) return false;
+    out_.nodes.push_back({.end = 0, .tokens = static_cast<uint32_t>(out_.tokens.size())});
+    out_.nodes.shrink_to_fit();
+    return true;
+  }
+  TokenTrie take() { return out_.nodes.size() < 2 ? TokenTrie() : std::move(out_); }
+
+ private:
+  bool fits() const { return visits_ <= kMaxRestVisits && out_.nodes.size() <= kMaxRestNodes; }
+  bool any_left(size_t node, size_t end) const {
+    return num_left_[from_.nodes[node].tokens] < num_left_[from_.nodes[end].tokens];
+  }
+
+  /// Of the nodes group_[begin, end), as nodes of this depth. No deeper than a token is long.
+  void add_children(size_t begin, size_t end, uint16_t depth) {
+    const size_t children = group_.size();
+    for (size_t g = begin; g < end; ++g) {
+      const size_t parent = group_[g];
+      for (size_t c = parent + 1; c < from_.nodes[parent].end; c = from_.nodes[c].end) {
+        ++visits_;
+        if (any_left(c, from_.nodes[c].end)) group_.push_back(c);
+      }
+    }
+    const auto byte_of = [&](size_t node) { return from_.nodes[node].byte; };
+    if (end - begin > 1) {
+      std::sort(group_.begin() + static_cast<ptrdiff_t>(children), group_.end(),
+                [&](size_t a, size_t b) { return byte_of(a) < byte_of(b); });
+    }
+    const size_t last = group_.size();
+    for (size_t c = children; c < last && fits();) {
+      size_t behind = c;
+      while (behind < last && byte_of(group_[behind]) == byte_of(group_[c])) ++behind;
+      const size_t node = out_.nodes.size();
+      const size_t tokens = out_.tokens.size();
+      out_.nodes.push_back({.end = 0,
+                            .tokens = static_cast<uint32_t>(tokens),
+                            .depth = depth,
+                            .byte = byte_of(group_[c])});
+      for (size_t g = c; g < behind; ++g) {
+        const size_t from = group_[g];
+        for (uint32_t t = from_.nodes[from].tokens; t < from_.nodes[from + 1].tokens; ++t) {
+          if (num_left_[t] < num_left_[t + 1]) out_.tokens.push_back(from_.tokens[t]);
+        }
+      }
+      const auto first = out_.tokens.begin() + static_cast<ptrdiff_t>(tokens);
+      std::sort(first, out_.tokens.end());
+      out_.tokens.erase(std::unique(first, out_.tokens.end()), out_.tokens.end());
+      add_children(c, behind, static_cast<uint16_t>(depth + 1));
+      group_.resize(last);
+      out_.nodes[node].end = static_cast<uint32_t>(out_.nodes.size());
+      c = behind;
+    }
+    group_.resize(children);
+  }
+
+  const TokenTrie& from_;
+  std::vector<uint32_t> num_left_;  // of the tokens before
+  std::vector<size_t> group_;
+  size_t visits_ = 0;
+  TokenTrie out_;
+};
+
 }  // namespace
 
-void mark_tokens(const TokenTrie& trie, Simulator& simulator, const Threads& from, int64_t& work,
+void mark_tokens(const TokenTrie& trie, Simulator& simulator, const Threads& from,
                  std::vector<uint32_t>& bits) {
-  const size_t mark = simulator.mark();
-  walk(trie, simulator, from, work, [&](size_t node, bool) { set_tokens(trie, node, bits); });
+  const Simulator::Mark mark = simulator.mark();
+  walk(trie, simulator, from, [&](size_t node, bool) { set_tokens(trie, node, bits); });
   simulator.release(mark);
 }
 
@@ -139,31 +211,17 @@ StateMask compute_state_mask(const Grammar& grammar, const GrammarVocab::Parts& 
   Simulator simulator(grammar);
   std::vector<uint32_t> bits(vocab.words());
   std::vector<size_t> ends;  // nodes inside which the rule may end
-  int64_t work = kStateWork;
-  mask.ends =
-      walk(trie, simulator, {{state, Simulator::kBottom}}, work, [&](size_t node, bool ended) {
-        set_tokens(trie, node, bits);
-        if (ended && trie.nodes[node].end > node + 1) ends.push_back(node);
-      });
-  std::vector<std::pair<std::string_view, int32_t>> rest;
-  size_t visits = 0;
-  for (const size_t end : ends) {
-    const auto& node = trie.nodes[end];
-    visits += node.end - end;
-    if (visits > kMaxRestVisits) mask.whole = true;
-    if (mask.whole) break;
-    for (size_t below = end + 1; below < node.end; ++below) {
-      const size_t length = trie.nodes[below].depth - node.depth;
-      for (uint32_t t = trie.nodes[below].tokens; t < trie.nodes[below + 1].tokens; ++t) {
-        const int32_t token = trie.tokens[t];
-        const std::string_view bytes = vocab.bytes_of(token);
-        if (!has(bits, token)) rest.emplace_back(bytes.substr(bytes.size() - length), token);
-      }
-    }
-    if (rest.size() > kMaxRest) mask.whole = true;
+  mask.ends = walk(trie, simulator, {{state, Simulator::kBottom}}, [&](size_t node, bool ended) {
+    set_tokens(trie, node, bits);
+    if (ended && trie.nodes[node].end > node + 1) ends.push_back(node);
+  });
+  if (!ends.empty()) {
+    RestTrie rest(trie, bits);
+    std::erase_if(ends, [&](size_t node) { return !rest.any_below(node); });
+    mask.whole = !rest.build(ends);
+    if (mask.whole) return mask;
+    mask.rest = rest.take();
   }
-  if (mask.whole) return mask;
-  mask.rest = TokenTrie::build(std::move(rest));
   size_t count = 0;
   for (const uint32_t word : bits) count += static_cast<size_t>(__builtin_popcount(word));
   if (count * 2 < bits.size()) {

@@ -18,7 +18,7 @@ TokenTrie TokenTrie::build(std::vector<std::pair<std::string_view, int32_t>> ite
     }
   };
   for (const auto& [bytes, token] : items) {
-    CHECK(!bytes.empty() && bytes.size() < 65536);
+    CHECK(!bytes.empty() && bytes.size() <= kMaxTokenBytes);
     size_t common = 0;
     while (common < bytes.size() && common < before.size() && bytes[common] == before[common]) {
       ++common;
@@ -52,7 +52,7 @@ std::shared_ptr<const GrammarVocab> GrammarVocab::build(
   std::vector<std::pair<std::string_view, int32_t>> items;
   for (int32_t id = 0; id < vocab_size; ++id) {
     const std::string_view bytes = parts->bytes_of(id);
-    if (!bytes.empty() && bytes.size() < 65536) items.emplace_back(bytes, id);
+    if (!bytes.empty() && bytes.size() <= kMaxTokenBytes) items.emplace_back(bytes, id);
   }
   parts->trie = TokenTrie::build(std::move(items));
   return std::make_shared<const GrammarVocab>(std::move(parts));

@@ -11,6 +11,9 @@
 
 namespace weft {
 
+/// Longer tokens are no part of a constrained text.
+constexpr size_t kMaxTokenBytes = 1024;
+
 /// Byte strings with tokens at their ends, as a trie laid out in preorder.
 struct TokenTrie {
   struct Node {
@@ -24,7 +27,7 @@ struct TokenTrie {
 
   size_t size() const { return nodes.empty() ? 0 : nodes.size() - 1; }
   size_t bytes() const { return nodes.size() * sizeof(Node) + tokens.size() * sizeof(int32_t); }
-  /// Of (bytes, token), in any order; strings are not empty and shorter than 65,536 bytes.
+  /// Of (bytes, token), in any order; strings have 1 to kMaxTokenBytes bytes.
   static TokenTrie build(std::vector<std::pair<std::string_view, int32_t>> items);
 };
 
@@ -51,7 +54,7 @@ struct StateMask {
   /// one of its remainders fits what follows the rule.
   TokenTrie rest;
   bool ends = false;   ///< the rule may end here, before any byte
-  bool whole = false;  ///< too much would be left: walk all with the real stack
+  bool whole = false;  ///< too much would be left: walk all with the real stacks
 
   size_t bytes() const {
     return sizeof(*this) + accepted.size() * 4 + few.size() * 4 + rest.bytes();
@@ -62,14 +65,14 @@ struct StateMask {
 StateMask compute_state_mask(const Grammar& grammar, const GrammarVocab::Parts& vocab,
                              const TokenTrie& trie, int32_t state);
 
-/// Sets the bits of the tokens of `trie` that fit `from`. `work` (threads stepped) bounds it: what
-/// is not reached stays unset. Stacks made on the way are forgotten again.
+/// Sets the bits of the tokens of `trie` that fit `from`, as far as Simulator::kMaxWork goes: what
+/// is not reached stays unset. Sets of stacks made on the way are forgotten again.
 void mark_tokens(const TokenTrie& trie, Simulator& simulator, const Simulator::Threads& from,
-                 int64_t& work, std::vector<uint32_t>& bits);
+                 std::vector<uint32_t>& bits);
 
 /// The masks of the states, the least recently used forgotten beyond kMaxBytes. Any thread.
 struct TokenGrammar::Parts {
-  static constexpr size_t kMaxBytes = size_t{16} << 20;
+  static constexpr size_t kMaxBytes = size_t{24} << 20;
 
   Parts(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const GrammarVocab> vocab);
   ~Parts();
