@@ -112,6 +112,7 @@ void GenerationJob::note(Choice& choice, const TokenEvent& event) {
     case TokenEvent::Kind::kPromptDone:
       record.scheduled = event.scheduled;
       record.first_token = event.at;
+      context_.telemetry->metrics().first_token(record);
       break;
     case TokenEvent::Kind::kPromptLogprobs: break;
     case TokenEvent::Kind::kToken:

@@ -92,8 +92,11 @@ Metrics::Metrics(MetricsInfo info)
   for (const std::string_view reason : kReasons) finished_by_reason_[std::string(reason)] = 0;
 }
 
-void Metrics::finished(const RequestRecord& record) {
+void Metrics::first_token(const RequestRecord& record) {
   observe_span(time_to_first_token_, record.arrival, record.first_token);
+}
+
+void Metrics::finished(const RequestRecord& record) {
   observe_span(e2e_latency_, record.arrival, record.finished);
   observe_span(queue_time_, record.arrival, record.scheduled);
   observe_span(inference_time_, record.scheduled, record.last_token);

@@ -55,6 +55,8 @@ class Metrics {
 
   /// The end of a sequence: counts its reason and its times.
   void finished(const RequestRecord& record);
+  /// The first token of a sequence has come: its time counts at once, as in vLLM.
+  void first_token(const RequestRecord& record);
   /// Seconds between two tokens of one sequence.
   void token_gap(double seconds) { inter_token_.observe(seconds); }
   /// One step of the engine (EngineConfig::on_step).

@@ -113,6 +113,10 @@ TEST(Metrics, NamesThatDashboardsAndRoutersReadAreThere) {
 
 TEST(Metrics, FinishedRequestsFillTheirHistograms) {
   Metrics metrics(info());
+  for (int i = 0; i < 3; ++i) metrics.first_token(record("stop"));
+  const Scrape running(metrics.render({}, true));  // long before they end
+  EXPECT_EQ(running["vllm:time_to_first_token_seconds_count{" + kLabels + "}"], 3);
+  EXPECT_EQ(running["vllm:e2e_request_latency_seconds_count{" + kLabels + "}"], 0);
   metrics.finished(record("stop"));
   metrics.finished(record("tool_calls"));
   metrics.finished(record("length"));
