@@ -1,5 +1,5 @@
 // Two holders of keys on one server (A61, A62, A64): what one asks is neither seen nor felt in the
-// answers of the other.
+// answers of the other. And who has no key (A60) finds nothing open by guessing.
 #include <algorithm>
 #include <cctype>
 #include <cmath>
@@ -50,6 +50,81 @@ double auc(const std::vector<double>& a, const std::vector<double>& b) {
     wins += static_cast<double>((low - sorted.begin()) + (high - sorted.begin())) / 2;
   }
   return wins / static_cast<double>(a.size()) / static_cast<double>(b.size());
+}
+
+/// A60: thousands of guessed paths, made of the routes' own parts and of what other servers leave
+/// open, each with a method at random: without a key only /health answers.
+void guessed_routes(const Settings& settings, Report& report) {
+  WeftServer server(settings.weft, with_keys({"--device", "fake"}));
+  Loop loop(server.port());
+  std::mt19937_64 rng(settings.seed + 2);
+  const std::vector<std::string> parts = {"v1",
+                                          "chat",
+                                          "completions",
+                                          "models",
+                                          "tokenize",
+                                          "detokenize",
+                                          "health",
+                                          "ready",
+                                          "metrics",
+                                          "version",
+                                          "load",
+                                          "weft",
+                                          "live",
+                                          "assets",
+                                          "app.js",
+                                          "fake",
+                                          "invocations",
+                                          "ping",
+                                          "pause",
+                                          "resume",
+                                          "sleep",
+                                          "wake_up",
+                                          "update_weights",
+                                          "server_info",
+                                          "reset_prefix_cache",
+                                          "embeddings",
+                                          "responses",
+                                          "docs",
+                                          "openapi.json",
+                                          "admin",
+                                          "..%2fhealth",
+                                          "health%2f",
+                                          "%68ealth",
+                                          "HEALTH",
+                                          "health?x",
+                                          "health%3f",
+                                          "health#",
+                                          ".health",
+                                          "*",
+                                          "",
+                                          "~",
+                                          "favicon.ico"};
+  const char* const methods[] = {"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"};
+  const int n = settings.full ? 10'000 : 1000;
+  int open = 0, health = 0, broken = 0;
+  std::string first;
+  for (int i = 0; i < n; ++i) {
+    std::string path;
+    for (uint64_t k = 1 + rng() % 4; k > 0; --k) path += "/" + parts[rng() % parts.size()];
+    if (i == 0) path = "/health";
+    const std::string method = i == 0 ? "GET" : methods[rng() % std::size(methods)];
+    const Answer answer = ask(loop, method + " " + path +
+                                        " HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+                                        "Content-Length: 2\r\nConnection: close\r\n\r\n{}");
+    const bool is_health = path == "/health" || path == "/%68ealth" ||
+                           path.starts_with("/health?") || path.starts_with("/%68ealth?");
+    health += is_health && answer.status == 200;
+    broken += answer.status < 200 || answer.status >= 500;
+    if (!is_health && answer.status < 400) {
+      ++open;
+      if (first.empty()) first = method + " " + path + " " + std::to_string(answer.status);
+    }
+  }
+  report.figures("guessed routes", {{"guesses", n}, {"health", health}});
+  report.check_equal(open, 0, "routes open without a key " + first);
+  report.check_equal(broken, 0, "guesses without a proper answer");
+  report.check(health > 0, "/health needs no key");
 }
 
 /// A61: the time to the first token and cached_tokens tell Bob nothing of what Alice has asked.
@@ -243,6 +318,7 @@ void memory_scrape(const Settings& settings, Report& report) {
 }  // namespace
 
 void run_tenants(const Settings& settings, Report& report) {
+  guessed_routes(settings, report);
   prefix_probe(settings, report);
   eviction_flood(settings, report);
   memory_scrape(settings, report);
