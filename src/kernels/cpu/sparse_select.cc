@@ -2,81 +2,14 @@
 // of Z keys of block c (XAttention, arXiv 2503.16428); then the blocks that hold enough of it. A
 // piece of work: one block of 128 rows of one head, against all keys before it, 4 groups of rows at
 // a time. With q turned round and laid out as keys are, tokens in lanes, a product of vectors is 16
-// / Z groups of keys at once. Bound: multiply-adds, L^2 D / (2 Z) a head. docs/kernels/elastic.md
+// / Z groups of keys at once. Bound: multiply-adds, L^2 D / (2 Z) a head. The matrix unit has a way
+// of its own for keys in bf16 (sparse_select_amx.h). docs/kernels/elastic.md
 
-#include "kernels/cpu/attention_math.h"
-#include "kernels/cpu/choose_blocks.h"
-#include "kernels/cpu/scratch.h"
+#include "kernels/cpu/sparse_select_amx.h"
+#include "kernels/cpu/sparse_select_work.h"
 
 namespace weft::WEFT_ISA_NS {
 namespace {
-
-constexpr int64_t kBlock = HeadPlan::kBlock;
-constexpr int kTeam = 4;  // groups of rows that share a load of keys
-constexpr int kMaxGroups = kBlock / 4;
-constexpr float kLog2E = 1.44269504f;
-
-static_assert(kBlock == kKeyTile);
-
-int64_t num_blocks_of(int64_t keys) {
-  return (keys + kBlock - 1) / kBlock;
-}
-
-/// What one thread works in, in scratch memory.
-struct Work {
-  float* q;        // [128 / Z groups][D][16] turned round, tokens in lanes
-  float* top;      // [kTeam][blocks] largest score of a group of rows in a block, log2
-  float* sum;      // [kTeam][blocks] sum of 2^(score - top)
-  float* scores;   // [blocks] s[b, .]
-  int32_t* order;  // [blocks]
-
-  static int64_t bytes(int64_t d, int64_t stride, int64_t blocks) {
-    return kBlock / stride * d * kLanes * 4 + (2 * kTeam + 2) * blocks * 4 + 5 * 64;
-  }
-  Work(std::byte* at, int64_t d, int64_t stride, int64_t blocks) {
-    const auto take = [&](int64_t count) {
-      auto* out = reinterpret_cast<float*>(at);
-      at += (count * 4 + 63) / 64 * 64;
-      return out;
-    };
-    q = take(kBlock / stride * d * kLanes);
-    top = take(kTeam * blocks);
-    sum = take(kTeam * blocks);
-    scores = take(blocks);
-    order = reinterpret_cast<int32_t*>(take(blocks));
-  }
-};
-
-/// The call, unpacked.
-struct Call {
-  const SelectArgs& args;
-  const AttnArgs& attn;
-  int64_t d, stride, blocks;  // blocks: of the longest segment
-
-  explicit Call(const SelectArgs& a)
-      : args(a), attn(*a.attention), d(attn.shape.head_dim), stride(a.stride), blocks(0) {
-    for (int s = 0; s < attn.num_prompt_segments; ++s) {
-      const int64_t n = num_blocks_of(end(s));
-      if (n > blocks) blocks = n;
-    }
-  }
-  static int64_t at(const TensorView& v, int64_t i) {
-    return static_cast<const int32_t*>(v.data)[i * v.stride[0]];
-  }
-  int64_t start(int64_t s) const { return at(attn.seqs.kv_start, s); }
-  int64_t rows(int64_t s) const { return at(attn.seqs.cu_q, s + 1) - at(attn.seqs.cu_q, s); }
-  int64_t end(int64_t s) const { return start(s) + rows(s); }
-  HeadKind kind(int64_t s, int64_t head) const {
-    const HeadPlan& plan = *attn.heads;
-    const int64_t row = plan.rows.data == nullptr ? s : at(plan.rows, s);
-    return static_cast<HeadKind>(
-        static_cast<const int32_t*>(plan.kinds.data)[row * plan.kinds.stride[0] + head]);
-  }
-};
-
-struct Item {
-  int64_t s, head, row;  // row: block of rows of the segment
-};
 
 /// q of the block's groups: [group][D][16], lane t has row Z - 1 - t % Z of the group; rows beyond
 /// the segment are 0.
@@ -131,20 +64,6 @@ WEFT_INLINE void sum_groups(Vec x, int64_t stride, float* out) {
   }
 }
 
-/// Largest score and sum of powers of `n` scores of a row.
-void reduce_scores(const float* scores, int64_t n, float& top, float& sum) {
-  Vec best = splat(kNegInf), total = splat(0);
-  for_lanes(n, [&](int64_t i, int64_t m) {
-    best = max(best, keep_first(load_n(scores + i, m), m, kNegInf));
-  });
-  top = max_lanes(best);
-  const Vec base = splat(top);
-  for_lanes(n, [&](int64_t i, int64_t m) {
-    total = total + keep_first(exp2(load_n(scores + i, m) - base), m, 0.0f);
-  });
-  sum = sum_lanes(total);
-}
-
 /// Groups [first, first + kRows) of the block's rows against all keys up to their own group.
 template <class Format, int kRows>
 void score_team(const Call& call, const Item& item, const Work& work, int64_t first) {
@@ -154,8 +73,7 @@ void score_team(const Call& call, const Item& item, const Work& work, int64_t fi
   const int64_t kv_head = item.head / (call.attn.shape.q_heads / call.attn.shape.kv_heads);
   const TensorView& table = call.attn.seqs.block_table;
   const int32_t* blocks = static_cast<const int32_t*>(table.data) + item.s * table.stride[0];
-  const Vec scale =
-      splat(call.attn.shape.scale * kLog2E / (static_cast<float>(stride) * call.args.norm));
+  const Vec scale = splat(call.score_scale());
   const float* q = work.q + first * call.d * kLanes;
   alignas(64) float scores[kTeam][kMaxGroups];
   for (int64_t c = 0; c <= b; ++c) {
@@ -184,30 +102,15 @@ void score_team(const Call& call, const Item& item, const Work& work, int64_t fi
     }
   }
   for (int i = 0; i < kRows; ++i) {
-    float* top = work.top + i * call.blocks;
-    const float* sum = work.sum + i * call.blocks;
-    float largest = kNegInf;
-    for (int64_t c = 0; c <= b; ++c) largest = top[c] > largest ? top[c] : largest;
-    double total = 0;
-    for_lanes(b + 1, [&](int64_t c, int64_t m) {
-      store_n(top + c, exp2(load_n(top + c, m) - splat(largest)) * load_n(sum + c, m), m);
-    });
-    for (int64_t c = 0; c <= b; ++c) total += static_cast<double>(top[c]);
-    const Vec inverse = splat(static_cast<float>(1 / total));
-    for_lanes(b + 1, [&](int64_t c, int64_t m) {
-      store_n(work.scores + c, fma(load_n(top + c, m), inverse, load_n(work.scores + c, m)), m);
-    });
+    add_row(b, work.top + i * call.blocks, work.sum + i * call.blocks, work.scores);
   }
 }
 
 template <class Format>
 void select_item(const Call& call, const Item& item, const Work& work) {
-  const HeadPlan& plan = *call.attn.heads;
   const int64_t b = call.start(item.s) / kBlock + item.row;
-  const float threshold = static_cast<const float*>(call.args.thresholds.data)[item.head];
-  const bool mass = call.args.mass.data != nullptr;
   for (int64_t c = 0; c <= b; ++c) work.scores[c] = 0;
-  if (threshold < 1 || mass) {
+  if (call.estimated(item.s, item.head)) {
     turn_q(call, item, work);
     const int64_t left = call.rows(item.s) - item.row * kBlock;
     const int64_t rows = left < kBlock ? left : kBlock;
@@ -216,23 +119,7 @@ void select_item(const Call& call, const Item& item, const Work& work) {
     for (; i + kTeam <= groups; i += kTeam) score_team<Format, kTeam>(call, item, work, i);
     for (; i < groups; ++i) score_team<Format, 1>(call, item, work, i);
   }
-  const TensorView& words = plan.blocks;
-  const ChosenBlocks chosen =
-      choose_blocks({.scores = work.scores,
-                     .row = b,
-                     .threshold = threshold,
-                     .quirk = b < call.args.quirk_blocks,
-                     .order = work.order,
-                     .words = static_cast<int32_t*>(words.data) + item.s * words.stride[0] +
-                              item.head * words.stride[1] + item.row * words.stride[2],
-                     .num_words = words.shape[3]});
-  static_cast<int32_t*>(plan.counts.data)[item.s * plan.counts.stride[0] +
-                                          item.head * plan.counts.stride[1] + item.row] =
-      chosen.count;
-  if (!mass) return;
-  static_cast<float*>(call.args.mass.data)[item.s * call.args.mass.stride[0] +
-                                           item.head * call.args.mass.stride[1] + item.row] =
-      chosen.mass;
+  choose(call, item, work);
 }
 
 template <class Format>
@@ -259,7 +146,13 @@ void select_all(Stream& stream, const Call& call, std::byte* memory) {
 
 int64_t select_scratch_bytes(const AttnShape& shape, int stride, int64_t num_keys,
                              int num_threads) {
-  return num_threads * Work::bytes(shape.head_dim, stride, num_blocks_of(num_keys)) + 64;
+  const int64_t blocks = num_blocks_of(num_keys);
+  int64_t bytes = num_threads * Work::bytes(shape.head_dim, stride, blocks) + 64;
+#if defined(WEFT_AMX)
+  bytes += AmxWork::key_bytes(shape.head_dim, stride, blocks * kBlock) +
+           num_threads * AmxWork::q_bytes(shape.head_dim, stride);
+#endif
+  return bytes;
 }
 
 void select_blocks(Stream& stream, const SelectArgs& args) {
@@ -270,8 +163,17 @@ void select_blocks(Stream& stream, const SelectArgs& args) {
     ISA_CHECK(call.start(s) % kBlock == 0);
   }
   const ScratchScope scratch(stream);
+  const AttnShape& shape = call.attn.shape;
+  const int threads = stream.pool().num_threads();
+#if defined(WEFT_AMX)
+  if (call.attn.kv.shape.format == KvFormat::kBf16 && call.d % 32 == 0) {
+    const int64_t bytes =
+        select_scratch_bytes(shape, args.stride, call.blocks * kBlock, threads) - 64;
+    return select_all_amx(stream, call, static_cast<std::byte*>(scratch.take(bytes)));
+  }
+#endif
   auto* memory = static_cast<std::byte*>(
-      scratch.take(stream.pool().num_threads() * Work::bytes(call.d, call.stride, call.blocks)));
+      scratch.take(threads * Work::bytes(shape.head_dim, call.stride, call.blocks)));
   with_kv_format(call.attn.kv.shape.format,
                  [&](auto format) { select_all<decltype(format)>(stream, call, memory); });
 }
