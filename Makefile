@@ -4,6 +4,7 @@
 #   make test     build everything and run all tests; the last line counts them
 #   make build    build/release/weft        CUDA=1 with the CUDA backend, CUDA=0 without;
 #                                           default: where nvcc and a GPU are found
+#   make docs     the pages that are written from the code
 #   make bench    measurements   make lint   format, layers, sizes, clang-tidy
 #   make fuzz     every fuzzer for FUZZ_SECONDS   make deps   packages only   make clean   remove build/
 BUILD := build/release
@@ -17,7 +18,7 @@ HAVE_NVCC = command -v nvcc || test -x /usr/local/cuda/bin/nvcc
 HAVE_GPU = test -e /dev/nvidia0 || nvidia-smi -L
 CUDA ?= $(shell { { $(HAVE_NVCC); } && { $(HAVE_GPU); }; } >/dev/null 2>&1 && echo 1 || echo 0)
 
-.PHONY: deps deps-build deps-test deps-lint deps-fuzz build run serve test bench lint fuzz clean \
+.PHONY: deps deps-build deps-test deps-lint deps-fuzz build run serve test bench lint docs fuzz clean \
   configure-build configure-test program
 
 deps:
@@ -56,6 +57,10 @@ bench: configure-test
 
 lint: configure-test deps-lint
 	@tools/lint.sh $(BUILD) $(ARGS)
+
+# The pages that are written from tables in the code.
+docs: program
+	@$(BUILD)/weft doctor --refusals > docs/refusals.md
 
 fuzz: deps-fuzz
 	@cmake --preset fuzz

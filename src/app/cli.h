@@ -83,7 +83,7 @@ int calibrate_command(const CalibrateOptions& options);
 int info_command(const InfoOptions& options);
 int inspect_command(const InspectOptions& options);
 int pull_command(const PullOptions& options);
-int doctor_command();
+int doctor_command(bool refusals);
 
 /// Prints "weft: error: MESSAGE" on standard error and returns the exit code of the error's kind.
 int report_error(const Error& error);

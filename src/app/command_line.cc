@@ -48,6 +48,7 @@ struct CommandLine {
   CLI::App* attention_app = nullptr;
   CLI::App* pull_app = nullptr;
   CLI::App* doctor_app = nullptr;
+  bool doctor_refusals = false;
   CLI::App* version_app = nullptr;
   CLI::App* serve_app = nullptr;
   CLI::App* completion_app = nullptr;
@@ -210,6 +211,8 @@ struct CommandLine {
         app.add_subcommand("pull", "Download a model from the hub into the Hugging Face cache");
     pull_app->add_option("model", pull.model, "ORG/NAME[@revision]")->required();
     doctor_app = app.add_subcommand("doctor", "What this machine offers: CPU, memory, GPU, limits");
+    doctor_app->add_flag("--refusals", doctor_refusals,
+                         "Print what weft refuses and why, as docs/refusals.md");
     completion_app = app.add_subcommand(
         "completion", "Print the completion script of a shell: source <(weft completion bash)");
     completion_app->add_option("shell", shell, "bash, zsh or fish")
@@ -388,7 +391,7 @@ int run_parsed(const CommandLine& line) {
   if (line.calibrate_app->parsed()) return calibrate_command(line.calibrate);
   if (line.info_app->parsed()) return info_command(line.info);
   if (line.pull_app->parsed()) return pull_command(line.pull);
-  if (line.doctor_app->parsed()) return doctor_command();
+  if (line.doctor_app->parsed()) return doctor_command(line.doctor_refusals);
   if (line.completion_app->parsed()) return completion_command(line);
   std::printf("weft %s\n", kVersion);
   return kExitOk;

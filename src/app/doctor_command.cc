@@ -6,6 +6,7 @@
 #include <string>
 
 #include "app/cli.h"
+#include "app/refusals.h"
 #include "app/version.h"
 #include "device/cpu_info.h"
 #include "device/gpu_health.h"
@@ -52,7 +53,11 @@ void print_gpus() {
 
 }  // namespace
 
-int doctor_command() {
+int doctor_command(bool refusals) {
+  if (refusals) {
+    std::fputs(refusals_page().c_str(), stdout);
+    return kExitOk;
+  }
   const CpuInfo cpu = cpu_info();
   std::printf("weft       %s\n", kVersion);
   std::printf("cpu        %s, %d usable\n", cpu.model.c_str(), cpu.num_cpus);

@@ -41,6 +41,9 @@ Result<void> check_refusals(const EngineOptions& options);
 /// check_refusals() for both tables that concern `options`.
 Result<void> check_serve_refusals(const ServeOptions& options);
 
+/// docs/refusals.md: all three tables as a page of Markdown.
+std::string refusals_page();
+
 /// Why `flag` (one of refused_flags()) is refused.
 Error flag_refusal(const std::string& flag);
 
