@@ -143,11 +143,11 @@ TEST(ServeFlags, OtherCommandsHaveTheDottedFormOfSpeculationAlone) {
 }
 
 TEST(ServeFlags, KnownFlagsWarnOnceAndKeepTheirValues) {
-  const auto parsed =
-      parse_serve({"m", "--gpu-memory-utilization", "0.9", "--enforce-eager", "--swap-space", "4",
-                   "--swap-space", "8", "-O3", "--trust-remote-code", "--cudagraph-capture-sizes",
-                   "1", "2", "4", "--enable-auto-tool-choice", "--block-size", "64"},
-                  nullptr);
+  const auto parsed = parse_serve(
+      {"m", "--gpu-memory-utilization", "0.9", "--enforce-eager", "--scheduler-delay-factor", "4",
+       "--scheduler-delay-factor", "8", "-O3", "--trust-remote-code", "--cudagraph-capture-sizes",
+       "1", "2", "4", "--enable-auto-tool-choice", "--block-size", "64"},
+      nullptr);
   ASSERT_TRUE(parsed.ok()) << parsed.error().message;
   EXPECT_EQ(parsed->options.engine.model, "m");
   EXPECT_EQ(parsed->options.engine.gpu_memory_utilization, 0.9);
@@ -155,7 +155,7 @@ TEST(ServeFlags, KnownFlagsWarnOnceAndKeepTheirValues) {
   const std::vector<std::string> expected = {
       "--cudagraph-capture-sizes has no meaning in weft and is ignored",
       "--optimization-level has no meaning in weft and is ignored",
-      "--swap-space has no meaning in weft and is ignored",
+      "--scheduler-delay-factor has no meaning in weft and is ignored",
       "--trust-remote-code is ignored: weft runs no code of a model"};
   EXPECT_EQ(parsed->warnings, expected);
 }

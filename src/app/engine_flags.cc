@@ -86,6 +86,10 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
       ->capture_default_str();
   app.add_option("--kv-cache-memory", o.kv_cache_memory, "Bytes of the caches (2G), or auto")
       ->capture_default_str();
+  app.add_option("--swap-space", o.swap_space,
+                 "GiB of memory for what preempted sequences have computed (CPU)")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
   app.add_option("--max-num-seqs", o.max_num_seqs, "Sequences that run at once")
       ->transform(human_size("--max-num-seqs"))
       ->check(CLI::Range(1, 4096))

@@ -9,6 +9,7 @@
 #include "app/prefill_plan.h"
 #include "app/progress.h"
 #include "app/refusals.h"
+#include "base/log.h"
 #include "checkpoint/checkpoint.h"
 #include "device/gpu_health.h"
 #include "runtime/executor_gpu.h"
@@ -198,8 +199,14 @@ Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options
       .max_num_batched_tokens = batched_tokens(options, gpu.has_value()),
       .kv_cache_bytes = TRY(size_or_auto("--kv-cache-memory", options.kv_cache_memory)),
       .num_threads = plan.threads,
-      .speculation = options.speculation};
+      .speculation = options.speculation,
+      .swap_bytes = static_cast<int64_t>(options.swap_space * (int64_t{1} << 30))};
   if (!gpu) return plan_memory(model, memory, cpu.available_bytes);
+  if (options.swap_space > 0) {
+    log_warning(
+        "--swap-space: this version swaps on the CPU alone; preempted sequences of a GPU are "
+        "computed again");
+  }
   memory.device = DeviceKind::kCuda;
   memory.memory_fraction = 1.0;  // the share is taken already
   return plan_memory(model, memory, std::max<int64_t>(0, gpu_limit(options, *gpu)));
@@ -313,6 +320,8 @@ Result<void> LocalEngine::load(const EngineOptions& options, const EngineConfig&
 
   kv_ = std::make_unique<KvStore>(
       TRY(KvStore::create(model_->cache_specs(), ops, limits.num_blocks, limits.all_slots())));
+  const MemoryPlan& memory = plan_.memory;
+  TRY(kv_->reserve_swap(memory.num_swap_blocks, memory.num_swap_slots));
   std::unique_ptr<Executor> executor;
   if (on_gpu(plan_)) {
     executor = TRY(GpuExecutor::create(*model_, *kv_, *stream_, ops, limits,
@@ -321,21 +330,24 @@ Result<void> LocalEngine::load(const EngineOptions& options, const EngineConfig&
     executor =
         TRY(LocalExecutor::create(*model_, *kv_, *stream_, ops, limits, options.speculation));
   }
-  auto scheduler = TRY(Scheduler::create({.block_size = plan_.load.block_size,
-                                          .num_blocks = static_cast<int>(limits.num_blocks),
-                                          .num_state_slots = static_cast<int>(limits.num_slots),
-                                          .max_batched_tokens = static_cast<int>(limits.max_rows),
-                                          .max_seqs = static_cast<int>(limits.max_seqs),
-                                          .max_model_len = static_cast<int>(limits.max_model_len),
-                                          .prefix_caching = options.prefix_caching,
-                                          .reuse_generated = options.reuse_generated,
-                                          .max_drafts = max_drafts(options.speculation),
-                                          .image_tokens = static_cast<int>(limits.image_tokens),
-                                          .image_pages = static_cast<int>(limits.image_pages),
-                                          .chunk = plan_.chunk,
-                                          .plan_tokens = plan_.plan_tokens,
-                                          .num_layers = static_cast<int>(plan_.spec.layers.size()),
-                                          .hash_key = random_key()}));
+  auto scheduler =
+      TRY(Scheduler::create({.block_size = plan_.load.block_size,
+                             .num_blocks = static_cast<int>(limits.num_blocks),
+                             .num_state_slots = static_cast<int>(limits.num_slots),
+                             .num_swap_blocks = static_cast<int>(memory.num_swap_blocks),
+                             .num_swap_slots = static_cast<int>(memory.num_swap_slots),
+                             .max_batched_tokens = static_cast<int>(limits.max_rows),
+                             .max_seqs = static_cast<int>(limits.max_seqs),
+                             .max_model_len = static_cast<int>(limits.max_model_len),
+                             .prefix_caching = options.prefix_caching,
+                             .reuse_generated = options.reuse_generated,
+                             .max_drafts = max_drafts(options.speculation),
+                             .image_tokens = static_cast<int>(limits.image_tokens),
+                             .image_pages = static_cast<int>(limits.image_pages),
+                             .chunk = plan_.chunk,
+                             .plan_tokens = plan_.plan_tokens,
+                             .num_layers = static_cast<int>(plan_.spec.layers.size()),
+                             .hash_key = random_key()}));
   engine_ = std::make_unique<Engine>(config, std::move(scheduler), std::move(executor));
   return {};
 }

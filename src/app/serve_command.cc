@@ -86,7 +86,7 @@ struct Served {
   GenerationDefaults defaults;
   int block_size = 64;
   std::string kv_format = "auto";
-  int num_blocks = 0, num_slots = 0;
+  int num_blocks = 0, num_slots = 0, num_swap_blocks = 0;
 };
 
 Result<GenerationDefaults> generation_defaults(const ServeOptions& options,
@@ -154,6 +154,7 @@ Result<Served> Server::plan_model() {
   out.kv_format = kv_format_name(plan.load.kv_format);
   out.num_blocks = static_cast<int>(plan.memory.limits.num_blocks);
   out.num_slots = static_cast<int>(plan.memory.limits.num_slots);
+  out.num_swap_blocks = static_cast<int>(plan.memory.num_swap_blocks);
   return out;
 }
 
@@ -206,6 +207,7 @@ Result<void> Server::open() {
                                                  .block_size = served_.block_size,
                                                  .num_blocks = served_.num_blocks,
                                                  .num_state_slots = served_.num_slots,
+                                                 .num_swap_blocks = served_.num_swap_blocks,
                                                  .kv_cache_dtype = served_.kv_format,
                                                  .prefix_caching = options_.engine.prefix_caching,
                                                  .num_speculative_tokens = speculative_tokens},

@@ -173,7 +173,6 @@ constexpr KnownFlag kIgnored[] = {
     {"--spec-decoding-acceptance-method", kValue, ""},
     {"--stream-interval", kValue, "1"},
     {"--structured-outputs-config", kValue, ""},
-    {"--swap-space", kValue, "0"},
     {"--tokenizer-pool-extra-config", kValue, ""},
     {"--tokenizer-pool-size", kValue, "0"},
     {"--tokenizer-pool-type", kValue, ""},

@@ -114,4 +114,59 @@ void KvStore::copy_block(Stream& stream, BlockId from, BlockId to) {
   }
 }
 
+/// Calls visit(memory, bytes) for all parts of a block, or of the states in a slot.
+template <class Visit>
+void KvStore::visit_block(int64_t block, Visit&& visit) const {
+  for (const LayerCache& layer : layers_) {
+    const auto* kv = std::get_if<PagedKv>(&layer);
+    if (!kv) continue;
+    visit(kv->data + block * kv->block_bytes, kv->block_bytes);
+    if (!kv->kinds.defined()) continue;
+    visit(reinterpret_cast<std::byte*>(kv->kinds.row<int32_t>(block)), kv->kinds.dim(1) * 4);
+  }
+}
+template <class Visit>
+void KvStore::visit_slot(int64_t slot, Visit&& visit) const {
+  for (const LayerCache& layer : layers_) {
+    const auto* states = std::get_if<StateSlots>(&layer);
+    if (!states) continue;
+    for (const TensorView* view : {&states->conv, &states->recurrent}) {
+      const int64_t bytes = view->bytes() / view->dim(0);
+      visit(static_cast<std::byte*>(view->data) + slot * bytes, bytes);
+    }
+  }
+}
+
+Result<void> KvStore::reserve_swap(int64_t num_blocks, int64_t num_slots) {
+  CHECK(num_blocks >= 0 && num_slots >= 0);
+  swap_block_bytes_ = swap_slot_bytes_ = 0;
+  if (num_blocks_ > 0) visit_block(0, [&](std::byte*, int64_t n) { swap_block_bytes_ += n; });
+  if (num_slots_ > 0) visit_slot(0, [&](std::byte*, int64_t n) { swap_slot_bytes_ += n; });
+  auto buffer = Buffer::allocate(DeviceKind::kCpu,
+                                 num_blocks * swap_block_bytes_ + num_slots * swap_slot_bytes_);
+  if (!buffer.ok()) return with_context(std::move(buffer).error(), "the swap space");
+  swap_ = std::move(buffer).value();
+  swap_blocks_ = num_blocks;
+  swap_slots_ = num_slots;
+  return {};
+}
+
+void KvStore::swap_block(Stream& stream, BlockId block, int64_t host, bool out) {
+  CHECK(block.valid() && block.value < num_blocks_ && host >= 0 && host < swap_blocks_);
+  std::byte* entry = swap_.data() + host * swap_block_bytes_;
+  visit_block(block.value, [&](std::byte* memory, int64_t bytes) {
+    copy_bytes(stream, out ? entry : memory, out ? memory : entry, bytes);
+    entry += bytes;
+  });
+}
+
+void KvStore::swap_slot(Stream& stream, int64_t slot, int64_t host, bool out) {
+  CHECK(slot >= 0 && slot < num_slots_ && host >= 0 && host < swap_slots_);
+  std::byte* entry = swap_.data() + swap_blocks_ * swap_block_bytes_ + host * swap_slot_bytes_;
+  visit_slot(slot, [&](std::byte* memory, int64_t bytes) {
+    copy_bytes(stream, out ? entry : memory, out ? memory : entry, bytes);
+    entry += bytes;
+  });
+}
+
 }  // namespace weft

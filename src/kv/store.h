@@ -37,10 +37,26 @@ class KvStore {
   /// Copies whole blocks, all layers and planes, in the order of the stream.
   void copy_block(Stream& stream, BlockId from, BlockId to);
 
+  /// Takes host memory for so many blocks and states of displaced sequences, all layers and planes.
+  Result<void> reserve_swap(int64_t num_blocks, int64_t num_slots);
+  int64_t swap_bytes() const { return swap_.bytes(); }
+  /// Copies a block, or the states in a slot, to entry `host` of that memory, or back, in the order
+  /// of the stream.
+  void swap_block(Stream& stream, BlockId block, int64_t host, bool out);
+  void swap_slot(Stream& stream, int64_t slot, int64_t host, bool out);
+
  private:
   Buffer buffer_;
   std::vector<LayerCache> layers_;
   int64_t num_blocks_ = 0, num_slots_ = 0;
+
+  template <class Visit>
+  void visit_block(int64_t block, Visit&& visit) const;
+  template <class Visit>
+  void visit_slot(int64_t slot, Visit&& visit) const;
+  Buffer swap_;  // [swap_blocks_][block of all layers], [swap_slots_][states of all layers]
+  int64_t swap_blocks_ = 0, swap_slots_ = 0;
+  int64_t swap_block_bytes_ = 0, swap_slot_bytes_ = 0;
 };
 
 }  // namespace weft

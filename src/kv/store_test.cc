@@ -45,6 +45,60 @@ TEST(KvStore, LayersAndSlotsDoNotOverlap) {
   }
 }
 
+TEST(KvStore, SwapsWholeBlocksAndStatesOutAndBack) {
+  CacheSpec planned = kPaged;
+  std::get<PagedSpec>(planned).planned_heads = 3;
+  const CacheSpec specs[] = {kState, kPaged, planned, kState};
+  KvStore store = KvStore::create(specs, ref_ops(), 4, 3).value();
+  ThreadPool pool(1);
+  Arena arena(Buffer::allocate(DeviceKind::kCpu, 1 << 16).value());
+  Stream stream(pool, arena);
+  ASSERT_TRUE(store.reserve_swap(2, 2).ok());
+  const CacheBytes bytes = cache_bytes(specs, ref_ops());
+  EXPECT_LE(store.swap_bytes(), 2 * (bytes.per_block + bytes.per_slot));
+  // Every byte of the caches tells its block or slot.
+  const auto fill = [&](int64_t index, int64_t count, std::byte* data, int64_t all, int value) {
+    std::memset(data + index * (all / count), value, static_cast<size_t>(all / count));
+  };
+  const auto paint = [&](int64_t block, int64_t slot, int value) {
+    for (int i = 0; i < 4; ++i) {
+      const LayerCache& layer = store.layer(LayerId{i});
+      if (const auto* kv = std::get_if<PagedKv>(&layer); kv && block >= 0) {
+        fill(block, 4, kv->data, 4 * kv->block_bytes, value);
+        if (kv->kinds.defined()) {
+          fill(block, 4, kv->kinds.ptr<std::byte>(), kv->kinds.bytes(), value);
+        }
+      } else if (const auto* state = std::get_if<StateSlots>(&layer); state && slot >= 0) {
+        fill(slot, 3, state->conv.ptr<std::byte>(), state->conv.bytes(), value);
+        fill(slot, 3, state->recurrent.ptr<std::byte>(), state->recurrent.bytes(), value);
+      }
+    }
+  };
+  const auto snapshot = [&] {
+    std::vector<std::byte> out(static_cast<size_t>(store.bytes()));
+    std::memcpy(out.data(), std::get<StateSlots>(store.layer(LayerId{0})).conv.data, out.size());
+    return out;
+  };
+  for (int i = 0; i < 4; ++i) paint(i, i < 3 ? i : -1, 10 + i);
+  const std::vector<std::byte> before = snapshot();
+  store.swap_block(stream, BlockId{2}, 1, true);
+  store.swap_block(stream, BlockId{0}, 0, true);
+  store.swap_slot(stream, 1, 0, true);
+  store.swap_slot(stream, 2, 1, true);
+  EXPECT_EQ(snapshot(), before) << "a copy out changes nothing";
+  for (const int i : {0, 1, 2}) paint(i == 1 ? -1 : i, i == 0 ? -1 : i, 99);
+  EXPECT_NE(snapshot(), before);
+  store.swap_block(stream, BlockId{0}, 0, false);
+  store.swap_block(stream, BlockId{2}, 1, false);
+  store.swap_slot(stream, 2, 1, false);
+  store.swap_slot(stream, 1, 0, false);
+  EXPECT_EQ(snapshot(), before);
+  // Into another block.
+  store.swap_block(stream, BlockId{3}, 1, false);
+  paint(3, -1, 13);
+  EXPECT_EQ(snapshot(), before) << "a copy back touches its block alone";
+}
+
 TEST(KvStore, CountsBytesOfABlockAndOfASlot) {
   const CacheSpec specs[] = {kPaged, kState, kPaged};
   const CacheBytes bytes = cache_bytes(specs, ref_ops());

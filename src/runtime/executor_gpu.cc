@@ -108,6 +108,8 @@ void GpuExecutor::launch(const StepPlan& plan) {
   const int64_t padded = only_decodes(plan) ? padded_rows(num_slices, limits_.max_seqs) : 0;
   sampler_.release(plan, sequences_);
   flight.step.pack(plan, sequences_, padded);
+  CHECK(flight.step.block_swaps().empty() && flight.step.state_swaps().empty(),
+        "the CUDA backend has no swap space");
   flight.pending = true;
   RowSampler::begin(flight.step, flight.result);
   for (const BlockCopy& copy : flight.step.copies()) {

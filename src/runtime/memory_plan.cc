@@ -130,11 +130,21 @@ class Planner {
           cache_of(0, drafting) + (drafting + draft_rows()) * model_.cache.per_kept_row;
     }
     out.image_bytes = model_.image_bytes;
+    if (!on_gpu()) add_swap(out);
     out.logit_bytes = on_gpu() ? GpuExecutor::device_bytes(limits(length), model_.hidden_size)
                                : LocalExecutor::bytes(limits(length), model_.hidden_size,
                                                       options_.num_threads, options_.speculation);
     out.rest_bytes =
         (on_gpu() ? kGpuProgramBytes : kProgramBytes) + length * model_.bytes_per_position;
+  }
+  void add_swap(MemoryPlan& out) const {
+    if (model_.recurrent()) {
+      const int64_t share = model_.paged() ? options_.swap_bytes / 2 : options_.swap_bytes;
+      out.num_swap_slots = std::min(share / model_.cache.per_slot, 2 * options_.max_num_seqs);
+    }
+    const int64_t left = options_.swap_bytes - cache_of(0, out.num_swap_slots);
+    if (model_.paged()) out.num_swap_blocks = left / model_.cache.per_block;
+    out.swap_bytes = cache_of(out.num_swap_blocks, out.num_swap_slots);
   }
   int64_t fixed_bytes(int64_t length) const {
     MemoryPlan fixed;
@@ -243,6 +253,11 @@ std::string MemoryPlan::table() const {
                      max_model_len));
   }
   if (num_slots > 0) line("state slots", slot_bytes, fmt::format("{} slots", num_slots));
+  if (swap_bytes > 0) {
+    line("swap space", swap_bytes,
+         fmt::format("{} blocks{}", num_swap_blocks,
+                     num_swap_slots > 0 ? fmt::format(", {} states", num_swap_slots) : ""));
+  }
   line("activations", arena_bytes, fmt::format("steps of {} tokens", limits.max_rows));
   if (image_bytes > 0) {
     line("images", image_bytes, fmt::format("{} image tokens a step", limits.image_tokens));

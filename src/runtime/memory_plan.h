@@ -21,6 +21,7 @@ struct MemoryOptions {
   DeviceKind device = DeviceKind::kCpu;  ///< a GPU's memory is all given to the caches
   int num_threads = 1;
   SpeculationConfig speculation;
+  int64_t swap_bytes = 0;  ///< for what preempted sequences have computed; of a CPU
 };
 
 /// What a model will take, known from its config before anything is loaded.
@@ -48,6 +49,7 @@ struct MemoryPlan {
   int64_t max_model_len = 0;
   int64_t num_blocks = 0;
   int64_t num_slots = 0;
+  int64_t num_swap_blocks = 0, num_swap_slots = 0;
   int64_t available_bytes = 0;
   int64_t limit_bytes = 0;  ///< what may be used of them
   int64_t weight_bytes = 0;
@@ -56,12 +58,13 @@ struct MemoryPlan {
   int64_t arena_bytes = 0;  ///< temporaries of a step and of one op
   int64_t image_bytes = 0;  ///< the vision tower at work, features of images
   int64_t logit_bytes = 0;  ///< logits, sampling, step buffers
+  int64_t swap_bytes = 0;   ///< swap space
   int64_t rest_bytes = 0;   ///< program, tokenizer, tables
   StepLimits limits;
 
   int64_t total_bytes() const {
     return weight_bytes + block_bytes + slot_bytes + arena_bytes + image_bytes + logit_bytes +
-           rest_bytes;
+           swap_bytes + rest_bytes;
   }
   /// The budget as lines of "  name   1,234.5 MiB   what it buys".
   std::string table() const;
@@ -69,8 +72,9 @@ struct MemoryPlan {
 
 /// The blocks hold one sequence of max_model_len tokens at least, and otherwise as much as
 /// max_num_seqs such sequences, 4 GiB or the memory at hand allow; recurrent models get two slots a
-/// running sequence and some for checkpoints, from at most half of what is left. An Error names the
-/// flag, what is missing and the largest max-model-len that fits.
+/// running sequence and some for checkpoints, from at most half of what is left. The swap space
+/// gives recurrent states at most half of itself. An Error names the flag, what is missing and the
+/// largest max-model-len that fits.
 Result<MemoryPlan> plan_memory(const ModelMemory& model, const MemoryOptions& options,
                                int64_t available_bytes);
 

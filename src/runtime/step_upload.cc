@@ -155,6 +155,8 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
   next_tokens_.clear();
   num_prompt_logit_rows_ = 0;
   copies_.assign(plan.copies.begin(), plan.copies.end());
+  block_swaps_.assign(plan.block_swaps.begin(), plan.block_swaps.end());
+  state_swaps_.assign(plan.state_swaps.begin(), plan.state_swaps.end());
   add_encodings(plan);
   for (const BlockCopy& copy : copies_) {
     CHECK(copy.from.valid() && copy.from.value < limits_.num_blocks);

@@ -158,6 +158,8 @@ class PackedStep {
   /// With speculation alone.
   std::span<const NextToken> next_tokens() const { return next_tokens_; }
   std::span<const BlockCopy> copies() const { return copies_; }
+  std::span<const BlockSwap> block_swaps() const { return block_swaps_; }
+  std::span<const StateSwap> state_swaps() const { return state_swaps_; }
   /// Images that go through the vision tower before the step.
   struct Encoding {
     std::shared_ptr<const ImagePatches> image;
@@ -234,6 +236,8 @@ class PackedStep {
   std::vector<ResultRow> results_;
   std::vector<NextToken> next_tokens_;
   std::vector<BlockCopy> copies_;
+  std::vector<BlockSwap> block_swaps_;
+  std::vector<StateSwap> state_swaps_;
   std::vector<Encoding> encodings_;
   std::span<const ImageUse> image_uses_;  // of the plan being packed
   std::vector<ImageRun> image_runs_;

@@ -108,7 +108,10 @@ std::string where(const Slice& slice) {
 FakeExecutor::FakeExecutor(const FakeExecutorConfig& config)
     : config_(config),
       kv_(static_cast<size_t>(config.num_blocks) * static_cast<size_t>(config.block_size)),
+      host_kv_(static_cast<size_t>(config.num_swap_blocks) *
+               static_cast<size_t>(config.block_size)),
       states_(static_cast<size_t>(config.num_state_slots)),
+      host_states_(static_cast<size_t>(config.num_swap_slots)),
       block_user_(static_cast<size_t>(config.num_blocks)),
       slot_user_(static_cast<size_t>(config.num_state_slots)) {}
 
@@ -129,6 +132,7 @@ void FakeExecutor::launch(const StepPlan& plan) {
           "preempted without blocks");
     it->second.restarted = true;
   }
+  swap(plan);
   StepResult result;
   result.step = plan.step;
   for (const ImageEncoding& encoding : plan.encodings) {
@@ -141,6 +145,28 @@ void FakeExecutor::launch(const StepPlan& plan) {
   }
   for (const SeqId id : plan.retired) CHECK(sequences_.erase(id) == 1, "retired a stranger");
   results_.push_back(std::move(result));
+}
+
+/// What comes back overwrites nothing that a step in flight uses.
+void FakeExecutor::swap(const StepPlan& plan) {
+  const uint64_t oldest = results_.empty() ? plan.step : results_.front().step;
+  const auto idle = [&](const User& user) { return user.step < oldest; };
+  const int64_t size = config_.block_size;
+  for (const BlockSwap& s : plan.block_swaps) {
+    CHECK(s.host >= 0 && s.host < config_.num_swap_blocks);
+    CHECK(s.out || idle(block_user_[static_cast<size_t>(s.block.value)]),
+          "swaps into a used block");
+    const auto device = kv_.begin() + s.block.value * size;
+    const auto host = host_kv_.begin() + s.host * size;
+    s.out ? std::copy_n(device, size, host) : std::copy_n(host, size, device);
+  }
+  for (const StateSwap& s : plan.state_swaps) {
+    CHECK(s.host >= 0 && s.host < config_.num_swap_slots);
+    const auto slot = static_cast<size_t>(s.slot.value);
+    CHECK(s.out || idle(slot_user_[slot]), "swaps into a used slot");
+    StateSlot& host = host_states_[static_cast<size_t>(s.host)];
+    s.out ? host = states_[slot] : states_[slot] = host;
+  }
 }
 
 StepResult FakeExecutor::collect() {

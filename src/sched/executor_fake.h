@@ -16,6 +16,7 @@ struct FakeExecutorConfig {
   int block_size = 64;
   int num_blocks = 0;
   int num_state_slots = 0;  ///< 0: no recurrent state
+  int num_swap_blocks = 0, num_swap_slots = 0;
   int32_t vocab = 1000;
   bool reuse_generated = false;  ///< the two arithmetics may be mixed in a prefix
   int chunk = kChunk;            ///< as in SchedulerConfig, like the next two
@@ -77,6 +78,7 @@ class FakeExecutor : public Executor {
   void run(const Slice& slice, uint64_t step, StepResult& result);
   bool run_layers(const Slice& slice, Sequence& seq);
   void check_decision(const Slice& slice, const Sequence& seq) const;
+  void swap(const StepPlan& plan);
   void check_fence(const Slice& slice, uint64_t step);
   void check_images(const Slice& slice, const StepPlan& plan);
   void sample(const Slice& slice, Sequence& seq, SampledRow& row);
@@ -87,8 +89,8 @@ class FakeExecutor : public Executor {
   const FakeExecutorConfig config_;
   SampleHook hook_;
   std::unordered_map<SeqId, Sequence> sequences_;
-  std::vector<uint64_t> kv_;  // [num_blocks * block_size]
-  std::vector<StateSlot> states_;
+  std::vector<uint64_t> kv_, host_kv_;  // [num_blocks * block_size]
+  std::vector<StateSlot> states_, host_states_;
   std::vector<User> block_user_, slot_user_;
   std::unordered_map<int32_t, uint64_t> image_pages_;  // what they hold
   std::deque<StepResult> results_;

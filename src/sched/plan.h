@@ -62,6 +62,19 @@ struct BlockCopy {
   BlockId from, to;
 };
 
+/// Copies between a KV block (all layers and planes), or a recurrent state (all layers), and an
+/// entry of the swap space, done in order before the step's slices.
+struct BlockSwap {
+  BlockId block;
+  int32_t host = 0;
+  bool out = false;  ///< to the swap space, else back
+};
+struct StateSwap {
+  SlotId slot;
+  int32_t host = 0;
+  bool out = false;
+};
+
 /// An image that goes through the vision tower before the step's slices; its features then lie in
 /// these pages of kImagePage tokens each.
 struct ImageEncoding {
@@ -81,9 +94,12 @@ struct StepPlan {
   uint64_t step = 0;
   std::vector<std::shared_ptr<const Request>> admitted;  ///< first seen in this step
   std::vector<Slice> slices;
-  std::vector<SeqId> preempted;  ///< lost their blocks and state (they come back from position 0)
+  std::vector<SeqId> preempted;  ///< lost their blocks and state: they come back from position 0,
+                                 ///< or from where they were if both were swapped
   std::vector<SeqId> retired;    ///< ended or aborted: forget them; no later step names them
   std::vector<BlockCopy> copies;
+  std::vector<BlockSwap> block_swaps;
+  std::vector<StateSwap> state_swaps;
   std::vector<ImageEncoding> encodings;  ///< in order; of images, any one once
   std::vector<ImageUse> image_uses;
   bool empty() const {

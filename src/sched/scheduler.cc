@@ -45,6 +45,8 @@ Result<std::unique_ptr<Scheduler>> Scheduler::create(const SchedulerConfig& c) {
   }
   if (c.num_blocks < 1) return bad_field("num_blocks", c.num_blocks, "1 or more");
   if (c.num_state_slots < 0) return bad_field("num_state_slots", c.num_state_slots, "0 or more");
+  if (c.num_swap_blocks < 0) return bad_field("num_swap_blocks", c.num_swap_blocks, "0 or more");
+  if (c.num_swap_slots < 0) return bad_field("num_swap_slots", c.num_swap_slots, "0 or more");
   if (c.max_seqs < 1) return bad_field("max_seqs", c.max_seqs, "1 or more");
   if (c.max_batched_tokens < c.chunk - 1 + c.max_seqs) {
     return bad_field("max_batched_tokens", c.max_batched_tokens,
@@ -85,7 +87,8 @@ Scheduler::Scheduler(const SchedulerConfig& config)
     : config_(config),
       stride_(std::max(config.block_size, config.chunk)),
       cache_(cache_config(config)),
-      images_(config.image_pages) {
+      images_(config.image_pages),
+      swaps_(config.num_swap_blocks, config.num_swap_slots) {
   running_.reserve(static_cast<size_t>(config.max_seqs));
 }
 
@@ -247,6 +250,8 @@ std::string Scheduler::audit() const {
   const auto own_slot = [&](SlotId slot) {
     if (slot.valid()) ++slots[static_cast<size_t>(slot.value)];
   };
+  std::vector<int> swapped(static_cast<size_t>(config_.num_swap_blocks), 0);
+  std::vector<int> swapped_states(static_cast<size_t>(config_.num_swap_slots), 0);
   std::unordered_map<SeqId, int> pending, drafts;
   size_t num_paused = 0;
   for (const StepRecord& record : in_flight_) {
@@ -260,6 +265,13 @@ std::string Scheduler::audit() const {
   for (const auto& [id, seq] : sequences_) {
     const std::string name = "sequence " + number(id.value);
     for (const BlockId b : seq->blocks) ++blocks[static_cast<size_t>(b.value)];
+    const SwapHold& hold = seq->swapped.hold;
+    for (const int32_t b : hold.blocks) ++swapped[static_cast<size_t>(b)];
+    if (hold.slot >= 0) ++swapped_states[static_cast<size_t>(hold.slot)];
+    if (hold.empty() != (seq->swapped.computed == 0)) return name + " holds swap space for nothing";
+    if (!hold.empty() && seq->state == SequenceState::kRunning) {
+      return name + " runs, but holds swap space";
+    }
     own_slot(seq->live);
     own_slot(seq->source);
     const auto capacity = static_cast<int64_t>(seq->blocks.size()) * config_.block_size;
@@ -283,6 +295,14 @@ std::string Scheduler::audit() const {
   }
   if (num_paused != num_paused_) return "paused sequences are counted wrongly";
   if (!std::is_sorted(running_.begin(), running_.end(), Earlier())) return "running out of order";
+  const auto held_once = [](const std::vector<int>& counts, int free) {
+    return std::count(counts.begin(), counts.end(), 0) == free &&
+           std::all_of(counts.begin(), counts.end(), [](int n) { return n <= 1; });
+  };
+  if (!held_once(swapped, swaps_.free_blocks()) ||
+      !held_once(swapped_states, swaps_.free_slots())) {
+    return "swap space is lost or owned twice";
+  }
   if (!images_.sound()) return "a page of image features is lost or owned twice";
   return weft::audit(cache_, blocks, slots);
 }

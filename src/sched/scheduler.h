@@ -10,6 +10,7 @@
 
 #include "base/result.h"
 #include "cache/prefix_cache.h"
+#include "cache/swap_pool.h"
 #include "sched/plan.h"
 #include "sched/request.h"
 #include "sched/sequence.h"
@@ -20,6 +21,8 @@ struct SchedulerConfig {
   int block_size = 64;            ///< tokens of a KV block: a divisor or a multiple of kChunk
   int num_blocks = 0;             ///< KV blocks
   int num_state_slots = 0;        ///< recurrent-state slots; 0: the model has no recurrent state
+  int num_swap_blocks = 0;        ///< KV blocks of displaced sequences that the host has room for
+  int num_swap_slots = 0;         ///< their recurrent states
   int max_batched_tokens = 2048;  ///< tokens of one step, at least kChunk - 1 + max_seqs
   int max_seqs = 256;             ///< sequences running at once
   int max_model_len = 0;          ///< prompt + generated tokens of a sequence
@@ -63,7 +66,10 @@ struct SchedulerStats {
   int64_t checkpoints = 0, dense_checkpoints = 0, branch_checkpoints = 0;  ///< registered
   int64_t take_overs = 0;  ///< checkpoints turned live for want of another slot
   int64_t preemptions = 0;
-  int64_t stalls = 0;  ///< running sequences that waited a step for blocks
+  int64_t swap_outs = 0, swap_ins = 0;  ///< of them, kept in host memory; and brought back
+  int64_t swapped_blocks = 0;           ///< copied to host memory
+  int64_t swapped_in_tokens = 0;        ///< not computed again
+  int64_t stalls = 0;                   ///< running sequences that waited a step for blocks
   int64_t block_evictions = 0, state_evictions = 0;
   int64_t images_encoded = 0, image_tokens_encoded = 0;
   int64_t image_hits = 0;  ///< images of a slice whose features were there already
@@ -125,6 +131,7 @@ class Scheduler {
   const SchedulerConfig& config() const { return config_; }
   SchedulerStats stats() const;
   const PrefixCache& cache() const { return cache_; }
+  const SwapPool& swaps() const { return swaps_; }
   /// A live sequence, or null.
   const Sequence* find(SeqId id) const;
   /// Full check of blocks, slots and queues; empty when all is well. O(everything).
@@ -177,7 +184,8 @@ class Scheduler {
   bool make_room(int64_t blocks_needed);
   bool give_slot(Sequence& seq, SlotId checkpoint);
   void hold_prefix(Sequence& seq, const PrefixHit& hit);
-  void enter(Sequence& seq, const PrefixHit& hit);
+  void count_hit(Sequence& seq, const PrefixHit& hit);
+  void enter(Sequence& seq);
   void emit(Sequence& seq, int64_t end, int drafts = 0);
   void emit_slice(Sequence& seq, int64_t end, int drafts, const LayerRange& layers = {});
   void give_blocks(Sequence& seq, int64_t end);
@@ -188,6 +196,12 @@ class Scheduler {
   SlotId checkpoint_slot(const CheckpointSite& site);
   void preempt(Sequence& victim);
   bool decodes_next(const Sequence& seq) const;
+
+  // scheduler_swap.cc
+  void swap_out(Sequence& victim);
+  PrefixHit hit_of_swapped(const Sequence& seq, const PrefixHit& hit) const;
+  void swap_in(Sequence& seq);
+  void drop_swapped(Sequence& seq);
 
   // scheduler_layers.cc
   int64_t window_of(const Sequence& seq) const;
@@ -233,6 +247,7 @@ class Scheduler {
   const int stride_;  // tokens between two possible cache boundaries
   PrefixCache cache_;
   ImageCache images_;
+  SwapPool swaps_;
   std::unordered_map<SeqId, std::unique_ptr<Sequence>> sequences_;
   std::vector<Sequence*> running_;  // sorted by Earlier
   std::set<Sequence*, Earlier> waiting_;

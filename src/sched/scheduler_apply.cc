@@ -97,7 +97,11 @@ void Scheduler::accept(const Planned& slice, SampledRow& row) {
     --seq.pending;
     seq.pending_drafts -= slice.drafts;
     // Of the accepted drafts the keys, values and states are there.
-    if (seq.epoch == slice.epoch && count > 1) seq.num_computed += static_cast<int64_t>(count) - 1;
+    const int64_t accepted = count > 1 ? static_cast<int64_t>(count) - 1 : 0;
+    if (seq.epoch == slice.epoch) seq.num_computed += accepted;
+    if (seq.swapped.computed > 0 && seq.swapped.epoch == slice.epoch) {
+      seq.swapped.computed += accepted;
+    }
     out.speculation = row.speculation;
     out.speculation.emitted = static_cast<int>(count);
     stats_.drafted_tokens += row.speculation.num_proposed();
@@ -171,6 +175,7 @@ void Scheduler::end(Sequence& seq, FinishReason reason) {
     if (hit.state.valid()) cache_.raise_slot(hit.state, CheckpointKind::kPlanned);
   }
   release_resources(seq);
+  drop_swapped(seq);
   if (seq.state == SequenceState::kWaiting) {
     stats_.finished_waiting += reason != FinishReason::kAbort;
     queue_of(seq).erase(&seq);

@@ -27,6 +27,8 @@ const StepPlan& Scheduler::schedule() {
   plan_.slices.clear();
   plan_.preempted.clear();
   plan_.copies.clear();
+  plan_.block_swaps.clear();
+  plan_.state_swaps.clear();
   plan_.retired.clear();
   plan_.encodings.clear();
   plan_.image_uses.clear();
@@ -175,6 +177,7 @@ void Scheduler::preempt(Sequence& victim) {
   CHECK(place != running_.end() && *place == &victim);
   if (static_cast<size_t>(place - running_.begin()) < cursor_) --cursor_;
   running_.erase(place);
+  swap_out(victim);
   release_resources(victim);
   victim.num_computed = 0;
   victim.branch_point = 0;
@@ -199,8 +202,13 @@ PrefixHit Scheduler::look_up(Sequence& seq) {
 bool Scheduler::admit(Sequence& seq) {
   if (seq.pending > 0 || seq.preempted_in == plan_.step) return false;
   if (config_.prefix_caching) extend_hashes(seq);
-  const PrefixHit hit = look_up(seq);
+  PrefixHit hit = look_up(seq);
   seq.num_computed = int64_t{hit.blocks} * config_.block_size;
+  const bool swapped = seq.swapped.computed > seq.num_computed;
+  if (swapped) {
+    hit = hit_of_swapped(seq, hit);
+    seq.num_computed = seq.swapped.computed;
+  }
   // Who gets no turn does not keep others from theirs.
   if (needs_layers(seq) && layered_ != nullptr && layered_->paused) preempt(*layered_);
   const bool layers = needs_layers(seq) && layered_ == nullptr;
@@ -216,7 +224,13 @@ bool Scheduler::admit(Sequence& seq) {
     seq.num_computed = 0;
     return false;
   }
-  enter(seq, hit);
+  if (swapped) {
+    swap_in(seq);
+  } else {
+    count_hit(seq, hit);
+  }
+  drop_swapped(seq);
+  enter(seq);
   if (layers) {
     begin_layers(seq);
   } else {
@@ -268,7 +282,7 @@ bool Scheduler::give_slot(Sequence& seq, SlotId checkpoint) {
   return true;
 }
 
-void Scheduler::enter(Sequence& seq, const PrefixHit& hit) {
+void Scheduler::count_hit(Sequence& seq, const PrefixHit& hit) {
   const int64_t kv_tokens = int64_t{hit.kv_blocks} * config_.block_size;
   ++(hit.blocks > 0 ? stats_.hits : stats_.misses);
   stats_.looked_up_tokens += seq.known();
@@ -282,6 +296,9 @@ void Scheduler::enter(Sequence& seq, const PrefixHit& hit) {
   // Another prompt shares more than any checkpoint covers: the next one shall find one here.
   if (kv_tokens > seq.num_computed) seq.branch_point = kv_tokens;
   if (seq.cached_tokens < 0) seq.cached_tokens = seq.num_computed;
+}
+
+void Scheduler::enter(Sequence& seq) {
   waiting_.erase(&seq);
   seq.state = SequenceState::kRunning;
   const auto place = std::upper_bound(running_.begin(), running_.end(), &seq, Earlier());

@@ -8,6 +8,7 @@
 #include "base/hash.h"
 #include "base/ids.h"
 #include "cache/prefix_cache.h"
+#include "cache/swap_pool.h"
 #include "sched/request.h"
 
 namespace weft {
@@ -39,6 +40,13 @@ struct Sequence {
   SlotId live;                  ///< the state slot that the next slice writes
   SlotId source;                ///< a checkpoint that the next slice reads; invalid: it reads live
   int64_t branch_point = 0;     ///< where another prompt diverged; a checkpoint is due there
+
+  /// What the swap space holds of it since it was displaced: its first `computed` tokens; 0: none.
+  struct Swapped {
+    SwapHold hold;
+    int64_t computed = 0;
+    uint32_t epoch = 0;  ///< that it had computed them in
+  } swapped;
 
   int64_t cached_tokens = -1;       ///< prefix tokens reused at first admission; -1: not admitted
   int64_t prompt_logprobs_end = 0;  ///< prompt positions whose logprobs were given out

@@ -142,6 +142,10 @@ void render_engine(Exposition& out, const MetricsInfo& info, const EngineStats& 
   out.gauge("vllm:gpu_cache_usage_perc", kv_usage, "The same, under its older name.");
   out.counter("vllm:num_preemptions_total", static_cast<double>(s.preemptions),
               "Sequences that lost their cache to others and came back.");
+  out.counter("weft:swaps_out_total", static_cast<double>(s.swap_outs),
+              "Of them, the ones whose cache was kept in the swap space.");
+  out.counter("weft:swaps_in_total", static_cast<double>(s.swap_ins),
+              "Sequences that went on with what the swap space had kept.");
   out.counter("vllm:prompt_tokens_total", static_cast<double>(stats.prompt_tokens),
               "Prompt tokens processed, cached ones included.");
   out.counter("vllm:generation_tokens_total", static_cast<double>(stats.generated_tokens),
@@ -157,7 +161,7 @@ void render_engine(Exposition& out, const MetricsInfo& info, const EngineStats& 
   out.sample(1,
              prometheus_label("block_size", std::to_string(info.block_size)) + "," +
                  prometheus_label("num_gpu_blocks", std::to_string(info.num_blocks)) + "," +
-                 prometheus_label("num_cpu_blocks", "0") + "," +
+                 prometheus_label("num_cpu_blocks", std::to_string(info.num_swap_blocks)) + "," +
                  prometheus_label("cache_dtype", info.kv_cache_dtype) + "," +
                  prometheus_label("enable_prefix_caching", info.prefix_caching ? "True" : "False"));
 }

@@ -41,6 +41,7 @@ struct MetricsInfo {
   int block_size = 0;
   int num_blocks = 0;
   int num_state_slots = 0;
+  int num_swap_blocks = 0;
   std::string kv_cache_dtype = "auto";
   bool prefix_caching = true;
   int num_speculative_tokens = 0;  ///< drafts a step at most; 0: nothing is drafted

@@ -86,6 +86,8 @@ TEST(Metrics, NamesThatDashboardsAndRoutersReadAreThere) {
       {"vllm:prompt_tokens_total", "counter"},
       {"vllm:generation_tokens_total", "counter"},
       {"vllm:num_preemptions_total", "counter"},
+      {"weft:swaps_out_total", "counter"},
+      {"weft:swaps_in_total", "counter"},
       {"vllm:request_success_total", "counter"},
       {"vllm:prefix_cache_queries_total", "counter"},
       {"vllm:prefix_cache_hits_total", "counter"},

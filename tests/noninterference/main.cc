@@ -96,7 +96,8 @@ std::string run_round(const Options& options, const std::string& family, uint64_
     const int count = 4 + static_cast<int>(schedule_seed % 11);
     for (int r = 0; r < count; ++r) requests.push_back(maker.make(SeqId{r}));
     ScheduleOptions schedule = random_schedule(schedule_seed, *model, variant.block_size);
-    if (options.cuda) {  // the GPU executor takes no drafts
+    if (options.cuda) {  // the GPU executor takes no drafts and has no swap space
+      schedule.scheduler.num_swap_blocks = schedule.scheduler.num_swap_slots = 0;
       schedule.speculation = {};
       schedule.scheduler.max_drafts = schedule.max_draft_rows = schedule.right_guesses = 0;
     }
@@ -140,12 +141,13 @@ std::string run_round(const Options& options, const std::string& family, uint64_
 void print(const std::string& name, const Counters& c) {
   fmt::print(
       "{:<14}{:>6} schedules {:>7} requests {:>9} tokens {:>9} steps | {} hits, {} state hits, {} "
-      "preemptions, {} replays, {} cut prompts, {} mixed steps, {} aborts, {} evictions, {} prompt "
+      "preemptions, {} swaps out, {} in ({} blocks), {} replays, {} cut prompts, {} mixed steps, "
+      "{} aborts, {} evictions, {} prompt "
       "logprobs, {} tokens by grammar, {} images encoded, {} found, {} cut, {} steps of layers, {} "
       "blocks left out, batch up to {}, drafts of MTP {} of {}, others {} of {}\n",
       name, c.schedules, c.requests, c.tokens, c.steps, c.hits, c.state_hits, c.preemptions,
-      c.replays, c.chunked, c.mixed, c.aborts, c.evictions, c.prompt_logprobs, c.constrained,
-      c.encoded, c.image_hits, c.cut_images, c.layer_steps,
+      c.swap_outs, c.swap_ins, c.copies_in, c.replays, c.chunked, c.mixed, c.aborts, c.evictions,
+      c.prompt_logprobs, c.constrained, c.encoded, c.image_hits, c.cut_images, c.layer_steps,
       c.plans.causal_blocks - c.plans.computed_blocks, c.largest_batch, c.drafts.accepted[0],
       c.drafts.proposed[0], c.drafts.accepted[1], c.drafts.proposed[1]);
 }
@@ -170,6 +172,7 @@ std::string vacuous(const Totals& totals, const Options& options) {
   if (options.family.empty() || recurrent_family(options.family)) {
     if (c.state_hits == 0) return "nothing tested: no state hits";
   }
+  if (!options.cuda && (c.swap_ins == 0 || c.copies_in == 0)) return "nothing tested: no swaps";
   if (!options.cuda && (options.family.empty() || options.family.starts_with("paw"))) {
     if (c.layer_steps == 0) return "nothing tested: no prompt was computed layer by layer";
     if (c.plans.computed_blocks == c.plans.causal_blocks) {
@@ -222,6 +225,9 @@ int run(const Options& options) {
       sum->hits += counters.hits;
       sum->state_hits += counters.state_hits;
       sum->preemptions += counters.preemptions;
+      sum->swap_outs += counters.swap_outs;
+      sum->swap_ins += counters.swap_ins;
+      sum->copies_in += counters.copies_in;
       sum->replays += counters.replays;
       sum->chunked += counters.chunked;
       sum->mixed += counters.mixed;

@@ -126,6 +126,7 @@ class Driver {
       counters_.chunked +=
           slice.first + static_cast<int64_t>(slice.tokens.size()) < seq->prompt_len;
     }
+    for (const BlockSwap& swap : plan.block_swaps) counters_.copies_in += !swap.out;
     counters_.mixed += prompt > 0 && decode > 0;
     counters_.largest_batch = std::max(counters_.largest_batch, decode);
   }
@@ -154,6 +155,8 @@ void Counters::add(const SchedulerStats& stats) {
   hits += stats.hits;
   state_hits += stats.state_hits;
   preemptions += stats.preemptions;
+  swap_outs += stats.swap_outs;
+  swap_ins += stats.swap_ins;
   evictions += stats.block_evictions;
 }
 
@@ -200,6 +203,10 @@ ScheduleOptions random_schedule(uint64_t seed, const Model& model, int block_siz
   c.dense_checkpoints = between(0, 2) * 3;
   c.overlap = rng() % 4 != 0;
   c.hash_key = rng();
+  if (rng() % 3 != 0) {
+    c.num_swap_blocks = between(1, 2 * longest);
+    c.num_swap_slots = between(1, 4);
+  }
   if (rng() % 4 != 0) {
     SpeculationConfig& s = out.speculation;
     const bool mtp = model.spec().mtp.has_value() && rng() % 4 != 0;
@@ -249,12 +256,14 @@ std::string describe(const ScheduleOptions& o) {
   return fmt::format(
       "{} blocks of {}, {} slots, {} tokens a step, {} sequences, prefix cache {}, checkpoints "
       "every {} + {} dense, overlap {}, {} threads, graphs {}, arrivals 1/{}, aborts 1/{}, "
-      "speculation {} of {} drafts ({} by MTP) in {} rows, {}/8 right, policy {}, adaptive {}",
+      "speculation {} of {} drafts ({} by MTP) in {} rows, {}/8 right, policy {}, adaptive {}, "
+      "{} blocks and {} states of swap space",
       c.num_blocks, c.block_size, c.num_state_slots, c.max_batched_tokens, c.max_seqs,
       c.prefix_caching, c.checkpoint_every, c.dense_checkpoints, c.overlap, o.num_threads, o.graphs,
       o.arrival_in, o.abort_in, static_cast<int>(o.speculation.method),
       o.speculation.num_speculative_tokens, o.speculation.num_mtp_steps, o.max_draft_rows,
-      o.right_guesses, static_cast<int>(o.speculation.accept), o.speculation.adaptive);
+      o.right_guesses, static_cast<int>(o.speculation.accept), o.speculation.adaptive,
+      c.num_swap_blocks, c.num_swap_slots);
 }
 
 namespace {
@@ -296,6 +305,7 @@ Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptio
   limits.layered_rows = c.plan_tokens > 0 ? c.max_model_len : 0;
   limits.max_draft_rows = options.max_draft_rows;
   KvStore kv = KvStore::create(model.cache_specs(), ops, c.num_blocks, limits.all_slots()).value();
+  kv.reserve_swap(c.num_swap_blocks, c.num_swap_slots).value();
   int64_t scratch = model.arena_bytes(limits.all_rows());
   if (model.vision()) {
     const int64_t patches = limits.image_tokens * model.vision()->spec().merge_patches();

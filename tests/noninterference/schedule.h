@@ -20,6 +20,9 @@ struct Counters {
   int64_t hits = 0;        ///< admissions that reused prefix blocks
   int64_t state_hits = 0;  ///< of them, with a recurrent state
   int64_t preemptions = 0;
+  int64_t swap_outs = 0;        ///< of them, whose blocks and states were kept in host memory
+  int64_t swap_ins = 0;         ///< that came back from there
+  int64_t copies_in = 0;        ///< blocks that did
   int64_t replays = 0;          ///< decode slices of more than one token
   int64_t chunked = 0;          ///< prompt slices that end inside their prompt
   int64_t mixed = 0;            ///< steps with prompt and decode slices

@@ -179,6 +179,10 @@ std::string SchedScript::configure(Words words) {
       config_.num_blocks = value;
     else if (key == "slots")
       config_.num_state_slots = value;
+    else if (key == "swap_blocks")
+      config_.num_swap_blocks = value;
+    else if (key == "swap_slots")
+      config_.num_swap_slots = value;
     else if (key == "tokens")
       config_.max_batched_tokens = value;
     else if (key == "seqs")
@@ -205,6 +209,8 @@ std::string SchedScript::configure(Words words) {
       std::make_unique<FakeExecutor>(FakeExecutorConfig{.block_size = config_.block_size,
                                                         .num_blocks = config_.num_blocks,
                                                         .num_state_slots = config_.num_state_slots,
+                                                        .num_swap_blocks = config_.num_swap_blocks,
+                                                        .num_swap_slots = config_.num_swap_slots,
                                                         .vocab = kVocab,
                                                         .reuse_generated = config_.reuse_generated,
                                                         .chunk = config_.chunk,
@@ -383,6 +389,10 @@ std::map<std::string, int64_t> SchedScript::stats() const {
           {"branches", s.branch_checkpoints},
           {"take_overs", s.take_overs},
           {"preemptions", s.preemptions},
+          {"swap_outs", s.swap_outs},
+          {"swap_ins", s.swap_ins},
+          {"swapped_blocks", s.swapped_blocks},
+          {"swapped_in", s.swapped_in_tokens},
           {"stalls", s.stalls},
           {"evictions", s.block_evictions},
           {"state_evictions", s.state_evictions},

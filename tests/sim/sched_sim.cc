@@ -57,6 +57,10 @@ enum Event {
   kPreemptions,
   kPreemptedInFlight,
   kReplays,
+  kSwapOuts,
+  kSwapIns,
+  kSwapDropped,
+  kSwappedDrafts,
   kFinishedWaiting,
   kStalls,
   kBlockEvictions,
@@ -104,6 +108,10 @@ constexpr const char* kEventNames[kNumEvents] = {"submitted",
                                                  "preemptions",
                                                  "preempted in flight",
                                                  "replays",
+                                                 "swaps out",
+                                                 "swaps in",
+                                                 "swaps dropped",
+                                                 "swapped behind drafts in flight",
                                                  "ended while waiting",
                                                  "stalls for blocks",
                                                  "block evictions",
@@ -189,6 +197,10 @@ Episode::Episode(uint64_t seed, int64_t audit_every, int64_t* events)
   const int needed = (config_.max_model_len + config_.block_size - 1) / config_.block_size;
   config_.num_blocks = static_cast<int>(r.between(std::max(1, needed - 1), 3 * needed + 4));
   config_.num_state_slots = r.one_in(3) ? 0 : static_cast<int>(r.between(1, 14));
+  if (r.one_in(2)) {
+    config_.num_swap_blocks = static_cast<int>(r.between(1, 3 * needed));
+    config_.num_swap_slots = static_cast<int>(r.between(1, 4));
+  }
   config_.max_seqs = static_cast<int>(r.between(1, 6));
   config_.max_batched_tokens = 63 + config_.max_seqs + static_cast<int>(r.below(200));
   config_.prefix_caching = !r.one_in(10);
@@ -210,6 +222,8 @@ Episode::Episode(uint64_t seed, int64_t audit_every, int64_t* events)
   device_ = {.block_size = config_.block_size,
              .num_blocks = config_.num_blocks,
              .num_state_slots = config_.num_state_slots,
+             .num_swap_blocks = config_.num_swap_blocks,
+             .num_swap_slots = config_.num_swap_slots,
              .vocab = 40,
              .reuse_generated = config_.reuse_generated,
              .chunk = config_.chunk,
@@ -377,6 +391,8 @@ void Episode::plan() {
   for (const SeqId id : plan.preempted) {
     events_[kPreemptedInFlight] += scheduler_->find(id)->pending > 0;
     events_[kDisplacedPaused] += scheduler_->find(id)->paused;
+    const Sequence& victim = *scheduler_->find(id);
+    events_[kSwappedDrafts] += victim.swapped.computed > 0 && victim.pending_drafts > 0;
   }
   executor_->launch(plan);
   events_[kTwoInFlight] += scheduler_->num_in_flight() == 2;
@@ -464,6 +480,8 @@ int64_t Episode::run(int64_t steps) {
   }
   const PrefixCache& cache = scheduler_->cache();
   CHECK(cache.blocks().num_used() == 0 && cache.slots().num_used() == 0, "a leak");
+  const SwapPool& swaps = scheduler_->swaps();
+  CHECK(swaps.free_blocks() == swaps.num_blocks() && swaps.free_slots() == swaps.num_slots());
   const SchedulerStats s = scheduler_->stats();
   events_[kFinishedStop] += s.finished_stop;
   events_[kFinishedLength] += s.finished_length;
@@ -479,6 +497,9 @@ int64_t Episode::run(int64_t steps) {
   events_[kBranchCheckpoints] += s.branch_checkpoints;
   events_[kTakeOvers] += s.take_overs;
   events_[kPreemptions] += s.preemptions;
+  events_[kSwapOuts] += s.swap_outs;
+  events_[kSwapIns] += s.swap_ins;
+  events_[kSwapDropped] += s.swap_outs - s.swap_ins;
   events_[kFinishedWaiting] += s.finished_waiting;
   events_[kStalls] += s.stalls;
   events_[kBlockEvictions] += s.block_evictions;
