@@ -3,6 +3,7 @@
 // A paged cache of one backend with sequences in it, and calls of attention over them.
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <numeric>
 
@@ -23,6 +24,7 @@ struct World {
   KvFormat format = KvFormat::kF32;
   int block_size = 64;
   std::vector<int> lengths;  // tokens of each sequence
+  bool calibrated = false;   // static scales: each channel's largest value has the largest code
   /// Writes over the random rows [tokens, G, D] before they are stored.
   std::function<void(Floats& k, Floats& v)> change_rows;
 };
@@ -105,6 +107,17 @@ class Cache {
   }
 
  private:
+  void calibrate(const Floats& rows, std::vector<float>& scales) const {
+    const float largest = world_.format == KvFormat::kInt8 ? 127.0f : 448.0f;
+    for (size_t c = 0; c < scales.size(); ++c) {
+      float top = 1e-20f;
+      for (int64_t t = 0; t < total(); ++t) {
+        const size_t at = static_cast<size_t>(t) * scales.size() + c;
+        top = std::max(top, std::abs(rows.data[at]));
+      }
+      scales[c] = top / largest;
+    }
+  }
   int blocks(int length) const { return (length + world_.block_size - 1) / world_.block_size; }
 
   void fill(Stream& stream, uint64_t seed) {
@@ -123,6 +136,10 @@ class Cache {
     }
     slots.push_back(0);
     if (world_.change_rows) world_.change_rows(k, v);
+    if (world_.calibrated && kv_has_static_scales(world_.format)) {
+      calibrate(k, k_scale_);
+      calibrate(v, v_scale_);
+    }
     QkvPrepareArgs args{.q = q.view, .k = k.view, .v = v.view, .kv = kv_};
     args.positions.index = TensorView(positions.data.data(), DType::kI32, {total()});
     uint8_t axis = 0;
