@@ -41,11 +41,12 @@ Features detect() {
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return f;
   f.avx2 = ymm && fma && f16c && bit(b, 5);
   f.avx512 = f.avx2 && zmm && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
-  const bool vnni = bit(c, 11), amx_bf16 = bit(d, 22), amx_tile = bit(d, 24), amx_int8 = bit(d, 25);
+  const bool vnni = bit(c, 11), vbmi = bit(c, 1), amx_bf16 = bit(d, 22), amx_tile = bit(d, 24),
+             amx_int8 = bit(d, 25);
   uint32_t a1 = 0, b1 = 0, c1 = 0, d1 = 0;
   const bool bf16_bit = __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) != 0 && bit(a1, 5);
   f.vnni_bf16 = f.avx512 && vnni && bf16_bit;
-  f.amx = f.vnni_bf16 && tile && amx_bf16 && amx_tile && amx_int8 &&
+  f.amx = f.vnni_bf16 && vbmi && tile && amx_bf16 && amx_tile && amx_int8 &&
           syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureTileData) == 0;
   return f;
 }

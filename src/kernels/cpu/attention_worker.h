@@ -165,8 +165,7 @@ constexpr int kMaxScales = kMaxHeadDim / kKvInt4Group;  // of a row
 /// one tile of 16.
 template <bool kCodes>
 struct CodeBuffers {
-  alignas(64) bf16 k[kKeyTile * kMaxHeadDim];
-  alignas(64) bf16 v[kKeyTile * kMaxHeadDim];
+  alignas(64) bf16 wide[kKeyTile * kMaxHeadDim];  // K, then V: one after the other fits into L1
   alignas(64) float scales[2][kMaxScales][kKeyTile];
   alignas(64) float sums[kTileRows * kKeyTile];  // of scores over the groups of dims
   alignas(64) float low[kTileRows * kKeyTile];   // scores of q_low
@@ -356,7 +355,7 @@ class Worker {
       const int64_t d = call_.d, left = call_.keys(piece.sequence) - key;
       const CodeKind kind = code_kind(call_.args.kv.shape.format);
       if (plane == 0) load_scales(piece, key, 0, groups);
-      bf16* out = plane == 0 ? wide_.k : wide_.v;
+      bf16* out = wide_.wide;
       for (int g = 0; g < padded(groups); ++g, out += kGroup * d) {
         const std::byte* from = codes[g];
         codes[g] = reinterpret_cast<const std::byte*>(out);

@@ -83,6 +83,40 @@ inline __m512i widen_fp8(CodeVec codes) {
   const __m512i sign = _mm512_slli_epi16(_mm512_andnot_si512(magnitude, words), 8);
   return _mm512_or_si512(out, sign);
 }
+#if defined(__AVX512VBMI__)
+/// The two bytes of the bf16 of each of the 128 magnitudes.
+struct Fp8Tables {
+  alignas(64) uint8_t low[128];
+  alignas(64) uint8_t high[128];
+  constexpr Fp8Tables() : low{}, high{} {
+    constexpr uint16_t kSubnormal[8] = {0, 0x3B00, 0x3B80, 0x3BC0, 0x3C00, 0x3C20, 0x3C40, 0x3C60};
+    for (int m = 0; m < 128; ++m) {
+      const int bits = m < 8 ? kSubnormal[m] : (m << 4) + 0x3C00;
+      low[m] = static_cast<uint8_t>(bits & 255);
+      high[m] = static_cast<uint8_t>(bits >> 8);
+    }
+  }
+};
+inline constexpr Fp8Tables kFp8Tables;
+/// `num` codes, a multiple of 64: each byte of a bf16 is looked up by the code's magnitude.
+inline void widen_fp8_all(const std::byte* codes, int64_t num, bf16* out) {
+  const __m512i low0 = _mm512_load_si512(kFp8Tables.low);
+  const __m512i low1 = _mm512_load_si512(kFp8Tables.low + 64);
+  const __m512i high0 = _mm512_load_si512(kFp8Tables.high);
+  const __m512i high1 = _mm512_load_si512(kFp8Tables.high + 64);
+  const __m512i sign = _mm512_set1_epi8(-128);
+  // So that the lanes of 128 bits that bytes are paired in come out in order.
+  const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int64_t i = 0; i < num; i += 64) {
+    const __m512i x = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(codes + i));
+    const __m512i low = _mm512_permutex2var_epi8(low0, x, low1);
+    const __m512i magnitude = _mm512_permutex2var_epi8(high0, x, high1);
+    const __m512i high = _mm512_ternarylogic_epi64(magnitude, x, sign, 0xF8);  // a | (b & c)
+    _mm512_storeu_si512(out + i, _mm512_unpacklo_epi8(low, high));
+    _mm512_storeu_si512(out + i + 32, _mm512_unpackhi_epi8(low, high));
+  }
+}
+#endif
 inline __m512i widen_int4(CodeVec differences) {  // -15 .. 15
   alignas(64) static constexpr uint16_t kValues[32] = {
       0,      0x3F80, 0x4000, 0x4040, 0x4080, 0x40A0, 0x40C0, 0x40E0, 0x4100, 0x4110, 0x4120,

@@ -155,6 +155,9 @@ void widen_group(CodeKind kind, const KvGroup& group, bf16* out) {
     return;
   }
   if (kind == CodeKind::kFp8) {
+#if defined(__AVX512VBMI__)
+    if (num % 64 == 0) return widen_fp8_all(codes, num, out);
+#endif
     for (int64_t i = 0; i < num; i += kWiden) {
       store_words(out + i, widen_fp8(load_codes(codes + i)));
     }
