@@ -62,12 +62,20 @@ std::vector<std::shared_ptr<const TokenGrammar>> make_grammars(int32_t vocab_siz
   return out;
 }
 
-/// Positions of a prompt with images.
+/// Positions of a prompt with images. Where one follows another of its size they are a video's
+/// groups of frames, 2 positions apart.
 void place(Request& request) {
   if (request.images.empty()) return;
   std::vector<TokenGrid> grids;
   for (const PromptImage& image : request.images) {
-    grids.push_back({.first = image.first, .h = image.content->h / 2, .w = image.content->w / 2});
+    const TokenGrid grid{
+        .first = image.first, .h = image.content->h / 2, .w = image.content->w / 2, .seconds = 2};
+    if (!grids.empty() && grids.back().first + grids.back().tokens() == grid.first &&
+        grids.back().h == grid.h && grids.back().w == grid.w) {
+      ++grids.back().t;
+    } else {
+      grids.push_back(grid);
+    }
   }
   PromptPositions positions = prompt_positions(grids, std::ssize(request.prompt));
   request.positions = std::move(positions.triples);
@@ -114,8 +122,12 @@ RequestMaker::RequestMaker(uint64_t seed, int32_t vocab_size, int64_t max_model_
 void RequestMaker::add_image(Text& text) {
   if (pictures_.empty()) return;
   const auto& picture = pictures_[below(static_cast<uint32_t>(pictures_.size()))];
-  text.images.push_back({std::ssize(text.tokens), picture});
-  text.tokens.insert(text.tokens.end(), static_cast<size_t>(picture->num_tokens), 7);
+  // Small ones at times several times: a video.
+  int64_t times = one_in(3) ? std::min<int64_t>(2 + below(3), 48 / picture->num_tokens) : 1;
+  for (times = std::max<int64_t>(times, 1); times > 0; --times) {
+    text.images.push_back({std::ssize(text.tokens), picture});
+    text.tokens.insert(text.tokens.end(), static_cast<size_t>(picture->num_tokens), 7);
+  }
 }
 
 void RequestMaker::append_beginning(const Text& from, size_t length, Request& to) {
@@ -166,7 +178,8 @@ std::shared_ptr<Request> RequestMaker::make(SeqId id) {
   const uint32_t own = one_in(3) ? below(6) : below(150);
   for (uint32_t i = 0; i < own || request->prompt.empty(); ++i) request->prompt.push_back(token());
   place(*request);
-  const auto room = max_model_len_ - static_cast<int64_t>(request->prompt.size());
+  const auto room = max_model_len_ - static_cast<int64_t>(request->prompt.size()) -
+                    std::max(request->rope_delta, 0);
   if (request->sampling.max_tokens > room) request->sampling.max_tokens = static_cast<int>(room);
   if (one_in(8)) request->cache_salt = "other";
   request->priority = static_cast<int>(below(3)) - 1;
