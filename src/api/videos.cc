@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <bit>
 #include <cstdio>
+#include <numeric>
+#include <optional>
 #include <string_view>
 
 #include "api/images.h"
+#include "media/animation.h"
 #include "media/image_errors.h"
 #include "media/sha256.h"
 
@@ -73,53 +76,95 @@ class ImageReader::VideoCutter {
       return invalid_argument(source_.field + ": the video has too many frames; allowed: at most " +
                               std::to_string(config_.max_frames));
     }
-    std::vector<int64_t> indices(source_.frames.size());
-    for (size_t i = 0; i < indices.size(); ++i) indices[i] = static_cast<int64_t>(i);
-    const int depth = config_.processing.frame.temporal_patch_size;
-    PromptVideo out{.groups = {},
-                    .times = group_times(indices, source_.fps, depth),
-                    .group_seconds = depth / source_.fps};
-    std::vector<Frame> group;
-    for (size_t i = 0; i < source_.frames.size(); ++i) {
-      auto frame = read(i);
-      if (!frame && count == 1 && frame.error().message == image_error::not_an_image().message) {
-        frame = image_error::not_a_video();
-      }
-      if (!frame) return with_context(std::move(frame).error(), at_frame(source_, i));
-      group.push_back(std::move(*frame));
-      if (std::ssize(group) < depth && i + 1 < source_.frames.size()) continue;
-      out.groups.push_back(finish(group));
-      group.clear();
+    if (count == 1) {
+      auto video = cut_file();
+      if (!video) return with_context(std::move(video).error(), source_.field);
+      return video;
     }
-    return out;
+    std::vector<int64_t> indices(source_.frames.size());
+    std::iota(indices.begin(), indices.end(), 0);
+    begin(indices, source_.fps, source_.fps);
+    for (size_t i = 0; i < indices.size(); ++i) {
+      auto added = add_file(source_.frames[i]);
+      if (!added) return with_context(std::move(added).error(), at_frame(source_, i));
+    }
+    return std::move(out_);
   }
 
  private:
-  /// Frame `index`, resized. The first one decides the size of all.
-  Result<Frame> read(size_t index) {
-    std::vector<uint8_t> bytes = TRY(reader_.bytes_of(source_.frames[index]));
-    Frame out{.image = TRY(decode_image(bytes, reader_.config_.limits)),
-              .digest = sha256_of({bytes})};
-    const ImageSize size{out.image.width, out.image.height};
-    if (index == 0) {
+  int depth() const { return config_.processing.frame.temporal_patch_size; }
+
+  /// `indices` of a video of `fps` frames a second follow, `taken` of them a second.
+  void begin(std::span<const int64_t> indices, double fps, double taken) {
+    num_frames_ = std::ssize(indices);
+    out_.times = group_times(indices, fps, depth());
+    out_.group_seconds = depth() / taken;
+  }
+
+  /// A single file: an animation, or a picture that is shown twice.
+  Result<PromptVideo> cut_file() {
+    const std::vector<uint8_t> bytes = TRY(reader_.bytes_of(source_.frames[0]));
+    const ImageLimits& limits = reader_.config_.limits;
+    const std::optional<Animation> animation = TRY(find_animation(bytes, limits));
+    if (!animation) {
+      begin(std::array<int64_t, 1>{0}, source_.fps, source_.fps);
+      Result<Image> image = decode_image(bytes, limits);
+      if (!image && image.error().message == image_error::not_an_image().message) {
+        return image_error::not_a_video();
+      }
+      TRY(add({.image = TRY(std::move(image)), .digest = sha256_of({bytes})}));
+      return std::move(out_);
+    }
+    if (animation->num_frames > config_.max_pixels / animation->width / animation->height) {
+      return invalid_argument("the video has too many pixels");
+    }
+    VideoProcessing sampling = config_.processing;
+    sampling.max_frames = std::min(sampling.max_frames, config_.max_frames);
+    sampling.fps = source_.fps;
+    const auto total = static_cast<double>(animation->num_frames);
+    const double fps = total / animation->seconds;
+    const std::vector<int64_t> indices = sample_frames(animation->num_frames, fps, sampling);
+    begin(indices, fps, static_cast<double>(indices.size()) / total * fps);
+    const Digest file = sha256_of({bytes});
+    size_t next = 0;
+    TRY(decode_animation(bytes, indices, limits, [&](Image image) {
+      const auto index = std::bit_cast<std::array<uint8_t, sizeof(int64_t)>>(indices[next++]);
+      return add({.image = std::move(image), .digest = sha256_of({file, index})});
+    }));
+    return std::move(out_);
+  }
+
+  Result<void> add_file(const std::string& uri) {
+    const std::vector<uint8_t> bytes = TRY(reader_.bytes_of(uri));
+    return add(
+        {.image = TRY(decode_image(bytes, reader_.config_.limits)), .digest = sha256_of({bytes})});
+  }
+
+  /// The next frame. The first one decides the size of all.
+  Result<void> add(Frame frame) {
+    const ImageSize size{frame.image.width, frame.image.height};
+    if (num_added_++ == 0) {
       frame_size_ = size;
       TRY(choose_size());
     } else if (size.width != frame_size_.width || size.height != frame_size_.height) {
       return invalid_argument("the frames of a video must have one size");
     }
-    out.image =
-        resize_image(out.image, target_.width, target_.height, config_.processing.frame.resampling);
-    return out;
+    frame.image = resize_image(frame.image, target_.width, target_.height,
+                               config_.processing.frame.resampling);
+    group_.push_back(std::move(frame));
+    if (std::ssize(group_) < depth() && num_added_ < num_frames_) return {};
+    out_.groups.push_back(finish(group_));
+    group_.clear();
+    return {};
   }
 
   Result<void> choose_size() {
-    const int64_t count = std::ssize(source_.frames);
-    if (count * frame_size_.width * frame_size_.height > config_.max_pixels) {
+    if (num_frames_ * frame_size_.width * frame_size_.height > config_.max_pixels) {
       return invalid_argument("the video has too many pixels");
     }
     const VideoProcessing limited = limit_tokens(
-        config_.processing, count, reader_.config_.max_image_tokens, config_.max_tokens);
-    target_ = TRY(video_size(frame_size_, count, limited));
+        config_.processing, num_frames_, reader_.config_.max_image_tokens, config_.max_tokens);
+    target_ = TRY(video_size(frame_size_, num_frames_, limited));
     const int64_t factor = limited.frame.factor();
     if (target_.width % factor != 0 || target_.height % factor != 0) {
       return invalid_argument("the video's sides are not multiples of the model's patches");
@@ -137,7 +182,7 @@ class ImageReader::VideoCutter {
     std::vector<uint8_t> digests(kind.begin(), kind.end());
     if (config_.tokens_per_second > 0) {
       // The positions of the frames are not in the prompt's tokens: keys of prefixes have them so.
-      const auto seconds = std::bit_cast<std::array<uint8_t, sizeof(double)>>(source_.fps);
+      const auto seconds = std::bit_cast<std::array<uint8_t, sizeof(double)>>(out_.group_seconds);
       digests.insert(digests.end(), seconds.begin(), seconds.end());
     }
     std::vector<Image> images;
@@ -160,6 +205,9 @@ class ImageReader::VideoCutter {
   const ImageReader& reader_;
   const VideoInputConfig& config_;
   VideoSource source_;
+  PromptVideo out_;
+  std::vector<Frame> group_;  // resized, not yet cut
+  int64_t num_frames_ = 0, num_added_ = 0;
   ImageSize frame_size_, target_;
 };
 

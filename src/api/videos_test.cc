@@ -22,6 +22,14 @@ constexpr char kWide[] =
     "iVBORw0KGgoAAAANSUhEUgAAABAAAAAICAIAAAB/FOjAAAAAFklEQVR42mNkZGJmIAUwMZAIRjUQAwAW6gAW7SZ0xwAA"
     "AABJRU5ErkJggg==";
 
+// A WebP of five 8 x 8 frames, 250 ms each, whose red is 10, 200, 0, 90, 7.
+constexpr char kMoving[] =
+    "UklGRhoBAABXRUJQVlA4WAoAAAACAAAABwAABwAAQU5JTQYAAAAAAAAAAABBTk1GKgAAAAAAAAAAAAcAAAcAAPoA"
+    "AAJWUDhMEQAAAC8HwAEAB1CKKtSj/4GI6H8AAEFOTUYoAAAAAAAAAAAABwAABwAA+gAAAFZQOEwQAAAALwfAAQAH"
+    "ULIiR/8DEdH/AEFOTUYoAAAAAAAAAAAABwAABwAA+gAAAFZQOEwPAAAALwfAAQAHEFH9/gciov8BAEFOTUYqAAAA"
+    "AAAAAAAABwAABwAA+gAAAFZQOEwRAAAALwfAAQAHUK1qVav/gYjofwAAQU5NRioAAAAAAAAAAAAHAAAHAAD6AAAA"
+    "VlA4TBEAAAAvB8ABAAdQ5B70oP+BiOh/AAA=";
+
 std::string uri(const std::string& frames) {
   return "data:video/jpeg;base64," + frames;
 }
@@ -133,6 +141,43 @@ TEST(ReadVideo, ErrorsNameTheFrame) {
   small.video->max_pixels = 100;
   EXPECT_EQ(ImageReader(small).read_video(source({uri(kDark), uri(kDark)})).error().message,
             "f.frames[0]: the video has too many pixels");
+}
+
+TEST(ReadVideo, AnAnimationIsSampledInTime) {
+  const std::string file = std::string("data:video/webp;base64,") + kMoving;
+  // 5 frames at 4 a second, of which 2 a second but at least 4 are taken: 0, 1, 3, 4.
+  const PromptVideo timed = ImageReader(config(true)).read_video(source({file})).value();
+  ASSERT_EQ(timed.groups.size(), 2u);
+  EXPECT_THAT(timed.times, ElementsAre(0.125, 0.875));
+  EXPECT_EQ(timed.groups[0]->samples[0], 10);
+  EXPECT_EQ(timed.groups[0]->samples[16], 200);
+  EXPECT_EQ(timed.groups[1]->samples[0], 90);
+  EXPECT_EQ(timed.groups[1]->samples[16], 7);
+  EXPECT_NE(timed.groups[0]->digest, timed.groups[1]->digest);
+  // The other family takes 0, 1, 2, 3: 3.2 of them a second.
+  const PromptVideo spaced = ImageReader(config(false)).read_video(source({file})).value();
+  ASSERT_EQ(spaced.groups.size(), 2u);
+  EXPECT_EQ(spaced.groups[1]->samples[0], 0);
+  EXPECT_DOUBLE_EQ(spaced.group_seconds, 2 / 3.2);
+  ImageInputConfig few = config(true);
+  few.video->max_frames = 2;
+  EXPECT_EQ(ImageReader(few).read_video(source({file})).value().groups.size(), 1u);
+  few.video->max_pixels = 64 * 4;
+  EXPECT_EQ(ImageReader(few).read_video(source({file})).error().message,
+            "f: the video has too many pixels");
+}
+
+TEST(ReadVideo, EveryTruncationOfAnAnimationIsRefusedOrDecoded) {
+  const ImageReader reader(config(true));
+  const std::string whole = kMoving;
+  for (size_t size = 0; size < whole.size(); size += 4) {
+    const auto video = reader.read_video(source({uri(whole.substr(0, size))}));
+    if (video) {
+      EXPECT_EQ(video->groups.size(), video->times.size());
+    } else {
+      EXPECT_TRUE(video.error().message.starts_with("f: ")) << video.error().message;
+    }
+  }
 }
 
 TEST(ReadVideo, CountsVideos) {

@@ -9,8 +9,8 @@ inline Error not_an_image() {
 }
 inline Error not_a_video() {
   return invalid_argument(
-      "the video is no list of PNG, JPEG or WebP frames (\"data:video/jpeg;base64,FRAME,FRAME\"); "
-      "video files can't be decoded");
+      "the video is no list of PNG, JPEG or WebP frames (\"data:video/jpeg;base64,FRAME,FRAME\") "
+      "nor an animated WebP; video files can't be decoded");
 }
 inline Error too_many_bytes() {
   return invalid_argument("the image file is too large");
