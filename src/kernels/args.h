@@ -46,6 +46,9 @@ struct LinearArgs {
   TensorView out;   ///< [T, N], or [T, N/2] for kSiluMul
   Epilogue epilogue = Epilogue::kStore;
   int64_t prompt_rows = 0;  ///< rows [0, prompt_rows) use prompt arithmetic, the others decode
+  /// Where its weight is defined: x is norm.out (all rows of it) and rms_norm() of this comes
+  /// first. norm.out may be left unwritten: nobody else reads it.
+  RmsNormArgs norm;
 };
 
 /// How a router turns logits into expert weights.

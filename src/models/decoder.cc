@@ -216,21 +216,17 @@ TensorView Decoder::run_layers(StepContext& context, const Layers& layers, int f
   TensorView out = take_rows(context, rows, spec_.hidden);
   bool pending = false;  // `out` has to be added to the residual
   const auto norm_with = [&](const RmsNorm& norm) {
-    if (pending) {
-      norm.forward(context, out, residual, normed, eps);
-    } else {
-      norm.forward(context, residual, {}, normed, eps);
-    }
+    return pending ? norm.args(out, residual, normed, eps) : norm.args(residual, {}, normed, eps);
   };
   for (size_t i = 0; i < layers.size(); ++i) {
     const DecoderLayer& layer = *layers[i];
-    norm_with(layer.input_norm);
-    layer.mixer->forward(context, LayerId{first_layer + static_cast<int>(i)}, normed, residual);
-    layer.post_norm.forward(context, residual, {}, normed, eps);
-    pending = layer.mlp.forward(context, normed, out, residual);
+    layer.mixer->forward(context, LayerId{first_layer + static_cast<int>(i)},
+                         norm_with(layer.input_norm), residual);
+    pending =
+        layer.mlp.forward(context, layer.post_norm.args(residual, {}, normed, eps), out, residual);
     if (first_layer == 0) add_deepstack(context, i, residual);
   }
-  norm_with(final_norm);
+  context.ops.rms_norm(context.stream, norm_with(final_norm));
   return normed;
 }
 
@@ -240,10 +236,9 @@ void Decoder::run_layer(StepContext& context, LayerId id, TensorView residual) c
   const DecoderLayer& layer = *layers_[static_cast<size_t>(id.value)];
   TensorView normed = take_rows(context, residual.dim(0), spec_.hidden);
   TensorView out = take_rows(context, residual.dim(0), spec_.hidden);
-  layer.input_norm.forward(context, residual, {}, normed, spec_.norm_eps);
-  layer.mixer->forward(context, id, normed, residual);
-  layer.post_norm.forward(context, residual, {}, normed, spec_.norm_eps);
-  if (layer.mlp.forward(context, normed, out, residual)) {
+  const float eps = spec_.norm_eps;
+  layer.mixer->forward(context, id, layer.input_norm.args(residual, {}, normed, eps), residual);
+  if (layer.mlp.forward(context, layer.post_norm.args(residual, {}, normed, eps), out, residual)) {
     context.ops.add(context.stream, {.x = out, .out = residual});
   }
 }

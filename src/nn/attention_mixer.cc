@@ -69,10 +69,10 @@ void AttentionMixer::decide(StepContext& context, LayerId layer, TensorView x) c
                    k.split_last(spec_.kv_heads, spec_.head_dim), k_norm_.weight());
 }
 
-void AttentionMixer::forward(StepContext& context, LayerId layer, TensorView x,
+void AttentionMixer::forward(StepContext& context, LayerId layer, const RmsNormArgs& norm,
                              TensorView residual) const {
   const ArenaScope scope(context.arena);
-  const int64_t rows = x.dim(0), q_heads = spec_.q_heads, head_dim = spec_.head_dim;
+  const int64_t rows = residual.dim(0), q_heads = spec_.q_heads, head_dim = spec_.head_dim;
   PagedKv kv = std::get<PagedKv>(context.kv.layer(layer));
   if (kv_has_static_scales(kv.shape.format)) {
     const KvScalePointers& scales = (*options_.kv_scales)[static_cast<size_t>(layer.value)];
@@ -81,7 +81,7 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, TensorView x,
   }
   TensorView qkv = take_rows(context, rows, q_width() + 2 * kv_width());
   TensorView attended = take_rows(context, rows, q_heads * head_dim);
-  qkv_.forward(context, x, qkv);
+  qkv_.forward(context, norm, qkv);
 
   // With a gate, each head's columns are [q | gate].
   const TensorView q_part = qkv.columns(0, q_width()).split_last(q_heads, q_width() / q_heads);

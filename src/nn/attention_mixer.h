@@ -20,7 +20,7 @@ class AttentionMixer final : public Mixer {
   int64_t scratch_bytes(const StepQuery& query) const override;
   Result<> prepare(Stream& stream, DeviceKind device) override;
   void decide(StepContext& context, LayerId layer, TensorView x) const override;
-  void forward(StepContext& context, LayerId layer, TensorView x,
+  void forward(StepContext& context, LayerId layer, const RmsNormArgs& norm,
                TensorView residual) const override;
 
  private:

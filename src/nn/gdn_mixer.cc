@@ -83,9 +83,11 @@ int64_t GdnMixer::scratch_bytes(const StepQuery& query) const {
        query.ops.gdn_scratch(spec_.shape, query.rows, query.max_seqs, query.num_threads)});
 }
 
-void GdnMixer::forward(StepContext& context, LayerId layer, TensorView x,
+void GdnMixer::forward(StepContext& context, LayerId layer, const RmsNormArgs& norm,
                        TensorView residual) const {
   const ArenaScope scope(context.arena);
+  const TensorView x = norm.out;
+  context.ops.rms_norm(context.stream, norm);
   const int64_t rows = x.dim(0), heads = spec_.shape.value_heads, width = spec_.shape.value_dim;
   TensorView qkvz = take_rows(context, rows, channels() + value_width());
   TensorView ba = take_rows_f32(context.arena, rows, 2 * heads);

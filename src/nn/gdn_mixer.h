@@ -13,7 +13,7 @@ class GdnMixer final : public Mixer {
   void declare(WeightPlan& plan, const std::string& prefix) override;
   int64_t arena_bytes(const StepQuery& query) const override;
   int64_t scratch_bytes(const StepQuery& query) const override;
-  void forward(StepContext& context, LayerId layer, TensorView x,
+  void forward(StepContext& context, LayerId layer, const RmsNormArgs& norm,
                TensorView residual) const override;
   void replay(StepContext& context, LayerId layer, const KeptInputs::Rows& rows) const override;
 

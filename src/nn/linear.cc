@@ -20,6 +20,17 @@ void Linear::forward(StepContext& context, TensorView x, TensorView out, int64_t
                                       .prompt_rows = prompt_rows});
 }
 
+void Linear::forward(StepContext& context, const RmsNormArgs& norm, TensorView out,
+                     Epilogue epilogue) const {
+  context.ops.linear(context.stream, {.x = norm.out,
+                                      .weight = &weight_,
+                                      .bias = bias_,
+                                      .out = out,
+                                      .epilogue = epilogue,
+                                      .prompt_rows = context.batch.prompt_rows,
+                                      .norm = norm});
+}
+
 void Linear::forward(Stream& stream, const OpTable& ops, TensorView x, TensorView out,
                      Epilogue epilogue) const {
   ops.linear(stream, {.x = x,
@@ -37,8 +48,7 @@ void RmsNorm::declare(WeightPlan& plan, const std::string& name, int64_t width, 
 
 void RmsNorm::forward(StepContext& context, TensorView x, TensorView residual, TensorView out,
                       float eps) const {
-  context.ops.rms_norm(context.stream,
-                       {.x = x, .residual = residual, .weight = weight_, .out = out, .eps = eps});
+  context.ops.rms_norm(context.stream, args(x, residual, out, eps));
 }
 
 }  // namespace weft

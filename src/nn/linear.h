@@ -45,7 +45,10 @@ class Linear {
   /// arithmetic.
   void forward(StepContext& context, TensorView x, TensorView out, int64_t prompt_rows,
                Epilogue epilogue = Epilogue::kStore) const;
-  /// The same outside a step: all rows in prompt arithmetic.
+  /// x = norm's out, which is computed first and of use to nobody else.
+  void forward(StepContext& context, const RmsNormArgs& norm, TensorView out,
+               Epilogue epilogue = Epilogue::kStore) const;
+  /// Outside a step: all rows in prompt arithmetic.
   void forward(Stream& stream, const OpTable& ops, TensorView x, TensorView out,
                Epilogue epilogue = Epilogue::kStore) const;
   /// As above for the rows of the step.
@@ -73,6 +76,10 @@ class RmsNorm {
   /// out = norm(x); with a residual: residual += x, out = norm(residual).
   void forward(StepContext& context, TensorView x, TensorView residual, TensorView out,
                float eps) const;
+  /// What forward() would do.
+  RmsNormArgs args(TensorView x, TensorView residual, TensorView out, float eps) const {
+    return {.x = x, .residual = residual, .weight = weight_, .out = out, .eps = eps};
+  }
   const TensorView& weight() const { return weight_; }
 
  private:

@@ -48,8 +48,9 @@ class Mixer {
   /// Decides what heads see, for the deciding segments of a step whose rows are the only ones that
   /// the router needs; x [T, hidden]. Nothing where no router is.
   virtual void decide(StepContext&, LayerId, TensorView) const {}
-  /// residual += mixer(x); both [T, hidden], residual f32. Reads and writes the cache of `layer`.
-  virtual void forward(StepContext& context, LayerId layer, TensorView x,
+  /// residual += mixer(norm of the rows); [T, hidden], residual f32. Reads and writes the cache of
+  /// `layer`. The norm is the mixer's to do, so that its first product can do it.
+  virtual void forward(StepContext& context, LayerId layer, const RmsNormArgs& norm,
                        TensorView residual) const = 0;
   /// Takes the state of the batch's one segment through rows [first, first + count) of what was
   /// kept of `layer`, in decode arithmetic: from its read slot to its write slot.

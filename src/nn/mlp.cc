@@ -25,6 +25,13 @@ void DenseMlp::forward(StepContext& context, TensorView x, TensorView out,
   down_.forward(context, act, out, epilogue);
 }
 
+void DenseMlp::forward(StepContext& context, const RmsNormArgs& norm, TensorView out) const {
+  const ArenaScope scope(context.arena);
+  TensorView act = take_rows(context, out.dim(0), gate_up_.out_features() / 2);
+  gate_up_.forward(context, norm, act, Epilogue::kSiluMul);
+  down_.forward(context, act, out, Epilogue::kAdd);
+}
+
 void MoeMlp::declare(WeightPlan& plan, WeightFormat format, const std::string& prefix,
                      int64_t hidden) {
   hidden_ = hidden;
@@ -139,12 +146,14 @@ int64_t Mlp::scratch_bytes(const StepQuery& query) const {
   return std::visit([&](const auto& mlp) { return mlp.scratch_bytes(query); }, mlp_);
 }
 
-bool Mlp::forward(StepContext& context, TensorView x, TensorView out, TensorView residual) const {
+bool Mlp::forward(StepContext& context, const RmsNormArgs& norm, TensorView out,
+                  TensorView residual) const {
   if (const auto* moe = std::get_if<MoeMlp>(&mlp_)) {
-    moe->forward(context, x, out, residual);
+    context.ops.rms_norm(context.stream, norm);
+    moe->forward(context, norm.out, out, residual);
     return true;
   }
-  std::get<DenseMlp>(mlp_).forward(context, x, residual, Epilogue::kAdd);
+  std::get<DenseMlp>(mlp_).forward(context, norm, residual);
   return false;
 }
 

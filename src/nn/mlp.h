@@ -21,6 +21,8 @@ class DenseMlp {
   /// out = mlp(x), or out += mlp(x); [T, hidden].
   void forward(StepContext& context, TensorView x, TensorView out,
                Epilogue epilogue = Epilogue::kStore) const;
+  /// out += mlp(norm's out).
+  void forward(StepContext& context, const RmsNormArgs& norm, TensorView out) const;
 
  private:
   Linear gate_up_, down_;
@@ -56,9 +58,10 @@ class Mlp {
   void declare(WeightPlan& plan, WeightFormat format, const std::string& prefix, int64_t hidden);
   int64_t arena_bytes(const StepQuery& query) const;
   int64_t scratch_bytes(const StepQuery& query) const;
-  /// residual += mlp(x), or part of it: true if `out` has to be added too. All [T, hidden],
-  /// residual f32, out in the backend's activation type.
-  bool forward(StepContext& context, TensorView x, TensorView out, TensorView residual) const;
+  /// residual += mlp(norm's out), or part of it: true if `out` has to be added too. All [T,
+  /// hidden], residual f32, out in the backend's activation type.
+  bool forward(StepContext& context, const RmsNormArgs& norm, TensorView out,
+               TensorView residual) const;
 
  private:
   int64_t dense_inner_ = 0;

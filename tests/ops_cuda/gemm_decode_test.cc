@@ -79,5 +79,54 @@ TEST(LinearDecode, BitsDoNotDependOnRows) {
   }
 }
 
+/// A product that norms its rows itself has the bits of rms_norm() and a product.
+void check_normed(const WeightShape& shape, Epilogue epilogue, int64_t rows) {
+  SCOPED_TRACE(testing::Message() << rows << " x " << shape.n << " x " << shape.k);
+  const PackedWeight w(shape, 3, {.unpack = false});
+  const int64_t columns = epilogue == Epilogue::kSiluMul ? shape.n / 2 : shape.n;
+  const DeviceTensor x(DType::kF32, {rows, shape.k + 8},
+                       random_bf16(rows * (shape.k + 8), 4, 3.0f));
+  const DeviceTensor weight(DType::kF32, {shape.k}, random_bf16(shape.k, 5));
+  DeviceTensor normed(DType::kBF16, {rows, shape.k});
+  DeviceTensor alone(DType::kBF16, {rows, columns}), fused(DType::kBF16, {rows, columns});
+  normed.poison();
+  alone.poison();
+  fused.poison();
+  LinearArgs args;
+  args.x = normed.view;
+  args.weight = &w.weight;
+  args.epilogue = epilogue;
+  args.out = fused.view;
+  args.norm = {.x = x.view.columns(0, shape.k),
+               .residual = {},
+               .weight = weight.view,
+               .out = normed.view,
+               .eps = 1e-5f};
+  CudaTestStream stream;
+  ASSERT_TRUE(cuda::linear_decode_norms(args));
+  cuda::linear_decode(stream, args);
+  cuda::rms_norm(stream, args.norm);
+  args.norm = {};
+  args.out = alone.view;
+  cuda::linear_decode(stream, args);
+  stream.sync();
+  EXPECT_TRUE(alone.bytes() == fused.bytes());
+}
+
+TEST(LinearDecode, NormedRowsHaveTheBitsOfTheNorm) {
+  for (const int64_t rows : {1, 2, 3, 7, 8}) {
+    check_normed({WeightFormat::kBf16, 4096, 1024, 1}, Epilogue::kStore, rows);
+    check_normed({WeightFormat::kBf16, 6144, 1024, 1}, Epilogue::kSiluMul, rows);
+    check_normed({WeightFormat::kBf16, 1000, 832, 1}, Epilogue::kStore, rows);
+  }
+  check_normed({WeightFormat::kBf16, 777, 1920, 1}, Epilogue::kStore, 1);
+  check_normed({WeightFormat::kBf16, 3000, 2048, 1}, Epilogue::kSiluMul, 1);
+}
+
+TEST(LinearDecode, SmallNormedRows) {
+  check_normed({WeightFormat::kBf16, 40, 192, 1}, Epilogue::kStore, 3);
+  check_normed({WeightFormat::kBf16, 48, 64, 1}, Epilogue::kSiluMul, 1);
+}
+
 }  // namespace
 }  // namespace weft

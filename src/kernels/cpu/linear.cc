@@ -30,6 +30,7 @@ int64_t take_block(Share* shares, int threads, int worker) {
 void linear(Stream& stream, const LinearArgs& args) {
   const int64_t rows = args.x.shape[0];
   if (rows == 0) return;
+  if (args.norm.weight.defined()) rms_norm(stream, args.norm);
   const Weight& weight = *args.weight;
   const bool grouped =
       weight.shape.format == WeightFormat::kInt8 || weight.shape.format == WeightFormat::kInt4;

@@ -39,6 +39,8 @@ int64_t linear_decode_scratch(const WeightShape& shape, Epilogue epilogue, int64
 /// All rows of `args` in one arithmetic (args.prompt_rows is not looked at).
 void linear_prompt(Stream& stream, const LinearArgs& args);
 void linear_decode(Stream& stream, const LinearArgs& args);
+/// Whether linear_decode() takes args.norm (and leaves norm.out alone); otherwise it ignores it.
+bool linear_decode_norms(const LinearArgs& args);
 
 int64_t moe_prompt_scratch(const WeightShape& gate_up, int64_t rows, int top_k);
 int64_t moe_decode_scratch(const WeightShape& gate_up, int64_t rows, int top_k);

@@ -17,6 +17,9 @@ struct ExpertRows {
 
 struct DecodeGemm {
   TensorView x;  ///< [rows, K] bf16
+  /// Null, or x is what rms_norm() of these would write to norm->out (x f32, no residual), and the
+  /// product computes it itself: where decode_few_norms().
+  const RmsNormArgs* norm = nullptr;
   const Weight* weight = nullptr;
   TensorView bias;  ///< [N] f32 or undefined
   TensorView out;   ///< [rows, N] (I for kSiluMul), bf16 or f32
@@ -36,6 +39,9 @@ struct DecodeCut {
   int split = 1;     ///< blocks along K: 1, 2, 4 or 8, at most the stages of K
   int stages = 8;    ///< pieces of K in flight, a multiple of `turns`
   int ahead = 0;     ///< further pieces fetched into L2 before the predecessor has ended
+  /// > 0: up to 8 rows of x and a small bf16 weight, of which each block holds 16 chunks rows at
+  /// once (decode_few()); units, stages and ahead don't count.
+  int chunks = 0;
 };
 /// Shared memory of a block.
 int64_t decode_shared_bytes(WeightFormat format, const DecodeCut& cut);
@@ -46,6 +52,12 @@ DecodeCut decode_cut(const WeightShape& shape, Epilogue epilogue, int64_t rows);
 /// Scratch of decode_gemm().
 int64_t decode_gemm_scratch(const WeightShape& shape, Epilogue epilogue, int64_t rows);
 void decode_gemm(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut);
+
+/// Few rows of x and a small weight; its shared memory for a cut; whether it can begin with a norm.
+void decode_few(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut);
+int64_t decode_few_bytes(const WeightShape& shape, Epilogue epilogue, int64_t rows,
+                         const DecodeCut& cut);
+bool decode_few_norms(const WeightShape& shape, int64_t rows, const DecodeCut& cut);
 
 // The formats; kSiluMul of int8 and int4 needs I % 64 == 0, of fp8 I % 16 == 0.
 void decode_bf16(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut);

@@ -38,10 +38,6 @@ __device__ __forceinline__ float4 operator+(const float4& a, const float4& b) {
   return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
 }
 
-__device__ __forceinline__ float silu_of(float x) {
-  return x / (1.0f + __expf(-x));
-}
-
 /// Tiles of many rows are fetched from the other ranks, who wait; of few, sent to them.
 constexpr bool shares_are_fetched(int row_tile) {
   return row_tile > 16;

@@ -41,6 +41,10 @@ constexpr int decode_most_threads(WeightFormat format, int row_tile) {
   return format == WeightFormat::kBf16 || (!tiles && row_tile > 16) ? 256 : 512;
 }
 
+__device__ __forceinline__ float silu_of(float x) {
+  return x / (1.0f + __expf(-x));
+}
+
 __device__ __forceinline__ uint32_t subtract_bf16(uint32_t a, uint32_t b) {
   uint32_t d;
   asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));

@@ -12,6 +12,8 @@
 namespace weft::cuda {
 namespace {
 
+constexpr int64_t kMostFewBytes = 160 * 1024;
+
 /// K that a stage of the kernel takes.
 int stage_columns(WeightFormat format) {
   return format == WeightFormat::kBf16 ? 64 : 128;
@@ -62,6 +64,7 @@ __global__ void silu_mul_rows(const float* wide, Out* out, int64_t out_stride, i
 }
 
 void decode_fused(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut) {
+  if (cut.chunks > 0) return decode_few(stream, gemm, cut);
   switch (gemm.weight->shape.format) {
     case WeightFormat::kBf16: return decode_bf16(stream, gemm, cut);
     case WeightFormat::kFp8Block: return decode_fp8(stream, gemm, cut);
@@ -103,6 +106,13 @@ DecodeCut decode_cut(const WeightShape& shape, Epilogue epilogue, int64_t rows) 
     cut.split *= 2;
   }
   cut.turns = pairs || steps < cut.split * 2 ? 1 : 2;
+
+  if (small && bf16 && rows <= 8 && shape.k % 64 == 0) {
+    // About a block a processor; the rest of its memory is for the kernels before and behind.
+    cut.chunks = static_cast<int>(std::clamp<int64_t>(ceil_div(shape.n, 16 * 100), 1, 4));
+    while (cut.chunks * cut.split * cut.turns > 8) --cut.chunks;
+    if (decode_few_bytes(shape, epilogue, rows, cut) > kMostFewBytes) cut.chunks = 0;
+  }
 
   cut.row_tile = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
   if (bf16 && rows > 64) cut.row_tile = 128;
@@ -162,6 +172,15 @@ int64_t linear_decode_scratch(const WeightShape& shape, Epilogue epilogue, int64
   return decode_gemm_scratch(shape, epilogue, rows);
 }
 
+bool linear_decode_norms(const LinearArgs& args) {
+  const RmsNormArgs& norm = args.norm;
+  const int64_t rows = args.x.dim(0);
+  if (!norm.weight.defined() || norm.residual.defined() || norm.x.dtype != DType::kF32)
+    return false;
+  const DecodeCut cut = decode_cut(args.weight->shape, args.epilogue, rows);
+  return cut.chunks > 0 && decode_few_norms(args.weight->shape, rows, cut);
+}
+
 void linear_decode(Stream& stream, const LinearArgs& args) {
   const int64_t rows = args.x.dim(0);
   if (rows == 0) return;
@@ -171,6 +190,7 @@ void linear_decode(Stream& stream, const LinearArgs& args) {
   gemm.bias = args.bias;
   gemm.out = args.out;
   gemm.epilogue = args.epilogue;
+  if (linear_decode_norms(args)) gemm.norm = &args.norm;
   decode_gemm(stream, gemm, decode_cut(args.weight->shape, args.epilogue, rows));
 }
 

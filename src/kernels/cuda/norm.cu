@@ -28,11 +28,21 @@ template <class X, int Turns>
 __global__ __launch_bounds__(kMaxThreads) void rms_norm_kernel(NormParams p) {
   __shared__ float partial[32];
   let_successor_begin();
-  wait_for_predecessor();
   const int64_t row = blockIdx.x;
+  const int step = static_cast<int>(blockDim.x) * 8;
+  // Weights come from no kernel; a wide row's are too many to hold.
+  constexpr bool kEarly = Turns <= 2;
+  Floats8 weights[kEarly ? Turns : 1];
+  if constexpr (kEarly) {
+#pragma unroll
+    for (int turn = 0; turn < Turns; ++turn) {
+      const int at = static_cast<int>(threadIdx.x) * 8 + turn * step;
+      if (at < p.width) weights[turn] = load8(p.weight + at);
+    }
+  }
+  wait_for_predecessor();
   const X* x = static_cast<const X*>(p.x) + row * p.x_stride;
   float* residual = p.residual ? p.residual + row * p.residual_stride : nullptr;
-  const int step = static_cast<int>(blockDim.x) * 8;
   Floats8 values[Turns];
   float sum = 0;
 #pragma unroll
@@ -50,7 +60,7 @@ __global__ __launch_bounds__(kMaxThreads) void rms_norm_kernel(NormParams p) {
   for (int turn = 0; turn < Turns; ++turn) {
     const int at = static_cast<int>(threadIdx.x) * 8 + turn * step;
     if (at >= p.width) break;
-    const Floats8 weight = load8(p.weight + at);
+    const Floats8 weight = kEarly ? weights[turn % (kEarly ? Turns : 1)] : load8(p.weight + at);
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[turn].v[i] *= scale * weight.v[i];
     store8(p.out + row * p.out_stride + at, values[turn]);

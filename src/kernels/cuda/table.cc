@@ -9,6 +9,7 @@ namespace {
 LinearArgs part(const LinearArgs& args, bool prompt) {
   const int64_t rows = args.x.dim(0), border = std::clamp<int64_t>(args.prompt_rows, 0, rows);
   LinearArgs out = args;
+  out.norm = {};  // done
   out.x = prompt ? args.x.rows(0, border) : args.x.rows(border, rows);
   out.out = prompt ? args.out.rows(0, border) : args.out.rows(border, rows);
   return out;
@@ -24,9 +25,18 @@ MoeArgs part(const MoeArgs& args, bool prompt) {
 }
 
 void linear(Stream& stream, const LinearArgs& args) {
+  if (args.norm.weight.defined()) {
+    // A product that norms its rows itself saves a kernel; the bits are the same.
+    if (args.prompt_rows == 0 && args.x.dim(0) > 0 && cuda::linear_decode_norms(args)) {
+      return cuda::linear_decode(stream, args);
+    }
+    cuda::rms_norm(stream, args.norm);
+  }
   // Routers stay f32 and have one arithmetic.
   if (args.weight->shape.format == WeightFormat::kF32) {
-    if (args.x.dim(0) > 0) cuda::linear_decode(stream, args);
+    LinearArgs all = args;
+    all.norm = {};
+    if (args.x.dim(0) > 0) cuda::linear_decode(stream, all);
     return;
   }
   const LinearArgs prompt = part(args, true), decode = part(args, false);

@@ -216,6 +216,7 @@ void unpack_weight(const Weight& weight, int64_t expert, TensorView out) {
 }
 
 void linear(Stream& stream, const LinearArgs& args) {
+  if (args.norm.weight.defined()) rms_norm(stream, args.norm);
   const int64_t n = args.weight->shape.n, rows = args.x.dim(0);
   std::vector<float> all(static_cast<size_t>(rows * n));
   matmul(stream, *args.weight, 0, args.x, all.data());
