@@ -70,9 +70,18 @@ Variant random_variant(const std::string& family, uint64_t seed, bool cuda,
   if (family == "ernie4_5_moe" && out.kv_format == KvFormat::kInt4) {
     out.kv_format = KvFormat::kInt8Dynamic;
   }
-  const bool may_choose = !cuda && (family == "qwen3" || family == "qwen2" || family == "llama3");
+  const bool may_choose = family == "qwen3" || family == "qwen2" || family == "llama3";
   if (may_choose && rng() % 3 == 0) {
     out.prefill = {.kind = PrefillOptions::Kind::kXattn, .threshold = 0.5f, .stride = 8};
+  }
+  // There heads that see less than all keys read caches of bf16.
+  const bool sparse = family.starts_with("paw") || out.prefill.kind == PrefillOptions::Kind::kXattn;
+  if (cuda && sparse && out.kv_format != KvFormat::kBf16) {
+    if (cache) {
+      out.prefill = {.kind = PrefillOptions::Kind::kDense};
+    } else {
+      out.kv_format = KvFormat::kBf16;
+    }
   }
   return out;
 }
@@ -173,9 +182,10 @@ std::string vacuous(const Totals& totals, const Options& options) {
     if (c.state_hits == 0) return "nothing tested: no state hits";
   }
   if (!options.cuda && (c.swap_ins == 0 || c.copies_in == 0)) return "nothing tested: no swaps";
-  if (!options.cuda && (options.family.empty() || options.family.starts_with("paw"))) {
+  const bool sparse = !options.cuda || !options.cache || *options.cache == KvFormat::kBf16;
+  if (sparse && (options.family.empty() || options.family.starts_with("paw"))) {
     if (c.layer_steps == 0) return "nothing tested: no prompt was computed layer by layer";
-    if (c.plans.computed_blocks == c.plans.causal_blocks) {
+    if (!options.cuda && c.plans.computed_blocks == c.plans.causal_blocks) {  // a host's count
       return "nothing tested: all heads dense";
     }
   }
@@ -206,9 +216,6 @@ int run(const Options& options) {
   if (options.plant != nullptr && options.plant->recurrent_only && options.family.empty()) {
     std::erase_if(families, [](const std::string& f) { return !recurrent_family(f); });
   }
-  // Prompts are dense on a GPU.
-  if (options.cuda)
-    std::erase_if(families, [](const std::string& f) { return f.starts_with("paw"); });
   const auto start = Clock::now();
   Totals totals;
   std::string failure;

@@ -77,12 +77,19 @@ const OpTable* cuda_ops() {
       .axial_rope = cuda::axial_rope,
       .segment_attention = cuda::segment_attention,
   };
+  static constexpr SparseOps kSparse{
+      .route = cuda::route_heads,
+      .select = cuda::select_blocks,
+      .select_scratch = [](const AttnShape& shape, int stride, int64_t rows, int64_t num_keys, int)
+          -> int64_t { return cuda::select_blocks_scratch(shape, rows, num_keys, stride); },
+  };
   static constexpr OpTable kOps{
       .name = "cuda-sm90a",
       .device = DeviceKind::kCuda,
       .activation = DType::kBF16,
       .sampling = &kSampling,
       .vision = &kVision,
+      .sparse = &kSparse,
       .fp8_blocks = true,
       .choices = cuda::kernel_choices,
       .pack_rows = cuda::pack_rows,
