@@ -118,13 +118,13 @@ Result<void> choose_kernels(const EngineOptions& options, const CpuInfo& cpu,
   return {};
 }
 
-/// What plans of heads need that a GPU has not yet: --device auto goes on with the CPU.
+/// What plans of heads need that a GPU does not have: --device auto goes on with the CPU.
 Result<void> check_sparse_kernels(const EngineOptions& options, EnginePlan& plan,
                                   std::optional<CudaDeviceInfo>& gpu) {
-  if (plan.chunk == kChunk || plan.ops->sparse != nullptr) return {};
-  plan.not_on_gpu =
-      plan.spec.architecture +
-      ": the GPU has no attention by kinds of heads yet; --prefill-attention dense runs there";
+  if (plan.chunk == kChunk || !gpu || plan.load.kv_format == KvFormat::kBf16) return {};
+  plan.not_on_gpu = "heads that see less than all keys read a bfloat16 KV cache there, not " +
+                    std::string(kv_format_name(plan.load.kv_format)) +
+                    "; --prefill-attention dense takes all formats";
   if (options.device != "auto") {
     return unsupported("--device cuda: " + plan.not_on_gpu + ", or use --device cpu");
   }
@@ -262,9 +262,9 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   // What only the weights tell: a tied head, an MTP module.
   if (weights) adapt_to_checkpoint(plan.spec, *weights);
   TRY(plan_prefill(options, weights ? &*weights : nullptr, plan));
-  TRY(check_sparse_kernels(options, plan, gpu));
   plan.load.format = weight_format(options);
   TRY(choose_kv_format(options, weights ? &*weights : nullptr, plan));
+  TRY(check_sparse_kernels(options, plan, gpu));
   TRY(choose_kernels(options, cpu, weights ? &*weights : nullptr, plan, gpu));
   if (plan.load.format == WeightFormat::kFp8Block && !plan.ops->fp8_blocks) {
     return unsupported("--quantization fp8 needs a Hopper GPU and this is " + plan.device_name +
