@@ -22,6 +22,12 @@ int64_t residual_rows(const StepLimits& limits) {
   return limits.layered_rows > 0 ? limits.layered_rows + logit_rows(limits) : 0;
 }
 
+/// Prompt logprobs are asked of all rows of such a prompt at once.
+StepLimits sampler_limits(StepLimits limits) {
+  limits.max_rows = std::max(limits.max_rows, limits.layered_rows);
+  return limits;
+}
+
 /// Every slice is one token in decode arithmetic.
 bool only_decodes(const StepPlan& plan) {
   return !plan.slices.empty() &&
@@ -47,7 +53,8 @@ Result<> GpuExecutor::check_limits(const StepLimits& limits) {
 
 int64_t GpuExecutor::device_bytes(const StepLimits& limits, int64_t hidden_size) {
   constexpr auto kFlights = static_cast<int64_t>(kStepsInFlight);
-  return kFlights * PackedStep::bytes(limits) + GpuSampler::device_bytes(limits, kFlights) +
+  return kFlights * PackedStep::bytes(limits) +
+         GpuSampler::device_bytes(sampler_limits(limits), kFlights) +
          logit_rows(limits) * (limits.vocab_size * 4 + hidden_size * 2) +
          residual_rows(limits) * hidden_size * 4;
 }
@@ -66,8 +73,9 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
                                                          Stream& stream, const OpTable& ops,
                                                          const StepLimits& limits,
                                                          const GpuExecutorOptions& options) {
-  std::unique_ptr<GpuExecutor> out(new GpuExecutor({model, kv, stream, ops}, limits, options,
-                                                   TRY(GpuSampler::create(ops, limits))));
+  std::unique_ptr<GpuExecutor> out(
+      new GpuExecutor({model, kv, stream, ops}, limits, options,
+                      TRY(GpuSampler::create(ops, sampler_limits(limits)))));
   out->arena_ = Arena(TRY(Buffer::allocate(ops.device, model.arena_bytes(limits.max_rows))));
   const int64_t rows = logit_rows(limits), hidden = model.spec().hidden, vocab = limits.vocab_size;
   out->logit_buffer_ =
@@ -86,11 +94,12 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
     out->residual_rows_ = all.rows(limits.layered_rows, residual_rows(limits));
   }
   for (size_t i = 0; i < kStepsInFlight; ++i) {
-    out->flights_[i].emplace(Flight{.index = i,
-                                    .step = TRY(PackedStep::create(limits, ops.device)),
-                                    .sampling = TRY(GpuSampler::make_flight(limits)),
-                                    .done = TRY(GpuEvent::create()),
-                                    .result = {}});
+    out->flights_[i].emplace(
+        Flight{.index = i,
+               .step = TRY(PackedStep::create(limits, ops.device)),
+               .sampling = TRY(GpuSampler::make_flight(sampler_limits(limits))),
+               .done = TRY(GpuEvent::create()),
+               .result = {}});
     if (out->vision_) out->flights_[i]->step.set_image_features(out->vision_->features());
   }
   for (size_t i = 0; i < 2 * kStepsInFlight; ++i) {
