@@ -453,10 +453,10 @@ TEST_P(SparseProperty, P16AHundredRandomShapes) {
     };
     SparseShape shape;
     const int kv_heads = 1 + draw(0, 3), group = 1 + draw(1, 4);
-    shape.attn = {kv_heads * group, kv_heads, 16 << draw(2, 4), 0.2f};
+    shape.attn = {kv_heads * group, kv_heads, 16 << draw(2, 3), 0.2f};
     shape.format = kFormats[draw(3, 2)];
     shape.block_size = 16 << draw(4, 4);
-    shape.length = 1 + draw(5, draw(6, 3) == 0 ? 900 : 300);
+    shape.length = 1 + draw(5, draw(6, 8) == 0 ? 700 : 200);
     SparseWorld ours(ops_, stream_, shape, seed), oracle(ref_ops(), stream_, shape, seed);
     std::vector<HeadKind> kinds;
     for (int h = 0; h < shape.attn.q_heads; ++h) {
