@@ -114,7 +114,8 @@ TEST_F(BenchServeClient, TheCommandMeasuresAndWrites) {
   BenchServeOptions o;
   o.base_url = base_, o.num_prompts = 12, o.random_input_len = 8, o.disable_tqdm = true;
   o.max_concurrency = 3, o.num_warmups = 2, o.ready_check_timeout_s = 5;
-  o.save_result = true, o.save_detailed = true, o.result_dir = dir.path(), o.result_filename = "r.json";
+  o.save_result = true, o.save_detailed = true, o.result_dir = dir.path(),
+  o.result_filename = "r.json";
   o.goodput = {"e2el:60000"};
   EXPECT_EQ(bench_serve_command(o, "key"), 0);
   std::ifstream file(dir.file("r.json"));
