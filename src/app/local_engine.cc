@@ -220,10 +220,10 @@ Result<void> check_speculation(const SpeculationConfig& config, const EnginePlan
         "--speculative-config: this checkpoint has no multi-token prediction module; allowed: "
         "method ngram");
   }
-  if (plan.ops->device == DeviceKind::kCuda) {
+  if (config.uses_mtp() && plan.ops->device == DeviceKind::kCuda) {
     return unsupported(
-        "--speculative-config: this version drafts on the CPU alone; use --device cpu, or leave "
-        "the flag out");
+        "--speculative-config: on a GPU this version drafts by n-grams alone; use method ngram, or "
+        "--device cpu");
   }
   return {};
 }
@@ -324,8 +324,9 @@ Result<void> LocalEngine::load(const EngineOptions& options, const EngineConfig&
   TRY(kv_->reserve_swap(memory.num_swap_blocks, memory.num_swap_slots));
   std::unique_ptr<Executor> executor;
   if (on_gpu(plan_)) {
-    executor = TRY(GpuExecutor::create(*model_, *kv_, *stream_, ops, limits,
-                                       {.graphs = !options.enforce_eager}));
+    executor = TRY(GpuExecutor::create(
+        *model_, *kv_, *stream_, ops, limits,
+        {.graphs = !options.enforce_eager, .speculation = options.speculation}));
   } else {
     executor =
         TRY(LocalExecutor::create(*model_, *kv_, *stream_, ops, limits, options.speculation));

@@ -44,9 +44,10 @@ constexpr Refusal kRefusals[] = {
      },
      "--prefix-cache reuse-generated: generated tokens see all keys and those of prompts only what "
      "--prefill-attention lets them; use exact, or dense"},
-    {"cuda-speculation",
-     [](const EngineOptions& o) { return o.device == "cuda" && o.speculation.on(); },
-     "--speculative-config: this version drafts on the CPU alone; use --device cpu with it"},
+    {"cuda-mtp",
+     [](const EngineOptions& o) { return o.device == "cuda" && o.speculation.uses_mtp(); },
+     "--speculative-config: on a GPU this version drafts by n-grams alone; use method ngram, or "
+     "--device cpu"},
 };
 
 constexpr ServeRefusal kServeRefusals[] = {

@@ -19,7 +19,7 @@ const std::map<std::string, EngineOptions> kExamples = {
     {"dummy-without-model", {.load_format = "dummy"}},
     {"reuse-without-cache", {.prefix_caching = false, .reuse_generated = true}},
     {"sparse-reuse", {.reuse_generated = true, .prefill_attention = "xattn:stride=8"}},
-    {"cuda-speculation", {.device = "cuda", .speculation = {.method = SpeculationMethod::kNgram}}},
+    {"cuda-mtp", {.device = "cuda", .speculation = {.method = SpeculationMethod::kMtp}}},
 };
 
 TEST(Refusals, EveryRowHasAnExampleThatItRefuses) {

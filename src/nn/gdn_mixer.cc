@@ -99,6 +99,10 @@ void GdnMixer::forward(StepContext& context, LayerId layer, const RmsNormArgs& n
   const StepBatch& batch = context.batch;
   const TensorView z = qkvz.columns(channels(), channels() + value_width());
   GdnArgs gdn = args(context, layer, qkv, ba);
+  if (batch.state_cu_q.defined()) {
+    gdn.cu_q = batch.state_cu_q;
+    gdn.num_segments = batch.num_state_segments;
+  }
   gdn.num_prompt_segments = batch.num_prompt_segments;
   gdn.chains = batch.chains;
   gdn.num_chains = batch.num_chains;

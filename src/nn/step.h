@@ -28,6 +28,10 @@ struct StepBatch {
   RopePositions positions;
   TensorView kv_slot;  ///< [T] i64: where each row's K and V go; undefined without paged layers
   SeqMap seqs;
+  /// Segments of recurrent layers where they are others: rows of drafts may be segments of their
+  /// own there. Undefined: those of seqs. Prompt segments are the same.
+  TensorView state_cu_q;
+  int num_state_segments = 0;
   TensorView read_slot;   ///< [S] i32; undefined without recurrent layers
   TensorView write_slot;  ///< [S] i32
   TensorView chains;      ///< [chains + 1] i32, see GdnArgs

@@ -11,10 +11,11 @@
 namespace weft {
 namespace {
 
-/// Rows of logits that are alive at once: every sequence of a decode step, and pieces of what
-/// prompts ask for.
+/// Rows of logits that are alive at once: every sequence of a decode step and its drafts, and
+/// pieces of what prompts ask for.
 int64_t logit_rows(const StepLimits& limits) {
-  return std::min(std::max<int64_t>(64, limits.max_seqs), limits.max_rows);
+  return std::min(std::max<int64_t>(64, limits.max_seqs + limits.max_draft_rows),
+                  limits.all_rows());
 }
 
 /// Of a prompt that is computed layer by layer, and those of them whose logits are needed.
@@ -62,6 +63,10 @@ int64_t GpuExecutor::device_bytes(const StepLimits& limits, int64_t hidden_size)
 GpuExecutor::GpuExecutor(const Parts& parts, const StepLimits& limits,
                          const GpuExecutorOptions& options, GpuSampler sampler)
     : parts_(parts), limits_(limits), options_(options), sampler_(std::move(sampler)) {
+  if (options.speculation.on()) {
+    speculator_.emplace(options.speculation, limits, /*with_penalties=*/false);
+    if (limits.recurrent) state_slots_ = std::make_unique<StateSlotMap>(limits);
+  }
   padded_.reserve(static_cast<size_t>(limits.max_seqs));
 }
 
@@ -73,10 +78,14 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
                                                          Stream& stream, const OpTable& ops,
                                                          const StepLimits& limits,
                                                          const GpuExecutorOptions& options) {
+  const SpeculationConfig& drafts = options.speculation;
+  CHECK(drafts.on() == (limits.max_draft_rows > 0));
+  CHECK(!drafts.uses_mtp() && drafts.on() == limits.spare_per_draft);
+  const DraftRule rule{drafts.accept, drafts.simulated_acceptance};
   std::unique_ptr<GpuExecutor> out(
       new GpuExecutor({model, kv, stream, ops}, limits, options,
-                      TRY(GpuSampler::create(ops, sampler_limits(limits)))));
-  out->arena_ = Arena(TRY(Buffer::allocate(ops.device, model.arena_bytes(limits.max_rows))));
+                      TRY(GpuSampler::create(ops, sampler_limits(limits), rule))));
+  out->arena_ = Arena(TRY(Buffer::allocate(ops.device, model.arena_bytes(limits.all_rows()))));
   const int64_t rows = logit_rows(limits), hidden = model.spec().hidden, vocab = limits.vocab_size;
   out->logit_buffer_ =
       TRY(Buffer::allocate(ops.device, rows * (vocab * 4 + hidden * dtype_size(ops.activation))));
@@ -100,7 +109,9 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
                .sampling = TRY(GpuSampler::make_flight(sampler_limits(limits))),
                .done = TRY(GpuEvent::create()),
                .result = {}});
-    if (out->vision_) out->flights_[i]->step.set_image_features(out->vision_->features());
+    PackedStep& step = out->flights_[i]->step;
+    step.set_state_slots(out->state_slots_.get());
+    if (out->vision_) step.set_image_features(out->vision_->features());
   }
   for (size_t i = 0; i < 2 * kStepsInFlight; ++i) {
     GpuEvent begin = TRY(GpuEvent::create(/*timed=*/true));
@@ -109,10 +120,21 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
   return out;
 }
 
-void GpuExecutor::launch(const StepPlan& plan) {
+/// With speculation the tokens of the step before say where its sequences are.
+const StepPlan& GpuExecutor::resolved(const StepPlan& plan, const Flight& flight) {
+  if (!speculator_) return plan;
+  Flight& before = *flights_[1 - flight.index];
+  if (before.pending) finish(before);
+  plan_.copy(plan);
+  speculator_->resolve(plan_.plan, sequences_, nullptr, arena_);
+  return plan_.plan;
+}
+
+void GpuExecutor::launch(const StepPlan& given) {
   CHECK(num_launched_ - num_collected_ < kStepsInFlight, "too many steps in flight");
   Flight& flight = *flights_[num_launched_ % kStepsInFlight];
   flight.number = num_launched_++;
+  const StepPlan& plan = resolved(given, flight);
   const auto num_slices = static_cast<int64_t>(plan.slices.size());
   const int64_t padded = only_decodes(plan) ? padded_rows(num_slices, limits_.max_seqs) : 0;
   sampler_.release(plan, sequences_);
@@ -125,14 +147,15 @@ void GpuExecutor::launch(const StepPlan& plan) {
     parts_.kv.copy_block(parts_.stream, copy.from, copy.to);
   }
   sampler_.admit(parts_.stream, flight.step, flight.sampling);
-  if (num_slices > 0) flight.step.upload(parts_.stream);
+  const bool any_rows = flight.step.batch().num_rows() > 0;
+  if (any_rows) flight.step.upload(parts_.stream);
   times(flight.number).begin.record(parts_.stream);
   if (vision_) vision_->encode(flight.step.encodings());
   if (flight.step.layers().partial()) {
     run_layers(flight);
   } else if (padded > 0) {
     run_decode(flight);
-  } else if (num_slices > 0) {
+  } else if (any_rows) {
     run_mixed(flight);
   }
   times(flight.number).end.record(parts_.stream);
@@ -231,6 +254,8 @@ void GpuExecutor::finish(Flight& flight) {
   flight.result.device_us = now.end.microseconds_since(now.begin);
   flight.result.device_idle_us =
       flight.number == 0 ? 0 : now.begin.microseconds_since(times(flight.number - 1).end);
+  if (state_slots_) state_slots_->keep(flight.step.results(), flight.result);
+  if (speculator_) speculator_->learn(flight.step, flight.result);
 }
 
 StepResult GpuExecutor::collect() {

@@ -8,19 +8,22 @@
 #include "device/gpu.h"
 #include "models/model.h"
 #include "runtime/gpu_sampler.h"
+#include "runtime/speculator.h"
 #include "runtime/vision_encoder.h"
 #include "sched/executor.h"
 
 namespace weft {
 
 struct GpuExecutorOptions {
-  bool graphs = true;  ///< decode steps are captured once a batch size and replayed
+  bool graphs = true;             ///< decode steps are captured once a batch size and replayed
+  SpeculationConfig speculation;  ///< n-grams alone; its limits have spare_per_draft
 };
 
 /// Runs steps of one model on a GPU: launch() packs and enqueues on the calling thread and returns;
 /// collect() waits for the oldest step. At most two steps in flight: the tokens of a step are fed
 /// to the next on the device. Only a step with a grammar waits in launch() for the tokens of the
-/// step before, after its forward was enqueued. All memory is taken by create().
+/// step before, after its forward was enqueued; and with speculation every step waits for the one
+/// before it is packed. All memory is taken by create().
 ///
 /// A step of one token each for some sequences is padded to one of a few batch sizes, and its
 /// forward is a graph from the second time on: the padding changes no bit of a real row (design.md
@@ -33,6 +36,9 @@ class GpuExecutor : public Executor {
                                                      const StepLimits& limits,
                                                      const GpuExecutorOptions& options);
   ~GpuExecutor() override;
+
+  /// For tests, with speculation and before the first launch.
+  void set_guess(Speculator::Guess guess) { speculator_->set_guess(std::move(guess)); }
 
   void launch(const StepPlan& plan) override;
   StepResult collect() override;
@@ -69,6 +75,7 @@ class GpuExecutor : public Executor {
   GpuExecutor(const Parts& parts, const StepLimits& limits, const GpuExecutorOptions& options,
               GpuSampler sampler);
 
+  const StepPlan& resolved(const StepPlan& plan, const Flight& flight);
   void run_decode(Flight& flight);
   void run_mixed(Flight& flight);
   void run_layers(Flight& flight);
@@ -86,6 +93,9 @@ class GpuExecutor : public Executor {
   std::vector<Times> times_;                                   // of step i in i % size
   uint64_t num_launched_ = 0, num_collected_ = 0;
   PackedStep::Sequences sequences_;
+  std::optional<Speculator> speculator_;
+  OwnedPlan plan_;                             // with speculation: of the step that is packed
+  std::unique_ptr<StateSlotMap> state_slots_;  // with speculation and recurrent layers
   Arena arena_;
   Buffer logit_buffer_;
   TensorView gathered_;  // [logit rows, hidden]

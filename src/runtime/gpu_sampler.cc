@@ -20,17 +20,17 @@ int64_t mask_words(const StepLimits& limits) {
   return (limits.vocab_size + 31) / 32;
 }
 int64_t up_bytes(const StepLimits& limits) {
-  return aligned(limits.max_rows * static_cast<int64_t>(sizeof(SampleSpec))) +
-         limits.max_seqs * aligned(mask_words(limits) * 4) + kListBytes;
+  return aligned(limits.all_rows() * static_cast<int64_t>(sizeof(SampleSpec))) +
+         (limits.max_seqs + limits.max_draft_rows) * aligned(mask_words(limits) * 4) + kListBytes;
 }
 
 /// Where the results and alternatives of all rows of a step lie.
 struct DownLayout {
   int64_t top_ids, top_logprobs, bytes;
   explicit DownLayout(const StepLimits& limits) {
-    top_ids = aligned(limits.max_rows * static_cast<int64_t>(sizeof(SampleResult)));
-    top_logprobs = top_ids + aligned(limits.max_rows * kMaxTopLogprobs * 4);
-    bytes = top_logprobs + aligned(limits.max_rows * kMaxTopLogprobs * 4);
+    top_ids = aligned(limits.all_rows() * static_cast<int64_t>(sizeof(SampleResult)));
+    top_logprobs = top_ids + aligned(limits.all_rows() * kMaxTopLogprobs * 4);
+    bytes = top_logprobs + aligned(limits.all_rows() * kMaxTopLogprobs * 4);
   }
 };
 
@@ -96,6 +96,18 @@ struct Lists {
   }
 };
 
+/// The grammar of the row's sequence behind the row's draft, where it allows that one: else the row
+/// counts for nothing.
+void go_ahead(GrammarMatcher& grammar, const LogitRow& row, GpuSampler::Flight& flight) {
+  const std::vector<int32_t>& stops = row.sequence->request->sampling.stop_ids;
+  if (std::find(stops.begin(), stops.end(), row.draft) != stops.end()) return;
+  if (!grammar.accept(row.draft)) return;
+  if (flight.ahead.empty() || flight.ahead.back().first != &grammar) {
+    flight.ahead.emplace_back(&grammar, 0);
+  }
+  ++flight.ahead.back().second;
+}
+
 SampleSpec sampling_spec(const LogitRow& row, Lists& lists) {
   const Request& request = *row.sequence->request;
   const SamplingParams& params = request.sampling;
@@ -138,9 +150,10 @@ int64_t GpuSampler::device_bytes(const StepLimits& limits, int64_t flights) {
   return slot_bytes(limits) + flights * (up_bytes(limits) + DownLayout(limits).bytes);
 }
 
-Result<GpuSampler> GpuSampler::create(const OpTable& ops, const StepLimits& limits) {
+Result<GpuSampler> GpuSampler::create(const OpTable& ops, const StepLimits& limits,
+                                      const DraftRule& rule) {
   CHECK(ops.sampling != nullptr);
-  GpuSampler out(ops, limits);
+  GpuSampler out(ops, limits, rule);
   out.slot_buffer_ = TRY(Buffer::allocate(ops.device, slot_bytes(limits)));
   std::byte* at = out.slot_buffer_.data();
   out.last_token_ = TensorView(at, DType::kI32, {limits.max_seqs});
@@ -157,7 +170,7 @@ Result<GpuSampler::Flight> GpuSampler::make_flight(const StepLimits& limits) {
   out.up_device = TRY(Buffer::allocate(DeviceKind::kCuda, up));
   out.down = TRY(Buffer::allocate(DeviceKind::kPinned, down));
   out.down_device = TRY(Buffer::allocate(DeviceKind::kCuda, down));
-  out.rows.reserve(static_cast<size_t>(limits.max_rows));
+  out.rows.reserve(static_cast<size_t>(limits.all_rows()));
   return out;
 }
 
@@ -222,6 +235,7 @@ void GpuSampler::sample(Stream& stream, Flight& flight, std::span<const LogitRow
   lists.words = mask_words(limits_);
   for (const LogitRow& row : rows) {
     flight.rows.push_back(row);
+    if (row.draft >= 0 && row.sequence->grammar) go_ahead(*row.sequence->grammar, row, flight);
     lists.specs.push_back(row.sequence ? sampling_spec(row, lists) : SampleSpec{});
     flight.any_top |= lists.specs.back().num_top > 0;
   }
@@ -252,9 +266,9 @@ void GpuSampler::sample(Stream& stream, Flight& flight, std::span<const LogitRow
   args.counts = counts_;
   args.last_token = last_token_;
   args.results = reinterpret_cast<SampleResult*>(back) + base;
-  const TensorView top_ids(back + down.top_ids, DType::kI32, {limits_.max_rows, kMaxTopLogprobs});
+  const TensorView top_ids(back + down.top_ids, DType::kI32, {limits_.all_rows(), kMaxTopLogprobs});
   const TensorView top_logprobs(back + down.top_logprobs, DType::kF32,
-                                {limits_.max_rows, kMaxTopLogprobs});
+                                {limits_.all_rows(), kMaxTopLogprobs});
   args.top_ids = top_ids.rows(base, base + count);
   args.top_logprobs = top_logprobs.rows(base, base + count);
   args.only_greedy = std::all_of(lists.specs.begin(), lists.specs.end(), is_plainly_greedy);
@@ -276,12 +290,14 @@ void GpuSampler::fetch(Stream& stream, Flight& flight) const {
 
 void GpuSampler::finish(const PackedStep& step, Flight& flight, StepResult& result) const {
   const DownLayout down(limits_);
+  for (const auto& [grammar, count] : flight.ahead) grammar->rollback(count);
+  flight.ahead.clear();
   const auto* results = reinterpret_cast<const SampleResult*>(flight.down.data());
   const auto* top_ids = reinterpret_cast<const int32_t*>(flight.down.data() + down.top_ids);
   const auto* top_values = reinterpret_cast<const float*>(flight.down.data() + down.top_logprobs);
   for (size_t i = 0; i < flight.rows.size(); ++i) {
     const LogitRow& row = flight.rows[i];
-    if (!row.sequence) continue;
+    if (!row.sequence || (row.prompt_entry < 0 && !rule_.counts(row, result))) continue;
     const SampleResult& one = results[i];
     TokenLogprob logprob{.logprob = one.logprob, .top = {}};
     for (int32_t j = 0; j < one.num_top; ++j) {
@@ -289,8 +305,8 @@ void GpuSampler::finish(const PackedStep& step, Flight& flight, StepResult& resu
       logprob.top.push_back({top_ids[at], top_values[at]});
     }
     if (row.prompt_entry < 0) {
-      RowSampler::accept(step, row, {one.token, one.numeric_error != 0, std::move(logprob)},
-                         result);
+      const int32_t token = rule_.takes_draft(row) ? row.next_draft : one.token;
+      RowSampler::accept(step, row, {token, one.numeric_error != 0, std::move(logprob)}, result);
     } else {
       RowSampler::accept_prompt(row, {one.numeric_error != 0, std::move(logprob)}, result);
     }

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/op_table.h"
+#include "runtime/row_sampler.h"
 #include "runtime/step_upload.h"
 
 namespace weft {
@@ -20,10 +21,13 @@ class GpuSampler {
     int64_t up_used = 0;
     std::vector<LogitRow> rows;  ///< entry i is result i; without a sequence: padding
     bool any_top = false;
+    /// Grammars that stand behind drafts, for the masks of the rows behind them, and by how many.
+    std::vector<std::pair<GrammarMatcher*, int>> ahead;
   };
 
   /// Error when memory can't be had.
-  static Result<GpuSampler> create(const OpTable& ops, const StepLimits& limits);
+  static Result<GpuSampler> create(const OpTable& ops, const StepLimits& limits,
+                                   const DraftRule& rule);
   static Result<Flight> make_flight(const StepLimits& limits);
   /// Device memory of create() and of `flights` flights.
   static int64_t device_bytes(const StepLimits& limits, int64_t flights);
@@ -37,19 +41,23 @@ class GpuSampler {
   void feed(Stream& stream, const PackedStep& step) const;
   /// Enqueues the sampling of one more piece of the step's logit rows: row i of `logits` belongs to
   /// rows[i]; an entry without a sequence is padding. Rows with a grammar need the tokens of the
-  /// step before (finish()).
+  /// step before (finish()). Rows of drafts are sampled as if all drafts before them were right, so
+  /// that sequences with penalties must have none: counts are added to as rows are sampled.
   void sample(Stream& stream, Flight& flight, std::span<const LogitRow> rows, TensorView logits);
   /// Enqueues the way back of all results.
   void fetch(Stream& stream, Flight& flight) const;
-  /// When they have come: tokens and log-probabilities into `result`, histories and grammars.
+  /// When they have come: tokens and log-probabilities into `result`, histories and grammars; of
+  /// the rows of drafts those that count.
   void finish(const PackedStep& step, Flight& flight, StepResult& result) const;
 
  private:
-  GpuSampler(const OpTable& ops, const StepLimits& limits) : ops_(&ops), limits_(limits) {}
+  GpuSampler(const OpTable& ops, const StepLimits& limits, const DraftRule& rule)
+      : ops_(&ops), limits_(limits), rule_(rule) {}
   void give_slot(Stream& stream, ExecutorSequence& sequence, Flight& flight);
 
   const OpTable* ops_;
   StepLimits limits_;
+  DraftRule rule_;
   std::vector<int> free_slots_;
   Buffer slot_buffer_;
   TensorView last_token_;  // [slots]

@@ -106,11 +106,12 @@ class Planner {
     const int64_t window = std::min(model_.plan_tokens, length);
     if (window > out.max_rows - out.max_seqs) out.layered_rows = window;
     out.max_draft_rows = draft_rows();
+    out.spare_per_draft = on_gpu() && out.max_draft_rows > 0;
     return out;
   }
 
   /// Drafts of one step: everybody's, up to where a step has no more to win by them. A recurrent
-  /// state for each sequence that has some is kept meanwhile.
+  /// state for each sequence that has some is kept meanwhile, on a GPU one for each draft.
   int64_t draft_rows() const {
     if (!options_.speculation.on()) return 0;
     const int64_t most = options_.speculation.num_speculative_tokens;
@@ -127,7 +128,8 @@ class Planner {
     if (model_.recurrent()) {
       const int64_t drafting = std::min<int64_t>(options_.max_num_seqs, draft_rows());
       out.slot_bytes =
-          cache_of(0, drafting) + (drafting + draft_rows()) * model_.cache.per_kept_row;
+          on_gpu() ? cache_of(0, draft_rows())
+                   : cache_of(0, drafting) + (drafting + draft_rows()) * model_.cache.per_kept_row;
     }
     out.image_bytes = model_.image_bytes;
     if (!on_gpu()) add_swap(out);

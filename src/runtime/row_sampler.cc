@@ -24,8 +24,7 @@ RowSampler::RowSampler(int64_t vocab_size, int64_t max_rows, int num_threads,
                        const SpeculationConfig& speculation)
     : vocab_size_(vocab_size),
       sampler_(vocab_size, num_threads),
-      policy_(speculation.accept),
-      simulated_acceptance_(speculation.simulated_acceptance) {
+      rule_{speculation.accept, speculation.simulated_acceptance} {
   const auto rows = static_cast<size_t>(max_rows);
   depth_.reserve(rows);
   wave_.reserve(rows);
@@ -80,27 +79,24 @@ bool simulated_hit(const LogitRow& row, int64_t position, double rate) {
   return static_cast<double>(bits[0]) * 0x1.0p-32 < rate;
 }
 
-/// The draft that this row is for was accepted, and nothing before it ended the text.
-bool RowSampler::counts(const LogitRow& row, const StepResult& result) const {
+bool DraftRule::counts(const LogitRow& row, const StepResult& result) const {
   if (row.draft < 0) return true;
   const SampledRow& out = result.rows[static_cast<size_t>(row.result)];
   const ExecutorSequence& sequence = *row.sequence;
-  if (policy_ == AcceptPolicy::kRejectAll || out.numeric_error || out.ends) return false;
+  if (policy == AcceptPolicy::kRejectAll || out.numeric_error || out.ends) return false;
   const int64_t before = row.position - std::ssize(sequence.request->prompt);
   if (sequence.history.num_generated() != before) return false;
   if (out.tokens.back() != row.draft) return false;
   const std::vector<int32_t>& stops = sequence.request->sampling.stop_ids;
   if (std::find(stops.begin(), stops.end(), row.draft) != stops.end()) return false;
-  return policy_ != AcceptPolicy::kSimulated ||
-         simulated_hit(row, row.position - 1, simulated_acceptance_);
+  return policy != AcceptPolicy::kSimulated || simulated_hit(row, row.position - 1, acceptance);
 }
 
-/// Whether the next draft replaces what was sampled.
-bool RowSampler::takes_draft(const LogitRow& row) const {
+bool DraftRule::takes_draft(const LogitRow& row) const {
   if (row.next_draft < 0 || row.sequence->failed) return false;
-  const bool takes = policy_ == AcceptPolicy::kAcceptAll ||
-                     (policy_ == AcceptPolicy::kSimulated &&
-                      simulated_hit(row, row.position, simulated_acceptance_));
+  const bool takes =
+      policy == AcceptPolicy::kAcceptAll ||
+      (policy == AcceptPolicy::kSimulated && simulated_hit(row, row.position, acceptance));
   if (!takes || !row.sequence->grammar || !row.sequence->grammar->binds()) return takes;
   const std::span<const uint32_t> mask = row.sequence->grammar->mask();
   const auto id = static_cast<size_t>(row.next_draft);
@@ -136,7 +132,7 @@ void RowSampler::sample(ThreadPool& pool, const PackedStep& step, std::span<cons
     wave_.clear();
     for (size_t i = 0; i < rows.size(); ++i) {
       const LogitRow& row = rows[i];
-      if (row.prompt_entry >= 0 || depth_[i] != depth || !counts(row, result)) continue;
+      if (row.prompt_entry >= 0 || depth_[i] != depth || !rule_.counts(row, result)) continue;
       const int64_t num_generated = row.position - std::ssize(row.sequence->request->prompt);
       CHECK(row.sequence->failed || num_generated == row.sequence->history.num_generated(),
             "a sequence samples out of order");
@@ -148,7 +144,7 @@ void RowSampler::sample(ThreadPool& pool, const PackedStep& step, std::span<cons
     const std::span<SampledToken> out = std::span(sampled_).first(wave_.size());
     sampler_.sample(pool, sample_rows_, out);
     for (size_t i = 0; i < wave_.size(); ++i) {
-      if (takes_draft(*wave_[i])) out[i].token = wave_[i]->next_draft;
+      if (rule_.takes_draft(*wave_[i])) out[i].token = wave_[i]->next_draft;
       accept(step, *wave_[i], std::move(out[i]), result);
     }
   }

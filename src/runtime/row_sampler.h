@@ -8,6 +8,18 @@
 
 namespace weft {
 
+/// Which drafts of a step become tokens.
+struct DraftRule {
+  AcceptPolicy policy = AcceptPolicy::kNormal;
+  double acceptance = 0;  ///< of kSimulated
+
+  /// The draft that this row is for was accepted, and nothing before it ended the text. All rows
+  /// before it are in `result`.
+  bool counts(const LogitRow& row, const StepResult& result) const;
+  /// Whether the next draft replaces what was sampled.
+  bool takes_draft(const LogitRow& row) const;
+};
+
 /// What lies between a step's rows and its sequences: tokens that are fed back before the step, and
 /// logits that become tokens and log-probabilities of the result after it.
 class RowSampler {
@@ -33,13 +45,9 @@ class RowSampler {
               TensorView logits, StepResult& result);
 
  private:
-  bool counts(const LogitRow& row, const StepResult& result) const;
-  bool takes_draft(const LogitRow& row) const;
-
   int64_t vocab_size_;
   Sampler sampler_;
-  AcceptPolicy policy_;
-  double simulated_acceptance_;
+  DraftRule rule_;
   std::vector<int> depth_;             // drafts before a row
   std::vector<const LogitRow*> wave_;  // rows that are sampled together
   // One entry a row.

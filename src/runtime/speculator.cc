@@ -87,7 +87,8 @@ void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, MtpDr
     if (!sequence.drafts) {
       sequence.drafts = std::make_unique<DraftState>(*sequence.request);
     }
-    const int64_t room = drafting_ ? std::min<int64_t>(drafts, slice.limit - first - 1) : 0;
+    const bool may = drafting_ && (with_penalties_ || !uses_penalties(sequence.request->sampling));
+    const int64_t room = may ? std::min<int64_t>(drafts, slice.limit - first - 1) : 0;
     rows_.push_back({.sequence = &sequence,
                      .first = first,
                      .blocks = slice.blocks,
@@ -226,7 +227,9 @@ void Speculator::learn(const PackedStep& step, StepResult& result) {
     }
   }
   if (!only_decodes_) return;
-  policy_.measured(num_sequences_, drafted, tokens, cpu_seconds() - begin_);
+  const double seconds = result.device_us > 0 ? (result.device_idle_us + result.device_us) * 1e-6
+                                              : cpu_seconds() - begin_;
+  policy_.measured(num_sequences_, drafted, tokens, seconds);
 }
 
 }  // namespace weft

@@ -21,12 +21,14 @@ class OwnedPlan {
   std::vector<BlockId> blocks_;
 };
 
-/// Speculation on the CPU: decides before a step what its sequences verify, and learns from what
-/// became of it. Lives on the thread that runs the steps.
+/// Speculation: decides before a step what its sequences verify, and learns from what became of it.
+/// Lives on the thread that knows the tokens: on the CPU the one that runs the steps, for a GPU the
+/// one that launches them.
 class Speculator {
  public:
-  Speculator(const SpeculationConfig& config, const StepLimits& limits)
-      : config_(config), limits_(limits) {}
+  /// Without `with_penalties` sequences with penalties get no drafts.
+  Speculator(const SpeculationConfig& config, const StepLimits& limits, bool with_penalties = true)
+      : config_(config), limits_(limits), with_penalties_(with_penalties) {}
 
   /// When all steps before are done: puts slices where their sequences are by now and gives them
   /// their last known token and drafts. `mtp` may be null.
@@ -36,7 +38,8 @@ class Speculator {
   using Guess = std::function<int(const Request&, int64_t, std::span<int32_t>)>;
   void set_guess(Guess guess) { guess_ = std::move(guess); }
 
-  /// When the step is done: completes SampledRow::speculation.
+  /// When the step is done: completes SampledRow::speculation. What a step costs is what a GPU told
+  /// of it, or else the time of this thread.
   void learn(const PackedStep& step, StepResult& result);
 
  private:
@@ -47,6 +50,7 @@ class Speculator {
 
   SpeculationConfig config_;
   StepLimits limits_;
+  bool with_penalties_;
   std::vector<DraftRow> rows_;  // of the step
   std::vector<Slice*> slices_;  // of rows_
   std::vector<LateRows> late_;  // that the MTP module sees before it drafts
@@ -57,7 +61,7 @@ class Speculator {
   bool drafting_ = true;
   bool only_decodes_ = false;  // the step that runs: its time says what drafts cost
   int64_t num_sequences_ = 0;
-  double begin_ = 0;  // of that step, in seconds of the running thread
+  double begin_ = 0;  // of that step, in seconds of this thread
   Guess guess_;
 };
 

@@ -57,7 +57,7 @@ ExecutorSequence::~ExecutorSequence() = default;
 
 StateSlotMap::StateSlotMap(const StepLimits& limits)
     : slots_(static_cast<size_t>(limits.num_slots)),
-      spares_(static_cast<size_t>(limits.max_draft_seqs())) {
+      spares_(static_cast<size_t>(limits.max_spares())) {
   std::iota(slots_.begin(), slots_.end(), 0);
   std::iota(spares_.begin(), spares_.end(), static_cast<int32_t>(limits.num_slots));
 }
@@ -66,14 +66,24 @@ void StateSlotMap::exchange(SlotId slot, int64_t spare) {
   std::swap(slots_[static_cast<size_t>(slot.value)], spares_[static_cast<size_t>(spare)]);
 }
 
+void StateSlotMap::keep(std::span<const ResultRow> rows, const StepResult& result) {
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const auto count = std::ssize(result.rows[i].tokens);
+    if (count == 0 || count > rows[i].num_drafts) continue;
+    exchange(rows[i].state, rows[i].spare + count - 1);
+  }
+}
+
 int64_t PackedStep::bytes(const StepLimits& limits) {
   PackedStep measured;
   measured.limits_ = limits;
   const int64_t width = std::min(limits.max_blocks_per_seq(), limits.num_blocks);
-  measured.carve({limits.all_rows(), limits.max_segments(), width, limits.multimodal});
+  measured.carve(
+      {limits.all_rows(), limits.max_segments(), width, limits.max_draft_rows, limits.multimodal});
   const int64_t bytes = measured.used_bytes_;
   if (limits.layered_rows == 0) return bytes;
-  measured.carve({limits.layered_rows, 1, width, false, num_pieces(limits.layered_rows, limits)});
+  measured.carve(
+      {limits.layered_rows, 1, width, 0, false, num_pieces(limits.layered_rows, limits)});
   return std::max(bytes, measured.used_bytes_);
 }
 
@@ -88,8 +98,10 @@ void PackedStep::carve(const Extents& extents) {
   kv_slot_ = carver.take<int64_t>(extents.rows);
   cu_q_ = carver.take<int32_t>(extents.segments + 1);
   kv_start_ = carver.take<int32_t>(extents.segments);
-  read_slot_ = carver.take<int32_t>(extents.segments);
-  write_slot_ = carver.take<int32_t>(extents.segments);
+  const int64_t states = extents.segments + extents.drafts;
+  state_cu_q_ = limits_.spare_per_draft ? carver.take<int32_t>(states + 1) : cu_q_;
+  read_slot_ = carver.take<int32_t>(states);
+  write_slot_ = carver.take<int32_t>(states);
   chains_ = carver.take<int32_t>(extents.segments + 1);
   block_table_ = carver.take<int32_t>(extents.segments * extents.table_width);
   triples_ = extents.triples ? carver.take<int32_t>(extents.rows * 3) : nullptr;
@@ -170,7 +182,7 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
 
   int64_t num_rows = 0, num_drafts = 0;
   bool triples = false;
-  num_rows_ = num_spares_ = 0;
+  num_rows_ = num_state_segments_ = num_spares_ = 0;
   table_width_ = 0;
   for (const Slice& slice : plan.slices) {
     num_rows += static_cast<int64_t>(slice.tokens.size());
@@ -193,8 +205,8 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
   }
   CHECK(!layered || !triples, "a prompt with images is computed layer by layer");
   carve({std::max(num_rows, padded_rows), std::max(num_segments, padded_rows), table_width_,
-         triples, layered ? num_pieces(num_rows, limits_) : 0});
-  cu_q_[0] = 0;
+         num_drafts, triples, layered ? num_pieces(num_rows, limits_) : 0});
+  cu_q_[0] = state_cu_q_[0] = 0;
   chain_seq_ = {};
   // Deciding slices first, then the other prompt slices, then those of decode.
   for (const int part : {0, 1, 2}) {
@@ -251,14 +263,14 @@ void PackedStep::pad(int64_t rows) {
     feed_[i] = -1;
     kv_slot_[i] = -1;
     index_[i] = delta_[i] = 0;
-    cu_q_[i + 1] = static_cast<int32_t>(real);
+    cu_q_[i + 1] = state_cu_q_[i + 1] = static_cast<int32_t>(real);
     kv_start_[i] = 0;
     read_slot_[i] = write_slot_[i] = -1;
     chains_[batch_.num_chains++] = static_cast<int32_t>(i);
     std::fill_n(block_table_ + i * table_width_, table_width_, -1);
   }
   if (rows == 0) return;
-  num_rows_ = rows;
+  num_rows_ = num_state_segments_ = rows;
   batch_.seqs.num_segments = static_cast<int>(rows);
 }
 
@@ -271,7 +283,7 @@ TensorView PackedStep::view(void* host, DType dtype, std::initializer_list<int64
 
 void PackedStep::make_views() {
   const int64_t segments = batch_.seqs.num_segments;
-  chains_[batch_.num_chains] = static_cast<int32_t>(segments);
+  chains_[batch_.num_chains] = static_cast<int32_t>(num_state_segments_);
   batch_.ids = view(ids_, DType::kI32, {num_rows_});
   feed_view_ = view(feed_, DType::kI32, {num_rows_});
   const auto num_logits = static_cast<int64_t>(logit_rows_.size());
@@ -299,8 +311,12 @@ void PackedStep::make_views() {
     batch_.seqs.block_table = view(block_table_, DType::kI32, {segments, table_width_});
   }
   if (limits_.recurrent) {
-    batch_.read_slot = view(read_slot_, DType::kI32, {segments});
-    batch_.write_slot = view(write_slot_, DType::kI32, {segments});
+    batch_.read_slot = view(read_slot_, DType::kI32, {num_state_segments_});
+    batch_.write_slot = view(write_slot_, DType::kI32, {num_state_segments_});
+    if (limits_.spare_per_draft) {
+      batch_.state_cu_q = view(state_cu_q_, DType::kI32, {num_state_segments_ + 1});
+      batch_.num_state_segments = static_cast<int>(num_state_segments_);
+    }
     batch_.chains = view(chains_, DType::kI32, {batch_.num_chains + 1});
   }
 }
@@ -351,7 +367,7 @@ void PackedStep::add_slice(const Slice& slice, ExecutorSequence& sequence, int r
   const auto count = static_cast<int64_t>(slice.tokens.size());
   num_rows_ += count;
   if (slice.seq != chain_seq_) {
-    chains_[batch_.num_chains++] = static_cast<int32_t>(segment);
+    chains_[batch_.num_chains++] = static_cast<int32_t>(num_state_segments_);
     chain_seq_ = slice.seq;
   }
   if (slice.arithmetic == Arithmetic::kDecode) {
@@ -359,7 +375,7 @@ void PackedStep::add_slice(const Slice& slice, ExecutorSequence& sequence, int r
   }
   cu_q_[segment + 1] = static_cast<int32_t>(row + count);
   kv_start_[segment] = static_cast<int32_t>(slice.first);
-  add_states(slice, segment, row, result);
+  add_states(slice, row, result);
   if (limits_.paged) {
     int32_t* table = block_table_ + segment * table_width_;
     for (size_t i = 0; i < slice.blocks.size(); ++i) table[i] = slice.blocks[i].value;
@@ -375,22 +391,38 @@ void PackedStep::add_slice(const Slice& slice, ExecutorSequence& sequence, int r
   if (result >= 0) add_logit_rows(slice, sequence, row, result);
 }
 
-/// Drafts go to a spare slot: whether they are right is not known yet.
-void PackedStep::add_states(const Slice& slice, int64_t segment, int64_t row, int result) {
+/// Drafts go to a spare slot: whether they are right is not known yet. With spare_per_draft each
+/// row before the last is a segment of its own, whose state goes to one.
+void PackedStep::add_states(const Slice& slice, int64_t row, int result) {
   const auto physical = [&](SlotId slot) {
     return state_slots_ != nullptr ? state_slots_->of(slot) : slot.value;
   };
-  read_slot_[segment] = physical(slice.state_read);
-  write_slot_[segment] = physical(slice.state_write);
-  if (result < 0 || !slice.sample) return;
-  ResultRow& out = results_[static_cast<size_t>(result)];
-  out.row = row + std::ssize(slice.tokens) - 1 - slice.max_drafts;
-  out.state = slice.state_write;
-  out.num_drafts = slice.max_drafts;
-  if (slice.max_drafts == 0 || state_slots_ == nullptr) return;
-  out.state_read = read_slot_[segment];
-  out.spare = num_spares_++;
-  write_slot_[segment] = state_slots_->spare(out.spare);
+  const int64_t end = row + std::ssize(slice.tokens);
+  const bool drafts = slice.max_drafts > 0 && state_slots_ != nullptr;
+  int32_t read = physical(slice.state_read), write = physical(slice.state_write);
+  if (result >= 0 && slice.sample) {
+    ResultRow& out = results_[static_cast<size_t>(result)];
+    out.row = end - 1 - slice.max_drafts;
+    out.state = slice.state_write;
+    out.num_drafts = slice.max_drafts;
+    if (drafts) {
+      out.state_read = read;
+      out.spare = num_spares_;
+    }
+  }
+  if (drafts && !limits_.spare_per_draft) write = state_slots_->spare(num_spares_++);
+  for (int64_t i = 0; limits_.spare_per_draft && i < slice.max_drafts; ++i) {
+    const int32_t kept = drafts ? state_slots_->spare(num_spares_++) : -1;
+    add_state_segment(read, kept, row + i + 1);
+    read = kept;
+  }
+  add_state_segment(read, write, end);
+}
+
+void PackedStep::add_state_segment(int32_t read, int32_t write, int64_t end) {
+  read_slot_[num_state_segments_] = read;
+  write_slot_[num_state_segments_] = write;
+  state_cu_q_[++num_state_segments_] = static_cast<int32_t>(end);
 }
 
 void PackedStep::add_next_token(const Slice& slice, const ExecutorSequence& sequence, int64_t row) {

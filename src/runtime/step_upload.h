@@ -31,12 +31,16 @@ struct StepLimits {
   bool multimodal = false;   ///< its rope takes (t, h, w) positions
   int64_t layered_rows = 0;  ///< tokens of a prompt that is computed layer by layer; 0: none is
   /// Drafts that are verified in one step beside max_rows. With recurrent layers there is a state
-  /// slot behind num_slots for every sequence that may have some.
+  /// slot behind num_slots for every sequence that may have some, or for every draft.
   int64_t max_draft_rows = 0;
+  bool spare_per_draft = false;  ///< the states between drafts are kept, each in a slot
   int64_t max_draft_seqs() const { return std::min(max_seqs, max_draft_rows); }
+  int64_t max_spares() const {
+    return !recurrent ? 0 : spare_per_draft ? max_draft_rows : max_draft_seqs();
+  }
 
   int64_t all_rows() const { return max_rows + max_draft_rows; }
-  int64_t all_slots() const { return num_slots + (recurrent ? max_draft_seqs() : 0); }
+  int64_t all_slots() const { return num_slots + max_spares(); }
   /// Slices of one step: a sequence's slices are cut at multiples of kChunk and where its prompt
   /// ends.
   int64_t max_segments() const;
@@ -46,6 +50,7 @@ struct StepLimits {
 };
 
 struct DraftState;
+struct ResultRow;
 
 /// What an executor knows of one sequence. Made and forgotten by the launching thread; `history`
 /// and `failed` belong to the thread that runs the steps.
@@ -63,7 +68,8 @@ struct ExecutorSequence {
 
 /// Which slot of the device holds a state slot of the scheduler. Verification leaves the state
 /// after all drafts of a sequence in a spare slot; where all were right it changes places with what
-/// the scheduler knows, and nothing is copied.
+/// the scheduler knows, and nothing is copied. With spare_per_draft the state after all drafts lies
+/// where the scheduler wants it, and those after fewer of them in spare slots.
 class StateSlotMap {
  public:
   explicit StateSlotMap(const StepLimits& limits);
@@ -72,6 +78,9 @@ class StateSlotMap {
   }
   int32_t spare(int64_t i) const { return spares_[static_cast<size_t>(i)]; }
   void exchange(SlotId slot, int64_t spare);
+  /// With a spare slot a draft, when the step is done: the state of a sequence is the one after its
+  /// last accepted draft.
+  void keep(std::span<const ResultRow> rows, const StepResult& result);
 
  private:
   std::vector<int32_t> slots_, spares_;
@@ -108,7 +117,9 @@ struct ResultRow {
   int64_t row = -1;             ///< in the batch, of the last known token, where one is sampled
   SlotId state;                 ///< where its state belongs
   int32_t state_read = -1;      ///< the slot of the device with the state before `row`
-  int64_t spare = -1;  ///< index of the spare slot with the state after all drafts; -1: none
+  /// Index of the spare slot with the state after all drafts; with spare_per_draft of the first of
+  /// num_drafts slots with the states after `row`, after its first draft, ... -1: none.
+  int64_t spare = -1;
   int num_drafts = 0;  ///< rows behind `row`
 };
 
@@ -178,7 +189,7 @@ class PackedStep {
 
  private:
   struct Extents {
-    int64_t rows = 0, segments = 0, table_width = 0;
+    int64_t rows = 0, segments = 0, table_width = 0, drafts = 0;
     bool triples = false;
     int64_t pieces = 0;  // of a prompt that is computed layer by layer
   };
@@ -194,7 +205,8 @@ class PackedStep {
   void add_images(const Slice& slice, const ExecutorSequence& sequence, int64_t row);
   void add_encodings(const StepPlan& plan);
   void add_logit_rows(const Slice& slice, ExecutorSequence& sequence, int64_t row, int result);
-  void add_states(const Slice& slice, int64_t segment, int64_t row, int result);
+  void add_states(const Slice& slice, int64_t row, int result);
+  void add_state_segment(int32_t read, int32_t write, int64_t end);
   void add_next_token(const Slice& slice, const ExecutorSequence& sequence, int64_t row);
   int64_t next_image_row(const Slice& slice, const Request& request);
   const ImageUse* find_use(SeqId seq, size_t image) const;
@@ -213,6 +225,7 @@ class PackedStep {
   int32_t* image_rows_ = nullptr;  // likewise
   int64_t* kv_slot_ = nullptr;
   int32_t* cu_q_ = nullptr;
+  int32_t* state_cu_q_ = nullptr;  // cu_q_ without spare_per_draft
   int32_t* kv_start_ = nullptr;
   int32_t* read_slot_ = nullptr;
   int32_t* write_slot_ = nullptr;
@@ -225,7 +238,7 @@ class PackedStep {
   LayerRange layers_;
   std::vector<StepBatch> pieces_;
   StepBatch ends_;
-  int64_t num_rows_ = 0, num_spares_ = 0;
+  int64_t num_rows_ = 0, num_state_segments_ = 0, num_spares_ = 0;
   const StateSlotMap* state_slots_ = nullptr;
   int64_t table_width_ = 0;  // blocks a row of block_table in this step
   TensorView feed_view_, logit_row_ids_;

@@ -102,6 +102,64 @@ TEST_F(PackedStepTest, PromptSlicesComeFirst) {
   EXPECT_EQ(step_.fed_tokens()[0].row, 70);
 }
 
+TEST(PackedStepDrafts, LeaveTheirStatesInSpareSlots) {
+  for (const bool per_draft : {false, true}) {
+    StepLimits limits = small_limits();
+    limits.max_draft_rows = 6;
+    limits.spare_per_draft = per_draft;
+    EXPECT_EQ(limits.all_slots(), per_draft ? 11 : 9);
+    PackedStep step = PackedStep::create(limits).value();
+    StateSlotMap map(limits);
+    step.set_state_slots(&map);
+    PackedStep::Sequences sequences;
+    const auto a = make_request(1, 3), b = make_request(2, 3);
+    const std::vector<BlockId> blocks = {{7}};
+    StepPlan plan;
+    plan.admitted = {a, b};
+    plan.slices = {{a->id, 0, piece(*a, 0, 3), Arithmetic::kPrompt, true, blocks, {}, {1}},
+                   {b->id, 0, piece(*b, 0, 3), Arithmetic::kPrompt, true, blocks, {}, {2}}};
+    step.pack(plan, sequences);
+    sequences.at(a->id)->history.append(5);
+    sequences.at(b->id)->history.append(5);
+    const int32_t one[] = {5}, three[] = {5, 6, 7};
+    plan.admitted.clear();
+    plan.slices = {{a->id, 3, three, Arithmetic::kDecode, true, blocks, {1}, {1}, 2, 320},
+                   {b->id, 3, one, Arithmetic::kDecode, true, blocks, {2}, {2}}};
+    step.pack(plan, sequences);
+    const StepBatch& batch = step.batch();
+    EXPECT_THAT(values<int32_t>(batch.seqs.cu_q), ElementsAre(0, 3, 4));
+    if (per_draft) {  // a slot after each row, the last one where the scheduler wants it
+      EXPECT_THAT(values<int32_t>(batch.state_cu_q), ElementsAre(0, 1, 2, 3, 4));
+      EXPECT_THAT(values<int32_t>(batch.read_slot), ElementsAre(1, 5, 6, 2));
+      EXPECT_THAT(values<int32_t>(batch.write_slot), ElementsAre(5, 6, 1, 2));
+      EXPECT_THAT(values<int32_t>(batch.chains), ElementsAre(0, 3, 4));
+    } else {
+      EXPECT_FALSE(batch.state_cu_q.defined());
+      EXPECT_THAT(values<int32_t>(batch.read_slot), ElementsAre(1, 2));
+      EXPECT_THAT(values<int32_t>(batch.write_slot), ElementsAre(5, 2));
+      EXPECT_THAT(values<int32_t>(batch.chains), ElementsAre(0, 1, 2));
+    }
+    EXPECT_EQ(step.results()[0].num_drafts, 2);
+    EXPECT_EQ(step.results()[0].spare, 0);
+    EXPECT_EQ(step.results()[1].spare, -1);
+    if (!per_draft) continue;
+    StepResult result;
+    result.rows.resize(2);
+    result.rows[0].tokens = {6, 7, 8};  // both right
+    result.rows[1].tokens = {9};
+    map.keep(step.results(), result);
+    EXPECT_EQ(map.of(SlotId{1}), 1);
+    result.rows[0].tokens = {6, 9};  // the first alone
+    map.keep(step.results(), result);
+    EXPECT_EQ(map.of(SlotId{1}), 6);
+    EXPECT_EQ(map.spare(1), 1);
+    EXPECT_EQ(map.of(SlotId{2}), 2);
+    result.rows[0].tokens.clear();  // a numeric error
+    map.keep(step.results(), result);
+    EXPECT_EQ(map.of(SlotId{1}), 6);
+  }
+}
+
 TEST_F(PackedStepTest, PositionsOfImagesAndBehindThem) {
   const auto a = make_request(1, 4);
   a->positions = {{0, 0, 0}, {1, 1, 1}, {1, 1, 2}, {3, 3, 3}};

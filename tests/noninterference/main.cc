@@ -105,10 +105,9 @@ std::string run_round(const Options& options, const std::string& family, uint64_
     const int count = 4 + static_cast<int>(schedule_seed % 11);
     for (int r = 0; r < count; ++r) requests.push_back(maker.make(SeqId{r}));
     ScheduleOptions schedule = random_schedule(schedule_seed, *model, variant.block_size);
-    if (options.cuda) {  // the GPU executor takes no drafts and has no swap space
+    if (options.cuda) {  // the GPU executor has no swap space and takes no drafts of the MTP module
       schedule.scheduler.num_swap_blocks = schedule.scheduler.num_swap_slots = 0;
-      schedule.speculation = {};
-      schedule.scheduler.max_drafts = schedule.max_draft_rows = schedule.right_guesses = 0;
+      if (schedule.speculation.on()) schedule.speculation.method = SpeculationMethod::kNgram;
     }
     ScheduleOptions lonely = alone(*model, variant.block_size);
     lonely.scheduler.plan_tokens = schedule.scheduler.plan_tokens;
@@ -189,13 +188,12 @@ std::string vacuous(const Totals& totals, const Options& options) {
       return "nothing tested: all heads dense";
     }
   }
-  if (!options.cuda) {
-    for (size_t i = 0; i < kNumDraftSources; ++i) {
-      const bool mtp = i == static_cast<size_t>(DraftSource::kMtp);
-      if (mtp && !options.family.empty() && options.family != kMtpFamily) continue;
-      if (c.drafts.accepted[i] == 0) return "nothing tested: no draft was accepted";
-      if (c.drafts.accepted[i] == c.drafts.proposed[i]) return "nothing tested: no draft rejected";
-    }
+  for (size_t i = 0; i < kNumDraftSources; ++i) {
+    const bool mtp = i == static_cast<size_t>(DraftSource::kMtp);
+    if (mtp && (options.cuda || (!options.family.empty() && options.family != kMtpFamily)))
+      continue;
+    if (c.drafts.accepted[i] == 0) return "nothing tested: no draft was accepted";
+    if (c.drafts.accepted[i] == c.drafts.proposed[i]) return "nothing tested: no draft rejected";
   }
   if (!options.cuda && options.family.empty()) {
     if (c.encoded == 0 || c.image_hits == 0) return "nothing tested: no images";

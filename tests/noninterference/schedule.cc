@@ -304,6 +304,7 @@ Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptio
   limits.image_pages = c.image_pages;
   limits.layered_rows = c.plan_tokens > 0 ? c.max_model_len : 0;
   limits.max_draft_rows = options.max_draft_rows;
+  limits.spare_per_draft = ops.device == DeviceKind::kCuda && limits.max_draft_rows > 0;
   KvStore kv = KvStore::create(model.cache_specs(), ops, c.num_blocks, limits.all_slots()).value();
   kv.reserve_swap(c.num_swap_blocks, c.num_swap_slots).value();
   int64_t scratch = model.arena_bytes(limits.all_rows());
@@ -314,16 +315,18 @@ Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptio
   TinyStream stream(ops.device, scratch, options.num_threads);
   poison(stream.get(), kv, model);
   std::unique_ptr<Executor> executor;
-  if (ops.device == DeviceKind::kCuda) {
-    executor = GpuExecutor::create(model, kv, stream.get(), ops, limits, {.graphs = options.graphs})
-                   .value();
-  } else {
-    auto local =
-        LocalExecutor::create(model, kv, stream.get(), ops, limits, options.speculation).value();
+  const auto take = [&](auto made) {
     if (options.right_guesses > 0) {
-      local->set_guess(make_guess(*options.known, options.right_guesses, options.seed));
+      made->set_guess(make_guess(*options.known, options.right_guesses, options.seed));
     }
-    executor = std::move(local);
+    executor = std::move(made);
+  };
+  if (ops.device == DeviceKind::kCuda) {
+    take(GpuExecutor::create(model, kv, stream.get(), ops, limits,
+                             {.graphs = options.graphs, .speculation = options.speculation})
+             .value());
+  } else {
+    take(LocalExecutor::create(model, kv, stream.get(), ops, limits, options.speculation).value());
   }
   if (wrap) executor = wrap(std::move(executor));
   return Driver(options, requests, *executor, counters).run();
