@@ -135,6 +135,22 @@ TEST_P(Gdn, HeadsMatchTheRecurrence) {
   }
 }
 
+TEST_P(Gdn, ReplayedTokensFollowTheirPromptInTheSameStep) {
+  // The prompts of two sequences, then a token of another and generated ones of the first, whose
+  // state is that after its prompt. Several threads, again and again: nothing may begin too early.
+  const GdnShape shape{2, 4, 64, 64, 4};
+  const std::vector<Part> parts = {{200, -1, 2}, {40, -1, 3}, {1, 4, 4}, {9, 2, 2}, {2, 3, 5}};
+  World oracle(shape, 252, 21);
+  const Floats want = run(ref_ops(), stream_, oracle, 0, parts, 2);
+  for (int i = 0; i < 20; ++i) {
+    World ours(shape, 252, 21);
+    const Floats got = run(ops_, stream_, ours, 0, parts, 2);
+    ASSERT_LT(relative_l2(got.data, want.data), kTolerance) << i;
+    ASSERT_LT(relative_l2(ours.states.data, oracle.states.data), kTolerance) << i;
+    ASSERT_LT(relative_l2(ours.windows.data, oracle.windows.data), kTolerance) << i;
+  }
+}
+
 /// `from`, with a key head for each value head: hv's is `map(hv)`.
 template <class Map>
 World expanded(const World& from, Map&& map) {

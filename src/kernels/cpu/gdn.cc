@@ -217,31 +217,32 @@ struct Units {
 /// Goes through the chains of a call, in order.
 class ChainCursor {
  public:
-  explicit ChainCursor(const GdnRows& rows) : rows_(rows), end_(rows.chain_end(0)) {}
+  explicit ChainCursor(const GdnRows& rows)
+      : rows_(rows), begin_(rows.first()), end_(rows.chain_end(rows.first())) {}
   /// Chain `index`, not before the last one asked for; false: there is none.
   bool seek(int64_t index) {
-    const int64_t segments = rows_.args().num_segments;
-    for (; index_ < index && begin_ < segments; ++index_) {
+    for (; index_ < index && begin_ < rows_.last(); ++index_) {
       begin_ = end_;
       end_ = rows_.chain_end(begin_);
     }
-    return begin_ < segments;
+    return begin_ < rows_.last();
   }
   int64_t begin() const { return begin_; }
   int64_t end() const { return end_; }
 
  private:
   const GdnRows& rows_;
-  int64_t index_ = 0, begin_ = 0, end_;
+  int64_t index_ = 0, begin_, end_;
 };
 
+/// Segments [first, last), all of the same arithmetic.
 template <class Chunks>
-void run_units(Stream& stream, const GdnArgs& args) {
+void run_units(Stream& stream, const GdnArgs& args, int64_t first, int64_t last) {
   const GdnShape& shape = args.shape;
   const int threads = stream.pool().num_threads();
   Units units{shape.key_heads, shape.value_heads / shape.key_heads};
   {
-    const GdnRows rows(args, false);
+    const GdnRows rows(args, first, last, false);
     ChainCursor chains(rows);
     int64_t n = 0;
     while (n * shape.key_heads < threads && chains.seek(n)) ++n;
@@ -251,7 +252,7 @@ void run_units(Stream& stream, const GdnArgs& args) {
       units.parts = wanted < units.group ? wanted : units.group;
     }
   }
-  const GdnRows rows(args, units.parts > 1);
+  const GdnRows rows(args, first, last, units.parts > 1);
   ScratchScope scratch(stream);
   const int64_t bytes = worker_bytes<Chunks>(rows, units.group);
   auto* memory = static_cast<std::byte*>(scratch.take(threads * bytes));
@@ -287,12 +288,20 @@ void run_units(Stream& stream, const GdnArgs& args) {
   });
 }
 
+/// A sequence may be in both: its prompt's last chunk, and behind it generated tokens that are
+/// computed again.
+template <class Chunks>
+void run_arithmetics(Stream& stream, const GdnArgs& args) {
+  run_units<Chunks>(stream, args, 0, args.num_prompt_segments);
+  run_units<Chunks>(stream, args, args.num_prompt_segments, args.num_segments);
+}
+
 }  // namespace
 
 int64_t gdn_scratch_bytes(const GdnShape& shape, int threads) {
   GdnArgs args;
   args.shape = shape;
-  const GdnRows rows(args, false);
+  const GdnRows rows(args, 0, 0, false);
 #if WEFT_AMX
   if (TileChunks::takes(shape)) return threads * worker_bytes<TileChunks>(rows, rows.group());
 #endif
@@ -309,12 +318,12 @@ void gdn(Stream& stream, const GdnArgs& args) {
   ISA_CHECK(shape.conv_width >= 1 && shape.conv_width <= kMaxConvWidth);
 #if WEFT_AMX
   if (TileChunks::takes(shape)) {
-    run_units<TileChunks>(stream, args);
+    run_arithmetics<TileChunks>(stream, args);
   } else {
-    run_units<FmaChunks>(stream, args);
+    run_arithmetics<FmaChunks>(stream, args);
   }
 #else
-  run_units<FmaChunks>(stream, args);
+  run_arithmetics<FmaChunks>(stream, args);
 #endif
   if (args.norm.z.defined()) {
     gated_norm(stream, {.x = args.out,

@@ -108,10 +108,13 @@ class Carver {
 
 class GdnRows {
  public:
-  /// late_windows: convolution windows are written after all units are done, so that several may
-  /// read those of one key head; input_row() then looks through the segments before.
-  GdnRows(const GdnArgs& args, bool late_windows)
+  /// Segments [first, last). late_windows: convolution windows are written after all units are
+  /// done, so that several may read those of one key head; input_row() then looks through the
+  /// segments before.
+  GdnRows(const GdnArgs& args, int64_t first, int64_t last, bool late_windows)
       : args_(args),
+        first_(first),
+        last_(last),
         kd_(args.shape.key_dim),
         vd_(args.shape.value_dim),
         group_(args.shape.value_heads / args.shape.key_heads),
@@ -123,16 +126,19 @@ class GdnRows {
   int64_t group() const { return group_; }
   bool half() const { return half_; }
   const GdnArgs& args() const { return args_; }
+  int64_t first() const { return first_; }
+  int64_t last() const { return last_; }
 
   Segment segment(int64_t s) const {
     return {at(args_.cu_q, s), at(args_.cu_q, s + 1), at(args_.read_slot, s),
             at(args_.write_slot, s), s};
   }
   /// The end of the chain that begins with segment `first`: what follows and has a slot in common
-  /// with one before it that is written. Chains share nothing.
+  /// with one before it that is written. Chains of one arithmetic share
+  /// nothing.
   int64_t chain_end(int64_t first) const {
     int64_t s = first + 1;
-    while (s < args_.num_segments && linked(first, s)) ++s;
+    while (s < last_ && linked(first, s)) ++s;
     return s;
   }
 
@@ -286,7 +292,7 @@ class GdnRows {
   /// The last segment before that wrote the slot which `s` reads, or -1. Looks as far as segments
   /// of one chain may lie.
   int64_t writer(const Segment& s) const {
-    for (int64_t p = s.index - 1; p >= 0; --p) {
+    for (int64_t p = s.index - 1; p >= first_; --p) {
       if (at(args_.write_slot, p) == s.read) return p;
     }
     return -1;
@@ -350,6 +356,7 @@ class GdnRows {
   }
 
   const GdnArgs& args_;
+  int64_t first_, last_;
   const int64_t kd_, vd_, group_;  // K, V, HV / HK
   const bool half_;                // states are bf16
   const bool late_windows_;
