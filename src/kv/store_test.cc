@@ -66,11 +66,12 @@ TEST(KvStore, SwapsWholeBlocksAndStatesOutAndBack) {
       if (const auto* kv = std::get_if<PagedKv>(&layer); kv && block >= 0) {
         fill(block, 4, kv->data, 4 * kv->block_bytes, value);
         if (kv->kinds.defined()) {
-          fill(block, 4, kv->kinds.ptr<std::byte>(), kv->kinds.bytes(), value);
+          fill(block, 4, static_cast<std::byte*>(kv->kinds.data), kv->kinds.bytes(), value);
         }
       } else if (const auto* state = std::get_if<StateSlots>(&layer); state && slot >= 0) {
-        fill(slot, 3, state->conv.ptr<std::byte>(), state->conv.bytes(), value);
-        fill(slot, 3, state->recurrent.ptr<std::byte>(), state->recurrent.bytes(), value);
+        fill(slot, 3, static_cast<std::byte*>(state->conv.data), state->conv.bytes(), value);
+        fill(slot, 3, static_cast<std::byte*>(state->recurrent.data), state->recurrent.bytes(),
+             value);
       }
     }
   };
