@@ -1,9 +1,13 @@
 #include "server/metrics.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <fstream>
 
 #include "base/check.h"
 #include "server/exposition.h"
@@ -236,6 +240,22 @@ void render_own(Exposition& out, const MetricsInfo& info, const EngineStats& sta
   out.gauge("weft:state_slots", info.num_state_slots, "Recurrent-state slots in all.");
 }
 
+/// The process itself, under the names that Prometheus' client libraries use.
+void render_process(Exposition& out) {
+  rusage used{};
+  getrusage(RUSAGE_SELF, &used);
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+  };
+  out.counter("process_cpu_seconds_total", seconds(used.ru_utime) + seconds(used.ru_stime),
+              "User and system CPU time spent, in seconds.");
+  double pages = 0;
+  if (std::ifstream statm("/proc/self/statm"); statm >> pages >> pages) {
+    out.gauge("process_resident_memory_bytes", pages * static_cast<double>(sysconf(_SC_PAGESIZE)),
+              "Resident memory size in bytes.");
+  }
+}
+
 }  // namespace
 
 std::string Metrics::render(const EngineStats& stats, bool healthy) const {
@@ -278,6 +298,7 @@ std::string Metrics::render(const EngineStats& stats, bool healthy) const {
   render_speculation(out, info_, stats);
   render_own(out, info_, stats);
   out.histogram("weft:step_seconds", step_time_, "Seconds of a step on the device.");
+  render_process(out);
   out.gauge("weft:healthy", healthy ? 1 : 0, "1 while the engine makes progress.");
   out.gauge("weft:open_streams", static_cast<double>(open_streams_.load()),
             "Streamed answers under way.");

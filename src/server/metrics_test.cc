@@ -106,6 +106,8 @@ TEST(Metrics, NamesThatDashboardsAndRoutersReadAreThere) {
       {"vllm:request_generation_tokens", "histogram"},
       {"vllm:iteration_tokens_total", "histogram"},
       {"vllm:cache_config_info", "gauge"},
+      {"process_cpu_seconds_total", "counter"},
+      {"process_resident_memory_bytes", "gauge"},
   };
   for (const auto& [name, type] : expected) EXPECT_EQ(scrape.types.at(name), type) << name;
   for (const auto& [key, value] : scrape.samples) {
