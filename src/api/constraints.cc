@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "grammar/banned.h"
 #include "grammar/json_schema.h"
 #include "grammar/tool_grammar.h"
 
@@ -9,6 +10,8 @@ namespace weft {
 namespace {
 
 constexpr size_t kMaxKept = 64;
+constexpr size_t kMaxBadWords = 64;
+constexpr size_t kMaxBadWordBytes = 256;
 constexpr size_t kMaxSchemaBytes = size_t{256} << 10;  // of some thousands of properties
 
 bool forces_tool_call(const GenerationRequest& request) {
@@ -105,13 +108,44 @@ ConstraintFactory::ConstraintFactory(const Tokenizer& tokenizer, int64_t vocab_s
 Result<std::shared_ptr<const OutputConstraint>> ConstraintFactory::make(
     const GenerationRequest& request, Thinking thinking) {
   const bool wanted = forces_tool_call(request) || request.format.kind != OutputFormat::Kind::kText;
-  if (!wanted) return std::shared_ptr<const OutputConstraint>();
-  if (think_end_ < 0) thinking = Thinking::kNone;
+  auto banned = TRY(sequences_of(request.bad_words));
+  if (!wanted && banned.empty()) return std::shared_ptr<const OutputConstraint>();
   auto out = std::make_shared<OutputConstraint>();
+  if (!wanted) {
+    out->grammar = without_sequences(nullptr, vocab(), std::move(banned));
+    return std::shared_ptr<const OutputConstraint>(std::move(out));
+  }
+  if (think_end_ < 0) thinking = Thinking::kNone;
   out->grammar = TRY(find_or_compile(request, thinking != Thinking::kNone));
+  if (!banned.empty()) {
+    out->grammar = without_sequences(out->grammar, vocab(), std::move(banned));
+  }
   if (thinking != Thinking::kNone) out->begins_after = think_end_;
   if (thinking == Thinking::kMayOpen) out->opened_by = think_begin_;
   return std::shared_ptr<const OutputConstraint>(std::move(out));
+}
+
+/// The tokens of each text, as it stands at the beginning and behind a space: as in vLLM.
+Result<std::vector<std::vector<int32_t>>> ConstraintFactory::sequences_of(
+    const std::vector<std::string>& words) const {
+  if (words.size() > kMaxBadWords) {
+    return invalid_argument("bad_words: " + std::to_string(words.size()) + " texts are more than " +
+                            std::to_string(kMaxBadWords));
+  }
+  std::vector<std::vector<int32_t>> out;
+  for (const std::string& word : words) {
+    const size_t begin = std::min(word.find_first_not_of(" \t\n\r"), word.size());
+    if (begin == word.size() || word.size() > kMaxBadWordBytes) {
+      return invalid_argument("bad_words: each text must have 1 to " +
+                              std::to_string(kMaxBadWordBytes) +
+                              " bytes, and not only white space");
+    }
+    for (const char* front : {"", " "}) {
+      auto ids = TRY(tokenizer_.encode(front + word.substr(begin), /*add_special_tokens=*/false));
+      if (!ids.empty() && (out.empty() || out.back() != ids)) out.push_back(std::move(ids));
+    }
+  }
+  return out;
 }
 
 std::shared_ptr<const GrammarVocab> ConstraintFactory::vocab() {

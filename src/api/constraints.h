@@ -22,7 +22,8 @@ enum class Thinking : uint8_t {
   kOpen,     ///< the prompt has opened it
 };
 
-/// Makes the grammars that requests ask for: response_format, structured_outputs, tool_choice.
+/// Makes what requests ask of the output: response_format, structured_outputs, tool_choice,
+/// bad_words.
 /// Compiled grammars are kept, least recently used first out. Thread-safe.
 class ConstraintFactory {
  public:
@@ -40,6 +41,8 @@ class ConstraintFactory {
     GrammarPtr grammar;
   };
   Result<GrammarPtr> find_or_compile(const GenerationRequest& request, bool after_thinking);
+  Result<std::vector<std::vector<int32_t>>> sequences_of(
+      const std::vector<std::string>& words) const;
   std::shared_ptr<const GrammarVocab> vocab();
   GrammarPtr keep(const std::string& key, GrammarPtr grammar);
 

@@ -40,5 +40,34 @@ TEST(ConstraintFactory, EveryKindBindsBehindTheThoughtAndABlankLine) {
   }
 }
 
+TEST(ConstraintFactory, BadWordsAreNotWritten) {
+  const Tokenizer tokenizer = Tokenizer::load(kDemoModel).value();
+  ConstraintFactory factory(tokenizer, tokenizer.vocab_size(), {});
+  GenerationRequest request;
+  request.bad_words = {" restaurants", "the"};
+  const auto allowed = [&](const OutputConstraint& constraint, const std::string& text) {
+    GrammarMatcher matcher(constraint);
+    for (const int32_t id : tokenizer.encode(text, /*add_special_tokens=*/false).value()) {
+      const auto mask = matcher.mask();
+      if (((mask[static_cast<size_t>(id) / 32] >> (id % 32)) & 1) == 0) return false;
+      EXPECT_TRUE(matcher.accept(id));
+    }
+    return matcher.may_end();
+  };
+  const auto free = factory.make(request, Thinking::kOpen).value();
+  EXPECT_TRUE(allowed(*free, "A restaurant, a house.</think>\n\nYes"));
+  EXPECT_FALSE(allowed(*free, "restaurants"));
+  EXPECT_FALSE(allowed(*free, "Some restaurants"));
+  EXPECT_FALSE(allowed(*free, "in the house"));
+  request.format = {.kind = OutputFormat::Kind::kRegex, .text = "in (the|a) house"};
+  const auto bound = factory.make(request, Thinking::kNone).value();
+  EXPECT_TRUE(allowed(*bound, "in a house"));
+  EXPECT_FALSE(allowed(*bound, "in the house"));
+  for (const std::string& bad : {std::string(), std::string("  "), std::string(257, 'x')}) {
+    request.bad_words = {bad};
+    EXPECT_TRUE(factory.make(request, Thinking::kNone).error().message.starts_with("bad_words:"));
+  }
+}
+
 }  // namespace
 }  // namespace weft

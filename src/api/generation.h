@@ -52,6 +52,7 @@ struct GenerationRequest {
   SamplingRequest sampling;
   int64_t n = 1;  ///< choices a prompt; choice i is drawn with seed + i
   OutputFormat format;
+  std::vector<std::string> bad_words;  ///< at most 64 texts of 1 to 256 bytes, never to be written
   std::optional<int64_t> truncate_prompt_tokens;  ///< keep the last so many
   int64_t priority = 0;
   std::string cache_salt;

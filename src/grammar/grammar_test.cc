@@ -8,6 +8,7 @@
 #include <random>
 #include <set>
 
+#include "grammar/banned.h"
 #include "grammar/json_schema.h"
 #include "grammar/tool_grammar.h"
 
@@ -374,6 +375,35 @@ TEST(GrammarMatcher, RollbackIsExact) {
     ASSERT_TRUE(matcher.accept(taken.back()));
   }
   EXPECT_EQ(matcher.num_accepted(), static_cast<int64_t>(taken.size()));
+}
+
+TEST(GrammarMatcher, BannedSequences) {
+  const auto vocab = vocab_of(kLonger);
+  const std::vector<std::vector<int32_t>> banned = {{'q'}, {'a', 'b'}, {'b', 'b', 'c'}};
+  GrammarMatcher free({.grammar = without_sequences(nullptr, vocab, banned)});
+  EXPECT_FALSE(has(free.mask(), 'q'));
+  EXPECT_TRUE(has(free.mask(), vocab->size() - 1));  // a control token
+  EXPECT_TRUE(free.may_end());
+  EXPECT_TRUE(free.accept('a'));
+  EXPECT_FALSE(has(free.mask(), 'b'));
+  EXPECT_TRUE(has(free.mask(), 'c'));
+  free.rollback(1);
+  EXPECT_TRUE(has(free.mask(), 'b'));
+  for (const char c : {'b', 'b', 'b'}) {
+    EXPECT_TRUE(has(free.mask(), 'c') == (free.num_accepted() < 2));
+    EXPECT_TRUE(free.accept(c));
+  }
+  EXPECT_FALSE(has(free.mask(), 'c'));
+  EXPECT_FALSE(free.exhausted());
+  const auto base = TokenGrammar::make(regex("a[bc]|qx"), vocab);
+  GrammarMatcher bound({.grammar = without_sequences(base, vocab, banned)});
+  EXPECT_FALSE(has(bound.mask(), 'q'));
+  EXPECT_TRUE(bound.accept('a'));
+  EXPECT_FALSE(has(bound.mask(), 'b'));
+  EXPECT_TRUE(has(bound.mask(), 'c'));
+  GrammarMatcher only(
+      {.grammar = without_sequences(TokenGrammar::make(regex("q"), vocab), vocab, banned)});
+  EXPECT_TRUE(has(only.mask(), 'q'));  // nothing else is left
 }
 
 TEST(GrammarMatcher, BindsAfterTheThought) {

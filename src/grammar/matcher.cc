@@ -37,6 +37,7 @@ struct GrammarMatcher::Parts {
   void add(const StateMask& part);
   void add_rest(const std::shared_ptr<const StateMask>& own, int32_t stacks);
   void forget_sets();
+  void take_out_banned();
   bool advance(int32_t token, Point& next);
 
   OutputConstraint constraint;
@@ -45,7 +46,8 @@ struct GrammarMatcher::Parts {
   Point now;
   std::deque<Point> before;  // of the last tokens, the newest last
   int64_t num_accepted = 0;
-  bool known = false;  // mask and may_end are those of `now`
+  std::vector<int32_t> taken;  // all accepted tokens, where some sequences are banned
+  bool known = false;          // mask and may_end are those of `now`
   bool may_end = false;
   std::vector<uint32_t> mask;
   size_t compact_at = kMinCompacted;  // sets of stacks
@@ -113,6 +115,13 @@ void GrammarMatcher::Parts::compute() {
   if (known) return;
   known = true;
   const GrammarVocab::Parts& vocab = tokens.vocab->parts();
+  if (tokens.any_text) {
+    mask.assign(vocab.words(), ~uint32_t{0});
+    if (vocab.size % 32 != 0) mask.back() = (uint32_t{1} << (vocab.size % 32)) - 1;
+    may_end = true;
+    take_out_banned();
+    return;
+  }
   mask.assign(vocab.words(), 0);
   // The threads, and those of the callers whose rules may go on without a byte of the called one.
   Simulator::Threads threads;
@@ -136,6 +145,7 @@ void GrammarMatcher::Parts::compute() {
     if (own->rest.size() > 0) add_rest(own, thread.stacks);
   }
   if (!walked.empty()) mark_tokens(vocab.trie, simulator, walked, mask);
+  if (!tokens.banned.empty()) take_out_banned();
   if (now.phase == Phase::kMayOpen) {
     const int32_t token = constraint.opened_by;
     mask[static_cast<size_t>(token) / 32] |= uint32_t{1} << (token % 32);
@@ -154,6 +164,7 @@ bool GrammarMatcher::Parts::advance(int32_t token, Point& next) {
   }
   next.phase = Phase::kBound;
   if (token < 0 || token >= tokens.vocab->size()) return false;
+  if (tokens.any_text) return true;
   const std::string_view bytes = tokens.vocab->parts().bytes_of(token);
   if (bytes.empty()) return false;
   simulator.reset_work();
@@ -166,6 +177,23 @@ bool GrammarMatcher::Parts::advance(int32_t token, Point& next) {
     if (next.threads.empty()) return false;
   }
   return true;
+}
+
+/// Of each banned sequence that has come but for its last token, that token.
+void GrammarMatcher::Parts::take_out_banned() {
+  std::vector<uint32_t> left = mask;
+  for (const std::vector<int32_t>& sequence : tokens.banned) {
+    const size_t before_last = sequence.size() - 1;
+    if (taken.size() < before_last ||
+        !std::equal(sequence.begin(), sequence.end() - 1,
+                    taken.end() - static_cast<ptrdiff_t>(before_last))) {
+      continue;
+    }
+    const auto last = static_cast<size_t>(sequence.back());
+    if (last / 32 < left.size()) left[last / 32] &= ~(uint32_t{1} << (last % 32));
+  }
+  const auto set = [](uint32_t word) { return word != 0; };
+  if (may_end || std::any_of(left.begin(), left.end(), set)) mask = std::move(left);
 }
 
 /// Where many sets of stacks have been made, leaves those that some configuration still has.
@@ -213,6 +241,7 @@ bool GrammarMatcher::accept(int32_t token) {
   parts_->now = std::move(next);
   parts_->known = false;
   ++parts_->num_accepted;
+  if (!parts_->tokens.banned.empty()) parts_->taken.push_back(token);
   parts_->forget_sets();
   return true;
 }
@@ -223,6 +252,7 @@ void GrammarMatcher::rollback(int count) {
     parts_->now = std::move(parts_->before.back());
     parts_->before.pop_back();
     --parts_->num_accepted;
+    if (!parts_->taken.empty()) parts_->taken.pop_back();
   }
   parts_->known = false;
 }

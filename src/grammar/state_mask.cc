@@ -4,6 +4,7 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "grammar/banned.h"
 #include "grammar/trie.h"
 
 namespace weft {
@@ -258,7 +259,13 @@ struct TokenGrammar::Parts::Cache {
 };
 
 TokenGrammar::Parts::Parts(std::shared_ptr<const Grammar> g, std::shared_ptr<const GrammarVocab> v)
-    : grammar(std::move(g)), vocab(std::move(v)), cache_(std::make_unique<Cache>()) {}
+    : grammar(std::move(g)), vocab(std::move(v)), cache_(std::make_shared<Cache>()) {}
+TokenGrammar::Parts::Parts(const Parts& base, std::vector<std::vector<int32_t>> sequences)
+    : grammar(base.grammar),
+      vocab(base.vocab),
+      banned(std::move(sequences)),
+      any_text(base.any_text),
+      cache_(base.cache_) {}
 TokenGrammar::Parts::~Parts() = default;
 
 std::shared_ptr<const StateMask> TokenGrammar::Parts::mask_of(int32_t state) {
@@ -305,6 +312,24 @@ std::shared_ptr<const TokenGrammar> TokenGrammar::make(std::shared_ptr<const Gra
                                                        std::shared_ptr<const GrammarVocab> vocab) {
   return std::make_shared<const TokenGrammar>(
       std::make_unique<Parts>(std::move(grammar), std::move(vocab)));
+}
+
+std::shared_ptr<const TokenGrammar> without_sequences(
+    const std::shared_ptr<const TokenGrammar>& base, std::shared_ptr<const GrammarVocab> vocab,
+    std::vector<std::vector<int32_t>> banned) {
+  if (base) {
+    return std::make_shared<const TokenGrammar>(
+        std::make_unique<TokenGrammar::Parts>(base->parts(), std::move(banned)));
+  }
+  auto empty = std::make_shared<Grammar>();  // one state, for the matcher to stand in
+  empty->accepting = {1};
+  empty->nullable = {1};
+  empty->height = {0};
+  empty->edge_begin = empty->call_begin = {0, 0};
+  TokenGrammar::Parts any(std::move(empty), std::move(vocab));
+  any.any_text = true;
+  return std::make_shared<const TokenGrammar>(
+      std::make_unique<TokenGrammar::Parts>(any, std::move(banned)));
 }
 
 }  // namespace weft

@@ -75,6 +75,8 @@ struct TokenGrammar::Parts {
   static constexpr size_t kMaxBytes = size_t{24} << 20;
 
   Parts(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const GrammarVocab> vocab);
+  /// The same masks, and what is banned besides.
+  Parts(const Parts& base, std::vector<std::vector<int32_t>> banned);
   ~Parts();
   /// Computes it (outside of the lock) if it is not there.
   std::shared_ptr<const StateMask> mask_of(int32_t state);
@@ -83,11 +85,13 @@ struct TokenGrammar::Parts {
 
   const std::shared_ptr<const Grammar> grammar;
   const std::shared_ptr<const GrammarVocab> vocab;
+  const std::vector<std::vector<int32_t>> banned;  ///< sequences of tokens
+  bool any_text = false;                           ///< the grammar doesn't count, only `banned`
 
  private:
   struct Cache;
   std::shared_ptr<const StateMask> look_up(uint64_t inner, const TokenTrie& trie, int32_t state);
-  std::unique_ptr<Cache> cache_;
+  std::shared_ptr<Cache> cache_;
 };
 
 }  // namespace weft

@@ -80,17 +80,8 @@ Result<void> note_int(Reading& r, const std::string& field, const JsonValue& val
   return {};
 }
 
-/// A feature that would change the answer and is not there: refused unless it is off.
 Result<void> refuse(Reading&, const std::string& field, const JsonValue& value) {
-  const auto* flag = value.as<bool>();
-  const auto* items = value.as<JsonArray>();
-  const auto* members = value.as<JsonObject>();
-  const auto* text = value.as<std::string>();
-  if ((flag && !*flag) || (items && items->empty()) || (members && members->empty()) ||
-      (text && text->empty())) {
-    return {};
-  }
-  return unsupported(field + ": it is not supported");
+  return refuse_unless_off(field, value);
 }
 
 Result<void> read_model(Reading& r, const std::string& field, const JsonValue& value) {
@@ -118,6 +109,11 @@ Result<void> read_stop(Reading& r, const std::string& field, const JsonValue& va
   if (!items) return wrong_type(field, "a string or an array of strings", value);
   if (items->size() > kMaxStops) return too_many(field, items->size(), "texts", int64_t{kMaxStops});
   stops = TRY(read_string_list(field, value));
+  return {};
+}
+
+Result<void> read_bad_words(Reading& r, const std::string& field, const JsonValue& value) {
+  r.out.bad_words = TRY(read_string_list(field, value));
   return {};
 }
 
@@ -371,7 +367,7 @@ constexpr Field kCommonFields[] = {
     {"stop", read_stop},
     {"stop_token_ids", set_sampling_ids<&S::stop_token_ids>},
     {"allowed_token_ids", set_sampling_ids<&S::allowed_token_ids>},
-    {"bad_words", refuse},
+    {"bad_words", read_bad_words},
     {"ignore_eos", set_sampling_bool<&S::ignore_eos>},
     {"seed", read_seed},
     {"logit_bias", read_logit_bias},

@@ -265,11 +265,18 @@ TEST(ChatRequest, CombinationsOfFields) {
   EXPECT_EQ(accepted("\"cache_salt\":\"" + std::string(256, 's') + "\"").cache_salt.size(), 256u);
 }
 
+TEST(ChatRequest, BadWords) {
+  EXPECT_EQ(accepted(R"("bad_words":["x","a b"])").bad_words,
+            (std::vector<std::string>{"x", "a b"}));
+  EXPECT_EQ(chat_refusal(R"("bad_words":"x")"), "bad_words");
+  EXPECT_EQ(chat_refusal(R"("bad_words":[1])"), "bad_words[0]");
+}
+
 TEST(ChatRequest, WhatIsNotThereIsRefusedByName) {
   for (const char* member :
-       {R"("bad_words":["x"])", R"("use_beam_search":true)", R"("chat_template":"{{x}}")",
-        R"("functions":[])", R"("function_call":"auto")", R"("audio":{"voice":"a"})",
-        R"("echo":true)", R"("web_search_options":{"x":1})", R"("logits_processors":["x"])",
+       {R"("use_beam_search":true)", R"("chat_template":"{{x}}")", R"("functions":[])",
+        R"("function_call":"auto")", R"("audio":{"voice":"a"})", R"("echo":true)",
+        R"("web_search_options":{"x":1})", R"("logits_processors":["x"])",
         R"("thinking_token_budget":5)"}) {
     const std::string field = std::string(member).substr(1, std::string(member).find("\":") - 1);
     EXPECT_EQ(chat_refusal(member), field);

@@ -108,6 +108,18 @@ Result<void> check_name(const std::string& field, const std::string& name) {
   return invalid_argument(field + ": it must have 1 to 64 of the characters a-z A-Z 0-9 _ - .");
 }
 
+Result<void> refuse_unless_off(const std::string& field, const JsonValue& value) {
+  const auto* flag = value.as<bool>();
+  const auto* items = value.as<JsonArray>();
+  const auto* members = value.as<JsonObject>();
+  const auto* text = value.as<std::string>();
+  if ((flag && !*flag) || (items && items->empty()) || (members && members->empty()) ||
+      (text && text->empty())) {
+    return {};
+  }
+  return unsupported(field + ": it is not supported");
+}
+
 Error too_many(const std::string& field, size_t got, std::string_view what, int64_t limit) {
   return invalid_argument(field + ": it has " + std::to_string(got) + " " + std::string(what) +
                           "; at most " + std::to_string(limit) + " are accepted");

@@ -36,6 +36,8 @@ Result<std::vector<std::string>> read_string_list(const std::string& field, cons
 std::string item_of(const std::string& field, size_t i);
 /// 1 to 64 letters, digits, '_', '-' or '.': names of functions and schemas.
 Result<void> check_name(const std::string& field, const std::string& name);
+/// Of a feature that would change the answer and is not there: false, "", [] and {} are fine.
+Result<void> refuse_unless_off(const std::string& field, const JsonValue& value);
 Error too_many(const std::string& field, size_t got, std::string_view what, int64_t limit);
 
 }  // namespace weft
