@@ -79,8 +79,8 @@ struct Block {
   int64_t step = 0, steps = 0;
   float* c = nullptr;                       ///< [count][tiles * 16][16]
   bool accumulate = false;                  ///< continue the chains in c
-  const std::byte* const* ahead = nullptr;  ///< `count` panels to bring into the cache, or null
-  int64_t ahead_bytes = 0;                  ///< of each of them
+  const std::byte* const* ahead = nullptr;  ///< `count` panels that are read next, or null
+  int64_t ahead_bytes = 0;                  ///< of each to bring into the cache at once
 };
 
 void multiply_bf16(const PackedRows& a, const Block& block);

@@ -122,13 +122,14 @@ void stream_block(const Block& block, const Activations& x, int panel, int64_t c
 template <int R, int P>
 void vector_block(const PackedRows& a, const Block& block, int panel) {
   const auto* x = reinterpret_cast<const int32_t*>(a.data) + block.step * a.rows * kStep / 2;
-  const std::byte* b[P];
+  const std::byte *b[P], *next[P];
   Vec acc[P][R];
   const int64_t c_panel = kRowTile * kPanelWidth;
   float* c = block.c + panel * c_panel;
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
     b[p] = block.panels[panel + p];
+    next[p] = block.ahead != nullptr ? block.ahead[panel + p] : nullptr;
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
       acc[p][r] = block.accumulate ? vec_load(c + p * c_panel + r * kPanelWidth) : vec_zero();
@@ -138,7 +139,8 @@ void vector_block(const PackedRows& a, const Block& block, int panel) {
     Vec even[P][R], odd[P][R];
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
-      request<kTileBytes>(ahead, b[p] + ahead_distance(P));
+      request_ahead<kTileBytes>(ahead, b[p], (block.steps - s) * kTileBytes, next[p],
+                                ahead_distance(P));
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) even[p][r] = odd[p][r] = vec_zero();
     }

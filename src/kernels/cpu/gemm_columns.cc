@@ -31,10 +31,12 @@ WEFT_INLINE int64_t ceil_div(int64_t a, int64_t b) {
 struct PanelList {
   const std::byte* at[kMaxPanels];
   int count = 0;
+  int64_t columns = 0;  ///< output panels
 };
 
 PanelList list_panels(const ColumnJob& job, int64_t begin, int64_t end) {
   PanelList list;
+  list.columns = end - begin;
   for (int64_t p = begin; p < end; ++p) list.at[list.count++] = job.matrix.panel(p);
   if (job.epilogue == Epilogue::kSiluMul) {
     for (int64_t p = begin; p < end; ++p)
@@ -79,9 +81,10 @@ void prompt_block(const ColumnJob& job, const PanelList& list, int64_t tile, int
       block.c = c + p * tiles * kRowTile * kPanelWidth;
       for (int i = 0; i < block.count; ++i) {
         panels[i] = list.at[p + i] + step_bytes(format, step);
-        // The next panels of this pass, or the first ones of the next pass.
+        // The next panels of this pass, or the first ones of the next pass or block.
         const int next = p + per_pass + i;
         ahead[i] = next < list.count ? list.at[next] + step_bytes(format, step)
+                   : stream          ? list.at[i] + list.columns * job.matrix.panel_bytes
                                      : list.at[i] + step_bytes(format, step + pass);
         if (grouped) {
           std::byte* out = dequantized + i * kStepsPerPass * 1024;
@@ -91,8 +94,8 @@ void prompt_block(const ColumnJob& job, const PanelList& list, int64_t tile, int
         }
       }
       const bool more = p + per_pass < list.count || step + pass < job.matrix.steps;
-      block.ahead = !stream && more ? ahead : nullptr;
-      block.ahead_bytes = step_bytes(format, block.steps);
+      block.ahead = stream || more ? ahead : nullptr;
+      block.ahead_bytes = stream ? 0 : step_bytes(format, block.steps);
       if (format == WeightFormat::kF32) {
         multiply_f32(job.prompt, block);
       } else {
@@ -177,8 +180,12 @@ void compute_block(const ColumnJob& job, const ColumnCut& cut, int64_t index, st
     finish(job, c, {tiles * kRowTile, row, rows}, begin, end);
   }
   if (row_block > 0) return;
+  const std::byte* ahead[kMaxPanels];
+  for (int i = 0; i < list.count; ++i)
+    ahead[i] = list.at[i] + list.columns * job.matrix.panel_bytes;
   for (int64_t t = 0; t < ceil_div(job.decode.rows, kRowTile); t += kMaxRowTiles) {
     Block block;
+    block.ahead = ahead;
     block.tile = t;
     block.tiles = min64(kMaxRowTiles, ceil_div(job.decode.rows, kRowTile) - t);
     block.panels = list.at;

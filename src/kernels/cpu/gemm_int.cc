@@ -134,18 +134,20 @@ void panel_rows(const IntRows& a, const Block& block, int64_t row, int panel, Ah
   const float* scale = a.scales + int_row_at(a, first);
   const int32_t* minus = a.minus + int_row_at(a, first);
   const int64_t next = int_tile_rows(a);
-  const std::byte* pair[P];
+  const std::byte *pair[P], *behind[P];  // the stream and where it goes on
   Vec acc[P][R];
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
     pair[p] = block.panels[panel + p];
+    const int after = panel + P + p;
+    behind[p] = after < block.count ? block.panels[after] : block.ahead[after - block.count];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) acc[p][r] = vec_zero();
   }
   for (int64_t s = 0; s < block.steps; s += 2) {
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
-      request<kPairBytes>(ahead, pair[p] + kAhead);
+      request<kPairBytes>(ahead, s + 2 < block.steps ? pair[p] + kAhead : behind[p]);
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         Codes w[kQuads];

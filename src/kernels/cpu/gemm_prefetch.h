@@ -35,5 +35,19 @@ WEFT_INLINE void request(Ahead ahead, const std::byte* p) {
   }
 }
 
+/// Requests what a stream will read `distance` bytes from `at` on, `Bytes` of it. The stream has
+/// `left` bytes from `at` on; behind them it goes on at `next` (null: in place).
+template <int64_t Bytes>
+WEFT_INLINE void request_ahead(Ahead ahead, const std::byte* at, int64_t left,
+                               const std::byte* next, int64_t distance) {
+  constexpr int64_t kPart = Bytes < 512 ? Bytes : 512;
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < Bytes; i += kPart) {
+    const int64_t offset = distance + i;
+    const bool here = offset < left || next == nullptr;
+    request<kPart>(ahead, here ? at + offset : next + (offset - left));
+  }
+}
+
 }  // namespace
 }  // namespace weft::WEFT_ISA_NS

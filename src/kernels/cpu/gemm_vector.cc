@@ -105,11 +105,12 @@ void register_tile(const PackedRows& a, const Block& block, int64_t row, int pan
   const int64_t step_values = tile_rows(a) * kStep;
   const int64_t c_panel = block.tiles * kRowTile * kPanelWidth;
   float* c = block.c + panel * c_panel + row * kPanelWidth;
-  const std::byte* b[P];
+  const std::byte *b[P], *next[P];
   Vec acc[R][P];
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
     b[p] = block.panels[panel + p];
+    next[p] = block.ahead != nullptr ? block.ahead[panel + p] : nullptr;
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
       acc[r][p] = block.accumulate ? vec_load(c + p * c_panel + r * kPanelWidth) : vec_zero();
@@ -117,7 +118,14 @@ void register_tile(const PackedRows& a, const Block& block, int64_t row, int pan
   for (int64_t s = 0; s < block.steps; ++s) {
     if (ahead != Ahead::kNone) {
 #pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) request<Kernel::kStepBytes>(ahead, b[p] + ahead_distance(P));
+      for (int p = 0; p < P; ++p) {
+        if constexpr (P > 1) {
+          request_ahead<Kernel::kStepBytes>(ahead, b[p], (block.steps - s) * Kernel::kStepBytes,
+                                            next[p], ahead_distance(P));
+        } else {
+          request<Kernel::kStepBytes>(ahead, b[p] + ahead_distance(P));
+        }
+      }
     }
     Kernel::template step<R, P>(x, b, acc);
     x += step_values;
