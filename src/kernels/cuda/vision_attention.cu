@@ -1,8 +1,9 @@
 // segment_attention: softmax(q k^T scale) v among the rows of each segment, no mask, no cache: the
-// attention of vision towers. Four warps a block, 16 queries each; tiles of 64 keys in two stages
-// (cp.async), mma.sync m16n8k16, online softmax in fp32, weights rounded to bf16. Tiles are cut
-// from the segment's beginning, so a row's bits depend on its segment alone. Bound: 4 D flops a
-// (query, key) on the tensor cores. docs/images.md
+// attention of vision towers. Four warps a block, 32 queries each (16 where D > 80), for which each
+// fragment of K and V is read once; tiles of 64 keys in two stages (cp.async), mma.sync m16n8k16,
+// online softmax in fp32, weights rounded to bf16. Tiles are cut from the segment's beginning, so a
+// row's bits depend on its segment alone. Bound: 4 D flops a (query, key) on the tensor cores.
+// docs/images.md
 
 #include <cuda_bf16.h>
 
@@ -17,8 +18,7 @@ namespace weft::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kQueries = 16 * kWarps;  // of a block
-constexpr int kKeys = 64;              // of a tile
+constexpr int kKeys = 64;  // of a tile
 constexpr int kStages = 2;
 
 struct AttentionParams {
@@ -29,6 +29,20 @@ struct AttentionParams {
   int num_segments, head_dim;
   float factor;  // scale * log2(e)
 };
+
+/// Times 16 queries of a warp, as registers allow.
+constexpr int query_tiles(int steps) {
+  return steps <= 5 ? 2 : 1;
+}
+constexpr int block_queries(int steps) {
+  return 16 * query_tiles(steps) * kWarps;
+}
+
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 /// `Steps` * 16 dimensions; those behind head_dim are zeros.
 template <int Steps>
@@ -50,8 +64,54 @@ __device__ void load_tile(Tile<Steps>& tile, const __nv_bfloat16* head, int64_t 
   }
 }
 
+/// Keys behind the segment's `left` weigh nothing.
+__device__ __forceinline__ void mask(float (&scores)[kKeys / 8][4], int left, int lane) {
+#pragma unroll
+  for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (8 * n + 2 * (lane % 4) + i % 2 >= left) scores[n][i] = -INFINITY;
+    }
+  }
+}
+
+/// Scores become weights relative to the largest score so far, to which `out` and `total` shrink.
+template <int Steps>
+__device__ __forceinline__ void soften(float (&scores)[kKeys / 8][4], float (&largest)[2],
+                                       float (&total)[2], float (&out)[2 * Steps][4],
+                                       float factor) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float most = largest[half];
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+      most = fmaxf(most, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+    }
+    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+    const float shrink = exp2_approx((largest[half] - most) * factor), shift = -most * factor;
+    largest[half] = most;
+    total[half] *= shrink;
+#pragma unroll
+    for (int n = 0; n < 2 * Steps; ++n) {
+      out[n][2 * half] *= shrink;
+      out[n][2 * half + 1] *= shrink;
+    }
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+      for (int i = 2 * half; i < 2 * half + 2; ++i) {
+        scores[n][i] = exp2_approx(fmaf(scores[n][i], factor, shift));
+        total[half] += scores[n][i];
+      }
+    }
+  }
+}
+
 template <int Steps>
 __global__ __launch_bounds__(kWarps * 32) void attention_kernel(AttentionParams p) {
+  constexpr int kM = query_tiles(Steps), kQueries = block_queries(Steps);
+  static_assert(kQueries <= kStages * kKeys, "queries pass through the keys' tiles");
   extern __shared__ __align__(16) unsigned char memory[];
   auto* keys = reinterpret_cast<Tile<Steps>*>(memory);
   Tile<Steps>* values = keys + kStages;
@@ -71,20 +131,30 @@ __global__ __launch_bounds__(kWarps * 32) void attention_kernel(AttentionParams 
   const __nv_bfloat16* k = p.k + head * p.k_head;
   const __nv_bfloat16* v = p.v + head * p.v_head;
 
-  load_tile(keys[0], p.q + head * p.q_head, p.q_row, first, end, p.head_dim);
+  for (int i = 0; i < kQueries / kKeys; ++i) {
+    load_tile(keys[i], p.q + head * p.q_head, p.q_row, first + i * kKeys, end, p.head_dim);
+  }
   copy_async_commit();
   copy_async_wait<0>();
   __syncthreads();
-  uint32_t q[Steps][4];
+  uint32_t q[kM][Steps][4];
 #pragma unroll
-  for (int step = 0; step < Steps; ++step) {
-    load_matrices(q[step],
-                  shared_address(&keys[0].rows[16 * warp + lane % 16][16 * step + lane / 16 * 8]));
+  for (int m = 0; m < kM; ++m) {
+    const int row = 16 * (warp * kM + m) + lane % 16;
+#pragma unroll
+    for (int step = 0; step < Steps; ++step) {
+      load_matrices(
+          q[m][step],
+          shared_address(&keys[row / kKeys].rows[row % kKeys][16 * step + lane / 16 * 8]));
+    }
   }
   __syncthreads();
 
-  float out[2 * Steps][4] = {};
-  float largest[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
+  float out[kM][2 * Steps][4] = {};
+  float largest[kM][2], total[kM][2] = {};
+#pragma unroll
+  for (auto& of : largest) of[0] = of[1] = -INFINITY;
+  const bool idle = first + 16 * kM * warp >= end;  // the warp has no queries
   const int tiles = (end - begin + kKeys - 1) / kKeys;
   const auto fetch = [&](int tile) {
     load_tile(keys[tile % kStages], k, p.k_row, begin + tile * kKeys, end, p.head_dim);
@@ -100,83 +170,74 @@ __global__ __launch_bounds__(kWarps * 32) void attention_kernel(AttentionParams 
       copy_async_wait<0>();
     }
     __syncthreads();
-    const Tile<Steps>& key_tile = keys[tile % kStages];
-    const Tile<Steps>& value_tile = values[tile % kStages];
-    float scores[kKeys / 8][4] = {};
+    if (!idle) {
+      const Tile<Steps>& key_tile = keys[tile % kStages];
+      const Tile<Steps>& value_tile = values[tile % kStages];
+      float scores[kM][kKeys / 8][4] = {};
 #pragma unroll
-    for (int pair = 0; pair < kKeys / 16; ++pair) {
+      for (int pair = 0; pair < kKeys / 16; ++pair) {
 #pragma unroll
-      for (int step = 0; step < Steps; ++step) {
-        uint32_t b[4];
-        const int row = 16 * pair + lane / 16 * 8 + lane % 8;
-        load_matrices(b, shared_address(&key_tile.rows[row][16 * step + lane / 8 % 2 * 8]));
-        mma_bf16(scores[2 * pair], q[step], b[0], b[1]);
-        mma_bf16(scores[2 * pair + 1], q[step], b[2], b[3]);
+        for (int step = 0; step < Steps; ++step) {
+          uint32_t b[4];
+          const int row = 16 * pair + lane / 16 * 8 + lane % 8;
+          load_matrices(b, shared_address(&key_tile.rows[row][16 * step + lane / 8 % 2 * 8]));
+#pragma unroll
+          for (int m = 0; m < kM; ++m) {
+            mma_bf16(scores[m][2 * pair], q[m][step], b[0], b[1]);
+            mma_bf16(scores[m][2 * pair + 1], q[m][step], b[2], b[3]);
+          }
+        }
       }
-    }
-    const int left = end - begin - tile * kKeys;  // keys from this tile on
-    float most[2] = {largest[0], largest[1]};
+      const int left = end - begin - tile * kKeys;  // keys from this tile on
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int key = 8 * n + 2 * (lane % 4) + i % 2;
-        scores[n][i] = key < left ? scores[n][i] * p.factor : -INFINITY;
-        most[i / 2] = fmaxf(most[i / 2], scores[n][i]);
+      for (int m = 0; m < kM; ++m) {
+        if (left < kKeys) mask(scores[m], left, lane);
+        soften<Steps>(scores[m], largest[m], total[m], out[m], p.factor);
       }
-    }
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      most[half] = fmaxf(most[half], __shfl_xor_sync(0xffffffffu, most[half], 1));
-      most[half] = fmaxf(most[half], __shfl_xor_sync(0xffffffffu, most[half], 2));
-      const float shrink = exp2f(largest[half] - most[half]);
-      largest[half] = most[half];
-      total[half] *= shrink;
+      for (int pair = 0; pair < kKeys / 16; ++pair) {
+        uint32_t weights[kM][4];
 #pragma unroll
-      for (int n = 0; n < 2 * Steps; ++n) {
-        out[n][2 * half] *= shrink;
-        out[n][2 * half + 1] *= shrink;
-      }
-    }
+        for (int m = 0; m < kM; ++m) {
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) {
+          for (int i = 0; i < 4; ++i) {
+            const float(&of)[4] = scores[m][2 * pair + i / 2];
+            weights[m][i] = pack_bf16(of[i % 2 * 2], of[i % 2 * 2 + 1]);
+          }
+        }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        scores[n][i] = exp2f(scores[n][i] - largest[i / 2]);
-        total[i / 2] += scores[n][i];
-      }
-    }
+        for (int step = 0; step < Steps; ++step) {
+          uint32_t b[4];
+          load_matrices<true>(
+              b,
+              shared_address(&value_tile.rows[16 * pair + lane % 16][16 * step + lane / 16 * 8]));
 #pragma unroll
-    for (int pair = 0; pair < kKeys / 16; ++pair) {
-      const uint32_t weights[4] = {pack_bf16(scores[2 * pair][0], scores[2 * pair][1]),
-                                   pack_bf16(scores[2 * pair][2], scores[2 * pair][3]),
-                                   pack_bf16(scores[2 * pair + 1][0], scores[2 * pair + 1][1]),
-                                   pack_bf16(scores[2 * pair + 1][2], scores[2 * pair + 1][3])};
-#pragma unroll
-      for (int step = 0; step < Steps; ++step) {
-        uint32_t b[4];
-        load_matrices<true>(
-            b, shared_address(&value_tile.rows[16 * pair + lane % 16][16 * step + lane / 16 * 8]));
-        mma_bf16(out[2 * step], weights, b[0], b[1]);
-        mma_bf16(out[2 * step + 1], weights, b[2], b[3]);
+          for (int m = 0; m < kM; ++m) {
+            mma_bf16(out[m][2 * step], weights[m], b[0], b[1]);
+            mma_bf16(out[m][2 * step + 1], weights[m], b[2], b[3]);
+          }
+        }
       }
     }
     __syncthreads();
   }
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float sum = total[half];
-    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-    const int row = first + 16 * warp + lane / 4 + 8 * half;
-    if (row >= end) continue;
-    __nv_bfloat16* to = p.out + row * p.out_row + head * p.out_head;
+  for (int m = 0; m < kM; ++m) {
 #pragma unroll
-    for (int n = 0; n < 2 * Steps; ++n) {
-      const int column = 8 * n + 2 * (lane % 4);
-      if (column >= p.head_dim) continue;
-      *reinterpret_cast<uint32_t*>(to + column) =
-          pack_bf16(out[n][2 * half] / sum, out[n][2 * half + 1] / sum);
+    for (int half = 0; half < 2; ++half) {
+      float sum = total[m][half];
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      const int row = first + 16 * (warp * kM + m) + lane / 4 + 8 * half;
+      if (row >= end) continue;
+      __nv_bfloat16* to = p.out + row * p.out_row + head * p.out_head;
+#pragma unroll
+      for (int n = 0; n < 2 * Steps; ++n) {
+        const int column = 8 * n + 2 * (lane % 4);
+        if (column >= p.head_dim) continue;
+        *reinterpret_cast<uint32_t*>(to + column) =
+            pack_bf16(out[m][n][2 * half] / sum, out[m][n][2 * half + 1] / sum);
+      }
     }
   }
 }
@@ -194,10 +255,11 @@ void run(Stream& stream, const AttentionParams& p, unsigned blocks, unsigned hea
 void segment_attention(Stream& stream, const SegmentAttnArgs& args) {
   const int64_t dim = args.q.dim(2);
   CHECK(dim % 8 == 0 && dim <= 128, "segment_attention: a head is a multiple of 8, at most 128");
+  const int queries = block_queries(static_cast<int>(dim + 15) / 16);
   unsigned blocks = 0;
   for (int s = 0; s < args.num_segments; ++s) {
     const int length = args.host_bounds[s + 1] - args.host_bounds[s];
-    blocks += static_cast<unsigned>((length + kQueries - 1) / kQueries);
+    blocks += static_cast<unsigned>((length + queries - 1) / queries);
   }
   if (blocks == 0) return;
   const AttentionParams p{.q = static_cast<const __nv_bfloat16*>(args.q.data),
