@@ -63,8 +63,9 @@ std::vector<SpeculateItem> choose_items(const std::vector<SpeculateItem>& items,
 /// What one task, or all, came to under one configuration.
 struct SpeculateTotals {
   int64_t requests = 0, prompt_tokens = 0, output_tokens = 0;
-  int64_t different = 0;  ///< answers that are not those of `none`
-  double seconds = 0;     ///< sum of the requests' times
+  int64_t different = 0;      ///< answers that are not those of `none`
+  double seconds = 0;         ///< sum of the requests' times
+  double decode_seconds = 0;  ///< of them, behind the first token
   SpeculationCounts counts;
 };
 

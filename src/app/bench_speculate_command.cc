@@ -149,6 +149,7 @@ void add_answer(SpeculateTotals& totals, const Answer& answer, const std::vector
   totals.prompt_tokens += answer.usage.prompt_tokens;
   totals.output_tokens += static_cast<int64_t>(answer.tokens.size());
   totals.seconds += seconds_between(answer.started, answer.finished);
+  totals.decode_seconds += seconds_between(answer.first_token, answer.token_times.back());
   totals.counts.add(answer.speculation);
   if (plain != nullptr && *plain != answer.tokens) ++totals.different;
 }

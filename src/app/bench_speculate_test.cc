@@ -106,8 +106,10 @@ SpeculateReport report() {
       no{.name = "ngram-3", .num_speculative_tokens = 3, .refused = "not here"};
   none.output_rates = {100, 300, 110};
   mtp.output_rates = {220};
-  none.all = {.requests = 1, .prompt_tokens = 10, .output_tokens = 6, .seconds = 2};
-  mtp.all = {.requests = 1, .prompt_tokens = 10, .output_tokens = 6, .seconds = 1};
+  none.all = {
+      .requests = 1, .prompt_tokens = 10, .output_tokens = 6, .seconds = 2, .decode_seconds = 1.5};
+  mtp.all = {
+      .requests = 1, .prompt_tokens = 10, .output_tokens = 6, .seconds = 1, .decode_seconds = 0.5};
   mtp.all.counts.add(SpeculationStep{.emitted = 1});
   mtp.all.counts.add(SpeculationStep{.emitted = 3, .proposed = {2, 0}, .accepted = {2, 0}});
   mtp.all.counts.add(SpeculationStep{.emitted = 2, .proposed = {2, 0}, .accepted = {1, 0}});
@@ -119,12 +121,12 @@ SpeculateReport report() {
 
 TEST(BenchSpeculate, TheReportSaysTheSameInAllForms) {
   const std::string markdown = speculate_markdown(report());
-  EXPECT_NE(markdown.find("| none | 110.0 | 1.00x |"), std::string::npos) << markdown;
-  EXPECT_NE(markdown.find("| mtp-2 | 220.0 | 2.00x |"), std::string::npos) << markdown;
+  EXPECT_NE(markdown.find("| none | 110.0 | 1.00x | 1.00x |"), std::string::npos) << markdown;
+  EXPECT_NE(markdown.find("| mtp-2 | 220.0 | 2.00x | 3.00x |"), std::string::npos) << markdown;
   EXPECT_NE(markdown.find("| 2.00 | 3 of 4 | 100 %, 50 % | 0 of 1 |"), std::string::npos)
       << markdown;
   EXPECT_NE(markdown.find("| ngram-3 | refused: not here |"), std::string::npos) << markdown;
-  EXPECT_NE(markdown.find("| t | 1 | 10 | 6.0 | 2.00x, 2.00, 100 % |"), std::string::npos)
+  EXPECT_NE(markdown.find("| t | 1 | 10 | 6.0 | 3.00x, 2.00, 100 % |"), std::string::npos)
       << markdown;
 
   const json parsed = json::parse(speculate_json(report()));
