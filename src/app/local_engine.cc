@@ -1,5 +1,7 @@
 #include "app/local_engine.h"
 
+#include <fmt/format.h>
+
 #include <filesystem>
 #include <random>
 
@@ -216,6 +218,12 @@ Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options
 Result<void> check_speculation(const SpeculationConfig& config, const EnginePlan& plan) {
   if (!config.on()) return {};
   if (config.uses_mtp() && !plan.spec.mtp) {
+    if (!plan.spec.names.mtp_not_run.empty()) {
+      return unsupported(
+          fmt::format("--speculative-config: the multi-token prediction module of {} ({}*) is not "
+                      "run; allowed: method ngram",
+                      plan.spec.architecture, plan.spec.names.mtp_not_run));
+    }
     return unsupported(
         "--speculative-config: this checkpoint has no multi-token prediction module; allowed: "
         "method ngram");

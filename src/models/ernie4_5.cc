@@ -15,7 +15,8 @@ Result<ModelSpec> parse_dense_part(const ConfigJson& config) {
   spec.rope.style = RopeStyle::kInterleaved;
   spec.layers.assign(static_cast<size_t>(TRY(parse_num_layers(text))),
                      LayerSpec{.mixer = attention, .mlp = TRY(parse_dense_mlp(text))});
-  spec.names.ignored_prefixes = {"model.mtp_"};  // a draft module of another make
+  spec.names.mtp_not_run = "model.mtp_";
+  spec.names.ignored_prefixes = {spec.names.mtp_not_run};
   return spec;
 }
 

@@ -134,6 +134,20 @@ TEST(Families, MtpAndHeadComeFromTheCheckpoint) {
   EXPECT_TRUE(spec.mtp.has_value());
 }
 
+TEST(Families, NamesTheDraftModuleThatItDoesNotRun) {
+  const auto not_run = [](const char* name) {
+    ModelSpec spec =
+        parse_model(load_config(oracle_dir() + "/models/" + name).value().config).value();
+    spec.tied_head = true;  // what is left out because it is the embedding is no module
+    adapt_to_checkpoint(spec, Checkpoint::open(oracle_dir() + "/models/" + name).value());
+    return spec.names.mtp_not_run;
+  };
+  EXPECT_EQ(not_run("ernie4_5"), "model.mtp_");
+  EXPECT_EQ(not_run("ernie4_5_moe"), "model.mtp_");
+  EXPECT_EQ(not_run("qwen3"), "");
+  EXPECT_EQ(not_run("qwen3_next"), "");
+}
+
 TEST(Families, FootprintIsWhatLoadingTakes) {
   const std::string dir = oracle_dir() + "/models/qwen3_next";
   const ModelSpec spec = parse_model(load_config(dir).value().config).value();

@@ -19,6 +19,7 @@ struct NameMap {
   std::string model = "model.";         ///< before embed_tokens, layers.N and norm
   std::string head = "lm_head.weight";  ///< absent when tied
   std::string mtp = "mtp.";
+  std::string mtp_not_run;  ///< of a draft module of another make; its tensors are left out
   std::string vision = "model.visual.";
   std::vector<std::string> ignored_prefixes;  ///< tensors that inference does not need
   /// The scales of static KV caches are read by kv_scales_of().
