@@ -18,7 +18,8 @@
 namespace weft::WEFT_ISA_NS {
 namespace {
 
-constexpr int kRowsAtOnce = 4;  // of S, token by token; sizes are multiples of 8 at least
+constexpr int kRowsAtOnce = 4;          // of S, token by token; sizes are multiples of 8 at least
+constexpr int64_t kStateRowsAhead = 8;  // rows of S to prefetch; past a head's end lies the next
 
 template <class Chunks>
 class Worker {
@@ -121,6 +122,7 @@ class Worker {
     for (int64_t t = 0; t < run.n; ++t) qk[t] = dot(q_ + t * kd_, k_ + t * kd_);
     rows_.convolve(run, rows_.v_channel(hv), vd_, run.n, v_);
     for (int64_t i = 0; i < vd_; i += kRowsAtOnce) {
+      if (from.data != nullptr) from.bring((i + kStateRowsAhead) * kd_, kRowsAtOnce * kd_);
       for (int64_t c = 0; c < kRowsAtOnce * kd_; c += kLanes) {
         store(state_rows_ + c, from.data == nullptr ? splat(0) : from.at(i * kd_ + c));
       }
@@ -288,12 +290,37 @@ void run_units(Stream& stream, const GdnArgs& args, int64_t first, int64_t last)
   });
 }
 
+/// The layer's norm of what the chunks have not normed.
+template <class Chunks>
+void norm_rows(Stream& stream, const GdnArgs& args) {
+  if (args.norm.z.data == nullptr) return;
+  int64_t begin = 0;  // prompt rows come first
+  if (Chunks::kNorms && args.num_segments > 0) {
+    begin =
+        static_cast<const int32_t*>(args.cu_q.data)[args.num_prompt_segments * args.cu_q.stride[0]];
+  }
+  const auto rest = [&](TensorView v) {
+    v.data = static_cast<float*>(v.data) + begin * v.stride[0];
+    v.shape[0] -= begin;
+    return v;
+  };
+  const TensorView out = rest(args.out);
+  if (out.shape[0] <= 0) return;
+  gated_norm(stream, {.x = out,
+                      .z = rest(args.norm.z),
+                      .weight = args.norm.weight,
+                      .out = out,
+                      .eps = args.norm.eps,
+                      .activation = args.norm.activation});
+}
+
 /// A sequence may be in both: its prompt's last chunk, and behind it generated tokens that are
 /// computed again.
 template <class Chunks>
 void run_arithmetics(Stream& stream, const GdnArgs& args) {
   run_units<Chunks>(stream, args, 0, args.num_prompt_segments);
   run_units<Chunks>(stream, args, args.num_prompt_segments, args.num_segments);
+  norm_rows<Chunks>(stream, args);
 }
 
 }  // namespace
@@ -319,20 +346,10 @@ void gdn(Stream& stream, const GdnArgs& args) {
 #if WEFT_AMX
   if (TileChunks::takes(shape)) {
     run_arithmetics<TileChunks>(stream, args);
-  } else {
-    run_arithmetics<FmaChunks>(stream, args);
+    return;
   }
-#else
-  run_arithmetics<FmaChunks>(stream, args);
 #endif
-  if (args.norm.z.defined()) {
-    gated_norm(stream, {.x = args.out,
-                        .z = args.norm.z,
-                        .weight = args.norm.weight,
-                        .out = args.out,
-                        .eps = args.norm.eps,
-                        .activation = args.norm.activation});
-  }
+  run_arithmetics<FmaChunks>(stream, args);
 }
 
 }  // namespace weft::WEFT_ISA_NS

@@ -8,6 +8,8 @@ namespace weft::WEFT_ISA_NS {
 
 class FmaChunks {
  public:
+  static constexpr bool kNorms = false;  ///< the outputs are before the layer's norm
+
   /// `memory` as large as taken() of a carver that passed through here.
   FmaChunks(const GdnRows& rows, int64_t count, Carver& memory) : rows_(rows) {
     const int64_t kd = rows.kd(), vd = rows.vd();

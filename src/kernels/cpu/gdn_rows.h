@@ -46,6 +46,14 @@ struct HeadState {
     return half ? load_bf16(static_cast<const bf16*>(data) + i)
                 : load(static_cast<const float*>(data) + i);
   }
+  /// Requests elements [i, i + n) for the second cache; they may lie outside.
+  void bring(int64_t i, int64_t n) const {
+    const auto first =
+        reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(half ? 2 * i : 4 * i);
+    for (int64_t at = 0; at < (half ? 2 * n : 4 * n); at += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(first + static_cast<uintptr_t>(at)), _MM_HINT_T1);
+    }
+  }
   void put(int64_t i, Vec x) const {
     if (half) {
       store_bf16(static_cast<bf16*>(data) + i, x);
@@ -150,6 +158,11 @@ class GdnRows {
   }
   float* out_row(int64_t t, int64_t hv) const {
     return static_cast<float*>(args_.out.data) + t * args_.out.stride[0] + hv * args_.out.stride[1];
+  }
+  /// Row t of the norm's gate.
+  const float* gate_row(int64_t t, int64_t hv) const {
+    const TensorView& z = args_.norm.z;
+    return static_cast<const float*>(z.data) + t * z.stride[0] + hv * z.stride[1];
   }
   static void prefetch(const float* row, int64_t width) {
     for (int64_t c = 0; c < width; c += kLanes) {

@@ -10,6 +10,7 @@
 
 #include "kernels/cpu/gdn_rows.h"
 #include "kernels/cpu/gemm_tiles.h"
+#include "kernels/cpu/norm.h"
 
 #if WEFT_AMX
 
@@ -25,30 +26,52 @@ struct TileMatrix {
   bf16* base;
   int64_t outer, step;
   bf16* tile(int64_t i, int64_t s) const { return base + (i * outer + s * step) * kBoth; }
+  TileMatrix from(int64_t i) const { return {tile(i, 0), outer, step}; }
 };
 
-/// c[32, 32] = a b (or c + a b) over `steps` tiles of depth: tiles (i, .), (i + 1, .) of a and
-/// (j, .), (j + 1, .) of b. An element's terms are added in one order, whatever lies beside it.
-template <bool kAdd>
-WEFT_INLINE void multiply_pair(const TileMatrix& a, int64_t i, const TileMatrix& b, int64_t j,
-                               int64_t steps, const RowMatrix& c) {
-  const int64_t stride = c.stride * 4;
-  if constexpr (kAdd) {
-    _tile_loadd(0, c.base, stride);
-    _tile_loadd(1, c.base + kLanes, stride);
-    _tile_loadd(2, c.row(kLanes), stride);
-    _tile_loadd(3, c.row(kLanes) + kLanes, stride);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+/// Lines to bring to the second cache while tiles are multiplied, some every step: rows lie pages
+/// apart, where no hardware prefetcher follows, and all at once they would wait for each other.
+class Ahead {
+ public:
+  /// `width` floats at `row(i)` for i in [0, rows); `steps` steps to bring them in.
+  Ahead(const float* first, int64_t stride, int64_t width, int64_t rows, int64_t steps)
+      : at_(first), stride_(stride), width_(width), rows_(rows) {
+    step_lines_ = (rows * (width / kWide) + steps - 1) / steps;
   }
+  WEFT_INLINE void step() {
+    for (int64_t i = 0; i < step_lines_; ++i) {
+      if (rows_ <= 0) return;
+      _mm_prefetch(reinterpret_cast<const char*>(at_ + column_), _MM_HINT_T1);
+      column_ += kWide;
+      if (column_ < width_) continue;
+      column_ = 0;
+      at_ += stride_;
+      --rows_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kWide = 16;  // of two lines the second comes with the first
+  const float* at_;
+  int64_t stride_, width_, rows_, step_lines_, column_ = 0;
+};
+
+/// c[32, 32] = a b over `steps` tiles of depth: tiles (0, .), (1, .) of each.
+/// An element's terms are added in one order, whatever lies beside it.
+template <class... Aheads>
+WEFT_INLINE void multiply_pair(const TileMatrix& a, const TileMatrix& b, int64_t steps,
+                               const RowMatrix& c, Aheads&... ahead) {
+  const int64_t stride = c.stride * 4;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
   for (int64_t s = 0; s < steps; ++s) {
-    const bf16 *a0 = a.tile(i, s), *a1 = a.tile(i + 1, s);
-    const bf16 *b0 = b.tile(j, s), *b1 = b.tile(j + 1, s);
+    const bf16 *a0 = a.tile(0, s), *a1 = a.tile(1, s);
+    const bf16 *b0 = b.tile(0, s), *b1 = b.tile(1, s);
     _tile_loadd(4, a0, 64);
     _tile_loadd(6, b0, 64);
+    (ahead.step(), ...);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, b1, 64);
     _tile_dpbf16ps(1, 4, 7);
@@ -141,12 +164,17 @@ inline void transpose_words(const bf16* from, bf16* to) {
 
 class TileChunks {
  public:
+  static constexpr bool kNorms = true;  ///< the outputs are those of the layer's norm
   static bool takes(const GdnShape& s) {
     return s.key_dim % kTilePair == 0 && s.value_dim % kTilePair == 0;
   }
 
   TileChunks(const GdnRows& rows, int64_t count, Carver& memory)
       : rows_(rows), kd_(rows.kd()), vd_(rows.vd()) {
+    const TensorView& out = rows.args().out;
+    const auto lines = [](int64_t floats) { return floats % kLanes == 0; };
+    streams_ = out.shape[0] * out.shape[1] * vd_ >= kStreamFloats && lines(out.stride[0]) &&
+               lines(out.stride[1]) && reinterpret_cast<uintptr_t>(out.data) % 64 == 0;
     const auto tiles = [&](int64_t n) { return static_cast<bf16*>(memory.bytes(n * kBoth * 2)); };
     const int64_t k_tiles = kd_ / 16, v_tiles = vd_ / 16;
     state_ = memory.floats(count * kd_ * vd_);
@@ -173,7 +201,9 @@ class TileChunks {
     if (state_ != nullptr) load_tile_config(config);
   }
   ~TileChunks() {
-    if (state_ != nullptr) _tile_release();
+    if (state_ == nullptr) return;
+    _tile_release();
+    _mm_sfence();  // for what was streamed
   }
   TileChunks(const TileChunks&) = delete;
   TileChunks& operator=(const TileChunks&) = delete;
@@ -185,8 +215,9 @@ class TileChunks {
     for (int64_t k = 0; k < kd_; k += kTilePair) {
       for (int64_t p = 0; p < kLanes; ++p) {
         const float* s = state(r) + (k + 2 * p) * vd_;
+        bf16* to = pair_row(states(r), k / kTilePair, p);
         for (int64_t c = 0; c < vd_; c += kLanes) {
-          put_pair(states(r), k / kTilePair, p, c, load(s + c), load(s + vd_ + c));
+          put_pair(to, c, load(s + c), load(s + vd_ + c));
         }
       }
     }
@@ -224,9 +255,8 @@ class TileChunks {
     for (int64_t i = 0; i < rows / kLanes; i += 2) {  // k k^T, q k^T: the lower triangle
       for (int64_t j = 0; j <= i; j += 2) {
         for (int64_t part = 0; part < 2; ++part) {
-          multiply_pair<false>(
-              kq_, 4 * part + i, keys_, j, kd_ / kTilePair,
-              {dots_ + (part * kChunk + i * kLanes) * kChunk + j * kLanes, kChunk});
+          multiply_pair(kq_.from(4 * part + i), keys_.from(j), kd_ / kTilePair,
+                        {dots_ + (part * kChunk + i * kLanes) * kChunk + j * kLanes, kChunk});
         }
       }
     }
@@ -243,17 +273,20 @@ class TileChunks {
     invert(rows);
 
     tile_fence();
+    const int64_t steps = vd_ / kTilePair * 4 * (kd_ / kTilePair);
+    Ahead values = next_rows(run, rows_.v_channel(hv), vd_, 0, kChunk, steps);
+    Ahead gates_ahead = gate_rows(run, hv, steps);
     for (int64_t c = 0; c < vd_; c += kTilePair) {  // k S over q S
       for (int64_t i = 0; i < kChunk / kLanes * 2; i += 2) {
         if (i % 4 * kLanes >= rows) continue;
-        bring_values(run, hv, c / kTilePair * 4 + i / 2, vd_ / kTilePair * 4);
-        multiply_pair<false>(kq_, i, states(r), c / kLanes, kd_ / kTilePair,
-                             {read_ + i * kLanes * vd_ + c, vd_});
+        multiply_pair(kq_.from(i), states(r).from(c / kLanes), kd_ / kTilePair,
+                      {read_ + i * kLanes * vd_ + c, vd_}, values, gates_ahead);
       }
     }
     tile_fence();
     rows_.convolve(run, rows_.v_channel(hv), vd_, rows, rows_in_);
     for (int64_t i = 0; i < rows; i += 2) {  // y = beta (v - exp(G) k S)
+      bf16* to = pair_row(y_, i / kTilePair, i % kTilePair / 2);
       for (int64_t c = 0; c < vd_; c += kLanes) {
         Vec y[2];
         for (int64_t l = 0; l < 2; ++l) {
@@ -261,30 +294,53 @@ class TileChunks {
           y[l] = splat(gates.beta[i + l]) *
                  fnma(splat(d.decay[i + l]), load(read_ + at), load(rows_in_ + at));
         }
-        put_pair(y_, i / kTilePair, i % kTilePair / 2, c, y[0], y[1]);
+        put_pair(to, c, y[0], y[1]);
       }
     }
     triangle_product(t_, rows, u_);
     for (int64_t i = 0; i < rows; i += 2) {  // u, and u decayed to the end of the chunk
       const Vec first = splat(d.rest[i]), second = splat(d.rest[i + 1]);
+      bf16* to = pair_row(y_, i / kTilePair, i % kTilePair / 2);
+      bf16* to_decayed = pair_row(w_, i / kTilePair, i % kTilePair / 2);
       for (int64_t c = 0; c < vd_; c += kLanes) {
         const Vec a = load(u_ + i * vd_ + c), b = load(u_ + (i + 1) * vd_ + c);
-        put_pair(y_, i / kTilePair, i % kTilePair / 2, c, a, b);
-        put_pair(w_, i / kTilePair, i % kTilePair / 2, c, first * a, second * b);
+        put_pair(to, c, a, b);
+        put_pair(to_decayed, c, first * a, second * b);
       }
     }
     triangle_product(p_, rows, u_);
-    for (int64_t i = 0; i < run.n; ++i) {  // o = exp(G) q S + p u
-      float* out = rows_.out_row(run.begin + i, hv);
-      const float* past = read_ + (kChunk + i) * vd_;
-      for (int64_t c = 0; c < vd_; c += kLanes) {
-        store(out + c, fma(splat(d.decay[i]), load(past + c), load(u_ + i * vd_ + c)));
-      }
-    }
+    store_outputs(run, hv, d.decay);
     update(run, {r, rows, d.whole}, hv);
   }
 
  private:
+  static constexpr int64_t kStreamFloats = int64_t{2} << 20;
+
+  /// o = exp(G) q S + p u, and the norm. Many rows pass by the caches.
+  void store_outputs(const Run& run, int64_t hv, const float* decay) {
+    const GdnNorm& norm = rows_.args().norm;
+    const GatedNorm row_norm{static_cast<const float*>(norm.weight.data), norm.eps,
+                             norm.activation};
+    alignas(64) float o[kMaxDim];
+    for (int64_t i = 0; i < run.n; ++i) {
+      const float* past = read_ + (kChunk + i) * vd_;
+      for (int64_t c = 0; c < vd_; c += kLanes) {
+        store(o + c, fma(splat(decay[i]), load(past + c), load(u_ + i * vd_ + c)));
+      }
+      if (norm.z.data != nullptr) {
+        gated_norm_row(row_norm, o, rows_.gate_row(run.begin + i, hv), vd_, o);
+      }
+      float* out = rows_.out_row(run.begin + i, hv);
+      for (int64_t c = 0; c < vd_; c += kLanes) {
+        if (streams_) {
+          _mm512_stream_ps(out + c, load(o + c).v);
+        } else {
+          store(out + c, load(o + c));
+        }
+      }
+    }
+  }
+
   static int64_t padded(const Run& run) { return run.n <= kTilePair ? kTilePair : kChunk; }
 
   TileMatrix states(int64_t r) const {
@@ -292,12 +348,15 @@ class TileChunks {
     return {states_ + r * (kd_ / kTilePair) * v_tiles * kBoth, 1, v_tiles};
   }
 
-  /// Rows 2 p and 2 p + 1 of step s of a right operand, columns c .. c + 15.
-  WEFT_INLINE static void put_pair(const TileMatrix& m, int64_t s, int64_t p, int64_t c, Vec a,
-                                   Vec b) {
+  /// Where rows 2 p and 2 p + 1 of step s of a right operand with outer == 1 begin; 16 columns on
+  /// lies kBoth / kLanes elements a column further.
+  WEFT_INLINE static bf16* pair_row(const TileMatrix& m, int64_t s, int64_t p) {
+    return m.tile(0, s) + p * 32;
+  }
+  WEFT_INLINE static void put_pair(bf16* row, int64_t c, Vec a, Vec b) {
     __m512i high, low;
     split_pairs(a, b, high, low);
-    store_split(m.tile(c / kLanes, s), p, high, low);
+    store_split(row + c * (kBoth / kLanes), 0, high, low);
   }
 
   /// x [rows, K] as row tiles from `first` on.
@@ -401,7 +460,7 @@ class TileChunks {
     tile_fence();
     for (int64_t c = 0; c < vd_; c += kTilePair) {
       for (int64_t i = 0; i < rows / kLanes; i += 2) {
-        multiply_pair<false>(m, i, y_, c / kLanes, i / 2 + 1, {out + i * kLanes * vd_ + c, vd_});
+        multiply_pair(m.from(i), y_.from(c / kLanes), i / 2 + 1, {out + i * kLanes * vd_ + c, vd_});
       }
     }
     tile_fence();
@@ -415,17 +474,22 @@ class TileChunks {
   void update(const Run& run, const Update& now, int64_t hv) {
     const Vec factor = splat(now.whole);
     const TileMatrix tiles = states(now.head);
+    // The next chunk's q and k: each value head brings its share.
+    const int64_t group = rows_.group(), hk = hv / group, share = kChunk / group;
+    const int64_t first = hv % group * share, steps = kd_ / kTilePair * (vd_ / kTilePair) * 2;
+    Ahead queries = next_rows(run, rows_.q_channel(hk), kd_, first, share, steps);
+    Ahead keys = next_rows(run, rows_.k_channel(hk), kd_, first, share, steps);
     for (int64_t k = 0; k < kd_; k += kTilePair) {
-      bring_keys(run, hv, k / kTilePair, kd_ / kTilePair);
       tile_fence();
       for (int64_t c = 0; c < vd_; c += kTilePair) {
-        multiply_pair<false>(turned_, k / kLanes, w_, c / kLanes, now.rows / kTilePair,
-                             {change_ + c, vd_});
+        multiply_pair(turned_.from(k / kLanes), w_.from(c / kLanes), now.rows / kTilePair,
+                      {change_ + c, vd_}, queries, keys);
       }
       tile_fence();
       for (int64_t p = 0; p < kLanes; ++p) {
         float* s = state(now.head) + (k + 2 * p) * vd_;
         const float* change = change_ + 2 * p * vd_;
+        bf16* to = pair_row(tiles, k / kTilePair, p);
         for (int64_t c = 0; c < vd_; c += kLanes) {
           Vec a = fma(factor, load(s + c), load(change + c));
           Vec b = fma(factor, load(s + vd_ + c), load(change + vd_ + c));
@@ -435,43 +499,29 @@ class TileChunks {
           }
           store(s + c, a);
           store(s + vd_ + c, b);
-          put_pair(tiles, k / kTilePair, p, c, a, b);
+          put_pair(to, c, a, b);
         }
       }
     }
   }
 
-  // Rows lie pages apart, and the tiles leave the memory idle: what is needed next is brought to
-  // the second cache between products, part `part` of `parts` at a time.
-
-  /// Where this chunk's outputs go, and the next one's v.
-  void bring_values(const Run& run, int64_t hv, int64_t part, int64_t parts) const {
-    const int64_t next = run.segment.end - run.begin - kChunk;
-    for (int64_t i = kChunk * part / parts; i < kChunk * (part + 1) / parts; ++i) {
-      if (i < run.n) bring(rows_.out_row(run.begin + i, hv), vd_);
-      if (i < next) bring(rows_.input(run.begin + kChunk + i) + rows_.v_channel(hv), vd_);
-    }
+  /// This chunk's rows of the norm's gate.
+  Ahead gate_rows(const Run& run, int64_t hv, int64_t steps) const {
+    const TensorView& z = rows_.args().norm.z;
+    if (z.data == nullptr) return {nullptr, 0, vd_, 0, 1};
+    return {rows_.gate_row(run.begin, hv), z.stride[0], vd_, run.n, steps};
   }
-  /// The next chunk's q and k, of which each value head brings its share.
-  void bring_keys(const Run& run, int64_t hv, int64_t part, int64_t parts) const {
-    const int64_t next = run.segment.end - run.begin - kChunk, group = rows_.group();
-    const int64_t hk = hv / group;
-    parts *= group;
-    part += parts / group * (hv % group);
-    for (int64_t i = kChunk * part / parts; i < kChunk * (part + 1) / parts; ++i) {
-      if (i >= next) continue;
-      bring(rows_.input(run.begin + kChunk + i) + rows_.q_channel(hk), kd_);
-      bring(rows_.input(run.begin + kChunk + i) + rows_.k_channel(hk), kd_);
-    }
-  }
-  static void bring(const float* row, int64_t width) {
-    for (int64_t c = 0; c < width; c += kLanes) {
-      _mm_prefetch(reinterpret_cast<const char*>(row + c), _MM_HINT_T1);
-    }
+  /// The next chunk's rows of the input from `channel` on, rows [first, first + rows) of it.
+  Ahead next_rows(const Run& run, int64_t channel, int64_t width, int64_t first, int64_t rows,
+                  int64_t steps) const {
+    const int64_t left = run.segment.end - run.begin - kChunk - first;
+    return {rows_.input(run.begin + kChunk + first) + channel, rows_.args().qkv.stride[0], width,
+            left < rows ? left : rows, steps};
   }
 
   const GdnRows& rows_;
   const int64_t kd_, vd_;
+  bool streams_;
   float* state_;         // [count][K][V]: S^T
   bf16* states_;         // its tiles: depth K, columns V
   TileMatrix kq_;        // rows 0 .. 63 of k, then of q; depth K

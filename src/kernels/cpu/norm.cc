@@ -20,17 +20,6 @@ void add_into(const float* x, float* sum, int64_t n) {
       n, [&](int64_t i, int64_t m) { store_n(sum + i, load_n(sum + i, m) + load_n(x + i, m), m); });
 }
 
-void gated_row(const GatedNormArgs& args, const float* x, const float* z, float* out) {
-  const int64_t n = args.weight.shape[0];
-  const auto* weight = static_cast<const float*>(args.weight.data);
-  const Vec scale = splat(rms_scale(x, n, args.eps));
-  for_lanes(n, [&](int64_t i, int64_t m) {
-    const Vec gate = load_n(z + i, m);
-    const Vec act = args.activation == GateActivation::kSilu ? silu(gate) : sigmoid(gate);
-    store_n(out + i, load_n(weight + i, m) * (load_n(x + i, m) * scale) * act, m);
-  });
-}
-
 }  // namespace
 
 void rms_norm(Stream& stream, const RmsNormArgs& args) {
@@ -52,12 +41,13 @@ void rms_norm(Stream& stream, const RmsNormArgs& args) {
 
 void gated_norm(Stream& stream, const GatedNormArgs& args) {
   const int64_t heads = args.x.shape[1], width = args.x.shape[2];
+  const GatedNorm norm{static_cast<const float*>(args.weight.data), args.eps, args.activation};
   const auto body = [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t h = 0; h < heads; ++h) {
-        gated_row(args, row_of(args.x, t) + h * args.x.stride[1],
-                  row_of(args.z, t) + h * args.z.stride[1],
-                  row_of_mutable(args.out, t) + h * args.out.stride[1]);
+        gated_norm_row(norm, row_of(args.x, t) + h * args.x.stride[1],
+                       row_of(args.z, t) + h * args.z.stride[1], width,
+                       row_of_mutable(args.out, t) + h * args.out.stride[1]);
       }
     }
   };

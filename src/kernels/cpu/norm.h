@@ -29,4 +29,21 @@ inline void rms_norm_row(const float* x, const float* weight, int64_t n, float e
   });
 }
 
+struct GatedNorm {
+  const float* weight;  ///< [n]
+  float eps;
+  GateActivation activation;
+};
+
+/// out = weight * x * rms_scale(x) * act(z); out may be x.
+inline void gated_norm_row(const GatedNorm& norm, const float* x, const float* z, int64_t n,
+                           float* out) {
+  const Vec scale = splat(rms_scale(x, n, norm.eps));
+  for_lanes(n, [&](int64_t i, int64_t m) {
+    const Vec gate = load_n(z + i, m);
+    const Vec act = norm.activation == GateActivation::kSilu ? silu(gate) : sigmoid(gate);
+    store_n(out + i, load_n(norm.weight + i, m) * (load_n(x + i, m) * scale) * act, m);
+  });
+}
+
 }  // namespace weft::WEFT_ISA_NS
