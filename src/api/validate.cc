@@ -118,7 +118,7 @@ Result<SamplingParams> validate_sampling(const SamplingRequest& request,
   out.min_p = TRY(in_range("min_p", pick(request.min_p, defaults.min_p, 0.0), {0, 1}));
   out.repetition_penalty = TRY(
       in_range("repetition_penalty",
-               pick(request.repetition_penalty, defaults.repetition_penalty, 1.0), {0, 100, true}));
+               pick(request.repetition_penalty, defaults.repetition_penalty, 1.0), {0.01, 100}));
   out.presence_penalty = TRY(in_range("presence_penalty", request.presence_penalty, {-2, 2}));
   out.frequency_penalty = TRY(in_range("frequency_penalty", request.frequency_penalty, {-2, 2}));
   TRY(set_lengths(request, limits, prompt_len, out));

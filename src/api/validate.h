@@ -18,7 +18,7 @@ struct SamplingRequest {
   std::optional<int64_t> top_k;              ///< >= -1; 0 and -1: off
   std::optional<double> top_p;               ///< (0, 1]; 1
   std::optional<double> min_p;               ///< [0, 1]; 0
-  std::optional<double> repetition_penalty;  ///< (0, 100]; 1
+  std::optional<double> repetition_penalty;  ///< [0.01, 100] (less makes logits infinite); 1
   double presence_penalty = 0;               ///< [-2, 2]
   double frequency_penalty = 0;              ///< [-2, 2]
   std::optional<int64_t> max_tokens;         ///< >= 1; up to the model's length

@@ -63,6 +63,8 @@ TEST(ValidateSampling, RefusesEachFieldByName) {
       {"top_p", [](SamplingRequest& r) { r.top_p = 1.0000001; }},
       {"min_p", [](SamplingRequest& r) { r.min_p = 1.5; }},
       {"repetition_penalty", [](SamplingRequest& r) { r.repetition_penalty = 0.0; }},
+      {"repetition_penalty", [](SamplingRequest& r) { r.repetition_penalty = 0.00999; }},
+      {"repetition_penalty", [](SamplingRequest& r) { r.repetition_penalty = 1e-45; }},
       {"presence_penalty", [](SamplingRequest& r) { r.presence_penalty = 2.5; }},
       {"frequency_penalty", [](SamplingRequest& r) { r.frequency_penalty = -1e30; }},
       {"max_tokens", [](SamplingRequest& r) { r.max_tokens = 0; }},

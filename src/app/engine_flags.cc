@@ -188,7 +188,7 @@ void add_sampling_options(CLI::App& app, SamplingRequest& o) {
   app.add_option("--top-p", o.top_p, "Choose among the most probable tokens of this mass, (0, 1]");
   app.add_option("--min-p", o.min_p,
                  "Leave out what is less probable than this share of the best, [0, 1]");
-  app.add_option("--repetition-penalty", o.repetition_penalty, "(0, 100]; 1: off");
+  app.add_option("--repetition-penalty", o.repetition_penalty, "[0.01, 100]; 1: off");
   app.add_option("--presence-penalty", o.presence_penalty, "[-2, 2]");
   app.add_option("--frequency-penalty", o.frequency_penalty, "[-2, 2]");
   app.add_option("--stop", o.stop, "A text that ends the answer; may be repeated");

@@ -116,6 +116,7 @@ double t_statistic(const std::vector<std::string> (&guesses)[2],
   return (mean[0] - mean[1]) / std::sqrt(variance[0] + variance[1]);
 }
 
+/// A60: 10^5 wrong keys, |t| < 4.5.
 TEST(ApiKeys, TimeTellsNothingAboutHowMuchOfAKeyIsRight) {
   const std::string right = "sk-" + std::string(61, 'r');
   const ApiKeys keys = keys_of({"sk-first", right, "sk-last"});

@@ -215,6 +215,7 @@ TEST(HttpParser, KeepsToItsLimits) {
   EXPECT_EQ(status_of(post(chunked, "0\r\nT: " + std::string(5000, 'a')), 7), 431);
 }
 
+/// A11, as a body.
 TEST(HttpParser, RefusesMillionsOfTinyChunks) {
   std::string text = post("Transfer-Encoding: chunked\r\n");
   for (int i = 0; i < 500'000; ++i) text += "1\r\na\r\n";

@@ -23,12 +23,13 @@ struct Scenario {
   std::string_view name;
   void (*run)(const Settings&, Report&);
 };
-constexpr std::array<Scenario, 11> kScenarios = {{{"streams", run_streams},
+constexpr std::array<Scenario, 12> kScenarios = {{{"streams", run_streams},
                                                   {"overload", run_overload},
                                                   {"disconnects", run_disconnects},
                                                   {"drain", run_drain},
                                                   {"watchdog", run_watchdog},
                                                   {"abuse", run_abuse},
+                                                  {"attacks", run_attacks},
                                                   {"exactness", run_exactness},
                                                   {"replicas", run_replicas},
                                                   {"tenants", run_tenants},

@@ -38,6 +38,7 @@ void run_disconnects(const Settings& settings, Report& report);
 void run_drain(const Settings& settings, Report& report);
 void run_watchdog(const Settings& settings, Report& report);
 void run_abuse(const Settings& settings, Report& report);
+void run_attacks(const Settings& settings, Report& report);
 void run_exactness(const Settings& settings, Report& report);
 void run_replicas(const Settings& settings, Report& report);
 void run_tenants(const Settings& settings, Report& report);
