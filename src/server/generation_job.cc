@@ -130,9 +130,23 @@ void GenerationJob::note(Choice& choice, const TokenEvent& event) {
       record.generated_tokens = end.usage.generated_tokens;
       record.cached_tokens = end.usage.cached_tokens;
       record.finish_reason = end.error ? "error" : end_of(choice, end).reason;
+      record.most_generated = most_generated(choice);
       context_.telemetry->finished(record);
     }
   }
+}
+
+/// Where all choices of its prompt have ended: the tokens of the longest of them.
+std::optional<int64_t> GenerationJob::most_generated(const Choice& choice) const {
+  const auto n = static_cast<size_t>(request_.n);
+  const size_t first = choice.index / n * n;
+  if (choices_.size() < first + n) return std::nullopt;  // not all of them came to the engine
+  int64_t most = 0;
+  for (size_t i = first; i < first + n; ++i) {
+    if (!choices_[i]->ended) return std::nullopt;
+    most = std::max(most, choices_[i]->record.generated_tokens);
+  }
+  return most;
 }
 
 void GenerationJob::on_event(size_t sequence, TokenEvent event) {

@@ -61,6 +61,7 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   using Clock = std::chrono::steady_clock;
 
   void note(Choice& choice, const TokenEvent& event);
+  std::optional<int64_t> most_generated(const Choice& choice) const;
   void handle(Choice& choice, TokenEvent& event);
   void on_prompt_done(Choice& choice, const TokenEvent& event);
   void on_token(Choice& choice, TokenEvent& event);

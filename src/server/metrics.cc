@@ -7,7 +7,10 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
+#include <system_error>
 
 #include "base/check.h"
 #include "server/exposition.h"
@@ -89,6 +92,8 @@ Metrics::Metrics(MetricsInfo info)
       decode_time_(kLatency),
       prompt_tokens_(kTokens),
       generation_tokens_(kTokens),
+      max_generation_tokens_(kTokens),
+      computed_prompt_tokens_(kTokens),
       params_n_(kChoices),
       params_max_tokens_(kTokens),
       iteration_tokens_(kIteration),
@@ -113,7 +118,14 @@ void Metrics::finished(const RequestRecord& record) {
   }
   prompt_tokens_.observe(static_cast<double>(record.prompt_tokens));
   generation_tokens_.observe(static_cast<double>(record.generated_tokens));
-  params_n_.observe(static_cast<double>(record.n));
+  if (happened(record.first_token)) {
+    computed_prompt_tokens_.observe(
+        static_cast<double>(record.prompt_tokens - record.cached_tokens));
+  }
+  if (record.most_generated) {  // once for all choices of a prompt
+    max_generation_tokens_.observe(static_cast<double>(*record.most_generated));
+    params_n_.observe(static_cast<double>(record.n));
+  }
   params_max_tokens_.observe(static_cast<double>(record.max_tokens));
   const std::lock_guard lock(mutex_);
   ++finished_by_reason_.find(reason_label(record.finish_reason))->second;
@@ -241,7 +253,7 @@ void render_own(Exposition& out, const MetricsInfo& info, const EngineStats& sta
 }
 
 /// The process itself, under the names that Prometheus' client libraries use.
-void render_process(Exposition& out) {
+void render_process(Exposition& out, double start_time) {
   rusage used{};
   getrusage(RUSAGE_SELF, &used);
   const auto seconds = [](const timeval& t) {
@@ -249,11 +261,25 @@ void render_process(Exposition& out) {
   };
   out.counter("process_cpu_seconds_total", seconds(used.ru_utime) + seconds(used.ru_stime),
               "User and system CPU time spent, in seconds.");
-  double pages = 0;
-  if (std::ifstream statm("/proc/self/statm"); statm >> pages >> pages) {
-    out.gauge("process_resident_memory_bytes", pages * static_cast<double>(sysconf(_SC_PAGESIZE)),
-              "Resident memory size in bytes.");
+  double size = 0, resident = 0;  // pages
+  if (std::ifstream statm("/proc/self/statm"); statm >> size >> resident) {
+    const auto page = static_cast<double>(sysconf(_SC_PAGESIZE));
+    out.gauge("process_virtual_memory_bytes", size * page, "Virtual memory size in bytes.");
+    out.gauge("process_resident_memory_bytes", resident * page, "Resident memory size in bytes.");
   }
+  std::error_code none;
+  const std::filesystem::directory_iterator descriptors("/proc/self/fd", none);
+  if (!none) {
+    out.gauge("process_open_fds",
+              static_cast<double>(std::distance(begin(descriptors), end(descriptors))),
+              "Open file descriptors.");
+  }
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+    out.gauge("process_max_fds", static_cast<double>(limit.rlim_cur), "How many there may be.");
+  }
+  out.gauge("process_start_time_seconds", start_time,
+            "When the server began, in seconds of the Unix epoch.");
 }
 
 }  // namespace
@@ -292,13 +318,17 @@ std::string Metrics::render(const EngineStats& stats, bool healthy) const {
   out.histogram("vllm:request_prompt_tokens", prompt_tokens_, "Prompt tokens of a request.");
   out.histogram("vllm:request_generation_tokens", generation_tokens_,
                 "Generated tokens of a request.");
+  out.histogram("vllm:request_max_num_generation_tokens", max_generation_tokens_,
+                "Generated tokens of the longest choice of a prompt.");
+  out.histogram("vllm:request_prefill_kv_computed_tokens", computed_prompt_tokens_,
+                "Prompt tokens of a request that were not in the cache.");
   out.histogram("vllm:request_params_n", params_n_, "n, as requested.");
   out.histogram("vllm:request_params_max_tokens", params_max_tokens_, "max_tokens, as requested.");
   out.histogram("vllm:iteration_tokens_total", iteration_tokens_, "Tokens of a step.");
   render_speculation(out, info_, stats);
   render_own(out, info_, stats);
   out.histogram("weft:step_seconds", step_time_, "Seconds of a step on the device.");
-  render_process(out);
+  render_process(out, start_time_);
   out.gauge("weft:healthy", healthy ? 1 : 0, "1 while the engine makes progress.");
   out.gauge("weft:open_streams", static_cast<double>(open_streams_.load()),
             "Streamed answers under way.");

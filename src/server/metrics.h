@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <mutex>
@@ -77,9 +78,12 @@ class Metrics {
 
  private:
   const MetricsInfo info_;
+  const double start_time_ =
+      std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
   Histogram time_to_first_token_, inter_token_, time_per_output_token_, e2e_latency_;
   Histogram queue_time_, inference_time_, prefill_time_, decode_time_;
-  Histogram prompt_tokens_, generation_tokens_, params_n_, params_max_tokens_, iteration_tokens_;
+  Histogram prompt_tokens_, generation_tokens_, max_generation_tokens_, computed_prompt_tokens_;
+  Histogram params_n_, params_max_tokens_, iteration_tokens_;
   Histogram step_time_;
   std::atomic<int64_t> open_streams_{0};
   std::atomic<uint64_t> disconnected_{0}, refused_{0};

@@ -104,10 +104,18 @@ TEST(Metrics, NamesThatDashboardsAndRoutersReadAreThere) {
       {"vllm:request_decode_time_seconds", "histogram"},
       {"vllm:request_prompt_tokens", "histogram"},
       {"vllm:request_generation_tokens", "histogram"},
+      {"vllm:request_max_num_generation_tokens", "histogram"},
+      {"vllm:request_prefill_kv_computed_tokens", "histogram"},
+      {"vllm:request_params_n", "histogram"},
+      {"vllm:request_params_max_tokens", "histogram"},
       {"vllm:iteration_tokens_total", "histogram"},
       {"vllm:cache_config_info", "gauge"},
       {"process_cpu_seconds_total", "counter"},
       {"process_resident_memory_bytes", "gauge"},
+      {"process_virtual_memory_bytes", "gauge"},
+      {"process_open_fds", "gauge"},
+      {"process_max_fds", "gauge"},
+      {"process_start_time_seconds", "gauge"},
   };
   for (const auto& [name, type] : expected) EXPECT_EQ(scrape.types.at(name), type) << name;
   for (const auto& [key, value] : scrape.samples) {
@@ -146,6 +154,25 @@ TEST(Metrics, FinishedRequestsFillTheirHistograms) {
   EXPECT_NEAR(of("request_inference_time_seconds_sum"), 1.5, 1e-9);
   EXPECT_NEAR(of("request_time_per_output_token_seconds_sum"), 0.3, 1e-9);
   EXPECT_EQ(of("request_prompt_tokens_sum"), 200);
+  EXPECT_EQ(of("request_prefill_kv_computed_tokens_count"), 3);
+  EXPECT_EQ(of("request_prefill_kv_computed_tokens_sum"), 150);
+}
+
+TEST(Metrics, TheLongestOfTheChoicesOfAPromptCountsOnce) {
+  Metrics metrics(info());
+  RequestRecord choice = record("stop");
+  choice.n = 3;
+  metrics.finished(choice);
+  metrics.finished(choice);
+  choice.most_generated = 9;
+  metrics.finished(choice);
+  const Scrape s(metrics.render({}, true));
+  const auto of = [&](const std::string& name) { return s["vllm:" + name + "{" + kLabels + "}"]; };
+  EXPECT_EQ(of("request_max_num_generation_tokens_count"), 1);
+  EXPECT_EQ(of("request_max_num_generation_tokens_sum"), 9);
+  EXPECT_EQ(of("request_params_n_count"), 1);
+  EXPECT_EQ(of("request_params_n_sum"), 3);
+  EXPECT_EQ(of("request_generation_tokens_count"), 3);
 }
 
 TEST(Metrics, EngineFiguresAreShares) {

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 namespace weft {
@@ -22,6 +23,8 @@ struct RequestRecord {
   int64_t cached_tokens = 0;  ///< of the prompt
   int64_t max_tokens = 0;     ///< asked for
   int64_t n = 1;              ///< choices of the request it belongs to
+  /// Of the last of the n choices of a prompt to end: the most tokens that one of them has.
+  std::optional<int64_t> most_generated;
   std::string finish_reason;  ///< stop, length, tool_calls, abort, error
 };
 
