@@ -4,7 +4,9 @@ definitions with Python's own arithmetic and Debian's Pillow: the size that fram
 by the pixels of a frame, Qwen3VLVideoProcessor: by those of all), the samples of every patch by their place in
 (group, block row, block column, row in block, column in block, channel, frame, row, column), the grid, and the times.
 
-usage: tests/media/video.py VIDEO_CLI [COUNT [SEED]]
+usage: tests/media/video.py VIDEO_CLI [COUNT [SEED [transformers]]]
+With the last word (and transformers, torch, torchvision and numpy installed) the videos are compared with the processors themselves, which
+resize by torch and not by Pillow: grids must be equal, samples within 2 levels and 0.02 on average.
 """
 import json
 import math
@@ -77,6 +79,32 @@ def times_of(count, fps, depth):
     return "".join(f"<{middle:.1f} seconds>" for middle in middles)
 
 
+def differs_from_transformers(case, answer):
+    """What is wrong about a video beside transformers' own processor, or None."""
+    import numpy
+    import torch
+    import transformers
+
+    name, newer, config, frames, _, out = case
+    kind = transformers.Qwen3VLVideoProcessor if newer else transformers.Qwen2VLVideoProcessor
+    processor = kind(**{key: value for key, value in config.items() if key != "video_processor_type"})
+    video = torch.stack([torch.from_numpy(numpy.array(frame)).permute(2, 0, 1) for frame in frames])
+    try:
+        theirs = processor(videos=[video], return_tensors="pt", do_normalize=False, do_rescale=False,
+                           do_sample_frames=False, input_data_format="channels_first")
+    except ValueError as error:
+        print(f"{name}: transformers refuses it: {error}")
+        return None
+    grid = " ".join(str(int(x)) for x in theirs["video_grid_thw"][0])
+    if not answer.startswith(grid + " "):
+        return f"{answer} instead of {grid}"
+    samples = numpy.fromfile(out, dtype=numpy.uint8).astype(int)
+    difference = numpy.abs(samples - theirs["pixel_values_videos"].numpy().reshape(-1).round().astype(int))
+    if difference.max() > 2 or difference.mean() > 0.02:
+        return f"samples differ by {difference.max()} at most, {difference.mean():.4f} on average"
+    return None
+
+
 def main():
     cli = sys.argv[1]
     count = int(sys.argv[2]) if len(sys.argv) > 2 else COUNT
@@ -110,7 +138,14 @@ def main():
         answers = answers.splitlines()
         assert len(answers) == count, f"{len(answers)} answers for {count} videos"
         failed = 0
-        for (name, newer, config, frames, fps, out), answer in zip(cases, answers):
+        for case, answer in zip(cases, answers):
+            name, newer, config, frames, fps, out = case
+            if sys.argv[4:] == ["transformers"]:
+                wrong = differs_from_transformers(case, answer)
+                if wrong:
+                    print(f"{name}: {wrong}")
+                    failed += 1
+                continue
             patch, merge, depth = config["patch_size"], config["merge_size"], config["temporal_patch_size"]
             least, most = config["size"]["shortest_edge"], config["size"]["longest_edge"]
             width, height = frames[0].size
