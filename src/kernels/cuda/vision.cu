@@ -1,6 +1,8 @@
 // layer_norm, gelu, interpolate and axial_rope of vision towers. One block a row (layer_norm),
-// eight values a thread (the others): bound by memory. Everything in fp32 between one read and one
-// rounding to bf16. docs/images.md
+// eight values a thread (the others; two pairs in axial_rope): bound by memory. Everything in fp32
+// between one read and one rounding to bf16. docs/images.md
+
+#include <algorithm>
 
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/common/vec.h"
@@ -22,16 +24,17 @@ struct NormParams {
   float eps;
 };
 
-template <class X>
+/// A block of `kThreads`, or of fewer where they do; `Turns` is for the registers' sake.
+template <class X, int Turns>
 __global__ __launch_bounds__(kThreads) void layer_norm_kernel(NormParams p) {
   __shared__ float partial[2][32];
   const int64_t row = blockIdx.x;
   const X* x = static_cast<const X*>(p.x) + row * p.x_stride;
   float* residual = p.residual ? p.residual + row * p.residual_stride : nullptr;
-  Floats8 values[kMaxTurns];
+  Floats8 values[Turns];
   float sum = 0;
 #pragma unroll
-  for (int turn = 0; turn < kMaxTurns; ++turn) {
+  for (int turn = 0; turn < Turns; ++turn) {
     const int at = (static_cast<int>(threadIdx.x) + turn * kThreads) * 8;
     if (at >= p.width) break;
     Floats8& v = values[turn];
@@ -42,7 +45,7 @@ __global__ __launch_bounds__(kThreads) void layer_norm_kernel(NormParams p) {
   const float mean = block_sum(sum, partial[0]) / static_cast<float>(p.width);
   float squares = 0;
 #pragma unroll
-  for (int turn = 0; turn < kMaxTurns; ++turn) {
+  for (int turn = 0; turn < Turns; ++turn) {
     if ((static_cast<int>(threadIdx.x) + turn * kThreads) * 8 >= p.width) break;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -53,7 +56,7 @@ __global__ __launch_bounds__(kThreads) void layer_norm_kernel(NormParams p) {
   const float variance = block_sum(squares, partial[1]) / static_cast<float>(p.width);
   const float scale = rsqrtf(variance + p.eps);
 #pragma unroll
-  for (int turn = 0; turn < kMaxTurns; ++turn) {
+  for (int turn = 0; turn < Turns; ++turn) {
     const int at = (static_cast<int>(threadIdx.x) + turn * kThreads) * 8;
     if (at >= p.width) break;
     const Floats8 weight = load8(p.weight + at), bias = load8(p.bias + at);
@@ -65,12 +68,14 @@ __global__ __launch_bounds__(kThreads) void layer_norm_kernel(NormParams p) {
   }
 }
 
-/// Thread (x, row) has eight values of its row.
-LaunchShape by_row(int64_t rows, int64_t width) {
-  CHECK(width % 8 == 0, "a width must be a multiple of 8");
-  const auto pieces = static_cast<unsigned>(width / 8);
-  return {.grid = dim3(static_cast<unsigned>(rows), (pieces + kThreads - 1) / kThreads),
-          .block = dim3(kThreads)};
+/// Thread (x, row) has `each` values of its row. Blocks are as small as their number allows.
+LaunchShape by_row(int64_t rows, int64_t width, int64_t each = 8) {
+  CHECK(width % each == 0, "a width must be a multiple of 8");
+  const auto pieces = static_cast<unsigned>(width / each);
+  const unsigned blocks = (pieces + kThreads - 1) / kThreads;
+  const unsigned threads = (pieces + blocks - 1) / blocks;
+  return {.grid = dim3(static_cast<unsigned>(rows), blocks),
+          .block = dim3((threads + 31) / 32 * 32)};
 }
 
 __device__ __forceinline__ int piece_of_thread() {
@@ -133,21 +138,41 @@ struct RopeParams {
   int heads, head_dim;
 };
 
-/// Thread x of row y has one pair of one head, of q and of k.
+/// Thread x of row y has two pairs of one head side by side, of q and of k: both turn by one axis.
 __global__ __launch_bounds__(kThreads) void axial_rope_kernel(RopeParams p) {
   const int half = p.head_dim / 2, quarter = half / 2;
-  const int at = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
+  const int at = 2 * static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
   if (at >= p.heads * half) return;
   const int64_t row = blockIdx.x, head = at / half;
   const int i = at % half, axis = i / quarter;
   const int64_t position = p.positions[2 * row + axis];
-  const float2 turn = reinterpret_cast<const float2*>(p.cos_sin)[position * quarter + i % quarter];
-  for (__nv_bfloat16* x :
-       {p.q + row * p.q_row + head * p.q_head, p.k + row * p.k_row + head * p.k_head}) {
-    const float a = __bfloat162float(x[i]), b = __bfloat162float(x[i + half]);
-    x[i] = __float2bfloat16_rn(fmaf(a, turn.x, -__fmul_rn(b, turn.y)));
-    x[i + half] = __float2bfloat16_rn(fmaf(b, turn.x, __fmul_rn(a, turn.y)));
+  const float4 turn =
+      *reinterpret_cast<const float4*>(p.cos_sin + 2 * (position * quarter + i % quarter));
+  __nv_bfloat16* q = p.q + row * p.q_row + head * p.q_head + i;
+  __nv_bfloat16* k = p.k + row * p.k_row + head * p.k_head + i;
+  __nv_bfloat162 pairs[2][2];
+  pairs[0][0] = *reinterpret_cast<const __nv_bfloat162*>(q);
+  pairs[0][1] = *reinterpret_cast<const __nv_bfloat162*>(q + half);
+  pairs[1][0] = *reinterpret_cast<const __nv_bfloat162*>(k);
+  pairs[1][1] = *reinterpret_cast<const __nv_bfloat162*>(k + half);
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const float2 a = __bfloat1622float2(pairs[j][0]), b = __bfloat1622float2(pairs[j][1]);
+    __nv_bfloat16* x = j == 0 ? q : k;
+    *reinterpret_cast<__nv_bfloat162*>(x) = __floats2bfloat162_rn(
+        fmaf(a.x, turn.x, -__fmul_rn(b.x, turn.y)), fmaf(a.y, turn.z, -__fmul_rn(b.y, turn.w)));
+    *reinterpret_cast<__nv_bfloat162*>(x + half) = __floats2bfloat162_rn(
+        fmaf(b.x, turn.x, __fmul_rn(a.x, turn.y)), fmaf(b.y, turn.z, __fmul_rn(a.y, turn.w)));
   }
+}
+
+template <class X>
+void launch_norm(Stream& stream, const NormParams& p, int64_t rows) {
+  const int threads = std::min(kThreads, (p.width / 8 + 31) / 32 * 32);
+  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(rows)),
+                          .block = dim3(static_cast<unsigned>(threads))};
+  if (p.width <= kThreads * 8) return launch(stream, shape, layer_norm_kernel<X, 1>, p);
+  launch(stream, shape, layer_norm_kernel<X, kMaxTurns>, p);
 }
 
 }  // namespace
@@ -167,11 +192,10 @@ void layer_norm(Stream& stream, const LayerNormArgs& args) {
                      .out_stride = args.out.stride[0],
                      .width = static_cast<int>(width),
                      .eps = args.eps};
-  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(rows)), .block = dim3(kThreads)};
   if (args.x.dtype == DType::kF32) {
-    launch(stream, shape, layer_norm_kernel<float>, p);
+    launch_norm<float>(stream, p, rows);
   } else {
-    launch(stream, shape, layer_norm_kernel<__nv_bfloat16>, p);
+    launch_norm<__nv_bfloat16>(stream, p, rows);
   }
 }
 
@@ -202,7 +226,7 @@ void interpolate(Stream& stream, const InterpolateArgs& args) {
 void axial_rope(Stream& stream, const AxialRopeArgs& args) {
   const int64_t rows = args.q.dim(0), heads = args.q.dim(1), dim = args.q.dim(2);
   if (rows == 0) return;
-  CHECK(dim % 4 == 0);
+  CHECK(dim % 8 == 0);
   const RopeParams p{.q = static_cast<__nv_bfloat16*>(args.q.data),
                      .k = static_cast<__nv_bfloat16*>(args.k.data),
                      .cos_sin = args.cos_sin.ptr<float>(),
@@ -213,10 +237,7 @@ void axial_rope(Stream& stream, const AxialRopeArgs& args) {
                      .k_head = args.k.stride[1],
                      .heads = static_cast<int>(heads),
                      .head_dim = static_cast<int>(dim)};
-  const auto blocks = static_cast<unsigned>((heads * dim / 2 + kThreads - 1) / kThreads);
-  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(rows), blocks),
-                          .block = dim3(kThreads)};
-  launch(stream, shape, axial_rope_kernel, p);
+  launch(stream, by_row(rows, heads * dim / 4, 1), axial_rope_kernel, p);
 }
 
 }  // namespace weft::cuda

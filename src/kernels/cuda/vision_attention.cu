@@ -3,16 +3,17 @@
 // fragment of K and V is read once; tiles of 64 keys in two stages (cp.async), mma.sync m16n8k16,
 // online softmax in fp32, weights rounded to bf16. Tiles are cut from the segment's beginning, so a
 // row's bits depend on its segment alone. Bound: 4 D flops a (query, key) on the tensor cores.
-// docs/images.md
+// Long segments have a kernel of their own (vision_attention_long.cu). docs/images.md
 
 #include <cuda_bf16.h>
 
-#include <algorithm>
+#include <climits>
 #include <cmath>
 
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/common/ptx.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/vision_attention.h"
 
 namespace weft::cuda {
 namespace {
@@ -20,15 +21,7 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kKeys = 64;  // of a tile
 constexpr int kStages = 2;
-
-struct AttentionParams {
-  const __nv_bfloat16 *q, *k, *v;
-  __nv_bfloat16* out;
-  const int32_t* bounds;
-  int64_t q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head;
-  int num_segments, head_dim;
-  float factor;  // scale * log2(e)
-};
+constexpr int kLong = 256;  // rows from which on a segment is vision_attention_long.cu's
 
 /// Times 16 queries of a warp, as registers allow.
 constexpr int query_tiles(int steps) {
@@ -109,24 +102,15 @@ __device__ __forceinline__ void soften(float (&scores)[kKeys / 8][4], float (&la
 }
 
 template <int Steps>
-__global__ __launch_bounds__(kWarps * 32) void attention_kernel(AttentionParams p) {
+__global__ __launch_bounds__(kWarps * 32) void attention_kernel(SegmentAttnParams p) {
   constexpr int kM = query_tiles(Steps), kQueries = block_queries(Steps);
   static_assert(kQueries <= kStages * kKeys, "queries pass through the keys' tiles");
   extern __shared__ __align__(16) unsigned char memory[];
   auto* keys = reinterpret_cast<Tile<Steps>*>(memory);
   Tile<Steps>* values = keys + kStages;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  // The block's segment, and its queries in there.
-  int block = static_cast<int>(blockIdx.x), segment = 0, begin = 0, end = 0;
-  for (;; ++segment) {
-    if (segment == p.num_segments) return;
-    begin = p.bounds[segment];
-    end = p.bounds[segment + 1];
-    const int blocks = (end - begin + kQueries - 1) / kQueries;
-    if (block < blocks) break;
-    block -= blocks;
-  }
-  const int first = begin + block * kQueries;
+  const SegmentAttnParams::Rows rows = p.rows_of(static_cast<int>(blockIdx.x), kQueries);
+  const int begin = rows.begin, end = rows.end, first = rows.first;
   const int64_t head = blockIdx.y;
   const __nv_bfloat16* k = p.k + head * p.k_head;
   const __nv_bfloat16* v = p.v + head * p.v_head;
@@ -243,11 +227,18 @@ __global__ __launch_bounds__(kWarps * 32) void attention_kernel(AttentionParams 
 }
 
 template <int Steps>
-void run(Stream& stream, const AttentionParams& p, unsigned blocks, unsigned heads) {
-  const LaunchShape shape{.grid = dim3(blocks, heads),
-                          .block = dim3(kWarps * 32),
-                          .shared_bytes = 2 * kStages * sizeof(Tile<Steps>)};
+void run_steps(Stream& stream, const SegmentAttnParams& p, int blocks) {
+  const LaunchShape shape{
+      .grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(p.heads)),
+      .block = dim3(kWarps * 32),
+      .shared_bytes = 2 * kStages * sizeof(Tile<Steps>)};
   launch(stream, shape, attention_kernel<Steps>, p);
+}
+void run(Stream& stream, const SegmentAttnParams& p, int blocks) {
+  if (p.head_dim <= 32) return run_steps<2>(stream, p, blocks);
+  if (p.head_dim <= 64) return run_steps<4>(stream, p, blocks);
+  if (p.head_dim <= 80) return run_steps<5>(stream, p, blocks);
+  run_steps<8>(stream, p, blocks);
 }
 
 }  // namespace
@@ -255,34 +246,44 @@ void run(Stream& stream, const AttentionParams& p, unsigned blocks, unsigned hea
 void segment_attention(Stream& stream, const SegmentAttnArgs& args) {
   const int64_t dim = args.q.dim(2);
   CHECK(dim % 8 == 0 && dim <= 128, "segment_attention: a head is a multiple of 8, at most 128");
-  const int queries = block_queries(static_cast<int>(dim + 15) / 16);
-  unsigned blocks = 0;
-  for (int s = 0; s < args.num_segments; ++s) {
-    const int length = args.host_bounds[s + 1] - args.host_bounds[s];
-    blocks += static_cast<unsigned>((length + queries - 1) / queries);
+  SegmentAttnParams p{.q = static_cast<const __nv_bfloat16*>(args.q.data),
+                      .k = static_cast<const __nv_bfloat16*>(args.k.data),
+                      .v = static_cast<const __nv_bfloat16*>(args.v.data),
+                      .out = static_cast<__nv_bfloat16*>(args.out.data),
+                      .bounds = args.bounds.ptr<int32_t>(),
+                      .q_row = args.q.stride[0],
+                      .q_head = args.q.stride[1],
+                      .k_row = args.k.stride[0],
+                      .k_head = args.k.stride[1],
+                      .v_row = args.v.stride[0],
+                      .v_head = args.v.stride[1],
+                      .out_row = args.out.stride[0],
+                      .out_head = args.out.stride[1],
+                      .num_segments = args.num_segments,
+                      .head_dim = static_cast<int>(dim),
+                      .heads = static_cast<int>(args.q.dim(1)),
+                      .factor = args.scale * 1.44269504f,
+                      .from = 1,
+                      .to = INT_MAX};
+  const bool has_long = dim > 64 && dim <= 80;
+  if (has_long) p.to = kLong;
+  const auto blocks_of = [&](int queries) {
+    int blocks = 0;
+    for (int s = 0; s < args.num_segments; ++s) {
+      const int length = args.host_bounds[s + 1] - args.host_bounds[s];
+      if (length >= p.from && length < p.to) blocks += (length + queries - 1) / queries;
+    }
+    return blocks;
+  };
+  if (const int blocks = blocks_of(block_queries(static_cast<int>(dim + 15) / 16)); blocks > 0) {
+    run(stream, p, blocks);
   }
-  if (blocks == 0) return;
-  const AttentionParams p{.q = static_cast<const __nv_bfloat16*>(args.q.data),
-                          .k = static_cast<const __nv_bfloat16*>(args.k.data),
-                          .v = static_cast<const __nv_bfloat16*>(args.v.data),
-                          .out = static_cast<__nv_bfloat16*>(args.out.data),
-                          .bounds = args.bounds.ptr<int32_t>(),
-                          .q_row = args.q.stride[0],
-                          .q_head = args.q.stride[1],
-                          .k_row = args.k.stride[0],
-                          .k_head = args.k.stride[1],
-                          .v_row = args.v.stride[0],
-                          .v_head = args.v.stride[1],
-                          .out_row = args.out.stride[0],
-                          .out_head = args.out.stride[1],
-                          .num_segments = args.num_segments,
-                          .head_dim = static_cast<int>(dim),
-                          .factor = args.scale * 1.44269504f};
-  const auto heads = static_cast<unsigned>(args.q.dim(1));
-  if (dim <= 32) return run<2>(stream, p, blocks, heads);
-  if (dim <= 64) return run<4>(stream, p, blocks, heads);
-  if (dim <= 80) return run<5>(stream, p, blocks, heads);
-  run<8>(stream, p, blocks, heads);
+  if (!has_long) return;
+  p.from = kLong;
+  p.to = INT_MAX;
+  if (const int blocks = blocks_of(kLongQueries); blocks > 0) {
+    segment_attention_long(stream, p, args.q.dim(0), blocks);
+  }
 }
 
 }  // namespace weft::cuda
