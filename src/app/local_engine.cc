@@ -228,11 +228,6 @@ Result<void> check_speculation(const SpeculationConfig& config, const EnginePlan
         "--speculative-config: this checkpoint has no multi-token prediction module; allowed: "
         "method ngram");
   }
-  if (config.uses_mtp() && plan.ops->device == DeviceKind::kCuda) {
-    return unsupported(
-        "--speculative-config: on a GPU this version drafts by n-grams alone; use method ngram, or "
-        "--device cpu");
-  }
   return {};
 }
 

@@ -44,10 +44,6 @@ constexpr Refusal kRefusals[] = {
      },
      "--prefix-cache reuse-generated: generated tokens see all keys and those of prompts only what "
      "--prefill-attention lets them; use exact, or dense"},
-    {"cuda-mtp",
-     [](const EngineOptions& o) { return o.device == "cuda" && o.speculation.uses_mtp(); },
-     "--speculative-config: on a GPU this version drafts by n-grams alone; use method ngram, or "
-     "--device cpu"},
 };
 
 constexpr ServeRefusal kServeRefusals[] = {

@@ -19,7 +19,6 @@ const std::map<std::string, EngineOptions> kExamples = {
     {"dummy-without-model", {.load_format = "dummy"}},
     {"reuse-without-cache", {.prefix_caching = false, .reuse_generated = true}},
     {"sparse-reuse", {.reuse_generated = true, .prefill_attention = "xattn:stride=8"}},
-    {"cuda-mtp", {.device = "cuda", .speculation = {.method = SpeculationMethod::kMtp}}},
 };
 
 TEST(Refusals, EveryRowHasAnExampleThatItRefuses) {

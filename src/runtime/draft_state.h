@@ -25,6 +25,9 @@ struct DraftState {
   /// last known one.
   std::vector<float> hidden;
   int64_t hidden_at = -1;
+  /// On a GPU that output is a row of what the module kept of the last step that it followed.
+  int64_t hidden_row = -1;
+  uint64_t hidden_step = 0;
   /// Rows that the module has not seen yet: hidden states of the tokens from position `late_first`
   /// on, one behind the other, and the tokens after them.
   std::vector<float> late_hidden;
@@ -62,5 +65,31 @@ struct DraftRow {
   int count = 0;
   std::array<int32_t, kMaxDrafts> drafts{};
 };
+
+/// The multi-token prediction module, as the speculator sees it.
+class DraftModule {
+ public:
+  virtual ~DraftModule() = default;
+  /// While nobody drafts, rows may be taken note of instead of being computed.
+  virtual void put_off(bool) {}
+  /// Makes up for it.
+  virtual void catch_up(Arena&, std::span<const LateRows>) {}
+  /// Up to `wanted` drafts a row; none for a sequence that the module has not followed to its end.
+  virtual void propose(Arena& arena, std::span<DraftRow> rows) = 0;
+};
+
+/// What the module reads behind a step: every row's next token, and the runs of image features.
+class NextTokens {
+ public:
+  /// Writes the token behind each row of the step to `next` [rows of its batch]; 0 where there is
+  /// none. The runs stay until the next call.
+  std::span<const ImageRun> shift(PackedStep& step, const StepResult& result, int32_t* next);
+
+ private:
+  std::vector<ImageRun> runs_;
+};
+
+/// Whether the sequence's answer may end with `token`.
+bool is_stop(const SamplingParams& params, int32_t token);
 
 }  // namespace weft

@@ -39,11 +39,6 @@ bool only_decodes(const StepPlan& plan) {
 
 }  // namespace
 
-int64_t GpuExecutor::padded_rows(int64_t rows, int64_t max_seqs) {
-  const int64_t step = rows <= 8 ? 1 : rows <= 32 ? 4 : rows <= 128 ? 8 : 16;
-  return std::min((rows + step - 1) / step * step, max_seqs);
-}
-
 Result<> GpuExecutor::check_limits(const StepLimits& limits) {
   const int64_t most = kMaxDecodeSegments - limits.max_rows / kChunk - 1;
   if (limits.max_seqs <= most) return {};
@@ -52,9 +47,12 @@ Result<> GpuExecutor::check_limits(const StepLimits& limits) {
                   limits.max_rows));
 }
 
-int64_t GpuExecutor::device_bytes(const StepLimits& limits, int64_t hidden_size) {
+int64_t GpuExecutor::device_bytes(const StepLimits& limits, int64_t hidden_size,
+                                  const SpeculationConfig& speculation) {
   constexpr auto kFlights = static_cast<int64_t>(kStepsInFlight);
-  return kFlights * PackedStep::bytes(limits) +
+  const int64_t module =
+      speculation.uses_mtp() ? GpuMtpDrafter::device_bytes(limits, speculation, hidden_size) : 0;
+  return module + kFlights * PackedStep::bytes(limits) +
          GpuSampler::device_bytes(sampler_limits(limits), kFlights) +
          logit_rows(limits) * (limits.vocab_size * 4 + hidden_size * 2) +
          residual_rows(limits) * hidden_size * 4;
@@ -62,7 +60,11 @@ int64_t GpuExecutor::device_bytes(const StepLimits& limits, int64_t hidden_size)
 
 GpuExecutor::GpuExecutor(const Parts& parts, const StepLimits& limits,
                          const GpuExecutorOptions& options, GpuSampler sampler)
-    : parts_(parts), limits_(limits), options_(options), sampler_(std::move(sampler)) {
+    : parts_(parts),
+      limits_(limits),
+      options_(options),
+      sampler_(std::move(sampler)),
+      graphs_(options.graphs) {
   if (options.speculation.on()) {
     speculator_.emplace(options.speculation, limits, /*with_penalties=*/false);
     if (limits.recurrent) state_slots_ = std::make_unique<StateSlotMap>(limits);
@@ -80,7 +82,7 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
                                                          const GpuExecutorOptions& options) {
   const SpeculationConfig& drafts = options.speculation;
   CHECK(drafts.on() == (limits.max_draft_rows > 0));
-  CHECK(!drafts.uses_mtp() && drafts.on() == limits.spare_per_draft);
+  CHECK(drafts.on() == limits.spare_per_draft);
   const DraftRule rule{drafts.accept, drafts.simulated_acceptance};
   std::unique_ptr<GpuExecutor> out(
       new GpuExecutor({model, kv, stream, ops}, limits, options,
@@ -101,6 +103,10 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
                          {residual_rows(limits), hidden});
     out->residual_ = all.rows(0, limits.layered_rows);
     out->residual_rows_ = all.rows(limits.layered_rows, residual_rows(limits));
+  }
+  if (drafts.uses_mtp()) {
+    out->mtp_ =
+        TRY(GpuMtpDrafter::create(out->parts_, limits, drafts, out->logits_, options.graphs));
   }
   for (size_t i = 0; i < kStepsInFlight; ++i) {
     out->flights_[i].emplace(
@@ -126,7 +132,7 @@ const StepPlan& GpuExecutor::resolved(const StepPlan& plan, const Flight& flight
   Flight& before = *flights_[1 - flight.index];
   if (before.pending) finish(before);
   plan_.copy(plan);
-  speculator_->resolve(plan_.plan, sequences_, nullptr, arena_);
+  speculator_->resolve(plan_.plan, sequences_, mtp_.get(), arena_);
   return plan_.plan;
 }
 
@@ -168,21 +174,19 @@ void GpuExecutor::forward_decode(const PackedStep& step) {
   StepContext context{parts_.stream, parts_.ops, arena_, step.batch(), parts_.kv};
   sampler_.feed(parts_.stream, step);
   const TensorView hidden = parts_.model.hidden(context);
+  keep(hidden);
   parts_.model.logits(context, hidden, 0, logits_.rows(0, hidden.dim(0)));
+}
+
+/// For the MTP module, which goes on from there when the tokens are known.
+void GpuExecutor::keep(const TensorView& hidden) {
+  if (mtp_) copy_bytes(parts_.stream, mtp_->hidden(0).data, hidden.data, hidden.bytes());
 }
 
 void GpuExecutor::run_decode(Flight& flight) {
   const int64_t rows = flight.step.batch().num_rows();
-  const auto [it, fresh] = graphs_.try_emplace(rows);
-  if (fresh || !options_.graphs) {
-    forward_decode(flight.step);
-  } else {
-    std::optional<GpuGraph>& graph = it->second[flight.index];
-    if (!graph) {
-      graph.emplace(GpuGraph::capture(parts_.stream, [&] { forward_decode(flight.step); }));
-    }
-    graph->launch(parts_.stream);
-  }
+  graphs_.run(parts_.stream, {rows, static_cast<int64_t>(flight.index)},
+              [&] { forward_decode(flight.step); });
   padded_.assign(static_cast<size_t>(rows), LogitRow{});
   for (const LogitRow& row : flight.step.logit_rows()) padded_[static_cast<size_t>(row.row)] = row;
   sample(flight, padded_);
@@ -194,6 +198,7 @@ void GpuExecutor::run_mixed(Flight& flight) {
   StepContext context{parts_.stream, parts_.ops, arena_, step.batch(), parts_.kv};
   sampler_.feed(parts_.stream, step);
   const TensorView hidden = parts_.model.hidden(context);
+  keep(hidden);
   const std::span<const LogitRow> rows = step.logit_rows();
   const int64_t num_prompt = step.num_prompt_logit_rows(), count = std::ssize(rows);
   for (int64_t begin = 0; begin < count; begin += logits_.dim(0)) {
@@ -256,6 +261,7 @@ void GpuExecutor::finish(Flight& flight) {
       flight.number == 0 ? 0 : now.begin.microseconds_since(times(flight.number - 1).end);
   if (state_slots_) state_slots_->keep(flight.step.results(), flight.result);
   if (speculator_) speculator_->learn(flight.step, flight.result);
+  if (mtp_ && !flight.step.layers().partial()) mtp_->follow(arena_, flight.step, flight.result);
 }
 
 StepResult GpuExecutor::collect() {

@@ -1,12 +1,13 @@
 #pragma once
 
 #include <array>
-#include <map>
 #include <memory>
 #include <optional>
 
 #include "device/gpu.h"
 #include "models/model.h"
+#include "runtime/gpu_graphs.h"
+#include "runtime/gpu_mtp_drafter.h"
 #include "runtime/gpu_sampler.h"
 #include "runtime/speculator.h"
 #include "runtime/vision_encoder.h"
@@ -16,7 +17,7 @@ namespace weft {
 
 struct GpuExecutorOptions {
   bool graphs = true;             ///< decode steps are captured once a batch size and replayed
-  SpeculationConfig speculation;  ///< n-grams alone; its limits have spare_per_draft
+  SpeculationConfig speculation;  ///< its limits have spare_per_draft
 };
 
 /// Runs steps of one model on a GPU: launch() packs and enqueues on the calling thread and returns;
@@ -47,18 +48,12 @@ class GpuExecutor : public Executor {
   /// more where generated tokens are computed again.
   static Result<> check_limits(const StepLimits& limits);
   /// Device memory that create() takes, but for the model's arena.
-  static int64_t device_bytes(const StepLimits& limits, int64_t hidden_size);
-  /// Rows that a decode step of `rows` sequences is padded to.
-  static int64_t padded_rows(int64_t rows, int64_t max_seqs);
+  static int64_t device_bytes(const StepLimits& limits, int64_t hidden_size,
+                              const SpeculationConfig& speculation = {});
 
  private:
   static constexpr size_t kStepsInFlight = 2;
-  struct Parts {
-    const Model& model;
-    KvStore& kv;
-    Stream& stream;
-    const OpTable& ops;
-  };
+  using Parts = GpuMtpDrafter::Parts;
   struct Flight {
     size_t index = 0;
     PackedStep step;
@@ -80,6 +75,7 @@ class GpuExecutor : public Executor {
   void run_mixed(Flight& flight);
   void run_layers(Flight& flight);
   void forward_decode(const PackedStep& step);
+  void keep(const TensorView& hidden);
   void sample(Flight& flight, std::span<const LogitRow> rows);
   void finish(Flight& flight);
   Times& times(uint64_t step) { return times_[step % times_.size()]; }
@@ -104,9 +100,8 @@ class GpuExecutor : public Executor {
   TensorView residual_;       // [layered rows, hidden] f32 of the prompt computed layer by layer
   TensorView residual_rows_;  // [logit rows, hidden] f32
   std::vector<LogitRow> padded_;  // the rows of a decode step by their place in the batch
-  // By batch size, one for each flight (their batches lie in different memory). Without a graph:
-  // it ran once, which loaded its kernels, and is captured when it comes again.
-  std::map<int64_t, std::array<std::optional<GpuGraph>, kStepsInFlight>> graphs_;
+  GpuGraphs graphs_;              // of each flight: their batches lie in different memory
+  std::unique_ptr<GpuMtpDrafter> mtp_;
 };
 
 }  // namespace weft

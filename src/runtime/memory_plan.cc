@@ -133,7 +133,8 @@ class Planner {
     }
     out.image_bytes = model_.image_bytes;
     if (!on_gpu()) add_swap(out);
-    out.logit_bytes = on_gpu() ? GpuExecutor::device_bytes(limits(length), model_.hidden_size)
+    out.logit_bytes = on_gpu() ? GpuExecutor::device_bytes(limits(length), model_.hidden_size,
+                                                           options_.speculation)
                                : LocalExecutor::bytes(limits(length), model_.hidden_size,
                                                       options_.num_threads, options_.speculation);
     out.rest_bytes =

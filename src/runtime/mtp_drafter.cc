@@ -28,10 +28,6 @@ int64_t buffer_bytes(const StepLimits& limits, int64_t hidden_size) {
          aligned(rows * 4) + aligned(rows * table_width(limits) * 4) + aligned(most * 8);
 }
 
-bool is_stop(const SamplingParams& params, int32_t token) {
-  return std::find(params.stop_ids.begin(), params.stop_ids.end(), token) != params.stop_ids.end();
-}
-
 }  // namespace
 
 MtpDrafter::MtpDrafter(const Parts& parts, const StepLimits& limits)
@@ -75,32 +71,10 @@ void MtpDrafter::follow(StepContext& context, PackedStep& step, TensorView hidde
                         const StepResult& result) {
   if (put_off_ && take_note(step, hidden, result)) return;
   const int64_t rows = step.batch().num_rows();
-  auto* next = next_ids_.ptr<int32_t>();
-  std::copy(step.ids() + 1, step.ids() + rows, next);
-  next[rows - 1] = 0;
-  runs_.clear();
-  for (const NextToken& open : step.next_tokens()) {
-    next[open.row] = open.token;
-    if (open.image_row >= 0) runs_.push_back({open.row, 1, open.image_row});
-  }
   const std::span<const ResultRow> results = step.results();
-  for (size_t i = 0; i < results.size(); ++i) {
-    const std::vector<int32_t>& tokens = result.rows[i].tokens;
-    if (results[i].row < 0 || tokens.empty()) continue;
-    next[results[i].row + std::ssize(tokens) - 1] = tokens.back();
-  }
   StepBatch batch = step.batch();
   batch.ids = next_ids_.rows(0, rows);
-  // The features of an image come a row earlier too. Those of a segment's first row belong to the
-  // row before it in its sequence, whose next token the step knows; where that row is another
-  // step's and the image was not encoded then, it made do with the placeholder's embedding.
-  for (const ImageRun& run : batch.images.runs) {
-    const int32_t* cu_q = batch.seqs.host_cu_q;
-    const bool begins = std::binary_search(cu_q, cu_q + batch.num_prompt_segments, run.row);
-    const int64_t lost = begins ? 1 : 0;
-    if (run.count > lost) runs_.push_back({run.row - 1 + lost, run.count - lost, run.first + lost});
-  }
-  batch.images.runs = runs_;
+  batch.images.runs = next_tokens_.shift(step, result, next_ids_.ptr<int32_t>());
 
   const ArenaScope scope(context.arena);
   StepContext own{context.stream, context.ops, context.arena, batch, context.kv};

@@ -16,7 +16,7 @@ namespace weft {
 /// token p and of token p + 1. follow() writes them for every row of a step when its tokens are
 /// known; propose() goes on from there with drafts in the place of tokens, whose entries the next
 /// follow() writes over. Nothing here touches what the model itself reads.
-class MtpDrafter {
+class MtpDrafter final : public DraftModule {
  public:
   /// `model` (which has the module), `kv`, `stream` and `ops` must outlive it.
   static Result<MtpDrafter> create(const Model& model, KvStore& kv, Stream& stream,
@@ -28,12 +28,12 @@ class MtpDrafter {
 
   /// While nobody drafts, follow() only takes note of the rows of steps that decode: a pass of the
   /// module over many rows costs little more than one over few.
-  void put_off(bool put_off) { put_off_ = put_off; }
+  void put_off(bool put_off) override { put_off_ = put_off; }
   /// Makes up for it.
-  void catch_up(Arena& arena, std::span<const LateRows> rows);
+  void catch_up(Arena& arena, std::span<const LateRows> rows) override;
 
   /// Up to `wanted` drafts a row; none for a sequence that follow() has not seen to its end.
-  void propose(Arena& arena, std::span<DraftRow> rows);
+  void propose(Arena& arena, std::span<DraftRow> rows) override;
 
  private:
   struct Parts {
@@ -66,7 +66,7 @@ class MtpDrafter {
   bool put_off_ = false;
   StepBatch batch_;
   Sampler sampler_;
-  std::vector<ImageRun> runs_;
+  NextTokens next_tokens_;
   std::vector<DraftRow*> order_;
   std::vector<DraftRow*> sampled_rows_;
   std::vector<SampleRow> sample_rows_;

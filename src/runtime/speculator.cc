@@ -46,7 +46,7 @@ void OwnedPlan::copy(const StepPlan& from) {
   for (ImageUse& use : plan.image_uses) keep(use.pages, ints_);
 }
 
-void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, MtpDrafter* mtp,
+void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, DraftModule* mtp,
                          Arena& arena) {
   rows_.clear();
   slices_.clear();

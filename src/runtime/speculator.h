@@ -6,7 +6,6 @@
 
 #include "runtime/draft_policy.h"
 #include "runtime/draft_state.h"
-#include "runtime/mtp_drafter.h"
 
 namespace weft {
 
@@ -32,7 +31,7 @@ class Speculator {
 
   /// When all steps before are done: puts slices where their sequences are by now and gives them
   /// their last known token and drafts. `mtp` may be null.
-  void resolve(StepPlan& plan, PackedStep::Sequences& sequences, MtpDrafter* mtp, Arena& arena);
+  void resolve(StepPlan& plan, PackedStep::Sequences& sequences, DraftModule* mtp, Arena& arena);
   /// For tests: proposes in the place of the n-gram matcher; gets the request, how many tokens it
   /// has generated (the drafts so far among them) and room for drafts, and says how many it wrote.
   using Guess = std::function<int(const Request&, int64_t, std::span<int32_t>)>;

@@ -105,9 +105,8 @@ std::string run_round(const Options& options, const std::string& family, uint64_
     const int count = 4 + static_cast<int>(schedule_seed % 11);
     for (int r = 0; r < count; ++r) requests.push_back(maker.make(SeqId{r}));
     ScheduleOptions schedule = random_schedule(schedule_seed, *model, variant.block_size);
-    if (options.cuda) {  // the GPU executor has no swap space and takes no drafts of the MTP module
+    if (options.cuda) {  // the GPU executor has no swap space
       schedule.scheduler.num_swap_blocks = schedule.scheduler.num_swap_slots = 0;
-      if (schedule.speculation.on()) schedule.speculation.method = SpeculationMethod::kNgram;
     }
     ScheduleOptions lonely = alone(*model, variant.block_size);
     lonely.scheduler.plan_tokens = schedule.scheduler.plan_tokens;
@@ -195,8 +194,7 @@ std::string vacuous(const Totals& totals, const Options& options) {
   }
   for (size_t i = 0; i < kNumDraftSources; ++i) {
     const bool mtp = i == static_cast<size_t>(DraftSource::kMtp);
-    if (mtp && (options.cuda || (!options.family.empty() && options.family != kMtpFamily)))
-      continue;
+    if (mtp && !options.family.empty() && options.family != kMtpFamily) continue;
     // Seldom right with random weights; tests/lossless sees many.
     if (mtp && options.seconds < 60) continue;
     if (c.drafts.accepted[i] == 0) return "nothing tested: no draft was accepted";

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <optional>
+
+#include "device/gpu.h"
+
+namespace weft {
+
+/// Pieces of work that come again with the same shapes, as graphs. A piece runs as it is the first
+/// time, which loads its kernels; when it comes again it is captured, and from then on replayed.
+class GpuGraphs {
+ public:
+  /// Everything that the launches depend on: shapes, and which memory they use.
+  using Key = std::array<int64_t, 5>;
+
+  explicit GpuGraphs(bool on) : on_(on) {}
+
+  /// Enqueues what `body` enqueues. True: as a graph.
+  template <class Body>
+  bool run(Stream& stream, const Key& key, Body&& body) {
+    auto it = graphs_.find(key);
+    if (it == graphs_.end()) {
+      if (on_ && graphs_.size() < kMostGraphs) graphs_.try_emplace(key);
+      body();
+      return false;
+    }
+    if (!it->second) it->second.emplace(GpuGraph::capture(stream, body));
+    it->second->launch(stream);
+    return true;
+  }
+
+ private:
+  // A graph takes some hundred kilobytes.
+  static constexpr size_t kMostGraphs = 1024;
+
+  bool on_;
+  std::map<Key, std::optional<GpuGraph>> graphs_;
+};
+
+/// Rows that a step of `rows` rows is padded to, so that few shapes come.
+inline int64_t padded_rows(int64_t rows, int64_t most) {
+  const int64_t step = rows <= 8 ? 1 : rows <= 32 ? 4 : rows <= 128 ? 8 : 16;
+  const int64_t padded = (rows + step - 1) / step * step;
+  return padded < most ? padded : most;
+}
+
+}  // namespace weft

@@ -1,0 +1,312 @@
+#include "runtime/gpu_mtp_drafter.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+
+namespace weft {
+namespace {
+
+/// Lists of ids of the sequences that draft; with longer ones a sequence gets no drafts.
+constexpr int64_t kMostBiases = 4096, kMostIds = 16384;
+
+int64_t aligned(int64_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
+
+int64_t most_rows(const StepLimits& limits) {
+  return limits.max_draft_seqs();
+}
+
+int64_t most_steps(const SpeculationConfig& config) {
+  return config.uses_ngram() ? config.num_mtp_steps : config.num_speculative_tokens;
+}
+
+int64_t follow_bytes(const StepLimits& limits) {
+  return aligned(limits.all_rows() * 4) + aligned(limits.max_seqs * 4);
+}
+
+}  // namespace
+
+GpuMtpDrafter::GpuMtpDrafter(const Parts& parts, const StepLimits& limits,
+                             const SpeculationConfig& config, bool graphs)
+    : parts_(parts),
+      limits_(limits),
+      most_rows_(most_rows(limits)),
+      most_steps_(most_steps(config)),
+      table_width_(std::min(limits.max_blocks_per_seq(), limits.num_blocks)),
+      graphs_(graphs),
+      done_(GpuEvent::create().value()) {}
+
+GpuMtpDrafter::Layout GpuMtpDrafter::layout(std::byte* base, int64_t rows, int64_t steps) const {
+  int64_t used = 0;
+  const auto take = [&]<class T>(T*& piece, int64_t count) {
+    piece = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
+    used += aligned(count * static_cast<int64_t>(sizeof(T)));
+  };
+  Layout out{};
+  take(out.biases, kMostBiases);
+  take(out.ids, kMostIds);
+  take(out.gather, rows);
+  take(out.delta, rows);
+  take(out.cu_q, rows + 1);
+  take(out.index, steps * rows);
+  take(out.kv_slot, steps * rows);
+  take(out.specs, steps * rows);
+  take(out.block_table, rows * table_width_);
+  out.bytes = used;
+  return out;
+}
+
+int64_t GpuMtpDrafter::up_bytes() const {
+  return layout(nullptr, most_rows_, most_steps_).bytes;
+}
+
+int64_t GpuMtpDrafter::device_bytes(const StepLimits& limits, const SpeculationConfig& config,
+                                    int64_t hidden_size) {
+  const int64_t rows = most_rows(limits), steps = most_steps(config);
+  const int64_t width = std::min(limits.max_blocks_per_seq(), limits.num_blocks);
+  const int64_t per_step = aligned(rows * 4) + aligned(rows * 8) +
+                           aligned(rows * static_cast<int64_t>(sizeof(SampleSpec))) +
+                           aligned(rows * static_cast<int64_t>(sizeof(SampleResult)));
+  return follow_bytes(limits) + aligned(kMostBiases * 8) + aligned(kMostIds * 4) +
+         4 * aligned((rows + 1) * 4) + aligned(rows * width * 4) + steps * per_step +
+         aligned((limits.all_rows() + limits.max_seqs + rows) * hidden_size * 2);
+}
+
+Result<std::unique_ptr<GpuMtpDrafter>> GpuMtpDrafter::create(const Parts& parts,
+                                                             const StepLimits& limits,
+                                                             const SpeculationConfig& config,
+                                                             TensorView logits, bool graphs) {
+  CHECK(parts.model.spec().mtp.has_value() && limits.max_draft_rows > 0);
+  std::unique_ptr<GpuMtpDrafter> out(new GpuMtpDrafter(parts, limits, config, graphs));
+  CHECK(logits.dim(0) >= out->most_rows_);
+  out->logits_ = logits;
+  TRY(out->allocate(parts.model.spec().hidden));
+  return out;
+}
+
+Result<> GpuMtpDrafter::allocate(int64_t hidden) {
+  const DeviceKind device = parts_.ops.device;
+  up_ = TRY(Buffer::allocate(DeviceKind::kPinned, up_bytes()));
+  up_device_ = TRY(Buffer::allocate(device, up_bytes()));
+  follow_up_ = TRY(Buffer::allocate(DeviceKind::kPinned, follow_bytes(limits_)));
+  follow_up_device_ = TRY(Buffer::allocate(device, follow_bytes(limits_)));
+  const int64_t results = most_rows_ * most_steps_ * static_cast<int64_t>(sizeof(SampleResult));
+  down_ = TRY(Buffer::allocate(DeviceKind::kPinned, results));
+  const DType type = parts_.ops.activation;
+  const int64_t row = hidden * dtype_size(type);
+  const int64_t rows = limits_.all_rows() + limits_.max_seqs + most_rows_;
+  device_ = TRY(Buffer::allocate(device, aligned(rows * row) + aligned(most_rows_ * 4) + results));
+  std::byte* at = device_.data();
+  const TensorView all(at, type, {rows, hidden});
+  hidden_ = all.rows(0, limits_.all_rows());
+  kept_ = all.rows(limits_.all_rows(), limits_.all_rows() + limits_.max_seqs);
+  previous_ = all.rows(limits_.all_rows() + limits_.max_seqs, rows);
+  at += aligned(rows * row);
+  drafts_ = TensorView(at, DType::kI32, {most_rows_});
+  results_ = reinterpret_cast<SampleResult*>(at + aligned(most_rows_ * 4));
+  fill_bytes(parts_.stream, device_.data(), 0, device_.bytes());
+  return {};
+}
+
+void GpuMtpDrafter::follow(Arena& arena, PackedStep& step, const StepResult& result) {
+  const int64_t rows = step.batch().num_rows();
+  ++num_followed_;
+  if (rows == 0) return;
+  auto* next = reinterpret_cast<int32_t*>(follow_up_.data());
+  const int64_t kept_at = aligned(limits_.all_rows() * 4);
+  auto* kept = reinterpret_cast<int32_t*>(follow_up_.data() + kept_at);
+  StepBatch batch = step.batch();
+  batch.images.runs = next_tokens_.shift(step, result, next);
+  batch.ids = TensorView(follow_up_device_.data(), DType::kI32, {rows});
+  int64_t num_kept = 0;
+  const std::span<const ResultRow> results = step.results();
+  for (size_t i = 0; i < results.size(); ++i) {
+    const ResultRow& row = results[i];
+    const auto count = std::ssize(result.rows[i].tokens);
+    if (row.row < 0 || count == 0 || num_kept == limits_.max_seqs) continue;
+    ExecutorSequence& sequence = *row.sequence;
+    if (!sequence.drafts) sequence.drafts = std::make_unique<DraftState>(*sequence.request);
+    DraftState& state = *sequence.drafts;
+    state.hidden_at = std::ssize(sequence.request->prompt) + sequence.history.num_generated() - 1;
+    state.hidden_row = num_kept;
+    state.hidden_step = num_followed_;
+    kept[num_kept++] = static_cast<int32_t>(row.row + count - 1);
+  }
+  copy_bytes(parts_.stream, follow_up_device_.data(), follow_up_.data(), rows * 4);
+  copy_bytes(parts_.stream, follow_up_device_.data() + kept_at, kept, num_kept * 4);
+  const ArenaScope scope(arena);
+  StepContext context{parts_.stream, parts_.ops, arena, batch, parts_.kv};
+  const TensorView out = parts_.model.mtp_hidden(context, hidden(rows));
+  const TensorView ids(follow_up_device_.data() + kept_at, DType::kI32, {num_kept});
+  parts_.ops.embed(parts_.stream, {.ids = ids, .table = out, .out = kept_.rows(0, num_kept)});
+}
+
+bool GpuMtpDrafter::knows(const DraftRow& row) const {
+  const DraftState& state = *row.sequence->drafts;
+  return state.hidden_at == row.first && state.hidden_step == num_followed_;
+}
+
+/// False: they are too long.
+bool GpuMtpDrafter::add_lists(const SamplingParams& params, SampleSpec& spec) {
+  const auto known = [&](int32_t id) { return id >= 0 && id < limits_.vocab_size; };
+  const auto ids = [&](const std::vector<int32_t>& values) {
+    const auto begin = static_cast<int32_t>(ids_.size());
+    std::copy_if(values.begin(), values.end(), std::back_inserter(ids_), known);
+    return ListRange{begin, static_cast<int32_t>(ids_.size()) - begin};
+  };
+  const auto begin = static_cast<int32_t>(biases_.size());
+  for (const auto& [id, bias] : params.logit_bias) {
+    if (known(id)) biases_.push_back({id, bias});
+  }
+  spec.biases = {begin, static_cast<int32_t>(biases_.size()) - begin};
+  spec.banned_ids = ids(params.banned_ids);
+  spec.allowed_ids = ids(params.allowed_ids);
+  if (std::ssize(biases_) <= kMostBiases && std::ssize(ids_) <= kMostIds) return true;
+  biases_.resize(static_cast<size_t>(begin));
+  ids_.resize(static_cast<size_t>(spec.banned_ids.begin));
+  return false;
+}
+
+void GpuMtpDrafter::propose(Arena& arena, std::span<DraftRow> rows) {
+  order_.clear();
+  specs_.clear();
+  biases_.clear();
+  ids_.clear();
+  for (DraftRow& row : rows) {
+    if (row.wanted <= 0 || !knows(row)) continue;
+    const SamplingParams& params = row.sequence->drafts->sampling;
+    SampleSpec spec{.slot = static_cast<int32_t>(order_.size())};
+    if (!add_lists(params, spec)) continue;
+    spec.temperature = params.temperature;
+    spec.top_k = params.top_k;
+    spec.top_p = params.top_p;
+    spec.min_p = params.min_p;
+    spec.seed = params.seed;
+    order_.push_back(&row);
+    specs_.push_back(spec);
+  }
+  if (order_.empty()) return;
+  const auto count = std::ssize(order_);
+  CHECK(count <= most_rows_);
+  const int64_t padded = padded_rows(count, most_rows_);
+  int64_t steps = 0;
+  for (const DraftRow* row : order_) steps = std::max<int64_t>(steps, row->wanted);
+  steps = std::min(steps, most_steps_);
+  const Layout host = layout(up_.data(), padded, steps);
+  std::copy(biases_.begin(), biases_.end(), host.biases);
+  std::copy(ids_.begin(), ids_.end(), host.ids);
+  for (int64_t i = 0; i < count; ++i) set_row(host, i, padded, steps);
+  for (int64_t i = count; i < padded; ++i) set_padding(host, i, padded, steps);
+  host.cu_q[padded] = static_cast<int32_t>(count);
+  const bool lists = !biases_.empty() || !ids_.empty();
+  const int64_t skipped = lists ? 0 : reinterpret_cast<std::byte*>(host.gather) - up_.data();
+  copy_bytes(parts_.stream, up_device_.data() + skipped, up_.data() + skipped,
+             host.bytes - skipped);
+  const bool greedy = std::all_of(specs_.begin(), specs_.end(), is_plainly_greedy);
+  const bool graph = graphs_.run(parts_.stream, {padded, steps, greedy ? 1 : 0},
+                                 [&] { run(arena, padded, steps, greedy); });
+  num_graph_launches_ += graph ? 1 : 0;
+  copy_bytes(parts_.stream, down_.data(), results_,
+             steps * padded * static_cast<int64_t>(sizeof(SampleResult)));
+  done_.record(parts_.stream);
+  done_.wait();
+  for (int64_t i = 0; i < count; ++i) take(*order_[static_cast<size_t>(i)], i, padded);
+}
+
+/// A step feeds the draft before it, at the position of the token before that one. Behind what the
+/// row wants nothing is written.
+void GpuMtpDrafter::set_row(const Layout& to, int64_t row, int64_t rows, int64_t steps) {
+  const DraftRow& draft = *order_[static_cast<size_t>(row)];
+  to.gather[row] = static_cast<int32_t>(draft.sequence->drafts->hidden_row);
+  to.delta[row] = draft.sequence->request->rope_delta;
+  to.cu_q[row] = static_cast<int32_t>(row);
+  int32_t* table = to.block_table + row * table_width_;
+  for (size_t b = 0; b < draft.blocks.size(); ++b) table[b] = draft.blocks[b].value;
+  std::fill(table + draft.blocks.size(), table + table_width_, -1);
+  for (int64_t step = 0; step < steps; ++step) {
+    const int64_t at = step * rows + row;
+    const bool fed = step > 0 && step < draft.wanted;
+    const int64_t position = fed ? draft.first + step - 1 : draft.first;
+    const int64_t block = position / limits_.block_size, in_block = position % limits_.block_size;
+    to.index[at] = static_cast<int32_t>(position);
+    to.kv_slot[at] =
+        !fed ? -1
+             : int64_t{draft.blocks[static_cast<size_t>(block)].value} * limits_.block_size +
+                   in_block;
+    SampleSpec& spec = to.specs[at] = specs_[static_cast<size_t>(row)];
+    if (step >= draft.wanted) spec.slot = -1;
+    spec.position = draft.first + 1 + step;
+  }
+}
+
+/// A row that nothing is written for, in a segment without rows.
+void GpuMtpDrafter::set_padding(const Layout& to, int64_t row, int64_t rows, int64_t steps) const {
+  to.gather[row] = to.delta[row] = 0;
+  to.cu_q[row] = static_cast<int32_t>(order_.size());
+  std::fill_n(to.block_table + row * table_width_, table_width_, -1);
+  for (int64_t step = 0; step < steps; ++step) {
+    const int64_t at = step * rows + row;
+    to.index[at] = 0;
+    to.kv_slot[at] = -1;
+    to.specs[at] = {};
+  }
+}
+
+void GpuMtpDrafter::run(Arena& arena, int64_t rows, int64_t steps, bool greedy) {
+  const Layout device = layout(up_device_.data(), rows, steps);
+  const TensorView previous = previous_.rows(0, rows), logits = logits_.rows(0, rows);
+  parts_.ops.embed(
+      parts_.stream,
+      {.ids = TensorView(device.gather, DType::kI32, {rows}), .table = kept_, .out = previous});
+  for (int64_t step = 0; step < steps; ++step) {
+    const ArenaScope scope(arena);
+    StepBatch batch;
+    batch.ids = drafts_.rows(0, rows);
+    batch.positions = {.index = TensorView(device.index + step * rows, DType::kI32, {rows}),
+                       .delta = TensorView(device.delta, DType::kI32, {rows})};
+    batch.kv_slot = TensorView(device.kv_slot + step * rows, DType::kI64, {rows});
+    batch.seqs = {.cu_q = TensorView(device.cu_q, DType::kI32, {rows + 1}),
+                  .kv_start = batch.positions.index,
+                  .block_table = TensorView(device.block_table, DType::kI32, {rows, table_width_}),
+                  .num_segments = static_cast<int>(rows)};
+    StepContext context{parts_.stream, parts_.ops, arena, batch, parts_.kv};
+    TensorView hidden = previous;
+    if (step > 0) {
+      hidden = parts_.model.mtp_hidden(context, previous);
+      copy_bytes(parts_.stream, previous.data, hidden.data, previous.bytes());
+    }
+    parts_.model.logits(context, hidden, 0, logits);
+    parts_.ops.sampling->sample(parts_.stream, {.logits = logits,
+                                                .specs = device.specs + step * rows,
+                                                .biases = device.biases,
+                                                .ids = device.ids,
+                                                .last_token = drafts_,
+                                                .results = results_ + step * rows,
+                                                .only_greedy = greedy});
+  }
+}
+
+/// The drafts of a row, up to an error, the end of the text, or what its grammar does not take.
+void GpuMtpDrafter::take(DraftRow& row, int64_t at, int64_t rows) const {
+  const auto* results = reinterpret_cast<const SampleResult*>(down_.data());
+  const SamplingParams& params = row.sequence->drafts->sampling;
+  GrammarMatcher* const grammar = row.sequence->grammar.get();
+  int advanced = 0;
+  for (int step = 0; step < row.wanted; ++step) {
+    const SampleResult& one = results[step * rows + at];
+    if (one.numeric_error != 0) break;
+    const bool stop = is_stop(params, one.token);
+    if (grammar != nullptr && !stop) {
+      if (!grammar->accept(one.token)) break;
+      ++advanced;
+    }
+    row.drafts[static_cast<size_t>(row.count++)] = one.token;
+    if (stop) break;
+  }
+  if (grammar != nullptr) grammar->rollback(advanced);
+}
+
+}  // namespace weft

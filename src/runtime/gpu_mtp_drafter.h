@@ -1,0 +1,90 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "kernels/sample_args.h"
+#include "models/model.h"
+#include "runtime/draft_state.h"
+#include "runtime/gpu_graphs.h"
+
+namespace weft {
+
+/// MtpDrafter on a GPU: the same module, keys, positions and random numbers. Drafts of all
+/// sequences and steps are enqueued at once, each step's tokens going to the next on the device;
+/// the host waits once, for all of them. A grammar cuts them afterwards, so that they are drawn
+/// without its mask.
+///
+/// The module's outputs are kept for one step: a sequence that was not in the step before gets no
+/// drafts this time.
+class GpuMtpDrafter final : public DraftModule {
+ public:
+  struct Parts {
+    const Model& model;
+    KvStore& kv;
+    Stream& stream;
+    const OpTable& ops;
+  };
+  /// `parts` must outlive it; `logits` [rows, V] f32 is memory that nobody needs between steps.
+  static Result<std::unique_ptr<GpuMtpDrafter>> create(const Parts& parts, const StepLimits& limits,
+                                                       const SpeculationConfig& config,
+                                                       TensorView logits, bool graphs);
+  static int64_t device_bytes(const StepLimits& limits, const SpeculationConfig& config,
+                              int64_t hidden_size);
+
+  /// Where the hidden states of a step's rows have to be when it is followed.
+  TensorView hidden(int64_t rows) const { return hidden_.rows(0, rows); }
+
+  /// Enqueues the module behind the step, whose tokens are known: entries of all its rows.
+  void follow(Arena& arena, PackedStep& step, const StepResult& result);
+  void propose(Arena& arena, std::span<DraftRow> rows) override;
+
+  int64_t num_graph_launches() const { return num_graph_launches_; }
+
+ private:
+  /// What goes up for drafts of `rows` rows and `steps` steps; with a null base only measured.
+  struct Layout {
+    int32_t *gather, *delta, *cu_q, *block_table, *index;
+    int64_t* kv_slot;
+    SampleSpec* specs;
+    TokenBias* biases;
+    int32_t* ids;
+    int64_t bytes;
+  };
+  Layout layout(std::byte* base, int64_t rows, int64_t steps) const;
+  GpuMtpDrafter(const Parts& parts, const StepLimits& limits, const SpeculationConfig& config,
+                bool graphs);
+  int64_t up_bytes() const;
+  Result<> allocate(int64_t hidden_size);
+  void set_row(const Layout& to, int64_t row, int64_t rows, int64_t steps);
+  void set_padding(const Layout& to, int64_t row, int64_t rows, int64_t steps) const;
+  bool add_lists(const SamplingParams& params, SampleSpec& spec);
+  bool knows(const DraftRow& row) const;
+  void run(Arena& arena, int64_t rows, int64_t steps, bool greedy);
+  void take(DraftRow& row, int64_t at, int64_t rows) const;
+
+  Parts parts_;
+  StepLimits limits_;
+  int64_t most_rows_, most_steps_, table_width_;
+  GpuGraphs graphs_;
+  GpuEvent done_;
+  Buffer up_, up_device_;                // of propose()
+  Buffer follow_up_, follow_up_device_;  // next ids [all rows], kept rows [sequences]
+  Buffer device_;
+  Buffer down_;
+  TensorView hidden_;    // [all rows, hidden]
+  TensorView kept_;      // [sequences, hidden]: the module's outputs behind the last step
+  TensorView previous_;  // [rows, hidden]
+  TensorView drafts_;    // [rows] i32: the last draft of each row
+  TensorView logits_;    // [rows, V]
+  SampleResult* results_ = nullptr;  // [steps, rows] on the device
+  uint64_t num_followed_ = 0;
+  int64_t num_graph_launches_ = 0;
+  NextTokens next_tokens_;
+  std::vector<DraftRow*> order_;
+  std::vector<SampleSpec> specs_;  // of order_
+  std::vector<TokenBias> biases_;
+  std::vector<int32_t> ids_;
+};
+
+}  // namespace weft
