@@ -422,7 +422,8 @@ TEST(AttentionDecodeTest, ARowsBitsAreItsOwn) {
                              Heads{8, 2, 128, 64, kInt4}, Heads{8, 2, 128, 64, kStaticInt8}}) {
     SCOPED_TRACE(testing::Message() << heads.q << "/" << heads.kv << " heads of " << heads.dim);
     Batch batch;
-    for (const int64_t keys : {1, 4097, 129, 64, 2000, 77, 6001, 512, 1500, 3, 8000}) {
+    for (const int64_t keys :
+         {1, 4097, 129, 64, 2000, 77, 6001, 512, 1500, 3, 8000, 1056, 1153, 2200}) {
       batch.add(keys, keys % 5 == 0 ? 3 : 1);
     }
     World world(heads, batch.sequences);
@@ -450,12 +451,21 @@ TEST(AttentionDecodeTest, ARowsBitsAreItsOwn) {
           << s.end << " keys, backwards";
       row += s.rows;
     }
-    // The same sequence often: other borders between blocks of the grid.
-    for (const int copies : {2, 7, 33}) {
-      const std::vector<Segment> many(static_cast<size_t>(copies), batch.segments[6]);
-      const std::vector<float> out = world.run(many), one = world.run({batch.segments[6]});
-      for (int i = 0; i < copies; ++i) {
-        EXPECT_TRUE(same_bits(one, slice(out, i * size, size))) << i << " of " << copies;
+    // The same sequence often: other borders between blocks of the grid, and units of one to nine
+    // chunks (1056 keys: the ninth has few keys).
+    for (const size_t which : {6, 11, 12, 13}) {
+      const Segment& segment = batch.segments[which];
+      const std::vector<float> one = world.run({segment});
+      for (const int copies : {2, 7, 33, 300}) {
+        if (copies > 33 && segment.end > 3000) continue;
+        const std::vector<float> out =
+            world.run(std::vector<Segment>(static_cast<size_t>(copies), segment));
+        int wrong = 0;
+        for (int i = 0; i < copies; ++i) {
+          const int64_t floats = segment.rows * size;
+          wrong += same_bits(one, slice(out, i * floats, floats)) ? 0 : 1;
+        }
+        EXPECT_EQ(wrong, 0) << "of " << copies << " of " << segment.end << " keys";
       }
     }
   }

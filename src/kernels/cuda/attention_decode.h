@@ -63,20 +63,26 @@ __device__ __forceinline__ float exp2_approx(float x) {
 // ---- Who computes what
 
 /// Chunks of all pairs in the order (segment, group of rows, kv head, chunk), `granule` together
-/// as a unit.
+/// as a unit. What a pair has beyond whole units is a unit of its own, or part of the last one if
+/// it is at most an eighth of one: 1,056 keys are one unit of 9 chunks.
 struct Plan {
-  int* chunks;   // [segments] of a pair of the segment
+  int* halves;   // [segments] of a pair of the segment, 64 keys each
   int* starts;   // [segments + 1] first unit of the segment's pairs
   int* granule;  // [1] log2
 
   __device__ Plan(unsigned char* memory, int num_segments)
-      : chunks(reinterpret_cast<int*>(memory)),
-        starts(chunks + num_segments),
+      : halves(reinterpret_cast<int*>(memory)),
+        starts(halves + num_segments),
         granule(starts + num_segments + 1) {}
+  static __device__ __forceinline__ int units_of(int halves, int granule) {
+    const int unit = 2 << granule;
+    return halves == 0 ? 0 : max(1, (halves + unit - 1 - unit / 8) >> (granule + 1));
+  }
   /// Of a pair of the segment.
   __device__ __forceinline__ int units(int segment) const {
-    return (chunks[segment] + (1 << *granule) - 1) >> *granule;
+    return units_of(halves[segment], *granule);
   }
+  __device__ __forceinline__ int chunks(int segment) const { return (halves[segment] + 1) / 2; }
 };
 constexpr int64_t plan_bytes(int64_t num_segments) {
   return (2 * num_segments + 2) * static_cast<int64_t>(sizeof(int));
@@ -89,29 +95,37 @@ __device__ inline void make_plan(const DecodeParams& p, const Plan& plan) {
     const int rows = p.cu_q[s + 1] - p.cu_q[s];
     const int keys = rows > 0 ? p.kv_start[s] + rows : 0;
     plan.starts[s] = (rows * p.group + p.tile_rows - 1) / p.tile_rows * p.kv_heads;  // pairs
-    plan.chunks[s] = (keys + kKeys - 1) / kKeys;
+    plan.halves[s] = (keys + kKeys / 2 - 1) / (kKeys / 2);
   }
   __syncthreads();
   if (threadIdx.x < 32) {
     const int lane = static_cast<int>(threadIdx.x), each = (p.num_segments + 31) / 32;
     const int begin = min(lane * each, p.num_segments), end = min(begin + each, p.num_segments);
     // Units as long as they lengthen no share by more than 4%: cuts at nodes leave less to fold.
+    // A share has as many units as the fullest and as many halves as units have on average.
     static_assert(kFan == 8);
-    int units[4] = {0, 0, 0, 0};
+    int units[4] = {0, 0, 0, 0}, halves[4] = {0, 0, 0, 0};
     for (int s = begin; s < end; ++s) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        units[i] += ((plan.chunks[s] + (1 << i) - 1) >> i) * plan.starts[s];
+        const int of_pair = Plan::units_of(plan.halves[s], i);
+        units[i] += of_pair * plan.starts[s];
+        halves[i] += max(of_pair * (2 << i), plan.halves[s]) * plan.starts[s];
       }
     }
-    int granule = 0, shortest = 0, mine = units[0];
+    int64_t longest[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int total =
-          static_cast<int>(__reduce_add_sync(0xffffffffu, static_cast<unsigned>(units[i])));
-      const int longest = (total + p.num_blocks - 1) / p.num_blocks << i;
-      if (i == 0) shortest = longest;
-      if (i > 0 && 25 * longest <= 26 * shortest) {
+      const auto total = __reduce_add_sync(0xffffffffu, static_cast<unsigned>(units[i]));
+      const auto all = __reduce_add_sync(0xffffffffu, static_cast<unsigned>(halves[i]));
+      const auto blocks = static_cast<unsigned>(p.num_blocks);
+      longest[i] = int64_t{(total + blocks - 1) / blocks} * all / max(total, 1u);
+    }
+    const int64_t shortest = min(min(longest[0], longest[1]), min(longest[2], longest[3]));
+    int granule = 0, mine = units[0];
+#pragma unroll
+    for (int i = 1; i < 4; ++i) {
+      if (25 * longest[i] <= 26 * shortest) {
         granule = i;
         mine = units[i];
       }
@@ -125,7 +139,7 @@ __device__ inline void make_plan(const DecodeParams& p, const Plan& plan) {
     if (lane == 0) *plan.granule = granule;
     before -= mine;
     for (int s = begin; s < end; ++s) {
-      const int count = plan.starts[s] * ((plan.chunks[s] + (1 << granule) - 1) >> granule);
+      const int count = plan.starts[s] * Plan::units_of(plan.halves[s], granule);
       plan.starts[s] = before;
       before += count;
     }
@@ -171,12 +185,12 @@ __device__ __forceinline__ Run find_run(const DecodeParams& p, const Plan& plan,
   Run run;
   while (at >= plan.starts[segment + 1]) ++segment;
   run.segment = segment;
-  run.chunks = plan.chunks[segment];
+  run.chunks = plan.chunks(segment);
   const int granule = *plan.granule, units = plan.units(segment);
   const int local = at - plan.starts[segment], pair = local / units;
   const int first = local - pair * units, last = min(units, first + end - at);
   run.begin = first << granule;
-  run.end = min(run.chunks, last << granule);
+  run.end = last == units ? run.chunks : last << granule;
   run.next = at + last - first;
   run.kv_head = pair % p.kv_heads;
   run.first_row = pair / p.kv_heads * p.tile_rows;

@@ -24,7 +24,8 @@ struct Merger {
   const DecodeParams& p;
   Run run;  // all chunks of the pair
   Shares shares;
-  int start, granule;  // units before this pair's; log2 of the chunks of a unit
+  int start, units;  // before this pair's; of this pair
+  int granule;       // log2 of the chunks of a unit
   int lane;
 
   /// One row of a node that several blocks computed.
@@ -36,12 +37,13 @@ struct Merger {
     __nv_bfloat16* out = nullptr;  // of the root
   };
 
-  /// Where the share of a block begins, in chunks of this pair.
+  /// Where the share of a block begins, in chunks of this pair (all of them: beyond the pair).
   __device__ __forceinline__ int border(int block) const {
-    return (shares.begin(block) - start) << granule;
+    const int unit = shares.begin(block) - start;
+    return unit < units ? unit << granule : run.chunks;
   }
   __device__ __forceinline__ int owner(int chunk) const {
-    return shares.owner(start + (chunk >> granule));
+    return shares.owner(start + min(chunk >> granule, units - 1));
   }
   __device__ __forceinline__ int partial(int block, int level, int child) const {
     return ((block * p.levels + level) * kFan + child) * (p.partial_rows * (D + 2));
@@ -179,11 +181,12 @@ __global__ __launch_bounds__(kBound, 2) void merge_kernel(const __grid_constant_
     wait_for_predecessor();
     return;
   }
-  const int chunks = plan.chunks[segment], warps = static_cast<int>(blockDim.x) / 32;
+  const int chunks = plan.chunks(segment), warps = static_cast<int>(blockDim.x) / 32;
   const Merger<D> merger{p,
                          find_run(p, plan, segment, start, start + plan.units(segment)),
                          shares,
                          start,
+                         plan.units(segment),
                          *plan.granule,
                          static_cast<int>(threadIdx.x) % 32};
   const int first_row = static_cast<int>(blockIdx.y), step = static_cast<int>(gridDim.y);
