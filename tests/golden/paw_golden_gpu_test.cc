@@ -105,11 +105,10 @@ class GoldenGpuPaw : public ::testing::TestWithParam<const char*> {
   SafetensorsFile file() const {
     return SafetensorsFile::open(dir() + "/golden.safetensors").value();
   }
-  std::unique_ptr<Driver> load(const OpTable* ops, const PrefillOptions& prefill = {}) const {
-    auto driver = Driver::load(dir(), {.ops = ops,
-                                       .format = WeightFormat::kBf16,
-                                       .kv_format = KvFormat::kBf16,
-                                       .prefill = prefill});
+  std::unique_ptr<Driver> load(const OpTable* ops, const PrefillOptions& prefill = {},
+                               KvFormat cache = KvFormat::kBf16) const {
+    auto driver = Driver::load(
+        dir(), {.ops = ops, .format = WeightFormat::kBf16, .kv_format = cache, .prefill = prefill});
     EXPECT_TRUE(driver.ok()) << driver.error().message;
     return driver.ok() ? std::move(driver).value() : nullptr;
   }
@@ -123,6 +122,23 @@ class GoldenGpuPaw : public ::testing::TestWithParam<const char*> {
     sparse.select = take_blocks;
     ops.sparse = &sparse;
     return distance(ops, {}, "logits_last8");
+  }
+  bool has_lists() const { return std::string(GetParam()).find("xattn") != std::string::npos; }
+  /// Logits over a cache of `format`, where there are lists under the plan of the reference.
+  std::vector<float> logits_over(KvFormat format) const {
+    golden_plan = {.kinds = golden<int32_t>(file(), "head_types"),
+                   .blocks = golden<uint8_t>(file(), "blocks"),
+                   .num_blocks = (std::ssize(golden<int32_t>(file(), "input_ids")) + 127) / 128};
+    OpTable ops = *cuda_ops();
+    SparseOps sparse = *ops.sparse;
+    if (has_lists()) {  // without, nobody counts the layers
+      sparse.route = take_kinds;
+      sparse.select = take_blocks;
+    }
+    ops.sparse = &sparse;
+    const auto driver = load(&ops, {}, format);
+    return driver ? driver->prefill(golden<int32_t>(file(), "input_ids"), 0, 8)
+                  : std::vector<float>();
   }
   double dense_distance(const OpTable& ops) const {
     return distance(ops, {.kind = PrefillOptions::Kind::kDense}, "dense_logits_last8");
@@ -145,9 +161,7 @@ TEST_P(GoldenGpuPaw, LogitsUnderThePlanOfTheReference) {
   std::printf("%s: dense within %.4f (the reference rounded: %.4f)\n", GetParam(), dense,
               dense_rounded);
   EXPECT_LE(dense, std::max(kTolerance, kOfRounding * dense_rounded));
-  // Without lists nobody counts the layers.
-  const bool lists = std::string(GetParam()).find("xattn") != std::string::npos;
-  if (!lists) GTEST_SKIP() << "the router's own kinds are held against the reference's below";
+  if (!has_lists()) GTEST_SKIP() << "the router's own kinds are held against the reference's below";
   const double planned = distance_under_the_plan(*cuda_ops());
   const double planned_rounded = distance_under_the_plan(rounded);
   std::printf("%s: its plan within %.4f (the reference rounded: %.4f)\n", GetParam(), planned,
@@ -185,6 +199,32 @@ TEST_P(GoldenGpuPaw, ChunksOfXattnKeepTheBits) {
   ASSERT_TRUE(all && dense);
   EXPECT_LE(difference(all->prefill(ids, 128, 8), dense->prefill(ids, 0, 8)).relative_l2(),
             kTolerance);
+}
+
+/// As kv_formats_test.cc does with dense prompts, and by its bounds.
+TEST_P(GoldenGpuPaw, CachesOfEveryFormat) {
+  const auto ids = golden<int32_t>(file(), "input_ids");
+  const auto near = logits_over(KvFormat::kBf16);
+  for (const KvFormat format : {KvFormat::kInt8Dynamic, KvFormat::kFp8Block, KvFormat::kInt8,
+                                KvFormat::kFp8, KvFormat::kInt4}) {
+    SCOPED_TRACE(kv_format_name(format));
+    const double distance = difference(logits_over(format), near).relative_l2();
+    std::printf("%s: %s within %.4f of the bf16 cache\n", GetParam(),
+                std::string(kv_format_name(format)).c_str(), distance);
+    EXPECT_GT(distance, 0) << "not in use";
+    EXPECT_LT(distance, format == KvFormat::kInt4 ? 0.25 : 0.1);
+    for (const PrefillOptions& prefill :
+         {PrefillOptions{},
+          PrefillOptions{.kind = PrefillOptions::Kind::kXattn, .threshold = 0.6f}}) {
+      const auto driver = load(cuda_ops(), prefill, format);
+      ASSERT_TRUE(driver);
+      const auto whole = driver->prefill(ids, 0, 8);
+      for (const int64_t piece : {128, 640}) {
+        driver->reset();
+        EXPECT_EQ(driver->prefill(ids, piece, 8), whole) << "piece " << piece;
+      }
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, GoldenGpuPaw,

@@ -67,6 +67,50 @@ class World {
 
   /// Bytes of out and lse.
   std::vector<std::byte> run(bool quantised, const HeadPlan* plan = nullptr) {
+    return with_args(quantised, plan, [&](Stream& stream, const AttnArgs& args) {
+      (quantised ? cuda::attention_prompt_gathered : cuda::attention_prompt)(stream, args);
+      const int64_t keys = width_ * case_.block_size;
+      return cuda::attention_prompt_scratch(args.shape, args.num_prompt_segments, keys) +
+             cuda::kv_gather_scratch(args.shape, keys);
+    });
+  }
+
+  /// The lists of XAttention, of all heads, and what a prompt that goes by them gives.
+  struct Listed {
+    std::vector<std::byte> words, counts, mass, out;
+    bool operator==(const Listed&) const = default;
+  };
+  Listed listed(bool quantised, int stride) {
+    const auto segments = static_cast<int64_t>(pieces_.size());
+    const int64_t heads = case_.heads.q, keys = width_ * case_.block_size;
+    const int64_t row_blocks = keys / HeadPlan::kBlock + 1, words = row_blocks / 32 + 1;
+    const auto count = static_cast<size_t>(segments * heads * row_blocks);
+    const DeviceTensor kinds(std::vector<int32_t>(static_cast<size_t>(segments * heads),
+                                                  static_cast<int32_t>(HeadKind::kBlocks)));
+    const DeviceTensor lists(std::vector<int32_t>(count * static_cast<size_t>(words)));
+    const DeviceTensor counts((std::vector<int32_t>(count)));
+    const DeviceTensor mass(DType::kF32, {segments, heads, row_blocks});
+    const DeviceTensor thresholds(DType::kF32, {heads},
+                                  std::vector<float>(static_cast<size_t>(heads), 0.7f));
+    HeadPlan plan;
+    plan.kinds = {kinds.view.data, DType::kI32, {segments, heads}};
+    plan.blocks = {lists.view.data, DType::kI32, {segments, heads, row_blocks, words}};
+    plan.counts = {counts.view.data, DType::kI32, {segments, heads, row_blocks}};
+    with_args(quantised, &plan, [&](Stream& stream, const AttnArgs& args) {
+      cuda::select_blocks(stream, {.attention = &args,
+                                   .stride = stride,
+                                   .norm = 0.2f,
+                                   .thresholds = thresholds.view,
+                                   .mass = mass.view});
+      return cuda::select_blocks_scratch(args.shape, args.prompt_rows, keys, stride);
+    });
+    return {lists.bytes(), counts.bytes(), mass.bytes(), run(quantised, &plan)};
+  }
+
+ private:
+  /// Calls run(stream, args), which gives the bound of its scratch memory; bytes of out and lse.
+  template <class Run>
+  std::vector<std::byte> with_args(bool quantised, const HeadPlan* plan, const Run& run) {
     const Heads& h = case_.heads;
     std::vector<float> q_values;
     for (const Piece& piece : pieces_) {
@@ -97,18 +141,14 @@ class World {
     args.prompt_rows = rows;
     args.heads = plan;
     CudaTestStream stream;
-    (quantised ? cuda::attention_prompt_gathered : cuda::attention_prompt)(stream, args);
+    const int64_t most = run(stream, args);
     stream.sync();
-    const int64_t keys = width_ * case_.block_size;
-    EXPECT_LE(static_cast<Stream&>(stream).scratch().peak(),
-              cuda::attention_prompt_scratch(args.shape, segments, keys) +
-                  cuda::kv_gather_scratch(args.shape, keys));
+    EXPECT_LE(static_cast<Stream&>(stream).scratch().peak(), most);
     std::vector<std::byte> all = out.bytes(), more = lse.bytes();
     all.insert(all.end(), more.begin(), more.end());
     return all;
   }
 
- private:
   struct Cache {
     PagedKv kv;
     DeviceTensor pool, scales;
@@ -223,6 +263,27 @@ TEST(KvGatherTest, ManyPiecesAndOtherBlocks) {
   const std::vector<std::byte> out = world.run(true);
   EXPECT_EQ(out, world.run(false));
   EXPECT_EQ(out, other.run(true));
+}
+
+TEST(KvGatherTest, SmallListsAreTheBf16Ones) {
+  for (const Case& of : kCases) {
+    SCOPED_TRACE(testing::Message() << kv_format_name(of.format) << " D " << of.heads.dim);
+    World world(of, {{1, 0, 1}, {2, 0, 0}, {3, 128, 70}, {4, 0, 300}}, 3);
+    EXPECT_EQ(world.listed(true, 8), world.listed(false, 8));
+  }
+}
+
+TEST(KvGatherTest, ListsAreTheBf16Ones) {
+  for (const Case& of : kCases) {
+    for (const int stride : {4, 8, 16}) {
+      SCOPED_TRACE(testing::Message()
+                   << kv_format_name(of.format) << " D " << of.heads.dim << " stride " << stride);
+      World world(of, {{1, 1920, 300}, {2, 0, 900}, {3, 0, 0}, {4, 640, 127}, {5, 1024, 1}}, 8);
+      const World::Listed got = world.listed(true, stride);
+      EXPECT_EQ(got, world.listed(false, stride));
+      EXPECT_NE(got.out, world.run(true)) << "no list leaves anything out";
+    }
+  }
 }
 
 TEST(KvGatherTest, PlansOfHeads) {

@@ -7,10 +7,8 @@
 #include <limits>
 
 #include "kernels/cuda/common/launch.h"
-#include "kernels/cuda/common/ptx.h"
-#include "kernels/cuda/common/vec.h"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/cuda/kv_format.h"
+#include "kernels/cuda/kv_widen.h"
 
 namespace weft::cuda {
 namespace {
@@ -34,37 +32,10 @@ struct GatherParams {
   int keys[kMaxSegments];
 };
 
-/// Dims [8 at, 8 at + 8) of the unit, times the scale of the row or of each channel.
-template <class Format>
-__device__ __forceinline__ uint4 convert(const uint4& unit, int at, float scale,
-                                         const float* channels) {
-  const uint32_t words[4] = {unit.x, unit.y, unit.z, unit.w};
-  uint32_t pairs[4];
-  if constexpr (Format::kBits == 4) {
-    const uint32_t zeros = Format::twice(Format::zero(scale));
-    pairs[0] = Format::template widen<0>(words[at], zeros);
-    pairs[1] = Format::template widen<1>(words[at], zeros);
-    pairs[2] = Format::template widen<2>(words[at], zeros);
-    pairs[3] = Format::template widen<3>(words[at], zeros);
-  } else {
-    pairs[0] = Format::template widen<0>(words[2 * at]);
-    pairs[1] = Format::template widen<1>(words[2 * at]);
-    pairs[2] = Format::template widen<0>(words[2 * at + 1]);
-    pairs[3] = Format::template widen<1>(words[2 * at + 1]);
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 by = channels != nullptr ? reinterpret_cast<const float2*>(channels)[4 * at + i]
-                                          : make_float2(scale, scale);
-    pairs[i] = pack_bf16(low_bf16(pairs[i]) * by.x, high_bf16(pairs[i]) * by.y);
-  }
-  return {pairs[0], pairs[1], pairs[2], pairs[3]};
-}
-
 /// Block (x, y): block x of `to`, plane and head y.
 template <class Format>
 __global__ __launch_bounds__(kThreads) void gather_kernel(const __grid_constant__ GatherParams p) {
-  constexpr int kUnitDims = 128 / Format::kBits;
+  constexpr int kUnitDims = kKvUnitDims<Format>;
   const int block = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
   int segment = 0, above = p.num_segments;
   while (above - segment > 1) {
@@ -112,7 +83,7 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const __grid_constant_
 #pragma unroll
       for (int at = 0; at < kUnitDims / 8; ++at) {
         if (dim + 8 * at >= p.head_dim) break;
-        out[at] = token < seen ? convert<Format>(codes[i], at, scale[i], mine) : uint4{};
+        out[at] = token < seen ? widen_unit<Format>(codes[i], at, scale[i], mine) : uint4{};
       }
     }
   }

@@ -2,13 +2,13 @@
 // a[i, j] = sum_t q[i Z + Z - 1 - t] . k[j Z + t] * scale / (Z norm): XAttention's scores (arXiv
 // 2503.16428), and the blocks that each head of kind kBlocks sees by them.
 //
-// Four kernels a pass (some heads of a segment): the keys of the pages in order (gather_keys); the
-// products in tiles of 128 groups of rows x 256 of keys, steps of 64 of Z D, two warpgroups of 64 x
-// 256, of which only log2 of the sum over each block of keys is kept, a float a (group, block)
-// (estimate_kernel); then a block of threads a row of blocks: the softmax over those sums and the
-// smallest set (select_kernel). Bound: the tensor cores, L^2 D / Z FLOPs a head, 1 / (2 Z) of
-// attention. Kinds are device data: items of other heads are passed over.
-// docs/kernels/attention_prefill.md
+// Three kernels a pass (some heads of a segment): the keys of the pages in order, as bf16 whatever
+// the cache's format is (gather_keys); the products in tiles of 128 groups of rows x 256 of keys,
+// steps of 64 of Z D, two warpgroups of 64 x 256, of which only log2 of the sum over each block of
+// keys is kept, a float a (group, block) (estimate_kernel); then a block of threads a row of
+// blocks: the softmax over those sums and the smallest set (select_kernel). Bound: the tensor
+// cores, L^2 D / Z FLOPs a head, 1 / (2 Z) of attention. Kinds are device data: items of other
+// heads are passed over. docs/kernels/attention_prefill.md
 //
 // A list depends on the rows of its own block and the keys up to it: no sum here is cut by the
 // chunk, the pass or the company.
@@ -22,6 +22,7 @@
 #include "kernels/cuda/common/wgmma.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/head_kinds.h"
+#include "kernels/cuda/kv_widen.h"
 
 namespace weft::cuda {
 namespace {
@@ -254,27 +255,51 @@ __global__ void __launch_bounds__(kThreads, 1)
 struct GatherParams {
   const unsigned char* kv = nullptr;
   int64_t block_bytes = 0;
-  const int32_t* table = nullptr;  ///< of the segment
-  uint4* out = nullptr;            ///< [kv heads of the pass][padded][D], zeros from `keys` on
-  int32_t block_size = 0, first_kv_head = 0;
+  KvBlockLayout from;
+  const float* channels = nullptr;  ///< [G][D] scales of a static format; null: a scale a row
+  const int32_t* table = nullptr;   ///< of the segment
+  uint4* out = nullptr;             ///< [kv heads of the pass][padded][D], zeros from `keys` on
+  int32_t first_kv_head = 0;
   int32_t keys = 0, padded = 0;
-  int32_t chunks = 0;  ///< of 16 bytes a row
+  int32_t head_dim = 0;
 };
 
+/// Codes become bf16(code * scale), as attention of prompts has them (kv_gather.cu).
+template <class Format>
 __global__ void __launch_bounds__(256) gather_keys(const __grid_constant__ GatherParams p) {
+  constexpr int kUnitDims = kKvUnitDims<Format>;
   wait_for_predecessor();
-  const int64_t count = int64_t{p.padded} * p.chunks;
-  const int head = static_cast<int>(blockIdx.y);
+  const int row_units = (p.head_dim + kUnitDims - 1) / kUnitDims;
+  const int64_t count = int64_t{p.padded} * row_units;
+  const int head = p.first_kv_head + static_cast<int>(blockIdx.y);
+  const float* channels = p.channels != nullptr ? p.channels + int64_t{head} * p.head_dim : nullptr;
+  const int tokens = static_cast<int>(p.from.block_size);
   for (int64_t i = blockIdx.x * 256 + threadIdx.x; i < count; i += int64_t{gridDim.x} * 256) {
-    const int key = static_cast<int>(i / p.chunks), chunk = static_cast<int>(i % p.chunks);
-    uint4 value = make_uint4(0, 0, 0, 0);
+    const int key = static_cast<int>(i / row_units);
+    const int unit = static_cast<int>(i - int64_t{key} * row_units), dim = unit * kUnitDims;
+    uint4 codes = make_uint4(0, 0, 0, 0);
+    float scale = 0;
     if (key < p.keys) {
-      const int64_t block = p.table[key / p.block_size];
-      const int64_t row = int64_t{p.first_kv_head + head} * p.block_size + key % p.block_size;
-      value = *reinterpret_cast<const uint4*>(p.kv + block * p.block_bytes +
-                                              (row * p.chunks + chunk) * 16);
+      const int in_block = key % tokens;
+      const unsigned char* block = p.kv + p.table[key / tokens] * p.block_bytes;
+      codes = *reinterpret_cast<const uint4*>(block + p.from.code_offset(0, head, in_block) +
+                                              unit * 16);
+      if constexpr (Format::kScaled) {
+        const int group = Format::kZeros ? dim / kKvInt4Group : 0;
+        if (channels == nullptr) {
+          scale = *reinterpret_cast<const float*>(block +
+                                                  p.from.scale_offset(0, head, group, in_block));
+        }
+      }
     }
-    p.out[head * count + i] = value;
+    uint4* out = p.out + ((int64_t{blockIdx.y} * p.padded + key) * p.head_dim + dim) / 8;
+#pragma unroll
+    for (int at = 0; at < kUnitDims / 8; ++at) {
+      if (dim + 8 * at >= p.head_dim) break;
+      out[at] = key < p.keys ? widen_unit<Format>(codes, at, scale,
+                                                  channels != nullptr ? channels + dim : nullptr)
+                             : make_uint4(0, 0, 0, 0);
+    }
   }
 }
 
@@ -512,10 +537,11 @@ class Selector {
     gather.kv = reinterpret_cast<const unsigned char*>(attn_.kv.data);
     gather.block_bytes = attn_.kv.block_bytes;
     gather.table = attn_.seqs.block_table.row<int32_t>(s);
-    gather.block_size = attn_.kv.shape.block_size;
+    gather.from = kv_layout(attn_.kv.shape);
+    if (kv_has_static_scales(attn_.kv.shape.format)) gather.channels = attn_.kv.k_scale;
     gather.keys = keys;
     gather.padded = round_up(keys, stride);
-    gather.chunks = shape.head_dim / 8;
+    gather.head_dim = shape.head_dim;
 
     const int64_t of_head = int64_t{p.rows} * p.blocks * 4;
     const int heads = heads_of_pass(shape.q_heads, p.group, of_head);
@@ -533,12 +559,13 @@ class Selector {
       if (gathered != p.first_kv_head) {
         gathered = p.first_kv_head;
         const int there = std::min(kv_heads, shape.kv_heads - gathered);
-        launch(stream_,
-               {.grid = dim3(static_cast<unsigned>(4 * num_multiprocessors()),
-                             static_cast<unsigned>(there)),
-                .block = 256,
-                .overlap = true},
-               gather_keys, gather);
+        const LaunchShape grid{.grid = dim3(static_cast<unsigned>(4 * num_multiprocessors()),
+                                            static_cast<unsigned>(there)),
+                               .block = 256,
+                               .overlap = true};
+        with_kv_format(attn_.kv.shape.format, [&](auto format) {
+          launch(stream_, grid, gather_keys<decltype(format)>, gather);
+        });
       }
       estimate(maps, p);
       select(s, p);
@@ -636,7 +663,9 @@ void select_blocks(Stream& stream, const SelectArgs& args) {
   const AttnArgs& attn = *args.attention;
   if (attn.prompt_rows == 0 || attn.num_prompt_segments == 0) return;
   CHECK(attn.seqs.host_cu_q && attn.seqs.host_kv_start && attn.heads != nullptr);
-  CHECK(attn.q.dtype == DType::kBF16 && attn.kv.shape.format == KvFormat::kBf16);
+  CHECK(attn.q.dtype == DType::kBF16);
+  CHECK(!kv_has_static_scales(attn.kv.shape.format) || attn.kv.k_scale != nullptr,
+        "selection: a static format without scales");
   CHECK(args.stride == 4 || args.stride == 8 || args.stride == 16, "selection: stride 4, 8 or 16");
   const int dim = attn.shape.head_dim;
   CHECK(dim > 0 && dim <= 256 && dim % 8 == 0, "selection: head_dim is 8, 16, .. 256");
