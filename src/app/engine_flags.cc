@@ -87,7 +87,7 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
   app.add_option("--kv-cache-memory", o.kv_cache_memory, "Bytes of the caches (2G), or auto")
       ->capture_default_str();
   app.add_option("--swap-space", o.swap_space,
-                 "GiB of memory for what preempted sequences have computed (CPU)")
+                 "GiB of the host's memory for what preempted sequences have computed")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
   app.add_option("--max-num-seqs", o.max_num_seqs, "Sequences that run at once")
@@ -112,9 +112,10 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
          "exact: only what a cold run would compute; reuse-generated: also generated tokens of "
          "earlier turns")
       ->check(CLI::IsMember({"exact", "reuse-generated"}));
-  app.add_option("--prefill-attention", o.prefill_attention,
-                 "What the heads of a prompt see: auto (as the model was trained), dense, or xattn "
-                 "(blocks of keys by estimate): xattn:threshold=0.9,stride=16,thresholds=FILE")
+  app.add_option(
+         "--prefill-attention", o.prefill_attention,
+         "What the heads of a prompt see: auto (as the model was trained), dense, or xattn "
+         "(blocks of keys by estimate): xattn:threshold=0.9,stride=16,thresholds=FILE,heads=FILE")
       ->check([](const std::string& text) {
         const auto parsed = parse_prefill("--prefill-attention", text);
         return parsed.ok() ? std::string() : parsed.error().message;

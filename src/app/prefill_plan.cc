@@ -68,7 +68,10 @@ std::string describe_prefill(const EnginePlan& plan) {
       fmt::format("stride {}, threshold {}", sparse->stride,
                   sparse->thresholds.size() == 1 ? fmt::format("{:g}", sparse->thresholds[0])
                                                  : std::string("by head"));
-  if (!sparse->routed) return fmt::format("xattn ({})", estimate);
+  if (!sparse->routed) {
+    return fmt::format("{} ({})", sparse->heads.empty() ? "xattn" : "heads of a file, xattn",
+                       estimate);
+  }
   const bool lists = sparse->retrieval == HeadKind::kBlocks || sparse->sparse == HeadKind::kBlocks;
   const bool streams = sparse->sparse == HeadKind::kStreaming;
   std::string out = fmt::format("heads by a router: {} or {}", name_of(sparse->retrieval),

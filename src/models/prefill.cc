@@ -39,13 +39,16 @@ std::optional<HeadKind> kind_of_mode(std::string_view mode) {
   return std::nullopt;
 }
 
-/// Thresholds of every layer from a file; each entry has one value or one a head.
-Result<std::vector<std::vector<float>>> load_thresholds(const std::string& path) {
+Result<ConfigJson> load_json(const std::string& path) {
   const size_t slash = path.rfind('/');
   const ModelDirectory directory =
       TRY(ModelDirectory::open(slash == std::string::npos ? "." : path.substr(0, slash + 1)));
-  const ConfigJson json =
-      TRY(ConfigJson::load(directory, slash == std::string::npos ? path : path.substr(slash + 1)));
+  return ConfigJson::load(directory, slash == std::string::npos ? path : path.substr(slash + 1));
+}
+
+/// Thresholds of every layer from a file; each entry has one value or one a head.
+Result<std::vector<std::vector<float>>> load_thresholds(const std::string& path) {
+  const ConfigJson json = TRY(load_json(path));
   std::vector<std::vector<float>> table;
   for (const ConfigJson& layer : TRY(json.objects("layers"))) {
     std::vector<float> values;
@@ -59,6 +62,40 @@ Result<std::vector<std::vector<float>>> load_thresholds(const std::string& path)
     table.push_back(std::move(values));
   }
   return table;
+}
+
+/// Sink and window in blocks, from the fields of Elastic-Attention.
+Result<> read_window(const ConfigJson& json, SparsePrefillSpec& out) {
+  const int64_t sink = TRY(json.integer_in_or("sink_size", 0, kMaxTokens, 128));
+  const int64_t window = TRY(json.integer_in_or("local_window_size", 1, kMaxTokens, 2048));
+  out.sink_blocks = static_cast<int>((sink + kBlock - 1) / kBlock);
+  out.window_blocks = static_cast<int>((window + kBlock - 1) / kBlock);
+  return {};
+}
+
+/// Kinds of the kv heads of every layer, with sink and window, from a file; one a layer.
+Result<std::vector<SparsePrefillSpec>> load_heads(const std::string& path) {
+  const ConfigJson json = TRY(load_json(path));
+  SparsePrefillSpec common;
+  TRY(read_window(json, common));
+  std::vector<SparsePrefillSpec> table;
+  for (const ConfigJson& layer : TRY(json.objects("layers"))) {
+    table.push_back(common);
+    for (const std::string& mode : TRY(layer.strings("heads"))) {
+      const std::optional<HeadKind> kind = kind_of_mode(mode);
+      if (!kind) {
+        return invalid_argument(layer.field("heads") + ": " + quoted(mode) +
+                                " is not one of full, streaming, xattn");
+      }
+      table.back().heads.push_back(*kind);
+    }
+  }
+  return table;
+}
+
+Error wrong_layers(const std::string& file, size_t want, size_t got) {
+  return invalid_argument(file + ": layers must have one entry a layer, " + std::to_string(want) +
+                          ", got " + std::to_string(got));
 }
 
 AttentionSpec* attention_of(LayerSpec& layer) {
@@ -85,7 +122,7 @@ Result<PrefillOptions> parse_prefill(const std::string& flag, std::string_view t
   const auto bad = [&](const std::string& what) {
     return invalid_argument(flag + ": " + what +
                             "; allowed: auto, dense, xattn, "
-                            "xattn:threshold=0.9,stride=16,thresholds=FILE");
+                            "xattn:threshold=0.9,stride=16,thresholds=FILE,heads=FILE");
   };
   if (kind == "auto" || kind == "dense") {
     if (!rest.empty()) return bad(quoted(kind) + " takes no settings");
@@ -101,9 +138,9 @@ Result<PrefillOptions> parse_prefill(const std::string& flag, std::string_view t
     const size_t equals = setting.find('=');
     if (equals == std::string_view::npos) return bad(quoted(setting) + " has no value");
     const std::string_view name = setting.substr(0, equals), value = setting.substr(equals + 1);
-    if (name == "thresholds") {
-      if (value.empty()) return bad("thresholds names no file");
-      out.thresholds_file = value;
+    if (name == "thresholds" || name == "heads") {
+      if (value.empty()) return bad(std::string(name) + " names no file");
+      (name == "heads" ? out.heads_file : out.thresholds_file) = value;
       continue;
     }
     const std::optional<float> number = parse_float(value);
@@ -150,10 +187,7 @@ Result<SparsePrefillSpec> parse_elastic(const ConfigJson& text, const AttentionS
     return unsupported(text.field("use_softmax") +
                        " false is not supported: such a router draws random numbers");
   }
-  const int64_t sink = TRY(text.integer_in_or("sink_size", 0, kMaxTokens, 128));
-  const int64_t window = TRY(text.integer_in_or("local_window_size", 1, kMaxTokens, 2048));
-  out.sink_blocks = static_cast<int>((sink + kBlock - 1) / kBlock);
-  out.window_blocks = static_cast<int>((window + kBlock - 1) / kBlock);
+  TRY(read_window(text, out));
   const int64_t block = TRY(text.integer_or("block_size", kBlock));
   if (block != kBlock) {
     return unsupported(text.field("block_size") + " " + std::to_string(block) +
@@ -190,9 +224,14 @@ Result<> apply_prefill(const PrefillOptions& options, ModelSpec& spec) {
   if (!dense && !options.thresholds_file.empty()) {
     table = TRY(load_thresholds(options.thresholds_file));
     if (table.size() != spec.layers.size()) {
-      return invalid_argument(options.thresholds_file + ": layers must have one entry a layer, " +
-                              std::to_string(spec.layers.size()) + ", got " +
-                              std::to_string(table.size()));
+      return wrong_layers(options.thresholds_file, spec.layers.size(), table.size());
+    }
+  }
+  std::vector<SparsePrefillSpec> heads(spec.layers.size());
+  if (!dense && !options.heads_file.empty()) {
+    heads = TRY(load_heads(options.heads_file));
+    if (heads.size() != spec.layers.size()) {
+      return wrong_layers(options.heads_file, spec.layers.size(), heads.size());
     }
   }
   for (size_t i = 0; i < spec.layers.size(); ++i) {
@@ -200,7 +239,14 @@ Result<> apply_prefill(const PrefillOptions& options, ModelSpec& spec) {
     if (attention == nullptr) continue;
     attention->sparse.reset();
     if (dense) continue;
-    SparsePrefillSpec sparse{.stride = options.stride, .thresholds = {options.threshold}};
+    SparsePrefillSpec sparse = std::move(heads[i]);
+    sparse.stride = options.stride;
+    sparse.thresholds = {options.threshold};
+    if (!sparse.heads.empty() && std::ssize(sparse.heads) != attention->kv_heads) {
+      return invalid_argument(options.heads_file + ": layer " + std::to_string(i) + " must have " +
+                              std::to_string(attention->kv_heads) + " heads, got " +
+                              std::to_string(sparse.heads.size()));
+    }
     if (!table.empty()) {
       sparse.thresholds = table[i];
       const auto count = static_cast<int>(sparse.thresholds.size());

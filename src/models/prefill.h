@@ -23,10 +23,14 @@ struct PrefillOptions {
   /// Of kXattn: a JSON file {"layers": [{"thresholds": [one, or one a head]}, one a layer]}; empty:
   /// `threshold` everywhere.
   std::string thresholds_file;
+  /// Of kXattn: a JSON file {"sink_size", "local_window_size": tokens, "layers": [{"heads": [one of
+  /// "full", "streaming", "xattn" a kv head]}, one a layer]}; empty: all heads are "xattn".
+  std::string heads_file;
   bool operator==(const PrefillOptions&) const = default;
 };
 
-/// "auto", "dense", "xattn", "xattn:threshold=0.9,stride=16", "xattn:thresholds=FILE". Errors name
+/// "auto", "dense", "xattn", "xattn:threshold=0.9,stride=16", "xattn:thresholds=FILE",
+/// "xattn:heads=FILE". Errors name
 /// `flag` and what is allowed.
 Result<PrefillOptions> parse_prefill(const std::string& flag, std::string_view text);
 

@@ -144,6 +144,36 @@ TEST(Prefill, ThresholdsFromAFile) {
       HasSubstr("within 0 and 1"));
 }
 
+TEST(Prefill, HeadsFromAFile) {
+  const TempDir dir;
+  const auto apply = [&](const std::string& text, ModelSpec& spec) {
+    std::ofstream(dir.file("h.json")) << text;
+    return apply_prefill(
+        {.kind = PrefillOptions::Kind::kXattn, .stride = 8, .heads_file = dir.file("h.json")},
+        spec);
+  };
+  ModelSpec spec = spec_of("Qwen3ForCausalLM");
+  const auto given = apply(R"({"sink_size": 200, "local_window_size": 128, "layers": [
+      {"heads": ["full", "streaming"]}, {"heads": ["xattn", "full"]}]})",
+                           spec);
+  ASSERT_TRUE(given.ok()) << given.error().message;
+  EXPECT_THAT(sparse_of(spec, 0)->heads, ElementsAre(HeadKind::kFull, HeadKind::kStreaming));
+  EXPECT_THAT(sparse_of(spec, 1)->heads, ElementsAre(HeadKind::kBlocks, HeadKind::kFull));
+  EXPECT_EQ(sparse_of(spec, 1)->sink_blocks, 2);
+  EXPECT_EQ(sparse_of(spec, 1)->window_blocks, 1);
+  EXPECT_EQ(sparse_of(spec, 1)->stride, 8);
+  EXPECT_FALSE(has_prefill_router(spec));
+  const std::pair<const char*, const char*> wrong[] = {
+      {R"({"layers": [{"heads": ["full", "full"]}]})", "one entry a layer, 2"},
+      {R"({"layers": [{"heads": ["full"]}, {"heads": ["full", "full"]}]})",
+       "layer 0 must have 2 heads, got 1"},
+      {R"({"layers": [{"heads": ["full", "some"]}, {"heads": []}]})",
+       "\"some\" is not one of full, streaming, xattn"}};
+  for (const auto& [text, words] : wrong) {
+    EXPECT_THAT(apply(text, spec).error().message, HasSubstr(words));
+  }
+}
+
 /// A copy of a checkpoint with changed tensors.
 class ChangedCheckpoint {
  public:

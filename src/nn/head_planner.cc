@@ -60,8 +60,11 @@ Result<> HeadPlanner::prepare(Stream& stream, DeviceKind device) {
   std::vector<int32_t> kinds(heads, static_cast<int32_t>(spec_.sparse));
   for (size_t h = 0; h < heads; ++h) {
     thresholds[h] = spec_.thresholds.size() == 1 ? spec_.thresholds[0] : spec_.thresholds[h];
+    if (!spec_.heads.empty()) {
+      kinds[h] = static_cast<int32_t>(spec_.heads[h * spec_.heads.size() / heads]);
+    }
     // A head that has to reach all of the mass sees everything, whatever is estimated.
-    if (spec_.sparse == HeadKind::kBlocks && thresholds[h] >= 1) {
+    if (kinds[h] == static_cast<int32_t>(HeadKind::kBlocks) && thresholds[h] >= 1) {
       kinds[h] = static_cast<int32_t>(HeadKind::kFull);
     }
   }

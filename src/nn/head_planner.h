@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,10 @@ class HeadPlanner {
 
  private:
   bool lists() const {
+    if (!spec_.heads.empty()) {
+      return std::find(spec_.heads.begin(), spec_.heads.end(), HeadKind::kBlocks) !=
+             spec_.heads.end();
+    }
     return spec_.sparse == HeadKind::kBlocks ||
            (spec_.routed && spec_.retrieval == HeadKind::kBlocks);
   }

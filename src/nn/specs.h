@@ -19,6 +19,7 @@ struct SparsePrefillSpec {
   /// heads are of kind `sparse` (XAttention).
   bool routed = false;
   HeadKind retrieval = HeadKind::kFull, sparse = HeadKind::kBlocks;
+  std::vector<HeadKind> heads;              ///< of the kv heads, given by the user; empty: as above
   int sink_blocks = 1, window_blocks = 16;  ///< of streaming heads
   int stride = 16;                          ///< of the estimate: 4, 8 or 16
   float norm = 1;
