@@ -21,7 +21,7 @@ struct EngineOptions {
   std::string load_format = "auto";      ///< auto | safetensors | dummy
   std::string max_model_len = "auto";    ///< tokens, "32k", or auto: the largest that fits
   std::string kv_cache_memory = "auto";  ///< bytes, "2G", or auto
-  double swap_space = 0;                 ///< GiB; of the CPU
+  double swap_space = 0;                 ///< GiB of the host
   int max_num_seqs = 64;
   int max_num_batched_tokens = 0;  ///< 0: batched_tokens() chooses
   bool prefix_caching = true;

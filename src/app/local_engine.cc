@@ -120,22 +120,6 @@ Result<void> choose_kernels(const EngineOptions& options, const CpuInfo& cpu,
   return {};
 }
 
-/// What plans of heads need that a GPU does not have: --device auto goes on with the CPU.
-Result<void> check_sparse_kernels(const EngineOptions& options, EnginePlan& plan,
-                                  std::optional<CudaDeviceInfo>& gpu) {
-  if (plan.chunk == kChunk || !gpu || plan.load.kv_format == KvFormat::kBf16) return {};
-  plan.not_on_gpu = "heads that see less than all keys read a bfloat16 KV cache there, not " +
-                    std::string(kv_format_name(plan.load.kv_format)) +
-                    "; --prefill-attention dense takes all formats";
-  if (options.device != "auto") {
-    return unsupported("--device cuda: " + plan.not_on_gpu + ", or use --device cpu");
-  }
-  gpu.reset();
-  plan.ops = &cpu_ops(plan.isa);
-  plan.device_name = "cpu " + std::string(cpu_isa_name(plan.isa));
-  return {};
-}
-
 Error no_kv_format(const std::string& asked, const std::string& why) {
   return unsupported(asked + ": " + why);
 }
@@ -204,10 +188,10 @@ Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options
       .speculation = options.speculation,
       .swap_bytes = static_cast<int64_t>(options.swap_space * (int64_t{1} << 30))};
   if (!gpu) return plan_memory(model, memory, cpu.available_bytes);
-  if (options.swap_space > 0) {
-    log_warning(
-        "--swap-space: this version swaps on the CPU alone; preempted sequences of a GPU are "
-        "computed again");
+  if (memory.swap_bytes > cpu.available_bytes) {
+    return exhausted(fmt::format("--swap-space {:g}: the host has {:.1f} GiB of memory left for it",
+                                 options.swap_space,
+                                 static_cast<double>(cpu.available_bytes) / (int64_t{1} << 30)));
   }
   memory.device = DeviceKind::kCuda;
   memory.memory_fraction = 1.0;  // the share is taken already
@@ -267,7 +251,6 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   TRY(plan_prefill(options, weights ? &*weights : nullptr, plan));
   plan.load.format = weight_format(options);
   TRY(choose_kv_format(options, weights ? &*weights : nullptr, plan));
-  TRY(check_sparse_kernels(options, plan, gpu));
   TRY(choose_kernels(options, cpu, weights ? &*weights : nullptr, plan, gpu));
   if (plan.load.format == WeightFormat::kFp8Block && !plan.ops->fp8_blocks) {
     return unsupported("--quantization fp8 needs a Hopper GPU and this is " + plan.device_name +

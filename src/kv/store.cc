@@ -64,6 +64,7 @@ Result<KvStore> KvStore::create(std::span<const CacheSpec> specs, const OpTable&
   int64_t total = 0;
   for (const CacheSpec& spec : specs) total += layer_bytes(spec, ops, num_blocks, num_slots);
   KvStore out;
+  out.device_ = ops.device;
   out.num_blocks_ = num_blocks;
   out.num_slots_ = num_slots;
   auto buffer = Buffer::allocate(ops.device, total);
@@ -142,8 +143,9 @@ Result<void> KvStore::reserve_swap(int64_t num_blocks, int64_t num_slots) {
   swap_block_bytes_ = swap_slot_bytes_ = 0;
   if (num_blocks_ > 0) visit_block(0, [&](std::byte*, int64_t n) { swap_block_bytes_ += n; });
   if (num_slots_ > 0) visit_slot(0, [&](std::byte*, int64_t n) { swap_slot_bytes_ += n; });
-  auto buffer = Buffer::allocate(DeviceKind::kCpu,
-                                 num_blocks * swap_block_bytes_ + num_slots * swap_slot_bytes_);
+  const DeviceKind kind = device_ == DeviceKind::kCpu ? device_ : DeviceKind::kPinned;
+  auto buffer =
+      Buffer::allocate(kind, num_blocks * swap_block_bytes_ + num_slots * swap_slot_bytes_);
   if (!buffer.ok()) return with_context(std::move(buffer).error(), "the swap space");
   swap_ = std::move(buffer).value();
   swap_blocks_ = num_blocks;

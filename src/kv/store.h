@@ -37,7 +37,8 @@ class KvStore {
   /// Copies whole blocks, all layers and planes, in the order of the stream.
   void copy_block(Stream& stream, BlockId from, BlockId to);
 
-  /// Takes host memory for so many blocks and states of displaced sequences, all layers and planes.
+  /// Takes host memory for so many blocks and states of displaced sequences, all layers and planes;
+  /// with caches on a GPU it is pinned.
   Result<void> reserve_swap(int64_t num_blocks, int64_t num_slots);
   int64_t swap_bytes() const { return swap_.bytes(); }
   /// Copies a block, or the states in a slot, to entry `host` of that memory, or back, in the order
@@ -47,6 +48,7 @@ class KvStore {
 
  private:
   Buffer buffer_;
+  DeviceKind device_ = DeviceKind::kCpu;
   std::vector<LayerCache> layers_;
   int64_t num_blocks_ = 0, num_slots_ = 0;
 

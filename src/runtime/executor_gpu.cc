@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "device/gpu.h"
 #include "runtime/row_sampler.h"
+#include "runtime/swap.h"
 
 namespace weft {
 namespace {
@@ -145,13 +146,12 @@ void GpuExecutor::launch(const StepPlan& given) {
   const int64_t padded = only_decodes(plan) ? padded_rows(num_slices, limits_.max_seqs) : 0;
   sampler_.release(plan, sequences_);
   flight.step.pack(plan, sequences_, padded);
-  CHECK(flight.step.block_swaps().empty() && flight.step.state_swaps().empty(),
-        "the CUDA backend has no swap space");
   flight.pending = true;
   RowSampler::begin(flight.step, flight.result);
   for (const BlockCopy& copy : flight.step.copies()) {
     parts_.kv.copy_block(parts_.stream, copy.from, copy.to);
   }
+  swap_displaced(parts_.stream, parts_.kv, flight.step, state_slots_.get());
   sampler_.admit(parts_.stream, flight.step, flight.sampling);
   const bool any_rows = flight.step.batch().num_rows() > 0;
   if (any_rows) flight.step.upload(parts_.stream);

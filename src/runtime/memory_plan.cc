@@ -132,7 +132,7 @@ class Planner {
                    : cache_of(0, drafting) + (drafting + draft_rows()) * model_.cache.per_kept_row;
     }
     out.image_bytes = model_.image_bytes;
-    if (!on_gpu()) add_swap(out);
+    add_swap(out);
     out.logit_bytes = on_gpu() ? GpuExecutor::device_bytes(limits(length), model_.hidden_size,
                                                            options_.speculation)
                                : LocalExecutor::bytes(limits(length), model_.hidden_size,
@@ -147,7 +147,8 @@ class Planner {
     }
     const int64_t left = options_.swap_bytes - cache_of(0, out.num_swap_slots);
     if (model_.paged()) out.num_swap_blocks = left / model_.cache.per_block;
-    out.swap_bytes = cache_of(out.num_swap_blocks, out.num_swap_slots);
+    (on_gpu() ? out.host_swap_bytes : out.swap_bytes) =
+        cache_of(out.num_swap_blocks, out.num_swap_slots);
   }
   int64_t fixed_bytes(int64_t length) const {
     MemoryPlan fixed;
@@ -256,11 +257,10 @@ std::string MemoryPlan::table() const {
                      max_model_len));
   }
   if (num_slots > 0) line("state slots", slot_bytes, fmt::format("{} slots", num_slots));
-  if (swap_bytes > 0) {
-    line("swap space", swap_bytes,
-         fmt::format("{} blocks{}", num_swap_blocks,
-                     num_swap_slots > 0 ? fmt::format(", {} states", num_swap_slots) : ""));
-  }
+  const std::string swapped =
+      fmt::format("{} blocks{}", num_swap_blocks,
+                  num_swap_slots > 0 ? fmt::format(", {} states", num_swap_slots) : "");
+  if (swap_bytes > 0) line("swap space", swap_bytes, swapped);
   line("activations", arena_bytes, fmt::format("steps of {} tokens", limits.max_rows));
   if (image_bytes > 0) {
     line("images", image_bytes, fmt::format("{} image tokens a step", limits.image_tokens));
@@ -268,6 +268,9 @@ std::string MemoryPlan::table() const {
   line("logits", logit_bytes, fmt::format("{} sequences at once", limits.max_seqs));
   line("rest", rest_bytes, "program, tables");
   line("total", total_bytes(), fmt::format("of {} that can be used", mib(limit_bytes)));
+  if (host_swap_bytes > 0) {
+    line("swap space", host_swap_bytes, swapped + ", beside that: pinned memory of the host");
+  }
   return out;
 }
 

@@ -21,7 +21,7 @@ struct MemoryOptions {
   DeviceKind device = DeviceKind::kCpu;  ///< a GPU's memory is all given to the caches
   int num_threads = 1;
   SpeculationConfig speculation;
-  int64_t swap_bytes = 0;  ///< for what preempted sequences have computed; of a CPU
+  int64_t swap_bytes = 0;  ///< host memory for what preempted sequences have computed
 };
 
 /// What a model will take, known from its config before anything is loaded.
@@ -53,13 +53,14 @@ struct MemoryPlan {
   int64_t available_bytes = 0;
   int64_t limit_bytes = 0;  ///< what may be used of them
   int64_t weight_bytes = 0;
-  int64_t block_bytes = 0;  ///< all blocks
-  int64_t slot_bytes = 0;   ///< all state slots, those between drafts too
-  int64_t arena_bytes = 0;  ///< temporaries of a step and of one op
-  int64_t image_bytes = 0;  ///< the vision tower at work, features of images
-  int64_t logit_bytes = 0;  ///< logits, sampling, step buffers
-  int64_t swap_bytes = 0;   ///< swap space
-  int64_t rest_bytes = 0;   ///< program, tokenizer, tables
+  int64_t block_bytes = 0;      ///< all blocks
+  int64_t slot_bytes = 0;       ///< all state slots, those between drafts too
+  int64_t arena_bytes = 0;      ///< temporaries of a step and of one op
+  int64_t image_bytes = 0;      ///< the vision tower at work, features of images
+  int64_t logit_bytes = 0;      ///< logits, sampling, step buffers
+  int64_t swap_bytes = 0;       ///< swap space in the same memory as the caches
+  int64_t rest_bytes = 0;       ///< program, tokenizer, tables
+  int64_t host_swap_bytes = 0;  ///< swap space of a GPU, in the host's memory: no part of the total
   StepLimits limits;
 
   int64_t total_bytes() const {

@@ -124,6 +124,26 @@ TEST(MemoryPlan, RecurrentModelsShareBetweenSlotsAndBlocks) {
   EXPECT_LT(small.num_slots, 8);
 }
 
+TEST(MemoryPlan, TheSwapSpaceOfAGpuIsTheHosts) {
+  const ModelMemory model = hybrid_model();
+  MemoryOptions options{.max_model_len = 4096, .max_num_seqs = 4, .max_num_batched_tokens = 512};
+  options.device = DeviceKind::kCuda;
+  const MemoryPlan without = plan_memory(model, options, 16 * kGiB).value();
+  options.swap_bytes = 100 * kMiB;
+  const MemoryPlan with = plan_memory(model, options, 16 * kGiB).value();
+  EXPECT_EQ(with.num_swap_slots, 2);  // half of it, states of 20 MiB
+  EXPECT_EQ(with.num_swap_blocks, 60 * kMiB / model.cache.per_block);
+  EXPECT_EQ(with.host_swap_bytes,
+            2 * model.cache.per_slot + with.num_swap_blocks * model.cache.per_block);
+  EXPECT_EQ(with.num_blocks, without.num_blocks);
+  EXPECT_EQ(with.total_bytes(), without.total_bytes());
+  EXPECT_THAT(with.table(), HasSubstr("pinned memory of the host"));
+  options.device = DeviceKind::kCpu;
+  const MemoryPlan cpu = plan_memory(model, options, 16 * kGiB).value();
+  EXPECT_EQ(cpu.host_swap_bytes, 0);
+  EXPECT_EQ(cpu.swap_bytes, with.host_swap_bytes);
+}
+
 TEST(MemoryPlan, ErrorsNameFlagAndValues) {
   MemoryOptions options;
   options.max_model_len = 50000;

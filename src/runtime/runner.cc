@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "runtime/prefault.h"
+#include "runtime/swap.h"
 
 namespace weft {
 namespace {
@@ -65,7 +66,7 @@ void Runner::run(PackedStep& step, StepResult& result) {
   RowSampler::begin(step, result);
   for (const BlockCopy& copy : step.copies())
     parts_.kv.copy_block(parts_.stream, copy.from, copy.to);
-  swap(step);
+  swap_displaced(parts_.stream, parts_.kv, step, state_slots_.get());
   if (vision_) vision_->encode(step.encodings());
   if (step.batch().num_rows() == 0) return;
   RowSampler::feed(step);
@@ -84,17 +85,6 @@ void Runner::run(PackedStep& step, StepResult& result) {
       step.layers().partial() ? run_layers(step, context) : parts_.model.hidden(context);
   sample(step, context, hidden, result);
   result.plans = plans.counters;
-}
-
-/// What displaced sequences have computed, to the swap space and back.
-void Runner::swap(const PackedStep& step) {
-  for (const BlockSwap& s : step.block_swaps()) {
-    parts_.kv.swap_block(parts_.stream, s.block, s.host, s.out);
-  }
-  for (const StateSwap& s : step.state_swaps()) {
-    const int64_t slot = state_slots_ ? state_slots_->of(s.slot) : s.slot.value;
-    parts_.kv.swap_slot(parts_.stream, slot, s.host, s.out);
-  }
 }
 
 /// Some layers of a long prompt; its residual, which is not normed yet.

@@ -56,7 +56,6 @@ class Runner {
   Result<void> allocate_kept(const StepLimits& limits);
   void keep_inputs(const PackedStep& step);
   void keep_states(const PackedStep& step, StepContext& context, const StepResult& result);
-  void swap(const PackedStep& step);
 
   Parts parts_;
   Arena arena_;

@@ -74,15 +74,6 @@ Variant random_variant(const std::string& family, uint64_t seed, bool cuda,
   if (may_choose && rng() % 3 == 0) {
     out.prefill = {.kind = PrefillOptions::Kind::kXattn, .threshold = 0.5f, .stride = 8};
   }
-  // There heads that see less than all keys read caches of bf16.
-  const bool sparse = family.starts_with("paw") || out.prefill.kind == PrefillOptions::Kind::kXattn;
-  if (cuda && sparse && out.kv_format != KvFormat::kBf16) {
-    if (cache) {
-      out.prefill = {.kind = PrefillOptions::Kind::kDense};
-    } else {
-      out.kv_format = KvFormat::kBf16;
-    }
-  }
   return out;
 }
 
@@ -105,9 +96,6 @@ std::string run_round(const Options& options, const std::string& family, uint64_
     const int count = 4 + static_cast<int>(schedule_seed % 11);
     for (int r = 0; r < count; ++r) requests.push_back(maker.make(SeqId{r}));
     ScheduleOptions schedule = random_schedule(schedule_seed, *model, variant.block_size);
-    if (options.cuda) {  // the GPU executor has no swap space
-      schedule.scheduler.num_swap_blocks = schedule.scheduler.num_swap_slots = 0;
-    }
     ScheduleOptions lonely = alone(*model, variant.block_size);
     lonely.scheduler.plan_tokens = schedule.scheduler.plan_tokens;
     const std::string where = fmt::format("round --seed {} --family {}: {}; schedule {}: {}", seed,
@@ -184,9 +172,8 @@ std::string vacuous(const Totals& totals, const Options& options) {
   if (options.family.empty() || recurrent_family(options.family)) {
     if (c.state_hits == 0) return "nothing tested: no state hits";
   }
-  if (!options.cuda && (c.swap_ins == 0 || c.copies_in == 0)) return "nothing tested: no swaps";
-  const bool sparse = !options.cuda || !options.cache || *options.cache == KvFormat::kBf16;
-  if (sparse && (options.family.empty() || options.family.starts_with("paw"))) {
+  if (c.swap_ins == 0 || c.copies_in == 0) return "nothing tested: no swaps";
+  if (options.family.empty() || options.family.starts_with("paw")) {
     if (c.layer_steps == 0) return "nothing tested: no prompt was computed layer by layer";
     if (!options.cuda && c.plans.computed_blocks == c.plans.causal_blocks) {  // a host's count
       return "nothing tested: all heads dense";
