@@ -13,13 +13,15 @@
 
 #include "kernels/cpu/gdn_fma.h"
 #include "kernels/cpu/gdn_tiles.h"
+#include "kernels/cpu/norm.h"
 #include "kernels/cpu/scratch.h"
 
 namespace weft::WEFT_ISA_NS {
 namespace {
 
-constexpr int kRowsAtOnce = 4;          // of S, token by token; sizes are multiples of 8 at least
-constexpr int64_t kStateRowsAhead = 8;  // rows of S to prefetch; past a head's end lies the next
+constexpr int kRowsAtOnce = 4;  // of S, token by token; sizes are multiples of 8 at least
+// Rows of S to prefetch; past a head's end lies the next.
+constexpr int64_t kStateRowsAhead = 16, kHalfRowsAhead = 8;
 
 template <class Chunks>
 class Worker {
@@ -122,22 +124,43 @@ class Worker {
     for (int64_t t = 0; t < run.n; ++t) qk[t] = dot(q_ + t * kd_, k_ + t * kd_);
     rows_.convolve(run, rows_.v_channel(hv), vd_, run.n, v_);
     for (int64_t i = 0; i < vd_; i += kRowsAtOnce) {
-      if (from.data != nullptr) from.bring((i + kStateRowsAhead) * kd_, kRowsAtOnce * kd_);
+      const auto steps = [&](const float* first, float* last) {
+        for (int64_t t = 0; t < run.n; ++t) {
+          const TokenGates token{decay[t], gates.beta[t], qk[t]};
+          float* next = t == run.n - 1 ? last : state_rows_;
+          if (t == 0 && !kRounded) {
+            step_rows<kRounded, true>(t, token, t * vd_ + i, first, next);
+          } else {
+            step_rows<kRounded, false>(t, token, t * vd_ + i, t == 0 ? first : state_rows_, next);
+          }
+        }
+      };
+      if (!kRounded && from.data != nullptr) {
+        steps(static_cast<const float*>(from.data) + i * kd_, rows_to(to, i));
+        continue;
+      }
+      if (from.data != nullptr) from.bring((i + kHalfRowsAhead) * kd_, kRowsAtOnce * kd_);
       for (int64_t c = 0; c < kRowsAtOnce * kd_; c += kLanes) {
         store(state_rows_ + c, from.data == nullptr ? splat(0) : from.at(i * kd_ + c));
       }
-      for (int64_t t = 0; t < run.n; ++t) {
-        step_rows<kRounded>(t, {decay[t], gates.beta[t], qk[t]}, t * vd_ + i);
-      }
-      if (to.data == nullptr) continue;
+      steps(state_rows_, kRounded ? state_rows_ : rows_to(to, i));
+      if (!kRounded || to.data == nullptr) continue;
       for (int64_t c = 0; c < kRowsAtOnce * kd_; c += kLanes) {
         to.put(i * kd_ + c, load(state_rows_ + c));
       }
     }
-    for (int64_t t = 0; t < run.n; ++t) {
-      float* out = rows_.out_row(run.begin + t, hv);
-      for (int64_t c = 0; c < vd_; c += kLanes) store(out + c, load(u_ + t * vd_ + c));
+    for (int64_t t = 0; t < run.n; ++t) store_output(run.begin + t, hv, u_ + t * vd_);
+  }
+
+  void store_output(int64_t row, int64_t hv, const float* o) {
+    const GdnNorm& norm = rows_.args().norm;
+    float* out = rows_.out_row(row, hv);
+    if (norm.z.data != nullptr) {
+      gated_norm_row({static_cast<const float*>(norm.weight.data), norm.eps, norm.activation}, o,
+                     rows_.gate_row(row, hv), vd_, out);
+      return;
     }
+    for (int64_t c = 0; c < vd_; c += kLanes) store(out + c, load(o + c));
   }
 
   /// What a token does to every row of S.
@@ -145,11 +168,18 @@ class Worker {
     float decay, beta, qk;
   };
 
+  /// Where rows i, i + 1, ... of an fp32 state go, or the worker's rows if nowhere.
+  float* rows_to(const HeadState& to, int64_t i) const {
+    return to.data == nullptr ? state_rows_ : static_cast<float*>(to.data) + i * kd_;
+  }
+
   /// One token on some rows s of S, whose values are v_[at], v_[at + 1], ...: s <- d s + u k with
   /// u = beta (v - d s.k); u_[at], ... <- s.q, which is d s.q (before the write) + u k.q. The next
   /// token waits for all of that: rows beside each other fill the time.
-  template <bool kRounded>
-  void step_rows(int64_t t, const TokenGates& token, int64_t at) {
+  /// The rows are read at `from` (kFetch: and those kStateRowsAhead behind them requested, a line
+  /// with each that is used) and written to `to`, which may be the same.
+  template <bool kRounded, bool kFetch>
+  void step_rows(int64_t t, const TokenGates& token, int64_t at, const float* from, float* to) {
     const float* k = k_ + t * kd_;
     const float* q = q_ + t * kd_;
     const Vec decay = splat(token.decay);
@@ -160,7 +190,8 @@ class Worker {
       const Vec kc = load(k + c), qc = load(q + c);
 #pragma GCC unroll 4
       for (int r = 0; r < kRowsAtOnce; ++r) {
-        const Vec x = load(state_rows_ + r * kd_ + c) * decay;
+        if (kFetch) request(from, (kStateRowsAhead + r) * kd_ + c);
+        const Vec x = load(from + r * kd_ + c) * decay;
         predicted[r] = fma(x, kc, predicted[r]);
         read[r] = fma(x, qc, read[r]);
       }
@@ -174,11 +205,18 @@ class Worker {
       const Vec kc = load(k + c);
 #pragma GCC unroll 4
       for (int r = 0; r < kRowsAtOnce; ++r) {
-        float* s = state_rows_ + r * kd_ + c;
-        const Vec x = fma(u[r], kc, load(s) * decay);
-        store(s, kRounded ? round_to_bf16(x) : x);
+        const int64_t s = r * kd_ + c;
+        const Vec x = fma(u[r], kc, load(from + s) * decay);
+        store(to + s, kRounded ? round_to_bf16(x) : x);
       }
     }
+  }
+
+  /// Element i behind `p`, which may lie outside.
+  static void request(const float* p, int64_t i) {
+    _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(p) +
+                                               static_cast<uintptr_t>(4 * i)),
+                 _MM_HINT_T0);
   }
 
   float dot(const float* a, const float* b) const {
@@ -290,24 +328,20 @@ void run_units(Stream& stream, const GdnArgs& args, int64_t first, int64_t last)
   });
 }
 
-/// The layer's norm of what the chunks have not normed.
+/// The layer's norm of prompt rows, which come first, where chunks leave it out.
 template <class Chunks>
-void norm_rows(Stream& stream, const GdnArgs& args) {
-  if (args.norm.z.data == nullptr) return;
-  int64_t begin = 0;  // prompt rows come first
-  if (Chunks::kNorms && args.num_segments > 0) {
-    begin =
-        static_cast<const int32_t*>(args.cu_q.data)[args.num_prompt_segments * args.cu_q.stride[0]];
-  }
-  const auto rest = [&](TensorView v) {
-    v.data = static_cast<float*>(v.data) + begin * v.stride[0];
-    v.shape[0] -= begin;
+void norm_prompts(Stream& stream, const GdnArgs& args) {
+  if (Chunks::kNorms || args.norm.z.data == nullptr || args.num_prompt_segments == 0) return;
+  const int64_t rows =
+      static_cast<const int32_t*>(args.cu_q.data)[args.num_prompt_segments * args.cu_q.stride[0]];
+  if (rows == 0) return;
+  const auto first = [&](TensorView v) {
+    v.shape[0] = rows;
     return v;
   };
-  const TensorView out = rest(args.out);
-  if (out.shape[0] <= 0) return;
+  const TensorView out = first(args.out);
   gated_norm(stream, {.x = out,
-                      .z = rest(args.norm.z),
+                      .z = first(args.norm.z),
                       .weight = args.norm.weight,
                       .out = out,
                       .eps = args.norm.eps,
@@ -320,7 +354,7 @@ template <class Chunks>
 void run_arithmetics(Stream& stream, const GdnArgs& args) {
   run_units<Chunks>(stream, args, 0, args.num_prompt_segments);
   run_units<Chunks>(stream, args, args.num_prompt_segments, args.num_segments);
-  norm_rows<Chunks>(stream, args);
+  norm_prompts<Chunks>(stream, args);
 }
 
 }  // namespace
