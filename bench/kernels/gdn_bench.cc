@@ -2,7 +2,8 @@
 // JSON lines. Prompts: the time of one layer's operator beside linear layers of equal FLOPs (f32
 // and bf16 weights, [tokens, 2048] times a matrix as wide as that takes), all in turns. Decode, for
 // several numbers of sequences: GB/s of state read and written against what this machine reads and
-// writes in place; and a whole layer with its bf16 weights (hidden 2048), in the same bytes.
+// writes in place; and a whole layer with its bf16 weights (hidden 2048), in the same bytes, and
+// against the time that they need: weights at the rate of reads alone, states at that of updates.
 // usage: gdn_bench [--isa avx2|avx512|avx512_bf16|amx] [--threads N] [--samples N]
 //                  [--key-heads HK] [--value-heads HV] [--dim K] [--tokens T] [--sequences S]
 //                  [--parts check,prompt,decode,layer]
@@ -143,10 +144,10 @@ class Matrix {
     const TensorView views[] = {{dense.floats(), DType::kF32, {n, k}}};
     ops.pack_weight(stream, weight_, 0, views);
   }
-  void run(Stream& stream, float* x, float* out, int64_t rows) {
+  void run(Stream& stream, float* x, float* out, int64_t rows, bool prompt) {
     LinearArgs args{.x = TensorView(x, DType::kF32, {rows, weight_.shape.k}), .weight = &weight_};
     args.out = TensorView(out, DType::kF32, {rows, weight_.shape.n});
-    args.prompt_rows = rows > 1 ? rows : 0;
+    args.prompt_rows = prompt ? rows : 0;
     ops_.linear(stream, args);
   }
   int64_t bytes() const { return weight_.expert_bytes; }
@@ -191,8 +192,8 @@ void time_prompt(const Options& options, Stream& stream) {
       best[which] = std::min(best[which], now() - begin);
     };
     timed(0, [&] { layer.run(ops, stream, true); });
-    timed(1, [&] { half.run(stream, x.floats(), y.floats(), t); });
-    if (i % 3 == 0) timed(2, [&] { full.run(stream, x.floats(), y.floats(), t); });
+    timed(1, [&] { half.run(stream, x.floats(), y.floats(), t, true); });
+    if (i % 3 == 0) timed(2, [&] { full.run(stream, x.floats(), y.floats(), t, true); });
     timed(3, [&] { layer.run(ops, stream, true, true); });
   }
   std::printf(
@@ -218,10 +219,10 @@ void time_decode(const Options& options, Stream& stream, ThreadPool& pool, bool 
   std::memset(ceiling.buffer.data(), 1, static_cast<size_t>(most / 2));
   Memory x = memory(64 * kHidden * 4);
   fill(x.floats(), 64 * kHidden, 8);
-  for (const int sequences : {1, 8, 64}) {
+  for (const int sequences : {1, 4, 16, 64}) {
     std::vector<Layer> layers;
     std::vector<Projections> weights;
-    int64_t total = 0, bytes = 0;
+    int64_t total = 0, bytes = 0, weight_bytes = 0;
     for (; total < most; total += bytes) {
       Layer& layer = layers.emplace_back(options.shape, sequences, 1);
       bytes = 2 * sequences * layer.state_floats() * 4;
@@ -231,31 +232,49 @@ void time_decode(const Options& options, Stream& stream, ThreadPool& pool, bool 
                          Matrix(ops, stream, WeightFormat::kBf16, 2 * hv, kHidden),
                          Matrix(ops, stream, WeightFormat::kBf16, kHidden, layer.values())});
       const Projections& p = weights.back();
-      bytes += p.qkvz.bytes() + p.ba.bytes() + p.out.bytes();
+      weight_bytes = p.qkvz.bytes() + p.ba.bytes() + p.out.bytes();
+      bytes += weight_bytes;
     }
-    double best = 1e30, update = 0;
+    double best = 1e30, best_op = 1e30, update = 0, read = 0;
     for (int i = 0; i < options.samples; ++i) {
       update = std::max(update, update_bandwidth(pool, ceiling.buffer.data(), most / 2, 1));
+      if (whole_layer) {
+        read = std::max(read, read_bandwidth(pool, ceiling.buffer.data(), most / 2, 1));
+      }
       for (size_t first = 0; first < layers.size(); first += 16) {  // short samples
         const size_t last = std::min(first + 16, layers.size());
         const double begin = now();
+        double op = 0;
         for (size_t k = first; k < last; ++k) {
           if (whole_layer) {
-            weights[k].qkvz.run(stream, x.floats(), layers[k].qkvz(), sequences);
-            weights[k].ba.run(stream, x.floats(), layers[k].ba(), sequences);
+            weights[k].qkvz.run(stream, x.floats(), layers[k].qkvz(), sequences, false);
+            weights[k].ba.run(stream, x.floats(), layers[k].ba(), sequences, false);
           }
+          const double op_begin = now();
           layers[k].run(ops, stream, false, whole_layer);
-          if (whole_layer) weights[k].out.run(stream, layers[k].out(), x.floats(), sequences);
+          op += now() - op_begin;
+          if (whole_layer) {
+            weights[k].out.run(stream, layers[k].out(), x.floats(), sequences, false);
+          }
         }
         best = std::min(best, (now() - begin) / static_cast<double>(last - first));
+        best_op = std::min(best_op, op / static_cast<double>(last - first));
       }
       if (whole_layer) fill(x.floats(), 64 * kHidden, 8);
     }
     const double rate = static_cast<double>(bytes) / best * 1e-9;
     std::printf(
-        "{\"op\": \"%s\", \"mode\": \"decode\", \"sequences\": %d, \"us\": %.1f, \"gb_s\": %.1f, "
-        "\"update_gb_s\": %.1f, \"share\": %.3f}\n",
-        whole_layer ? "gdn layer" : "gdn", sequences, best * 1e6, rate, update, rate / update);
+        "{\"op\": \"%s\", \"mode\": \"decode\", \"sequences\": %d, \"us\": %.1f, "
+        "\"op_us\": %.1f, \"gb_s\": %.1f, \"update_gb_s\": %.1f, \"share\": %.3f",
+        whole_layer ? "gdn layer" : "gdn", sequences, best * 1e6, best_op * 1e6, rate, update,
+        rate / update);
+    if (whole_layer) {
+      const double bound = static_cast<double>(weight_bytes) / read +
+                           static_cast<double>(bytes - weight_bytes) / update;
+      std::printf(", \"read_gb_s\": %.1f, \"bound_us\": %.1f, \"share_of_bound\": %.3f", read,
+                  bound * 1e-3, bound * 1e-9 / best);
+    }
+    std::printf("}\n");
   }
 }
 
