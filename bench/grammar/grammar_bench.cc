@@ -190,6 +190,20 @@ ws ::= | " " | "\n" [ \t]{0,20})gbnf",
              "grammar");
        },
        "the restaurant the restaurant the restaurant"},
+      {"hostile_letters_apart",  // the same with no two letters alike
+       [] {
+         std::string apart = "apart ::= \"A\"";
+         for (char c = 'a'; c <= 'z'; ++c) {
+           apart += std::string(" | \"") + c + "\" \"" + static_cast<char>(c - 'a' + 'A') + "\"{" +
+                    std::to_string(1 + (c - 'a')) + "}";
+         }
+         return weft::grammar_from_ebnf(
+             "root ::= \" \"? half root? half? [a-n]? apart? | half\nhalf ::= [a-z] half? \"e\"? | "
+             "[a-z ] [a-z]? root? | apart\n" +
+                 apart,
+             "grammar");
+       },
+       "the restaurant the restaurant the restaurant"},
       {"hostile_counted", [] { return weft::grammar_from_regex("(a{1000}){1000}", "regex"); }, "a"},
       {"hostile_same_options", [] { return weft::grammar_from_regex("(a|a)*b", "regex"); }, "aab"},
       {"hostile_nested", [] { return weft::grammar_from_regex("(((a*)*)*)*b", "regex"); }, "aab"},

@@ -11,6 +11,7 @@
 #include "grammar/banned.h"
 #include "grammar/json_schema.h"
 #include "grammar/tool_grammar.h"
+#include "grammar/trie.h"
 
 namespace weft {
 namespace {
@@ -375,6 +376,32 @@ TEST(GrammarMatcher, RollbackIsExact) {
     ASSERT_TRUE(matcher.accept(taken.back()));
   }
   EXPECT_EQ(matcher.num_accepted(), static_cast<int64_t>(taken.size()));
+}
+
+TEST(TokenClasses, AreWhatTheGrammarTellsApart) {
+  const auto vocab = vocab_of({"ab", "ba", "bb", "at", "tt", "a!", "xyz", "zyx"});
+  const auto tokens = TokenGrammar::make(regex("[a-z]*t[a-z]{3}"), vocab);
+  const TokenClasses& classes = tokens->parts().classes();
+  // By length, and where their t's are: single letters, t; ab, at, tt; xyz. No '!', no other byte.
+  ASSERT_EQ(classes.size(), 6U);
+  std::set<size_t> sizes;
+  size_t all = 0;
+  for (int32_t one = 0; one < 6; ++one) {
+    const auto alike = classes.tokens_of(one);
+    sizes.insert(alike.size());
+    all += alike.size();
+    EXPECT_TRUE(std::is_sorted(alike.begin(), alike.end()));
+  }
+  EXPECT_EQ(all, 26U + 7U);
+  EXPECT_EQ(sizes, (std::set<size_t>{1, 2, 3, 25}));
+  GrammarMatcher matcher({.grammar = tokens});
+  const auto mask = matcher.mask();
+  for (int32_t id = 0; id < vocab->size(); ++id) {
+    const std::string_view bytes = vocab->parts().bytes_of(id);
+    const bool letters = !bytes.empty() && std::all_of(bytes.begin(), bytes.end(),
+                                                       [](char c) { return c >= 'a' && c <= 'z'; });
+    EXPECT_EQ(has(mask, id), letters) << bytes;
+  }
 }
 
 TEST(GrammarMatcher, BannedSequences) {

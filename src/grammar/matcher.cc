@@ -100,7 +100,8 @@ void GrammarMatcher::Parts::add_rest(const std::shared_ptr<const StateMask>& own
       }
       const std::shared_ptr<const StateMask> behind = behind_it->mask;
       if (!behind) {
-        mark_tokens(now_left.inner->rest, simulator, {{caller.state, caller.below}}, mask);
+        mark_tokens(tokens.classes(), now_left.inner->rest, simulator,
+                    {{caller.state, caller.below}}, mask);
         continue;
       }
       if (behind->ends) push(now_left.inner, caller.below);
@@ -123,6 +124,7 @@ void GrammarMatcher::Parts::compute() {
     return;
   }
   mask.assign(vocab.words(), 0);
+  const TokenClasses& classes = tokens.classes();
   // The threads, and those of the callers whose rules may go on without a byte of the called one.
   Simulator::Threads threads;
   simulator.reset_work();
@@ -132,7 +134,7 @@ void GrammarMatcher::Parts::compute() {
         return simulator.reach(thread) > Simulator::kMaxDepth - kNearTheEnd;
       });
   simulator.bound_depth(near_the_end ? Simulator::kMaxDepth : kMostFrames);
-  if (near_the_end) mark_tokens(vocab.trie, simulator, now.threads, mask);
+  if (near_the_end) mark_tokens(classes, classes.trie, simulator, now.threads, mask);
   Simulator::Threads walked;
   for (const Simulator::Thread thread : threads) {
     if (near_the_end) break;
@@ -144,7 +146,7 @@ void GrammarMatcher::Parts::compute() {
     add(*own);
     if (own->rest.size() > 0) add_rest(own, thread.stacks);
   }
-  if (!walked.empty()) mark_tokens(vocab.trie, simulator, walked, mask);
+  if (!walked.empty()) mark_tokens(classes, classes.trie, simulator, walked, mask);
   if (!tokens.banned.empty()) take_out_banned();
   if (now.phase == Phase::kMayOpen) {
     const int32_t token = constraint.opened_by;

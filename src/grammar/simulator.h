@@ -24,7 +24,7 @@ class Simulator {
   static constexpr int32_t kMaxDepth = 900;
   /// Threads stepped, and 64 a set made, since the last reset_work(); beyond it stacks are
   /// dropped. No honest grammar comes near.
-  static constexpr int64_t kMaxWork = 1'000'000;
+  static constexpr int64_t kMaxWork = 200'000;
   static constexpr int64_t kSetWork = 64;
 
   struct Thread {

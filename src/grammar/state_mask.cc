@@ -6,6 +6,7 @@
 
 #include "grammar/banned.h"
 #include "grammar/trie.h"
+#include "grammar/trie_merger.h"
 
 namespace weft {
 
@@ -105,132 +106,64 @@ bool walk(const TokenTrie& trie, Simulator& simulator, const Threads& from, cons
   return ends_at_once;
 }
 
-void set_tokens(const TokenTrie& trie, size_t node, std::vector<uint32_t>& bits) {
-  for (uint32_t t = trie.nodes[node].tokens; t < trie.nodes[node + 1].tokens; ++t) {
-    const auto token = static_cast<uint32_t>(trie.tokens[t]);
-    bits[token / 32] |= 1u << (token % 32);
-  }
+void set_bit(std::vector<uint32_t>& bits, int32_t i) {
+  bits[static_cast<uint32_t>(i) / 32] |= 1u << (static_cast<uint32_t>(i) % 32);
 }
 
-bool has(const std::vector<uint32_t>& bits, int32_t token) {
-  const auto t = static_cast<uint32_t>(token);
-  return ((bits[t / 32] >> (t % 32)) & 1) != 0;
+/// What ends at a node of a trie.
+std::span<const int32_t> ending_at(const TokenTrie& trie, size_t node) {
+  const uint32_t first = trie.nodes[node].tokens;
+  return std::span(trie.tokens).subspan(first, trie.nodes[node + 1].tokens - first);
 }
-
-/// The trie of what is left of tokens behind some nodes of another one: their subtrees, one over
-/// the other, without tokens that are accepted anyhow.
-class RestTrie {
- public:
-  RestTrie(const TokenTrie& from, const std::vector<uint32_t>& accepted) : from_(from) {
-    num_left_.reserve(from.tokens.size() + 1);
-    num_left_.push_back(0);
-    for (const int32_t token : from.tokens) {
-      num_left_.push_back(num_left_.back() + (has(accepted, token) ? 0 : 1));
-    }
-  }
-
-  /// Whether a token is left below the node.
-  bool any_below(size_t node) const { return any_left(node + 1, from_.nodes[node].end); }
-  /// False: too much.
-  bool build(const std::vector<size_t>& ends) {
-    group_.assign(ends.begin(), ends.end());
-    add_children(0, group_.size(), 1);
-    if (!fits()) return false;
-    out_.nodes.push_back({.end = 0, .tokens = static_cast<uint32_t>(out_.tokens.size())});
-    out_.nodes.shrink_to_fit();
-    return true;
-  }
-  TokenTrie take() { return out_.nodes.size() < 2 ? TokenTrie() : std::move(out_); }
-
- private:
-  bool fits() const { return visits_ <= kMaxRestVisits && out_.nodes.size() <= kMaxRestNodes; }
-  bool any_left(size_t node, size_t end) const {
-    return num_left_[from_.nodes[node].tokens] < num_left_[from_.nodes[end].tokens];
-  }
-
-  /// Of the nodes group_[begin, end), as nodes of this depth. No deeper than a token is long.
-  void add_children(size_t begin, size_t end, uint16_t depth) {
-    const size_t children = group_.size();
-    for (size_t g = begin; g < end; ++g) {
-      const size_t parent = group_[g];
-      for (size_t c = parent + 1; c < from_.nodes[parent].end; c = from_.nodes[c].end) {
-        ++visits_;
-        if (any_left(c, from_.nodes[c].end)) group_.push_back(c);
-      }
-    }
-    const auto byte_of = [&](size_t node) { return from_.nodes[node].byte; };
-    if (end - begin > 1) {
-      std::sort(group_.begin() + static_cast<ptrdiff_t>(children), group_.end(),
-                [&](size_t a, size_t b) { return byte_of(a) < byte_of(b); });
-    }
-    const size_t last = group_.size();
-    for (size_t c = children; c < last && fits();) {
-      size_t behind = c;
-      while (behind < last && byte_of(group_[behind]) == byte_of(group_[c])) ++behind;
-      const size_t node = out_.nodes.size();
-      const size_t tokens = out_.tokens.size();
-      out_.nodes.push_back({.end = 0,
-                            .tokens = static_cast<uint32_t>(tokens),
-                            .depth = depth,
-                            .byte = byte_of(group_[c])});
-      for (size_t g = c; g < behind; ++g) {
-        const size_t from = group_[g];
-        for (uint32_t t = from_.nodes[from].tokens; t < from_.nodes[from + 1].tokens; ++t) {
-          if (num_left_[t] < num_left_[t + 1]) out_.tokens.push_back(from_.tokens[t]);
-        }
-      }
-      const auto first = out_.tokens.begin() + static_cast<ptrdiff_t>(tokens);
-      std::sort(first, out_.tokens.end());
-      out_.tokens.erase(std::unique(first, out_.tokens.end()), out_.tokens.end());
-      add_children(c, behind, static_cast<uint16_t>(depth + 1));
-      group_.resize(last);
-      out_.nodes[node].end = static_cast<uint32_t>(out_.nodes.size());
-      c = behind;
-    }
-    group_.resize(children);
-  }
-
-  const TokenTrie& from_;
-  std::vector<uint32_t> num_left_;  // of the tokens before
-  std::vector<size_t> group_;
-  size_t visits_ = 0;
-  TokenTrie out_;
-};
 
 }  // namespace
 
-void mark_tokens(const TokenTrie& trie, Simulator& simulator, const Threads& from,
-                 std::vector<uint32_t>& bits) {
+void mark_tokens(const TokenClasses& classes, const TokenTrie& trie, Simulator& simulator,
+                 const Threads& from, std::vector<uint32_t>& bits) {
   const Simulator::Mark mark = simulator.mark();
-  walk(trie, simulator, from, [&](size_t node, bool) { set_tokens(trie, node, bits); });
+  walk(trie, simulator, from, [&](size_t node, bool) {
+    for (const int32_t one : ending_at(trie, node)) {
+      for (const int32_t token : classes.tokens_of(one)) set_bit(bits, token);
+    }
+  });
   simulator.release(mark);
 }
 
-StateMask compute_state_mask(const Grammar& grammar, const GrammarVocab::Parts& vocab,
-                             const TokenTrie& trie, int32_t state) {
+StateMask compute_state_mask(const Grammar& grammar, const TokenClasses& classes,
+                             const TokenTrie& trie, int32_t state, size_t words) {
   StateMask mask;
   Simulator simulator(grammar);
-  std::vector<uint32_t> bits(vocab.words());
-  std::vector<size_t> ends;  // nodes inside which the rule may end
+  std::vector<uint32_t> bits((classes.size() + 31) / 32);  // by class
+  std::vector<size_t> ends;                                // nodes inside which the rule may end
   mask.ends = walk(trie, simulator, {{state, Simulator::kBottom}}, [&](size_t node, bool ended) {
-    set_tokens(trie, node, bits);
+    for (const int32_t one : ending_at(trie, node)) set_bit(bits, one);
     if (ended && trie.nodes[node].end > node + 1) ends.push_back(node);
   });
   if (!ends.empty()) {
-    RestTrie rest(trie, bits);
+    TrieMerger rest(trie, bits, {.nodes = kMaxRestNodes, .visits = kMaxRestVisits});
     std::erase_if(ends, [&](size_t node) { return !rest.any_below(node); });
-    mask.whole = !rest.build(ends);
+    mask.whole = !rest.merge_below(ends);
     if (mask.whole) return mask;
     mask.rest = rest.take();
   }
-  size_t count = 0;
-  for (const uint32_t word : bits) count += static_cast<size_t>(__builtin_popcount(word));
-  if (count * 2 < bits.size()) {
-    for (int32_t token = 0; token < vocab.size; ++token) {
-      if (has(bits, token)) mask.few.push_back(token);
+  const auto each = [&](const auto& visit) {  // accepted class
+    for (size_t w = 0; w < bits.size(); ++w) {
+      for (uint32_t left = bits[w]; left != 0; left &= left - 1) {
+        visit(classes.tokens_of(static_cast<int32_t>(w * 32) + __builtin_ctz(left)));
+      }
     }
+  };
+  size_t count = 0;
+  each([&](std::span<const int32_t> tokens) { count += tokens.size(); });
+  if (count * 2 < words) {
+    each([&](std::span<const int32_t> tokens) {
+      mask.few.insert(mask.few.end(), tokens.begin(), tokens.end());
+    });
   } else {
-    mask.accepted = std::move(bits);
+    mask.accepted.resize(words);
+    each([&](std::span<const int32_t> tokens) {
+      for (const int32_t token : tokens) set_bit(mask.accepted, token);
+    });
   }
   return mask;
 }
@@ -256,6 +189,8 @@ struct TokenGrammar::Parts::Cache {
   std::unordered_map<Key, std::list<Item>::iterator, KeyHash> items;
   size_t bytes = 0;
   uint64_t last_id = 0;
+  std::once_flag classified;
+  TokenClasses classes;
 };
 
 TokenGrammar::Parts::Parts(std::shared_ptr<const Grammar> g, std::shared_ptr<const GrammarVocab> v)
@@ -269,7 +204,16 @@ TokenGrammar::Parts::Parts(const Parts& base, std::vector<std::vector<int32_t>> 
 TokenGrammar::Parts::~Parts() = default;
 
 std::shared_ptr<const StateMask> TokenGrammar::Parts::mask_of(int32_t state) {
-  return look_up(0, vocab->parts().trie, state);
+  return look_up(0, classes().trie, state);
+}
+
+const TokenClasses& TokenGrammar::Parts::classes() {
+  std::call_once(cache_->classified, [this] {
+    cache_->classes = classify(vocab->parts().trie, *grammar);
+    const std::lock_guard lock(cache_->mutex);
+    cache_->bytes += cache_->classes.bytes();
+  });
+  return cache_->classes;
 }
 
 std::shared_ptr<const StateMask> TokenGrammar::Parts::mask_behind(const StateMask& inner,
@@ -287,8 +231,8 @@ std::shared_ptr<const StateMask> TokenGrammar::Parts::look_up(uint64_t inner, co
       return it->second->mask;
     }
   }
-  auto mask =
-      std::make_shared<StateMask>(compute_state_mask(*grammar, vocab->parts(), trie, state));
+  auto mask = std::make_shared<StateMask>(
+      compute_state_mask(*grammar, classes(), trie, state, vocab->parts().words()));
   const std::lock_guard lock(cache_->mutex);
   if (const auto it = cache_->items.find(key); it != cache_->items.end()) {
     return it->second->mask;  // another thread was faster
@@ -310,8 +254,9 @@ TokenGrammar::~TokenGrammar() = default;
 
 std::shared_ptr<const TokenGrammar> TokenGrammar::make(std::shared_ptr<const Grammar> grammar,
                                                        std::shared_ptr<const GrammarVocab> vocab) {
-  return std::make_shared<const TokenGrammar>(
-      std::make_unique<Parts>(std::move(grammar), std::move(vocab)));
+  auto parts = std::make_unique<Parts>(std::move(grammar), std::move(vocab));
+  parts->classes();  // here, where nobody waits for a step
+  return std::make_shared<const TokenGrammar>(std::move(parts));
 }
 
 std::shared_ptr<const TokenGrammar> without_sequences(
