@@ -40,6 +40,9 @@ Result<std::unique_ptr<Model>> load_wide(const LoadOptions& options, Stream& str
   const ModelDirectory directory =
       TRY(ModelDirectory::open(WEFT_SOURCE_DIR "/tests/noninterference/wide"));
   const ModelSpec spec = TRY(parse_model(TRY(ConfigJson::load(directory, "config.json"))));
+  if (kv_has_static_scales(dummy.kv_format)) {
+    dummy.kv_scales = unit_kv_scales(spec, dummy.kv_format);
+  }
   return Model::load(spec, nullptr, dummy, stream, ops);
 }
 
