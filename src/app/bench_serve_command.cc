@@ -383,6 +383,11 @@ Result<int> bench_serve(const BenchServeOptions& o, const char* openai_api_key) 
   TRY(benchmark.wait_until_ready());
   benchmark.warm_up();
   print_traffic(o);
+  const auto drafted = [&]() -> std::optional<DraftCounts> {  // not every server tells
+    const Result<std::string> page = client->get(base + "/metrics");
+    return page ? read_draft_counts(*page) : std::nullopt;
+  };
+  const std::optional<DraftCounts> drafted_before = drafted();
   const double seconds = benchmark.run();
   TRY(count_outputs(benchmark.outcomes(), tokenizer));
   const ServeMetrics metrics = compute_metrics(benchmark.outcomes(), seconds, percentiles, goodput);
@@ -392,7 +397,8 @@ Result<int> bench_serve(const BenchServeOptions& o, const char* openai_api_key) 
                            .model_id = model.id,
                            .tokenizer_id = texts.id,
                            .date = local_date(),
-                           .has_goodput = !goodput.empty()};
+                           .has_goodput = !goodput.empty(),
+                           .drafts = drafts_between(drafted_before, drafted())};
   print_errors(benchmark.outcomes());
   std::fputs(result_block(report).c_str(), stdout);
   TRY(save(report));

@@ -107,6 +107,45 @@ Result<std::vector<std::string>> parse_metric_names(const std::string& list) {
   return out;
 }
 
+namespace {
+
+/// Shares of the times that drafts were verified.
+std::vector<double> rates_by_place(const DraftCounts& d) {
+  std::vector<double> out = d.accepted_at;
+  for (double& rate : out) rate /= d.drafts;
+  return out;
+}
+
+double acceptance_percent(const DraftCounts& d) {
+  return d.proposed > 0 ? 100 * d.accepted / d.proposed : 0;
+}
+
+std::string drafts_block(const DraftCounts& d) {
+  std::string out = fmt::format("{:-^50}\n", "Speculative Decoding");
+  out += row("Acceptance rate (%):", acceptance_percent(d));
+  out += row("Acceptance length:", 1 + d.accepted / d.drafts);
+  out += row("Drafts:", static_cast<int64_t>(d.drafts));
+  out += row("Draft tokens:", static_cast<int64_t>(d.proposed));
+  out += row("Accepted tokens:", static_cast<int64_t>(d.accepted));
+  const std::vector<double> rates = rates_by_place(d);
+  if (!rates.empty()) out += "Per-position acceptance (%):\n";
+  for (size_t i = 0; i < rates.size(); ++i) {
+    out += row("  Position " + std::to_string(i) + ":", 100 * rates[i]);
+  }
+  return out;
+}
+
+void add_drafts(ordered_json& out, const DraftCounts& d) {
+  out["spec_decode_acceptance_rate"] = acceptance_percent(d);
+  out["spec_decode_acceptance_length"] = 1 + d.accepted / d.drafts;
+  out["spec_decode_num_drafts"] = static_cast<int64_t>(d.drafts);
+  out["spec_decode_draft_tokens"] = static_cast<int64_t>(d.proposed);
+  out["spec_decode_accepted_tokens"] = static_cast<int64_t>(d.accepted);
+  out["spec_decode_per_position_acceptance_rates"] = rates_by_place(d);
+}
+
+}  // namespace
+
 std::string result_block(const ServeReport& report) {
   const ServeMetrics& m = report.metrics;
   const BenchServeOptions& o = report.options;
@@ -123,7 +162,7 @@ std::string result_block(const ServeReport& report) {
   out += row("Output token throughput (tok/s):", m.output_throughput);
   out += row("Peak output token throughput (tok/s):", m.max_output_tokens_per_s);
   out += row("Peak concurrent requests:", static_cast<double>(m.max_concurrent_requests));
-  out += row("Total Token throughput (tok/s):", m.total_token_throughput);
+  out += row("Total token throughput (tok/s):", m.total_token_throughput);
   for (const MetricName& metric : kMetrics) {
     if (!is_told(metric, o)) continue;
     const LatencySummary& s = m.*metric.summary;
@@ -133,6 +172,7 @@ std::string result_block(const ServeReport& report) {
     out += row("Median " + name, s.median);
     for (const auto& [p, ms] : s.percentiles) out += row("P" + percentile_name(p) + " " + name, ms);
   }
+  if (report.drafts) out += drafts_block(*report.drafts);
   return out + std::string(50, '=') + "\n";
 }
 
@@ -172,6 +212,8 @@ std::string result_json(const ServeReport& report) {
   if (o.save_detailed) add_details(out, report.outcomes);
   out["max_output_tokens_per_s"] = m.max_output_tokens_per_s;
   out["max_concurrent_requests"] = m.max_concurrent_requests;
+  out["rtfx"] = 0.0;  // of audio
+  if (report.drafts) add_drafts(out, *report.drafts);
   for (const MetricName& metric : kMetrics) {
     if (!is_told(metric, o)) continue;
     const LatencySummary& s = m.*metric.summary;

@@ -1,9 +1,11 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "app/bench_serve.h"
+#include "app/bench_serve_drafts.h"
 #include "app/bench_serve_metrics.h"
 
 namespace weft {
@@ -16,6 +18,7 @@ struct ServeReport {
   std::string model_id, tokenizer_id;  ///< tokenizer_id empty: none
   std::string date;                    ///< YYYYmmdd-HHMMSS, local time
   bool has_goodput = false;
+  std::optional<DraftCounts> drafts;  ///< of the server during the run
 };
 
 /// The names of --percentile-metrics. Errors name the wrong one.

@@ -239,11 +239,13 @@ TEST(ServeReport, HasVllmsLinesAndKeys) {
                           "p50_ttft_ms",
                           "p99.9_e2el_ms",
                           "max_output_tokens_per_s",
-                          "max_concurrent_requests"}) {
+                          "max_concurrent_requests",
+                          "rtfx"}) {
     EXPECT_TRUE(out.contains(key)) << key;
   }
   EXPECT_EQ(out["tp"], "1");
   EXPECT_FALSE(out.contains("ttfts"));
+  EXPECT_FALSE(out.contains("spec_decode_num_drafts"));
   EXPECT_EQ(result_path(report), "openai-2.0qps-concurrency2-m-20260101-000000.json");
   o.save_detailed = true, o.result_dir = "d", o.result_filename = "f.json";
   const json detailed = json::parse(result_json(report));
@@ -251,6 +253,50 @@ TEST(ServeReport, HasVllmsLinesAndKeys) {
   EXPECT_EQ(detailed["output_lens"], json({3, 9, 1, 0}));
   EXPECT_EQ(detailed["itls"][1].size(), 4u);
   EXPECT_EQ(result_path(report), "d/f.json");
+}
+
+TEST(ServeReport, TellsWhatTheServerHasDraftedMeanwhile) {
+  const auto page = [](int drafts, int proposed, int accepted, int first, int second) {
+    const std::string labels = R"({engine="0",model_name="a } 7"})";
+    const std::string at = R"({engine="0",position=")";
+    const auto total = [](const char* what) {
+      return "vllm:spec_decode_num_" + std::string(what) + "_total";
+    };
+    return "# TYPE x counter\n" + total("drafts") + labels + " " + std::to_string(drafts) + "\n" +
+           total("draft_tokens") + labels + " " + std::to_string(proposed) + ".0 1700000000\n" +
+           total("accepted_tokens") + " " + std::to_string(accepted) + "\n" +
+           total("accepted_tokens_per_pos") + at + "0\"} " + std::to_string(first) + "\n" +
+           total("accepted_tokens_per_pos") + at + "1\"} " + std::to_string(second) +
+           "\nvllm:spec_decode_num_drafts_created 17\nbroken{\nworse\n";
+  };
+  EXPECT_FALSE(read_draft_counts("vllm:num_requests_running 3\n"));
+  const auto before = read_draft_counts(page(10, 20, 10, 7, 3));
+  ASSERT_TRUE(before);
+  EXPECT_FALSE(drafts_between(before, before));
+  EXPECT_FALSE(drafts_between(before, std::nullopt));
+  BenchServeOptions o;
+  const auto outcomes = four_outcomes();
+  const ServeMetrics m = compute_metrics(outcomes, 4, {99}, {});
+  const ServeReport report{
+      .options = o,
+      .metrics = m,
+      .outcomes = outcomes,
+      .drafts = drafts_between(before, read_draft_counts(page(18, 36, 22, 15, 7)))};
+  const json out = json::parse(result_json(report));
+  EXPECT_EQ(out["spec_decode_acceptance_rate"], 75.0);
+  EXPECT_EQ(out["spec_decode_acceptance_length"], 2.5);
+  EXPECT_EQ(out["spec_decode_num_drafts"], 8);
+  EXPECT_EQ(out["spec_decode_draft_tokens"], 16);
+  EXPECT_EQ(out["spec_decode_accepted_tokens"], 12);
+  EXPECT_EQ(out["spec_decode_per_position_acceptance_rates"], json({1.0, 0.5}));
+  const std::string block = result_block(report);
+  for (const char* line : {"---------------Speculative Decoding---------------\n",
+                           "Acceptance rate (%):                     75.00     \n",
+                           "Acceptance length:                       2.50      \n",
+                           "Drafts:                                  8         \n",
+                           "  Position 1:                            50.00     \n"}) {
+    EXPECT_NE(block.find(line), std::string::npos) << line << "\n" << block;
+  }
 }
 
 }  // namespace
