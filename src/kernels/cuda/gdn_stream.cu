@@ -5,9 +5,10 @@
 // written a segment, 8 V K bytes a head. Bound: bandwidth.
 //
 // A persistent block has one key head and goes through every so many chains. One more warp has the
-// copy engine fetch the states of the heads to come into a ring; slots, inputs and windows of the
-// next chain are loaded while the heads of this one pass: behind those loads stands a chain of
-// dependent ones (chain, slot, window), which would take longer than a chain's states.
+// copy engine fetch the states of the heads to come into a ring, two norm the outputs; slots,
+// inputs and windows of the next chain are loaded while the heads of this one pass: behind those
+// loads stands a chain of dependent ones (chain, slot, window), which would take longer than a
+// chain's states.
 
 #include <algorithm>
 
@@ -20,10 +21,12 @@ namespace {
 constexpr int kDim = 128;
 constexpr int kThreads = 256;  // of the warps that compute
 constexpr int kWarps = kThreads / 32;
-// One more warpgroup, of which one thread works: what it has of registers goes to the others, whose
-// inputs of the next chain must not be spilled (a spill waits for the load).
+// One more warpgroup: a thread fetches states, two warps finish outputs. What it has of registers
+// goes to the others, whose inputs of the next chain must not be spilled (a spill waits for the
+// load).
 constexpr int kBlock = kThreads + 128;
-constexpr int kRegisters = 232, kFetchRegisters = 40;
+constexpr int kFinishers = 2;  // warps, each with one of the two buffers of outputs
+constexpr int kRegisters = 224, kHelperRegisters = 56;
 constexpr int kLanes = kDim / 16;
 constexpr int kGroups = kThreads / kLanes;  // rows at a time
 constexpr int kPasses = kDim / kGroups;
@@ -39,6 +42,7 @@ struct Shared {
   float o[2][kBatch][kDim];  // by turns
   float decay[kBatch][kMaxGroup], beta[kBatch][kMaxGroup];
   Barrier full[kStages], empty[kStages];
+  Barrier o_full[2], o_empty[2];
   alignas(16) float y[1];  // [kBatch][2 K + group V]: q, k, v after the convolution
 };
 
@@ -120,6 +124,55 @@ __device__ void fetch(const GdnView& p, Shared<State>& shared, int count, int hk
   }
 }
 
+/// A warp: every second of the outputs, as the workers give them, through the layer's norm to
+/// memory.
+template <class State>
+__device__ void finish(const GdnView& p, Shared<State>& shared, int count, int hk) {
+  const int own = warp_index() - kWarps - 1, lane = static_cast<int>(threadIdx.x) % 32;
+  float weight[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) weight[i] = p.z != nullptr ? p.norm_weight[32 * i + lane] : 0.0f;
+  const int chains = num_chains(p, count), group = p.group();
+  int item = 0;
+  const auto finish_rows = [&](int t, int rows, int hv) {
+    const __nv_bfloat16* from = p.z + t * p.z_row + hv * p.z_head + lane;
+    __nv_bfloat16* out = p.out + t * p.out_row + hv * p.out_head + lane;
+    for (int j = 0; j < rows; ++j) {
+      __nv_bfloat16 z[4];
+      if (p.z != nullptr) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) z[i] = from[j * p.z_row + 32 * i];
+      }
+      if (j == 0) wait(&shared.o_full[item % 2], static_cast<uint32_t>(item / 2) & 1);
+      float o[4], squares[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        o[i] = shared.o[item % 2][j][32 * i + lane];
+        squares[i] = sum_lanes<32>(o[i] * o[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (p.z != nullptr) {
+          o[i] = gdn_normed<kDim>(p, o[i], squares, weight[i], __bfloat162float(z[i]));
+        }
+        out[j * p.out_row + 32 * i] = __float2bfloat16_rn(o[i]);
+      }
+    }
+    arrive(&shared.o_empty[item % 2]);
+  };
+  for (int i = 0; i < chains; ++i) {
+    const Chain chain = load_chain(p, count, i);
+    for (int s = chain.first; s < chain.last; ++s) {
+      const int begin = p.cu_q[s], end = p.cu_q[s + 1];
+      for (int r = 0; r < group; ++r) {
+        for (int t = begin; t < end; t += kBatch, ++item) {
+          if (item % kFinishers == own) finish_rows(t, min(kBatch, end - t), hk * group + r);
+        }
+      }
+    }
+  }
+}
+
 /// `Owned`: channels of q, k and v a thread.
 template <class State, int Owned>
 class Worker {
@@ -128,7 +181,6 @@ class Worker {
       : p_(p), shared_(shared), hk_(hk) {
     group_ = p.group();
     thread_ = static_cast<int>(threadIdx.x);
-    warp_ = warp_index();
     lane_ = thread_ % kLanes;
     width_ = (2 + group_) * kDim;
 #pragma unroll
@@ -220,7 +272,6 @@ class Worker {
     const bool is_short = segment.is_short();
     // A short segment's q, k, v are made once for all heads.
     if (is_short) {
-      load_z(segment);
       convolve(segment, segment.begin, segment.rows(), true);
       load_inputs(next, next.begin);
     }
@@ -233,11 +284,9 @@ class Worker {
           if (r > 0 || t > segment.begin) load_inputs(segment, t);
           convolve(segment, t, count, r == group_ - 1);
         }
-        step(count, r);
+        if (count > 0) step(count, r);
         t += count;
         if (t == segment.end && segment.write >= 0) store_state(segment.write, r);
-        sync();  // the outputs are there, and y is free
-        finish(t - count, count, r, is_short);
       } while (t < segment.end);
     }
     if (!is_short) load_inputs(next, next.begin);
@@ -246,6 +295,7 @@ class Worker {
   /// q, k, v and gates of tokens [t, t + count) into shared memory. The window stays in registers
   /// from one call of a segment to the next and is stored at the segment's end if `last`.
   __device__ __forceinline__ void convolve(const Segment& segment, int t, int count, bool last) {
+    sync();  // y is free
 #pragma unroll
     for (int i = 0; i < Owned; ++i) {
       if (!has_channel(i)) continue;
@@ -309,7 +359,10 @@ class Worker {
     for (int i = 0; i < kPasses; ++i) store_row<kLanes>(to + row(i) * kDim, lane_, s_[i]);
   }
 
+  /// The outputs go to a finishing warp.
   __device__ __forceinline__ void step(int count, int r) {
+    const int turn = item_ % 2;
+    wait(&shared_.o_empty[turn], (static_cast<uint32_t>(item_ / 2) & 1) ^ 1);
     for (int j = 0; j < count; ++j) {
       const float* y = shared_.y + j * width_;
       const GdnQueryKey<kDim, State> token(y, y + kDim, lane_);
@@ -317,60 +370,21 @@ class Worker {
 #pragma unroll
       for (int i = 0; i < kPasses; ++i) {
         const float o = token.step(s_[i], y[(2 + r) * kDim + row(i)], decay, beta);
-        if (lane_ == 0) shared_.o[turn_][j][row(i)] = o;
+        if (lane_ == 0) shared_.o[turn][j][row(i)] = o;
       }
     }
-  }
-
-  __device__ __forceinline__ const __nv_bfloat16* z_row(int t, int r) const {
-    return p_.z + t * p_.z_row + (hk_ * group_ + r) * p_.z_head + thread_ % 32;
-  }
-  /// Of the first output that this warp will finish.
-  __device__ __forceinline__ void load_z(const Segment& segment) {
-    const int count = segment.rows();
-    if (p_.z == nullptr || warp_ >= count * group_) return;
-    const __nv_bfloat16* z = z_row(segment.begin + warp_ % count, warp_ / count);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) z_[i] = z[32 * i];
-  }
-
-  /// Outputs of a head to memory, a warp a token, others from head to head; while the rest goes on.
-  __device__ __forceinline__ void finish(int t, int count, int r, bool has_z) {
-    const int j = (warp_ - r * count % kWarps + kWarps) % kWarps;
-    if (j < count) {
-      const int lane = thread_ % 32, hv = hk_ * group_ + r;
-      __nv_bfloat16* out = p_.out + (t + j) * p_.out_row + hv * p_.out_head + lane;
-      float o[4], squares[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        o[i] = shared_.o[turn_][j][32 * i + lane];
-        squares[i] = sum_lanes<32>(o[i] * o[i]);
-      }
-      if (p_.z != nullptr && !(has_z && r * count + j < kWarps)) {
-        const __nv_bfloat16* z = z_row(t + j, r);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) z_[i] = z[32 * i];
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (p_.z != nullptr) {
-          o[i] = gdn_normed<kDim>(p_, o[i], squares, p_.norm_weight[32 * i + lane],
-                                  __bfloat162float(z_[i]));
-        }
-        out[32 * i] = __float2bfloat16_rn(o[i]);
-      }
-    }
-    turn_ ^= 1;
+    if (lane_ == 0) arrive(&shared_.o_full[turn]);
+    ++item_;
   }
 
   const GdnView& p_;
   Shared<State>& shared_;
-  int hk_, group_, thread_, warp_, lane_, width_, gate_token_, gate_head_;
-  int turn_ = 0;
+  int hk_, group_, thread_, lane_, width_, gate_token_, gate_head_;
+  int item_ = 0;  // outputs given away
   Place<Shared<State>::kStages> place_;
   float rate_, bias_, a_ = 0, b_ = 0;
   float taps_[Owned][4], window_[Owned][3];
-  __nv_bfloat16 x_[Owned][kAhead], z_[4];
+  __nv_bfloat16 x_[Owned][kAhead];
   float s_[kPasses][16];
 };
 
@@ -384,13 +398,22 @@ __global__ void __launch_bounds__(kBlock, 1)
       barrier_init(&shared.full[i], 1);
       barrier_init(&shared.empty[i], kWarps);
     }
+    for (int i = 0; i < 2; ++i) {
+      barrier_init(&shared.o_full[i], kThreads / kLanes);
+      barrier_init(&shared.o_empty[i], 32);
+    }
     fence_barrier_init();
   }
   __syncthreads();
   const int hk = static_cast<int>(blockIdx.x) % p.key_heads;
   if (warp_index() >= kWarps) {
-    drop_registers_to<kFetchRegisters>();
-    if (warp_index() == kWarps && elect_one()) {
+    drop_registers_to<kHelperRegisters>();
+    const int helper = warp_index() - kWarps;
+    if (helper >= 1 && helper <= kFinishers) {
+      wait_for_predecessor();
+      let_successor_begin();
+      finish(p, shared, count, hk);
+    } else if (helper == 0 && elect_one()) {
       prefetch<State>(p, count, hk);
       wait_for_predecessor();
       let_successor_begin();
