@@ -151,5 +151,51 @@ TEST_F(VisionOpsTest, SegmentAttention) {
   }
 }
 
+/// Long segments, whose tiles are copied without regard to where they end: neighbours of NaN, other
+/// places and other lengths beside them change no bit.
+TEST_F(VisionOpsTest, LongSegmentsAreEachAsAlone) {
+  constexpr int64_t kHeads = 3, kDim = 72, kWidth = 3 * kHeads * kDim;
+  for (const int64_t length : {256, 300, 513}) {
+    const auto own = random_bf16(length * kWidth, 7, 2);
+    std::vector<std::byte> alone;
+    for (const auto& [before, behind] : std::vector<std::pair<int64_t, int64_t>>{
+             {0, 0}, {0, 1}, {63, 0}, {200, 64}, {390, 256}, {1, 700}}) {
+      const int64_t rows = before + length + behind;
+      std::vector<float> all(static_cast<size_t>(rows * kWidth), std::nanf(""));
+      std::copy(own.begin(), own.end(), all.begin() + before * kWidth);
+      std::vector<int32_t> bounds = {0};
+      if (before > 0) bounds.push_back(static_cast<int32_t>(before));
+      bounds.push_back(static_cast<int32_t>(before + length));
+      if (behind > 0) bounds.push_back(static_cast<int32_t>(rows));
+      const DeviceTensor qkv(DType::kBF16, {rows, kWidth}, all), at(bounds);
+      DeviceTensor out(DType::kBF16, {rows, kHeads * kDim});
+      out.poison();
+      const auto part = [&](int64_t i) {
+        return qkv.view.columns(i * kHeads * kDim, (i + 1) * kHeads * kDim)
+            .split_last(kHeads, kDim);
+      };
+      ops_.segment_attention(stream_, {.q = part(0),
+                                       .k = part(1),
+                                       .v = part(2),
+                                       .out = out.view.split_last(kHeads, kDim),
+                                       .bounds = at.view,
+                                       .host_bounds = bounds.data(),
+                                       .num_segments = static_cast<int>(bounds.size()) - 1,
+                                       .scale = 0.118f});
+      stream_.sync();
+      const std::vector<std::byte> bytes = out.bytes();
+      const auto row = static_cast<size_t>(kHeads * kDim * 2);
+      const auto begin = bytes.begin() + static_cast<ptrdiff_t>(row * static_cast<size_t>(before));
+      const std::vector<std::byte> mine(
+          begin, begin + static_cast<ptrdiff_t>(row * static_cast<size_t>(length)));
+      if (alone.empty()) {
+        alone = mine;
+        for (const float x : out.floats()) EXPECT_TRUE(std::isfinite(x));
+      }
+      EXPECT_EQ(mine, alone) << length << " behind " << before << " before " << behind;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace weft
