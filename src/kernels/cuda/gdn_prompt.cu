@@ -408,6 +408,7 @@ class Consumer {
       }
     }
     round_state();
+    find_largest();
   }
   __device__ void store(int slot) const {
 #pragma unroll
@@ -443,22 +444,26 @@ class Consumer {
     for (int i = 0; i < 32; ++i) s16_[i] = pack_f16(s_[2 * i], s_[2 * i + 1]);
   }
 
-  /// Whether neither S (as s16_) nor the chunk's V asks for a scale in any row of the block. s_ *
-  /// scale_ is the state; the scale is 1, or depends on the largest |S| (as f16) and |V| of the
-  /// row.
-  __device__ __forceinline__ bool fits(const float (&v)[2]) const {
+  /// Largest |S| of the rows, as s16_ has it.
+  __device__ __forceinline__ void find_largest() {
     __half2 largest[2] = {__float2half2_rn(0), __float2half2_rn(0)};
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
       largest[i % 2] =
           __hmax2(largest[i % 2], __habs2(*reinterpret_cast<const __half2*>(&s16_[i])));
     }
-    float m[2] = {
-        fmaxf(__low2float(largest[0]), __high2float(largest[0])),
-        fmaxf(__low2float(largest[1]), __high2float(largest[1])),
-    };
-    max_of_quad(m);
-    const bool fine = !scaled_ && comfortable(fmaxf(m[0], v[0])) && comfortable(fmaxf(m[1], v[1]));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      s_max_[i] = fmaxf(__low2float(largest[i]), __high2float(largest[i]));
+    }
+    max_of_quad(s_max_);
+  }
+  /// Whether neither S (as s16_) nor the chunk's V asks for a scale in any row of the block. s_ *
+  /// scale_ is the state; the scale is 1, or depends on the largest |S| (as f16) and |V| of the
+  /// row.
+  __device__ __forceinline__ bool fits(const float (&v)[2]) const {
+    const bool fine =
+        !scaled_ && comfortable(fmaxf(s_max_[0], v[0])) && comfortable(fmaxf(s_max_[1], v[1]));
     return barrier_all(1, 128, fine);
   }
 
@@ -511,17 +516,23 @@ class Consumer {
     uint32_t u16[16];
     const uint64_t k = k_major_128(stage.k), q = k_major_128(stage.q);
     start_product(x, k);
-    if (pending_) hand_over();
     float v_max[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float4 m = *reinterpret_cast<const float4*>(stage.v_max[row_ + 8 * i]);
       v_max[i] = fmaxf(fmaxf(m.x, m.y), fmaxf(m.z, m.w));
     }
+    const float last = stage.gates[192];
+    if (pending_) hand_over();
+    float4 gate[4], v[8];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) gate[i] = gates(stage, 0, i);
+    load_values(stage, v);
     if (!fits(v_max)) [[unlikely]] {
       wgmma_wait<0>();
       hold(x);
       rescale(v_max, stage);
+      load_values(stage, v);
       start_product(x, k);
     }
 
@@ -530,14 +541,6 @@ class Consumer {
     wgmma_fence();
     state_product<0, 1>(o, q);
     wgmma_commit();
-    float4 gate[4], v[8];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) gate[i] = gates(stage, 0, i);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      v[i] =
-          *reinterpret_cast<const float4*>(stage.v + v_offset(row_ + i % 2 * 8, i / 2, lane_ % 4));
-    }
     wgmma_wait<1>();
     hold(x);
 
@@ -550,11 +553,13 @@ class Consumer {
     wgmma_commit();
     state_product<1, 2>(o, q);
     wgmma_commit();
-    const float last = stage.gates[192];
-#pragma unroll
-    for (int i = 0; i < 64; ++i) s_[i] *= last;
+    float4 decay[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) gate[i] = gates(stage, 2, i);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) decay[i] = gates(stage, 1, i);
+#pragma unroll
+    for (int i = 0; i < 64; ++i) s_[i] *= last;
     wgmma_wait<1>();
     hold(x);
     hold(u16);
@@ -582,22 +587,20 @@ class Consumer {
     // o = exp(G) o + U P^T
 #pragma unroll
     for (int i = 0; i < 16; ++i) u16[i] = pack_f16(x[2 * i], x[2 * i + 1]);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) gate[i] = gates(stage, 1, i);
     wgmma_wait<1>();
     hold(o);
     hold(s16_);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       float* y = o + 8 * i;
-      y[0] *= gate[i].x;
-      y[1] *= gate[i].y;
-      y[2] *= gate[i].x;
-      y[3] *= gate[i].y;
-      y[4] *= gate[i].z;
-      y[5] *= gate[i].w;
-      y[6] *= gate[i].z;
-      y[7] *= gate[i].w;
+      y[0] *= decay[i].x;
+      y[1] *= decay[i].y;
+      y[2] *= decay[i].x;
+      y[3] *= decay[i].y;
+      y[4] *= decay[i].z;
+      y[5] *= decay[i].w;
+      y[6] *= decay[i].z;
+      y[7] *= decay[i].w;
     }
     hold(u16);
     hold(o);
@@ -617,6 +620,7 @@ class Consumer {
       for (int i = 0; i < 64; ++i) s_[i] = gdn_round_bf16(s_[i]);  // a scale is a power of two
     }
     round_state();
+    find_largest();
     wgmma_wait<0>();
     hold(o);
     hold(u16);
@@ -626,6 +630,15 @@ class Consumer {
     }
 #pragma unroll
     for (int i = 0; i < 16; ++i) o16_[i] = pack_bf16(o[2 * i], o[2 * i + 1]);
+  }
+
+  /// beta v of this thread's rows and tokens.
+  __device__ __forceinline__ void load_values(const Stage& stage, float4 (&v)[8]) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      v[i] =
+          *reinterpret_cast<const float4*>(stage.v + v_offset(row_ + i % 2 * 8, i / 2, lane_ % 4));
+    }
   }
 
   __device__ __forceinline__ void start_product(float (&x)[32], uint64_t k) {
@@ -701,6 +714,7 @@ class Consumer {
   float s_[64];
   uint32_t s16_[32], o16_[16];
   float scale_[2] = {1, 1};
+  float s_max_[2];        // largest |S| of this thread's rows
   bool scaled_ = false;   // a scale of the warp is not 1
   bool pending_ = false;  // o16_ has a chunk's outputs
   int pending_stage_ = 0;
