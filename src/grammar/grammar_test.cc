@@ -378,6 +378,46 @@ TEST(GrammarMatcher, RollbackIsExact) {
   EXPECT_EQ(matcher.num_accepted(), static_cast<int64_t>(taken.size()));
 }
 
+/// The bound on a mask's work is far from what a large schema needs: none of its tokens is missing.
+TEST(GrammarMatcher, MasksOfThousandPropertiesAreWhole) {
+  std::mt19937 random(5);
+  const char* const syllables[] = {"the", "an", "re", "in", "ti", "on", "er", "al", "st", "or"};
+  const auto word = [&](size_t most) {
+    std::string out;
+    for (size_t n = 1 + random() % most; n > 0; --n) out += syllables[random() % 10];
+    return out;
+  };
+  std::set<std::string> longer;
+  while (longer.size() < 10'000) {
+    longer.insert((random() % 4 == 0 ? "\"" : "") + word(5) + (random() % 6 == 0 ? "\": " : ""));
+  }
+  const auto vocab = vocab_of({longer.begin(), longer.end()});
+  std::string properties;
+  for (int i = 0; i < 1200; ++i) {
+    properties += (i > 0 ? ",\"" : "\"") + word(4) + std::to_string(i) +
+                  "\":{\"type\":[\"string\",\"number\"]}";
+  }
+  const auto grammar =
+      grammar_from_json_schema(
+          R"({"type":"object","additionalProperties":false,"properties":{)" + properties + "}}",
+          "schema")
+          .value();
+  GrammarMatcher matcher = matcher_of(grammar, vocab);
+  for (int step = 0; step < 8; ++step) {
+    const auto now = matcher.mask();
+    const std::vector<uint32_t> mask(now.begin(), now.end());
+    std::vector<int32_t> allowed;
+    for (int32_t id = 0; id < vocab->size(); ++id) {
+      const bool fits = matcher.accept(id);
+      if (fits) matcher.rollback(1);
+      if (fits) allowed.push_back(id);
+      ASSERT_EQ(fits, has(mask, id)) << vocab->parts().bytes_of(id);
+    }
+    ASSERT_FALSE(allowed.empty());
+    ASSERT_TRUE(matcher.accept(allowed[random() % allowed.size()]));
+  }
+}
+
 TEST(TokenClasses, AreWhatTheGrammarTellsApart) {
   const auto vocab = vocab_of({"ab", "ba", "bb", "at", "tt", "a!", "xyz", "zyx"});
   const auto tokens = TokenGrammar::make(regex("[a-z]*t[a-z]{3}"), vocab);
