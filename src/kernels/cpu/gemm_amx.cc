@@ -93,20 +93,27 @@ void stream_block(const Block& block, const Activations& x, int panel, int64_t c
     _tile_zero(3);
   }
   const std::byte *b0 = b[0], *b1 = b[1], *b2 = b[2], *b3 = b[3];
-  constexpr int64_t kAhead = ahead_distance(4);
+  const std::byte* next[4] = {};
+  if (block.ahead != nullptr) {
+    for (int i = 0; i < 4; ++i) next[i] = block.ahead[panel + i];
+  }
   const Ahead ahead = best_ahead();
   for (int64_t s = 0; s < steps; ++s) {
+    const int64_t left = (steps - s) * kTileBytes;
+    const auto request_panel = [&](const std::byte* at, const std::byte* then) {
+      request_ahead<kTileBytes>(ahead, at + s * kTileBytes, left, then, ahead_distance(4));
+    };
     _tile_loadd(4, a + s * a_step, 64);
-    request<kTileBytes>(ahead, b0 + s * kTileBytes + kAhead);
+    request_panel(b0, next[0]);
     _tile_loadd(5, b0 + s * kTileBytes, 64);
     _tile_dpbf16ps(0, 4, 5);
-    request<kTileBytes>(ahead, b1 + s * kTileBytes + kAhead);
+    request_panel(b1, next[1]);
     _tile_loadd(6, b1 + s * kTileBytes, 64);
     _tile_dpbf16ps(1, 4, 6);
-    request<kTileBytes>(ahead, b2 + s * kTileBytes + kAhead);
+    request_panel(b2, next[2]);
     _tile_loadd(7, b2 + s * kTileBytes, 64);
     _tile_dpbf16ps(2, 4, 7);
-    request<kTileBytes>(ahead, b3 + s * kTileBytes + kAhead);
+    request_panel(b3, next[3]);
     _tile_loadd(5, b3 + s * kTileBytes, 64);
     _tile_dpbf16ps(3, 4, 5);
   }
