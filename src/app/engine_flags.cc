@@ -112,10 +112,10 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
          "exact: only what a cold run would compute; reuse-generated: also generated tokens of "
          "earlier turns")
       ->check(CLI::IsMember({"exact", "reuse-generated"}));
-  app.add_option(
-         "--prefill-attention", o.prefill_attention,
-         "What the heads of a prompt see: auto (as the model was trained), dense, or xattn "
-         "(blocks of keys by estimate): xattn:threshold=0.9,stride=16,thresholds=FILE,heads=FILE")
+  app.add_option("--prefill-attention", o.prefill_attention,
+                 "What the heads of a prompt see: auto (as the model was trained), dense, or xattn "
+                 "(blocks of keys by estimate): "
+                 "xattn:threshold=0.9,stride=16,from=10240,thresholds=FILE,heads=FILE")
       ->check([](const std::string& text) {
         const auto parsed = parse_prefill("--prefill-attention", text);
         return parsed.ok() ? std::string() : parsed.error().message;

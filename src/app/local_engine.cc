@@ -177,7 +177,8 @@ Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options
                     .arena_bytes = plan.footprint.arena_bytes,
                     .multimodal = plan.spec.rope.multimodal(),
                     .chunk = plan.chunk,
-                    .plan_tokens = plan.plan_tokens};
+                    .plan_tokens = plan.plan_tokens,
+                    .sparse_from = plan.sparse_from};
   add_images(plan, options, model);
   MemoryOptions memory{
       .max_model_len = TRY(size_or_auto("--max-model-len", options.max_model_len)),
@@ -334,6 +335,7 @@ Result<void> LocalEngine::load(const EngineOptions& options, const EngineConfig&
                              .chunk = plan_.chunk,
                              .plan_tokens = plan_.plan_tokens,
                              .num_layers = static_cast<int>(plan_.spec.layers.size()),
+                             .sparse_from = plan_.sparse_from,
                              .hash_key = random_key()}));
   engine_ = std::make_unique<Engine>(config, std::move(scheduler), std::move(executor));
   return {};

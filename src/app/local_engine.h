@@ -36,6 +36,7 @@ struct EnginePlan {
   std::optional<ImageInputConfig> images;  ///< none: the model takes no images here
   int chunk = kChunk;                      ///< prompts are cut at multiples of it
   int64_t plan_tokens = 0;                 ///< see SchedulerConfig
+  int64_t sparse_from = 0;                 ///< see SchedulerConfig
   MemoryPlan memory;
 };
 

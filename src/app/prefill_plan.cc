@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "base/log.h"
 #include "models/prefill.h"
 #include "sched/scheduler.h"
 
@@ -57,6 +58,13 @@ Result<void> plan_prefill(const EngineOptions& options, const Checkpoint* weight
         plan.spec.architecture + " let them; use exact, or --prefill-attention dense");
   }
   plan.chunk = HeadPlan::kBlock;
+  if (prefill.kind == PrefillOptions::Kind::kXattn) plan.sparse_from = prefill.from;
+  if (plan.sparse_from > 0) {
+    log_info(
+        fmt::format("--prefill-attention: prompts of fewer than {} tokens are dense, where the "
+                    "estimate costs more than it saves (from=0 estimates for all)",
+                    plan.sparse_from));
+  }
   plan.plan_tokens = has_prefill_router(plan.spec) ? tokens : 0;
   return {};
 }

@@ -4,6 +4,7 @@
 // what each head sees, and who decides it. Letters as in args.h.
 
 #include <cstdint>
+#include <span>
 
 #include "tensor/view.h"
 
@@ -97,6 +98,8 @@ struct SelectArgs {
   /// of them is always chosen, a further one as long as b and the chosen others but the last hold
   /// too little. Block 0 is seen in any case.
   int quirk_blocks = 0;
+  /// Of the segments: 1 where no head is of kind kBlocks, so that an op need not look; or empty.
+  std::span<const int32_t> none;
   TensorView mass;  ///< [S, H, row blocks] f32: the share of sum_c s[b, c] chosen; or undefined
 };
 

@@ -122,7 +122,7 @@ Result<PrefillOptions> parse_prefill(const std::string& flag, std::string_view t
   const auto bad = [&](const std::string& what) {
     return invalid_argument(flag + ": " + what +
                             "; allowed: auto, dense, xattn, "
-                            "xattn:threshold=0.9,stride=16,thresholds=FILE,heads=FILE");
+                            "xattn:threshold=0.9,stride=16,from=10240,thresholds=FILE,heads=FILE");
   };
   if (kind == "auto" || kind == "dense") {
     if (!rest.empty()) return bad(quoted(kind) + " takes no settings");
@@ -148,6 +148,10 @@ Result<PrefillOptions> parse_prefill(const std::string& flag, std::string_view t
     if (name == "threshold") {
       if (*number < 0 || *number > 1) return bad("threshold must be within 0 and 1");
       out.threshold = *number;
+    } else if (name == "from") {
+      const bool whole = *number == std::floor(*number) && *number >= 0;
+      if (!whole || *number > static_cast<float>(kMaxTokens)) return bad("from must be tokens");
+      out.from = static_cast<int64_t>(*number);
     } else if (name == "stride") {
       out.stride = *number == 4 || *number == 8 || *number == 16 ? static_cast<int>(*number) : 0;
       if (out.stride == 0) return bad("stride must be 4, 8 or 16");

@@ -12,6 +12,9 @@ namespace weft {
 
 /// --prefill-attention: how prompts are attended to. Generated tokens always see everything.
 struct PrefillOptions {
+  /// Below this an estimate costs about what the blocks that it leaves out would have
+  /// (docs/kernels/elastic.md, "When").
+  static constexpr int64_t kFrom = 10240;
   enum class Kind : uint8_t {
     kModel,  ///< as the checkpoint was trained
     kDense,  ///< every head sees all keys
@@ -20,6 +23,7 @@ struct PrefillOptions {
   Kind kind = Kind::kModel;
   float threshold = 0.9f;  ///< of kXattn: mass that the blocks of a row reach; 1: all blocks
   int stride = 16;         ///< of kXattn: 4, 8 or 16
+  int64_t from = kFrom;    ///< of kXattn: prompts of fewer tokens are dense
   /// Of kXattn: a JSON file {"layers": [{"thresholds": [one, or one a head]}, one a layer]}; empty:
   /// `threshold` everywhere.
   std::string thresholds_file;

@@ -39,8 +39,13 @@ TEST(Prefill, OptionsAreRead) {
             (PrefillOptions{.kind = Kind::kXattn, .threshold = 0.85f, .stride = 8}));
   EXPECT_EQ(parse("xattn:thresholds=a/b.json").value(),
             (PrefillOptions{.kind = Kind::kXattn, .thresholds_file = "a/b.json"}));
-  for (const char* bad : {"", "sparse", "dense:x=1", "xattn:", "xattn:stride=5", "xattn:stride=a",
-                          "xattn:threshold=1.5", "xattn:threshold=nan", "xattn:what=1"}) {
+  EXPECT_EQ(parse("xattn").value().from, PrefillOptions::kFrom);
+  EXPECT_EQ(parse("xattn:from=0").value(), (PrefillOptions{.kind = Kind::kXattn, .from = 0}));
+  EXPECT_EQ(parse("xattn:heads=h.json,from=4096").value(),
+            (PrefillOptions{.kind = Kind::kXattn, .from = 4096, .heads_file = "h.json"}));
+  for (const char* bad :
+       {"xattn:from=-1", "xattn:from=0.5", "", "sparse", "dense:x=1", "xattn:", "xattn:stride=5",
+        "xattn:stride=a", "xattn:threshold=1.5", "xattn:threshold=nan", "xattn:what=1"}) {
     const auto result = parse(bad);
     ASSERT_FALSE(result.ok()) << bad;
     EXPECT_THAT(result.error().message, HasSubstr("--flag")) << bad;

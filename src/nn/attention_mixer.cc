@@ -113,7 +113,7 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, const RmsNormA
                      .num_prompt_segments = context.batch.num_prompt_segments,
                      .max_decode_len = context.batch.max_decode_len};
   HeadPlan plan;
-  if (planner_ && attention.num_prompt_segments > 0) {
+  if (planner_ && planner_->needed(context.batch)) {
     plan = planner_->plan(context, layer, attention);
     attention.heads = &plan;
   }

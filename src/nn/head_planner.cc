@@ -25,6 +25,10 @@ TensorView first_blocks(const SeqMap& seqs) {
   return rows;
 }
 
+int32_t sees_all(const StepBatch& batch, int64_t segment) {
+  return batch.sees_all.empty() ? 0 : batch.sees_all[static_cast<size_t>(segment)];
+}
+
 /// The same on the host.
 int64_t first_block(const SeqMap& seqs, int64_t segment) {
   return seqs.host_block_table[segment * seqs.block_table.stride[0]];
@@ -57,26 +61,24 @@ void HeadPlanner::declare(WeightPlan& plan, const std::string& prefix) {
 Result<> HeadPlanner::prepare(Stream& stream, DeviceKind device) {
   const auto heads = static_cast<size_t>(attention_.q_heads);
   std::vector<float> thresholds(heads, 0.0f);
-  std::vector<int32_t> kinds(heads, static_cast<int32_t>(spec_.sparse));
+  std::vector<int32_t> kinds(2 * heads, static_cast<int32_t>(HeadKind::kFull));
   for (size_t h = 0; h < heads; ++h) {
     thresholds[h] = spec_.thresholds.size() == 1 ? spec_.thresholds[0] : spec_.thresholds[h];
-    if (!spec_.heads.empty()) {
-      kinds[h] = static_cast<int32_t>(spec_.heads[h * spec_.heads.size() / heads]);
-    }
+    kinds[h] = static_cast<int32_t>(
+        spec_.heads.empty() ? spec_.sparse : spec_.heads[h * spec_.heads.size() / heads]);
     // A head that has to reach all of the mass sees everything, whatever is estimated.
     if (kinds[h] == static_cast<int32_t>(HeadKind::kBlocks) && thresholds[h] >= 1) {
       kinds[h] = static_cast<int32_t>(HeadKind::kFull);
     }
   }
   const auto bytes = static_cast<int64_t>(heads * 4);
-  constants_ = TRY(Buffer::allocate(device, aligned(bytes) + bytes));
+  constants_ = TRY(Buffer::allocate(device, aligned(bytes) + 2 * bytes));
   copy_bytes(stream, constants_.data(), thresholds.data(), bytes);
-  copy_bytes(stream, constants_.data() + aligned(bytes), kinds.data(), bytes);
+  copy_bytes(stream, constants_.data() + aligned(bytes), kinds.data(), 2 * bytes);
   synchronize(stream);
   thresholds_ = TensorView(constants_.data(), DType::kF32, {attention_.q_heads});
   fixed_kinds_ =
-      TensorView(constants_.data() + aligned(bytes), DType::kI32, {1, attention_.q_heads});
-  fixed_kinds_.stride[0] = 0;
+      TensorView(constants_.data() + aligned(bytes), DType::kI32, {2, attention_.q_heads});
   return {};
 }
 
@@ -88,7 +90,8 @@ int64_t HeadPlanner::num_words(int64_t max_len) const {
 int64_t HeadPlanner::arena_bytes(const StepQuery& query) const {
   const int64_t segments = std::min(query.max_seqs, query.rows);
   int64_t bytes = aligned(segments * attention_.kv_heads * 2 * 4);  // logits
-  if (query.ops.device != DeviceKind::kCpu) bytes += aligned(segments * attention_.q_heads * 4);
+  bytes += query.ops.device != DeviceKind::kCpu ? aligned(segments * attention_.q_heads * 4)
+                                                : aligned(segments * 4);
   if (lists()) {
     const int64_t units = segments * divide_up(query.rows, kBlock) * attention_.q_heads;
     bytes += aligned(units * num_words(query.max_len) * 4) + 2 * aligned(units * 4);
@@ -140,6 +143,19 @@ void HeadPlanner::decide(StepContext& context, const PagedKv& kv, LayerId layer,
   layers[index].logits.assign(logits.ptr<float>(), logits.ptr<float>() + attention_.kv_heads * 2);
 }
 
+bool HeadPlanner::needed(const StepBatch& batch) const {
+  if (batch.num_prompt_segments == 0) return false;
+  return batch.sees_all.empty() ||
+         std::find(batch.sees_all.begin(), batch.sees_all.end(), 0) != batch.sees_all.end();
+}
+
+/// [S] i32 on the host: the row of fixed_kinds_ of each prompt segment.
+TensorView HeadPlanner::fixed_rows(StepContext& context, int64_t segments) const {
+  TensorView rows(context.arena.take(segments * 4), DType::kI32, {segments});
+  for (int64_t s = 0; s < segments; ++s) rows.ptr<int32_t>()[s] = sees_all(context.batch, s);
+  return rows;
+}
+
 /// [S, H] of the prompt segments, from where they are kept.
 TensorView HeadPlanner::gather_kinds(StepContext& context, const AttnArgs& attention) const {
   const int64_t segments = attention.num_prompt_segments, heads = attention_.q_heads;
@@ -147,7 +163,7 @@ TensorView HeadPlanner::gather_kinds(StepContext& context, const AttnArgs& atten
   for (int64_t s = 0; s < segments; ++s) {
     const int32_t* from = spec_.routed
                               ? attention.kv.kinds.row<int32_t>(first_block(attention.seqs, s))
-                              : fixed_kinds_.ptr<int32_t>();
+                              : fixed_kinds_.row<int32_t>(sees_all(context.batch, s));
     copy_bytes(context.stream, kinds.row<int32_t>(s), from, heads * 4);
   }
   return kinds;
@@ -163,6 +179,8 @@ HeadPlan HeadPlanner::plan(StepContext& context, LayerId layer, const AttnArgs& 
   } else if (spec_.routed) {
     plan.kinds = attention.kv.kinds;
     plan.rows = first_blocks(attention.seqs);
+  } else {
+    plan.rows = fixed_rows(context, segments);
   }
   TensorView mass;
   if (lists()) {
@@ -186,6 +204,7 @@ HeadPlan HeadPlanner::plan(StepContext& context, LayerId layer, const AttnArgs& 
                                                 .stride = spec_.stride,
                                                 .norm = spec_.norm,
                                                 .thresholds = thresholds_,
+                                                .none = context.batch.sees_all,
                                                 .mass = mass});
   }
   if (context.plans != nullptr) record(context, layer, attention, plan, mass);

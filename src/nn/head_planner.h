@@ -28,6 +28,8 @@ class HeadPlanner {
   /// Decides for the step's deciding segments: k [T, G, D] before its norm, `kv` of this layer.
   void decide(StepContext& context, const PagedKv& kv, LayerId layer, TensorView k,
               TensorView k_norm) const;
+  /// Some prompt segment of the step has heads that may see less than all keys.
+  bool needed(const StepBatch& batch) const;
   /// The plan of the prompt segments of `attention` (whose `heads` is not set yet), its lists in
   /// the arena. There is one at least.
   HeadPlan plan(StepContext& context, LayerId layer, const AttnArgs& attention) const;
@@ -42,6 +44,7 @@ class HeadPlanner {
            (spec_.routed && spec_.retrieval == HeadKind::kBlocks);
   }
   int64_t num_words(int64_t max_len) const;
+  TensorView fixed_rows(StepContext& context, int64_t segments) const;
   TensorView gather_kinds(StepContext& context, const AttnArgs& attention) const;
   void record(StepContext& context, LayerId layer, const AttnArgs& attention, const HeadPlan& plan,
               TensorView mass) const;
@@ -52,7 +55,7 @@ class HeadPlanner {
   RouterWeights router_;
   Buffer constants_;
   TensorView thresholds_;   // [H]
-  TensorView fixed_kinds_;  // [1, H], row stride 0: every segment's
+  TensorView fixed_kinds_;  // [2, H]: of prompts, and of those too short for it (all full)
 };
 
 }  // namespace weft

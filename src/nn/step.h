@@ -42,6 +42,9 @@ struct StepBatch {
   /// Of the prompt segments the first ones: whole decision windows, whose routers decide now what
   /// their heads see.
   int num_deciding = 0;
+  /// Of the prompt segments, on the host: 1 where heads see all keys, because the prompt is short.
+  /// Empty: 0.
+  std::span<const int32_t> sees_all;
   int max_decode_len = 1;  ///< rows of the longest decode segment, at most
   int64_t num_rows() const { return ids.dim(0); }
 };

@@ -103,6 +103,7 @@ class Planner {
     out.multimodal = model_.multimodal;
     out.image_tokens = model_.image_tokens;
     out.image_pages = model_.image_pages;
+    out.sparse_from = model_.sparse_from;
     const int64_t window = std::min(model_.plan_tokens, length);
     if (window > out.max_rows - out.max_seqs) out.layered_rows = window;
     out.max_draft_rows = draft_rows();

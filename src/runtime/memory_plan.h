@@ -39,6 +39,7 @@ struct ModelMemory {
   bool multimodal = false;                           ///< rope with (t, h, w) positions
   int chunk = kChunk;                                ///< prompts are cut at multiples of it
   int64_t plan_tokens = 0;                           ///< as in SchedulerConfig
+  int64_t sparse_from = 0;                           ///< likewise
 
   bool paged() const { return cache.per_block > 0; }
   bool recurrent() const { return cache.per_slot > 0; }

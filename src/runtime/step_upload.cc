@@ -98,6 +98,7 @@ void PackedStep::carve(const Extents& extents) {
   kv_slot_ = carver.take<int64_t>(extents.rows);
   cu_q_ = carver.take<int32_t>(extents.segments + 1);
   kv_start_ = carver.take<int32_t>(extents.segments);
+  sees_all_ = carver.take<int32_t>(extents.segments);
   const int64_t states = extents.segments + extents.drafts;
   state_cu_q_ = limits_.spare_per_draft ? carver.take<int32_t>(states + 1) : cu_q_;
   read_slot_ = carver.take<int32_t>(states);
@@ -264,7 +265,7 @@ void PackedStep::pad(int64_t rows) {
     kv_slot_[i] = -1;
     index_[i] = delta_[i] = 0;
     cu_q_[i + 1] = state_cu_q_[i + 1] = static_cast<int32_t>(real);
-    kv_start_[i] = 0;
+    kv_start_[i] = sees_all_[i] = 0;
     read_slot_[i] = write_slot_[i] = -1;
     chains_[batch_.num_chains++] = static_cast<int32_t>(i);
     std::fill_n(block_table_ + i * table_width_, table_width_, -1);
@@ -305,6 +306,7 @@ void PackedStep::make_views() {
     batch_.seqs.host_cu_q = cu_q_;
     batch_.seqs.host_kv_start = kv_start_;
     batch_.seqs.host_block_table = block_table_;
+    batch_.sees_all = std::span(sees_all_, static_cast<size_t>(batch_.num_prompt_segments));
   }
   if (limits_.paged) {
     batch_.kv_slot = view(kv_slot_, DType::kI64, {num_rows_});
@@ -375,6 +377,7 @@ void PackedStep::add_slice(const Slice& slice, ExecutorSequence& sequence, int r
   }
   cu_q_[segment + 1] = static_cast<int32_t>(row + count);
   kv_start_[segment] = static_cast<int32_t>(slice.first);
+  sees_all_[segment] = std::ssize(sequence.request->prompt) < limits_.sparse_from ? 1 : 0;
   add_states(slice, row, result);
   if (limits_.paged) {
     int32_t* table = block_table_ + segment * table_width_;

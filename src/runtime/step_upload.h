@@ -30,6 +30,7 @@ struct StepLimits {
   int64_t image_pages = 0;   ///< of kImagePage tokens: rows of image features on the device
   bool multimodal = false;   ///< its rope takes (t, h, w) positions
   int64_t layered_rows = 0;  ///< tokens of a prompt that is computed layer by layer; 0: none is
+  int64_t sparse_from = 0;   ///< heads of shorter prompts see all keys
   /// Drafts that are verified in one step beside max_rows. With recurrent layers there is a state
   /// slot behind num_slots for every sequence that may have some, or for every draft.
   int64_t max_draft_rows = 0;
@@ -227,6 +228,7 @@ class PackedStep {
   int32_t* cu_q_ = nullptr;
   int32_t* state_cu_q_ = nullptr;  // cu_q_ without spare_per_draft
   int32_t* kv_start_ = nullptr;
+  int32_t* sees_all_ = nullptr;
   int32_t* read_slot_ = nullptr;
   int32_t* write_slot_ = nullptr;
   int32_t* block_table_ = nullptr;

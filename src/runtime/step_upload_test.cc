@@ -102,6 +102,30 @@ TEST_F(PackedStepTest, PromptSlicesComeFirst) {
   EXPECT_EQ(step_.fed_tokens()[0].row, 70);
 }
 
+TEST(PackedStepPlans, ShortPromptsSeeAllKeysInEveryChunk) {
+  StepLimits limits = small_limits();
+  limits.sparse_from = 70;
+  PackedStep step = PackedStep::create(limits).value();
+  PackedStep::Sequences sequences;
+  const auto a = make_request(1, 70), b = make_request(2, 69);
+  const std::vector<BlockId> blocks_a = {{7}, {2}}, blocks_b = {{9}, {1}};
+  StepPlan plan;
+  plan.admitted = {a, b};
+  plan.slices = {
+      {a->id, 0, piece(*a, 0, 64), Arithmetic::kPrompt, false, blocks_a, {}, {1}},
+      {b->id, 0, piece(*b, 0, 64), Arithmetic::kPrompt, false, blocks_b, {}, {2}},
+  };
+  step.pack(plan, sequences);
+  EXPECT_THAT(step.batch().sees_all, ElementsAre(0, 1));
+  plan.admitted.clear();
+  plan.slices = {
+      {b->id, 64, piece(*b, 64, 5), Arithmetic::kPrompt, true, blocks_b, {2}, {2}},
+      {a->id, 64, piece(*a, 64, 6), Arithmetic::kPrompt, true, blocks_a, {1}, {1}},
+  };
+  step.pack(plan, sequences);
+  EXPECT_THAT(step.batch().sees_all, ElementsAre(1, 0));
+}
+
 TEST(PackedStepDrafts, LeaveTheirStatesInSpareSlots) {
   for (const bool per_draft : {false, true}) {
     StepLimits limits = small_limits();

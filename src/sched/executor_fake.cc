@@ -47,6 +47,7 @@ uint64_t symbol_of(const Request& request, size_t index) {
 /// The hash of no token, for a prompt that is computed by what its first tokens decided.
 uint64_t root_of(const Request& request, const FakeExecutorConfig& config) {
   uint64_t root = kEmptyPrefix;
+  if (std::ssize(request.prompt) < config.sparse_from) root = mix(root ^ 1);
   const int64_t window = std::min(static_cast<int64_t>(request.prompt.size()), config.plan_tokens);
   for (int64_t i = 0; i < window; ++i) {
     root = mix(root ^ symbol_of(request.prompt[static_cast<size_t>(i)]));

@@ -19,8 +19,9 @@ struct FakeExecutorConfig {
   int num_swap_blocks = 0, num_swap_slots = 0;
   int32_t vocab = 1000;
   bool reuse_generated = false;  ///< the two arithmetics may be mixed in a prefix
-  int chunk = kChunk;            ///< as in SchedulerConfig, like the next two
+  int chunk = kChunk;            ///< as in SchedulerConfig, like the next three
   int64_t plan_tokens = 0;
+  int64_t sparse_from = 0;
   int num_layers = 0;
   int64_t numeric_error_in = 0;  ///< one sample in so many is a numeric error; 0: never
   int right_drafts = 5;          ///< of eight drafts; where a plan allows any there are 0 to all

@@ -1,6 +1,7 @@
 #include "sched/scheduler.h"
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <utility>
 
@@ -31,6 +32,9 @@ CacheConfig cache_config(const SchedulerConfig& c) {
           .hash_key = c.hash_key,
           .hash_bits = c.hash_bits};
 }
+
+/// In the place of a window: no token has this id.
+constexpr std::array<int32_t, 1> kSeesAllKeys = {-1};
 
 }  // namespace
 
@@ -70,6 +74,9 @@ Result<std::unique_ptr<Scheduler>> Scheduler::create(const SchedulerConfig& c) {
   }
   if (c.plan_tokens < 0 || (c.plan_tokens != kWholePrompt && c.plan_tokens % c.chunk != 0)) {
     return bad_field("plan_tokens", c.plan_tokens, "multiples of " + number(c.chunk));
+  }
+  if (c.sparse_from < 0 || (c.sparse_from > 0 && c.plan_tokens > 0)) {
+    return bad_field("sparse_from", c.sparse_from, "0 or more, and 0 with plan_tokens");
   }
   if (c.plan_tokens > 0 && c.num_layers < 1) {
     return bad_field("num_layers", c.num_layers, "1 or more with plan_tokens");
@@ -187,8 +194,10 @@ void Scheduler::extend_hashes(Sequence& seq) {
   if (seq.hashes.empty()) {
     // What a router decided by is part of what every block is: a hit never mixes decisions.
     const auto window = static_cast<size_t>(window_of(seq));
-    seq.hashes.push_back(
-        cache_.index().root(seq.request->cache_salt, std::span(seq.tokens).first(window)));
+    const std::span<const int32_t> decided = seq.prompt_len < config_.sparse_from
+                                                 ? std::span<const int32_t>(kSeesAllKeys)
+                                                 : std::span(seq.tokens).first(window);
+    seq.hashes.push_back(cache_.index().root(seq.request->cache_salt, decided));
   }
   for (size_t i = seq.hashes.size() - 1; (i + 1) * size <= limit; ++i) {
     const std::span<const int32_t> tokens(seq.tokens.data() + i * size, size);

@@ -40,7 +40,10 @@ struct SchedulerConfig {
   /// computed in one step, or layer by layer, and blocks are shared only among prompts of equal
   /// windows.
   int64_t plan_tokens = 0;
-  int num_layers = 0;     ///< of the model; with plan_tokens
+  int num_layers = 0;  ///< of the model; with plan_tokens
+  /// Heads of prompts of fewer tokens see all keys: their blocks are no others' (not with
+  /// plan_tokens).
+  int64_t sparse_from = 0;
   uint64_t hash_key = 0;  ///< random per process: keys the prefix index
   int hash_bits = 128;    ///< fewer: blocks of the prefix index collide, for tests
 };

@@ -97,7 +97,11 @@ std::string run_round(const Options& options, const std::string& family, uint64_
     for (int r = 0; r < count; ++r) requests.push_back(maker.make(SeqId{r}));
     ScheduleOptions schedule = random_schedule(schedule_seed, *model, variant.block_size);
     ScheduleOptions lonely = alone(*model, variant.block_size);
+    if (variant.prefill.kind == PrefillOptions::Kind::kXattn && i > 0) {  // some are dense
+      schedule.scheduler.sparse_from = 150 * i;
+    }
     lonely.scheduler.plan_tokens = schedule.scheduler.plan_tokens;
+    lonely.scheduler.sparse_from = schedule.scheduler.sparse_from;
     const std::string where = fmt::format("round --seed {} --family {}: {}; schedule {}: {}", seed,
                                           family, describe(variant), i, describe(schedule));
     Answers answers;

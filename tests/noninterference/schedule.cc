@@ -302,6 +302,7 @@ Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptio
   limits.multimodal = true;  // so that a stale delta can be planted
   limits.image_tokens = c.image_tokens;
   limits.image_pages = c.image_pages;
+  limits.sparse_from = c.sparse_from;
   limits.layered_rows = c.plan_tokens > 0 ? c.max_model_len : 0;
   limits.max_draft_rows = options.max_draft_rows;
   limits.spare_per_draft = ops.device == DeviceKind::kCuda && limits.max_draft_rows > 0;

@@ -164,6 +164,10 @@ std::string SchedScript::configure(Words words) {
   config_.hash_key = 42;
   for (const std::string& word : words) {
     const auto [key, text] = key_value(word);
+    if (key == "sparse_from") {
+      config_.sparse_from = to_number(text);
+      continue;
+    }
     if (key == "window") {
       config_.plan_tokens = text == "whole" ? kWholePrompt : to_number(text);
       continue;
@@ -215,6 +219,7 @@ std::string SchedScript::configure(Words words) {
                                                         .reuse_generated = config_.reuse_generated,
                                                         .chunk = config_.chunk,
                                                         .plan_tokens = config_.plan_tokens,
+                                                        .sparse_from = config_.sparse_from,
                                                         .num_layers = config_.num_layers});
   executor_->set_sample_hook([this](SeqId id, int64_t position, int32_t token) {
     const Client& client = clients_.at(name_of(id));
@@ -351,7 +356,8 @@ std::string SchedScript::expect_finished(Words words) {
   // Nothing was scripted: the answer must be that of the request alone.
   const FakeExecutorConfig device{.vocab = kVocab,
                                   .reuse_generated = config_.reuse_generated,
-                                  .plan_tokens = config_.plan_tokens};
+                                  .plan_tokens = config_.plan_tokens,
+                                  .sparse_from = config_.sparse_from};
   const auto alone = FakeExecutor::answer(*client.request, device, config_.max_model_len);
   return alone.tokens == client.tokens ? "" : "its output differs from the request alone";
 }

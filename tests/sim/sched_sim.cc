@@ -218,6 +218,7 @@ Episode::Episode(uint64_t seed, int64_t audit_every, int64_t* events)
     config_.plan_tokens = r.pick<int64_t>({0, 128, 256, kWholePrompt, kWholePrompt});
     config_.num_layers = 5;
     if (config_.plan_tokens > 0) config_.num_state_slots = 0;
+    if (config_.plan_tokens == 0) config_.sparse_from = r.pick<int64_t>({0, 100, 300});
   }
   device_ = {.block_size = config_.block_size,
              .num_blocks = config_.num_blocks,
@@ -228,6 +229,7 @@ Episode::Episode(uint64_t seed, int64_t audit_every, int64_t* events)
              .reuse_generated = config_.reuse_generated,
              .chunk = config_.chunk,
              .plan_tokens = config_.plan_tokens,
+             .sparse_from = config_.sparse_from,
              .num_layers = config_.num_layers,
              .numeric_error_in = r.pick({0, 0, 300}),
              .right_drafts = r.pick({0, 3, 6, 8})};

@@ -164,7 +164,7 @@ def sweep(args, directory):
     out.append({"stride": 0, "threshold": 1.0, "mass": 1.0, "least_mass": 1.0, "kl": 0.0, **row})
     for stride in (4, 8, 16):
         for threshold in args.thresholds:
-            flags = ("--prefill-attention", f"xattn:threshold={threshold},stride={stride}")
+            flags = ("--prefill-attention", f"xattn:threshold={threshold},stride={stride},from=0")
             with Server(args.weft, args.model, args.device, length, flags) as server:
                 row, said = ask(server, length, prompts, top=20)
             mass, least = kept_mass(args, args.model, flags, min(length, 8192), directory)

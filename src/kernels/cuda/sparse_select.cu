@@ -672,7 +672,9 @@ void select_blocks(Stream& stream, const SelectArgs& args) {
   const HeadPlan& plan = *attn.heads;
   CHECK(plan.blocks.contiguous() && plan.counts.contiguous() && plan.blocks.rank == 4);
   Selector selector(stream, args);
-  for (int s = 0; s < attn.num_prompt_segments; ++s) selector.segment(s);
+  for (int s = 0; s < attn.num_prompt_segments; ++s) {
+    if (args.none.empty() || args.none[static_cast<size_t>(s)] == 0) selector.segment(s);
+  }
 }
 
 }  // namespace weft::cuda
