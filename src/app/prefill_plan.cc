@@ -61,8 +61,8 @@ Result<void> plan_prefill(const EngineOptions& options, const Checkpoint* weight
   if (prefill.kind == PrefillOptions::Kind::kXattn) plan.sparse_from = prefill.from;
   if (plan.sparse_from > 0) {
     log_info(
-        fmt::format("--prefill-attention: prompts of fewer than {} tokens are dense, where the "
-                    "estimate costs more than it saves (from=0 estimates for all)",
+        fmt::format("--prefill-attention: prompts of fewer than {} tokens are dense, where an "
+                    "estimate costs about what it saves (from=0 estimates for all)",
                     plan.sparse_from));
   }
   plan.plan_tokens = has_prefill_router(plan.spec) ? tokens : 0;
