@@ -77,22 +77,25 @@ class StepMeter {
     const std::lock_guard lock(mutex_);
     device_us_.push_back(record.device_us);
     idle_us_.push_back(record.device_idle_us);
+    graphs_.push_back(record.device_graphs);
   }
   void reset() {
     const std::lock_guard lock(mutex_);
     device_us_.clear();
     idle_us_.clear();
+    graphs_.clear();
   }
   void put(BenchRow& row) {
     const std::lock_guard lock(mutex_);
     if (device_us_.empty()) return;
     row.device_step_us = sample_stats(device_us_).median;
     row.device_idle_us = sample_stats(idle_us_).median;
+    row.device_graphs = sample_stats(graphs_).mean;
   }
 
  private:
   std::mutex mutex_;
-  std::vector<double> device_us_, idle_us_;
+  std::vector<double> device_us_, idle_us_, graphs_;
 };
 
 void print_row(const BenchOptions& options, const BenchSubject& subject, const BenchRow& row) {

@@ -80,14 +80,17 @@ std::string bench_json_row(const BenchSubject& subject, const BenchRow& row) {
   if (row.device_step_us > 0) {
     json["device_step_us"] = row.device_step_us;
     json["device_idle_us"] = row.device_idle_us;
+    json["device_graphs"] = row.device_graphs;
   }
   return json.dump() + "\n";
 }
 
 std::string bench_device_note(const BenchRow& row) {
   if (row.device_step_us <= 0) return "";
-  return fmt::format("{}: a step takes {:.3f} ms on the GPU, which idles {:.1f} us before it\n",
-                     row.test, row.device_step_us / 1e3, row.device_idle_us);
+  return fmt::format(
+      "{}: a step takes {:.3f} ms on the GPU, which idles {:.1f} us before it; it launches {:.2f} "
+      "captured graphs\n",
+      row.test, row.device_step_us / 1e3, row.device_idle_us, row.device_graphs);
 }
 
 }  // namespace weft

@@ -22,6 +22,7 @@ struct BenchRow {
   std::vector<double> samples;
   /// Of its steps that only decode, as the GPU tells (0: it does not): medians in microseconds.
   double device_step_us = 0, device_idle_us = 0;
+  double device_graphs = 0;  ///< captured graphs that such a step launched, on the mean
 };
 
 struct SampleStats {

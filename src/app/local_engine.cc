@@ -265,6 +265,8 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   TRY(plan_images(options, plan));
   TRY(check_speculation(options.speculation, plan));
   const OpTable& ops = *plan.ops;
+  // On a GPU a draft would read as much for its logits as for all its layers, and more.
+  plan.load.draft_head = gpu && options.speculation.uses_mtp();
   plan.footprint = measure_model(plan.spec, plan.load, ops, weights ? &*weights : nullptr);
   plan.cache = cache_bytes(plan.footprint.cache_specs, ops);
   plan.memory = TRY(plan_for(plan, options, cpu, gpu));

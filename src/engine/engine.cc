@@ -185,6 +185,7 @@ void Engine::apply_oldest() {
   record.end = last_end_ = StepRecord::Clock::now();
   record.device_idle_us = result.device_idle_us;
   record.device_us = result.device_us;
+  record.device_graphs = result.device_graphs;
   for (SequenceOutput& output : scheduler_->apply(std::move(result))) hand_out(output);
   heartbeat_.fetch_add(1, std::memory_order_relaxed);
   if (config_.on_step) config_.on_step(record);

@@ -17,6 +17,7 @@ struct StepRecord {
   int running = 0, waiting = 0;
   int preempted = 0;
   double device_idle_us = 0, device_us = 0;  ///< as in StepResult
+  int device_graphs = 0;
   int rows() const { return prompt_rows + decode_rows; }
   double seconds() const { return std::chrono::duration<double>(end - start).count(); }
 };

@@ -39,7 +39,7 @@ void Decoder::declare(WeightPlan& plan) {
   TensorPart head = embedding;
   if (!spec_.tied_head) head.name = names.head;
   head_.declare(plan, head_format(), {head});
-  if (mtp_) declare_mtp(plan);
+  if (mtp_) declare_mtp(plan, head);
   if (vision_) declare_vision(plan);
   for (const std::string& prefix : names.ignored_prefixes) plan.ignore_prefix(prefix);
   for (const std::string& part : names.ignored_parts) plan.ignore_containing(part);
@@ -69,7 +69,7 @@ void Decoder::declare_layers(WeightPlan& plan, const Layers& layers, const std::
   }
 }
 
-void Decoder::declare_mtp(WeightPlan& plan) {
+void Decoder::declare_mtp(WeightPlan& plan, const TensorPart& head) {
   const std::string& p = spec_.names.mtp;
   const int64_t hidden = spec_.hidden;
   const bool minus_one = spec_.norm_minus_one;
@@ -78,6 +78,9 @@ void Decoder::declare_mtp(WeightPlan& plan) {
   mtp_->fc.declare(plan, options_.format, {{p + "fc.weight", {hidden, 2 * hidden}}});
   declare_layers(plan, mtp_->layers, p + "layers.");
   mtp_->norm.declare(plan, p + "norm.weight", hidden, minus_one);
+  if (!options_.draft_head || head_format() == WeightFormat::kInt4) return;
+  mtp_->head.emplace();
+  mtp_->head->declare(plan, WeightFormat::kInt4, {head});
 }
 
 /// Without images the tower's tensors must still be there and fit.
@@ -175,6 +178,7 @@ int64_t Decoder::scratch_bytes(const StepQuery& query) const {
   grow(layers_);
   if (mtp_) {
     bytes = std::max(bytes, mtp_->fc.scratch_bytes(query));
+    if (mtp_->head) bytes = std::max(bytes, mtp_->head->scratch_bytes(query));
     grow(mtp_->layers);
   }
   return bytes;
@@ -297,6 +301,10 @@ TensorView Decoder::hidden(StepContext& context) const {
 void Decoder::logits(StepContext& context, TensorView rows, int64_t prompt_rows,
                      TensorView out) const {
   head_.forward(context, rows, out, prompt_rows);
+}
+
+void Decoder::draft_logits(StepContext& context, TensorView rows, TensorView out) const {
+  (mtp_ && mtp_->head ? *mtp_->head : head_).forward(context, rows, out, 0);
 }
 
 void Decoder::replay_states(StepContext& context, const KeptInputs::Rows& rows) const {

@@ -35,6 +35,7 @@ class Decoder final : public Model {
   TensorView hidden(StepContext& context) const override;
   void logits(StepContext& context, TensorView rows, int64_t prompt_rows,
               TensorView out) const override;
+  void draft_logits(StepContext& context, TensorView rows, TensorView out) const override;
   void run_prompt_layers(StepContext& context, const LayeredPrompt& prompt) const override;
   void final_norm(StepContext& context, TensorView rows, TensorView out) const override;
   void replay_states(StepContext& context, const KeptInputs::Rows& rows) const override;
@@ -47,10 +48,11 @@ class Decoder final : public Model {
     RmsNorm embedding_norm, hidden_norm, norm;
     Linear fc;  // [hidden, 2 hidden]: embedding first
     Layers layers;
+    std::optional<Linear> head;  // with LoadOptions::draft_head
   };
 
   void declare_layers(WeightPlan& plan, const Layers& layers, const std::string& prefix);
-  void declare_mtp(WeightPlan& plan);
+  void declare_mtp(WeightPlan& plan, const TensorPart& head);
   void declare_vision(WeightPlan& plan);
   Result<> load_kv_scales(Stream& stream);
   /// Runs `layers` on `residual` (updated) and returns the final norm of it.

@@ -27,8 +27,11 @@ struct LoadOptions {
   int num_threads = 0;                ///< of the pools that will run it; 0: usable_cpus()
   bool images = false;                ///< load the vision tower, where the model has one
   int64_t max_image_patches = 16384;  ///< of one pass of the tower
-  bool dummy_weights = false;         ///< seeded random weights instead of the checkpoint's
-  LoadProgress progress;              ///< may be empty
+  /// A copy of the head in int4 for the logits of drafts, where the head is wider than that: what a
+  /// draft is decides no bit of an answer.
+  bool draft_head = false;
+  bool dummy_weights = false;  ///< seeded random weights instead of the checkpoint's
+  LoadProgress progress;       ///< may be empty
 };
 
 /// What a model takes, before it is loaded.
@@ -82,6 +85,12 @@ class Model {
   /// out [R, V] f32 = head(rows [R, hidden]); the first `prompt_rows` use prompt arithmetic.
   virtual void logits(StepContext& context, TensorView rows, int64_t prompt_rows,
                       TensorView out) const = 0;
+
+  /// The same for drafts, in decode arithmetic: with LoadOptions::draft_head less exact, and
+  /// faster.
+  virtual void draft_logits(StepContext& context, TensorView rows, TensorView out) const {
+    logits(context, rows, 0, out);
+  }
 
   /// Runs some layers of a prompt; the first ones begin with its tokens.
   virtual void run_prompt_layers(StepContext& context, const LayeredPrompt& prompt) const;

@@ -30,14 +30,6 @@ StepLimits sampler_limits(StepLimits limits) {
   return limits;
 }
 
-/// Every slice is one token in decode arithmetic.
-bool only_decodes(const StepPlan& plan) {
-  return !plan.slices.empty() &&
-         std::all_of(plan.slices.begin(), plan.slices.end(), [](const Slice& slice) {
-           return slice.arithmetic == Arithmetic::kDecode && slice.tokens.size() == 1;
-         });
-}
-
 }  // namespace
 
 Result<> GpuExecutor::check_limits(const StepLimits& limits) {
@@ -70,7 +62,7 @@ GpuExecutor::GpuExecutor(const Parts& parts, const StepLimits& limits,
     speculator_.emplace(options.speculation, limits, /*with_penalties=*/false);
     if (limits.recurrent) state_slots_ = std::make_unique<StateSlotMap>(limits);
   }
-  padded_.reserve(static_cast<size_t>(limits.max_seqs));
+  padded_.reserve(static_cast<size_t>(limits.max_seqs + limits.max_draft_rows));
 }
 
 GpuExecutor::~GpuExecutor() {
@@ -128,24 +120,55 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
 }
 
 /// With speculation the tokens of the step before say where its sequences are.
-const StepPlan& GpuExecutor::resolved(const StepPlan& plan, const Flight& flight) {
+const StepPlan& GpuExecutor::resolved(const StepPlan& plan, Flight& flight) {
   if (!speculator_) return plan;
   Flight& before = *flights_[1 - flight.index];
-  if (before.pending) finish(before);
+  if (before.pending) {
+    before.done.wait();
+    // The module's work belongs to this step.
+    flight.begun = mtp_ != nullptr;
+    if (flight.begun) times(flight.number).begin.record(parts_.stream);
+    finish(before);
+  }
   plan_.copy(plan);
+  const int64_t graphs = mtp_ ? mtp_->num_graph_launches() : 0;
   speculator_->resolve(plan_.plan, sequences_, mtp_.get(), arena_);
+  if (mtp_) flight.result.device_graphs += static_cast<int>(mtp_->num_graph_launches() - graphs);
   return plan_.plan;
+}
+
+/// Where every slice is a token in decode arithmetic with its drafts, or has ended.
+PaddedShape GpuExecutor::decode_shape(const StepPlan& plan) const {
+  int64_t rows = 0, segments = 0;
+  for (const Slice& slice : plan.slices) {
+    if (slice.arithmetic != Arithmetic::kDecode) return {};
+    if (slice.tokens.empty()) continue;
+    if (std::ssize(slice.tokens) != 1 + slice.max_drafts) return {};
+    rows += std::ssize(slice.tokens);
+    ++segments;
+  }
+  PaddedShape out;
+  out.segments = padded_rows(segments, limits_.max_seqs);
+  out.rows = rows == segments ? out.segments
+                              : padded_rows(rows, limits_.max_seqs + limits_.max_draft_rows);
+  return out;
+}
+
+GpuGraphs::Key GpuExecutor::key(const Flight& flight) const {
+  return {flight.shape.rows, flight.shape.segments, flight.step.batch().max_decode_len,
+          static_cast<int64_t>(flight.index)};
 }
 
 void GpuExecutor::launch(const StepPlan& given) {
   CHECK(num_launched_ - num_collected_ < kStepsInFlight, "too many steps in flight");
   Flight& flight = *flights_[num_launched_ % kStepsInFlight];
   flight.number = num_launched_++;
+  flight.begun = false;
+  flight.result.device_graphs = 0;
   const StepPlan& plan = resolved(given, flight);
-  const auto num_slices = static_cast<int64_t>(plan.slices.size());
-  const int64_t padded = only_decodes(plan) ? padded_rows(num_slices, limits_.max_seqs) : 0;
+  flight.shape = decode_shape(plan);
   sampler_.release(plan, sequences_);
-  flight.step.pack(plan, sequences_, padded);
+  flight.step.pack(plan, sequences_, flight.shape);
   flight.pending = true;
   RowSampler::begin(flight.step, flight.result);
   for (const BlockCopy& copy : flight.step.copies()) {
@@ -155,11 +178,11 @@ void GpuExecutor::launch(const StepPlan& given) {
   sampler_.admit(parts_.stream, flight.step, flight.sampling);
   const bool any_rows = flight.step.batch().num_rows() > 0;
   if (any_rows) flight.step.upload(parts_.stream);
-  times(flight.number).begin.record(parts_.stream);
+  if (!flight.begun) times(flight.number).begin.record(parts_.stream);
   if (vision_) vision_->encode(flight.step.encodings());
   if (flight.step.layers().partial()) {
     run_layers(flight);
-  } else if (padded > 0) {
+  } else if (flight.shape.rows > 0) {
     run_decode(flight);
   } else if (any_rows) {
     run_mixed(flight);
@@ -184,9 +207,9 @@ void GpuExecutor::keep(const TensorView& hidden) {
 }
 
 void GpuExecutor::run_decode(Flight& flight) {
-  const int64_t rows = flight.step.batch().num_rows();
-  graphs_.run(parts_.stream, {rows, static_cast<int64_t>(flight.index)},
-              [&] { forward_decode(flight.step); });
+  const int64_t rows = flight.shape.rows;
+  const bool graph = graphs_.run(parts_.stream, key(flight), [&] { forward_decode(flight.step); });
+  flight.result.device_graphs += graph ? 1 : 0;
   padded_.assign(static_cast<size_t>(rows), LogitRow{});
   for (const LogitRow& row : flight.step.logit_rows()) padded_[static_cast<size_t>(row.row)] = row;
   sample(flight, padded_);
@@ -261,7 +284,12 @@ void GpuExecutor::finish(Flight& flight) {
       flight.number == 0 ? 0 : now.begin.microseconds_since(times(flight.number - 1).end);
   if (state_slots_) state_slots_->keep(flight.step.results(), flight.result);
   if (speculator_) speculator_->learn(flight.step, flight.result);
-  if (mtp_ && !flight.step.layers().partial()) mtp_->follow(arena_, flight.step, flight.result);
+  if (mtp_ && !flight.step.layers().partial()) {
+    const int64_t graphs = mtp_->num_graph_launches();
+    mtp_->follow(arena_, flight.step, flight.result,
+                 flight.shape.rows > 0 ? std::optional(key(flight)) : std::nullopt);
+    flight.result.device_graphs += static_cast<int>(mtp_->num_graph_launches() - graphs);
+  }
 }
 
 StepResult GpuExecutor::collect() {

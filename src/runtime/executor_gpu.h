@@ -26,9 +26,10 @@ struct GpuExecutorOptions {
 /// step before, after its forward was enqueued; and with speculation every step waits for the one
 /// before it is packed. All memory is taken by create().
 ///
-/// A step of one token each for some sequences is padded to one of a few batch sizes, and its
-/// forward is a graph from the second time on: the padding changes no bit of a real row (design.md
-/// section 4, rule 1).
+/// A step of one token each for some sequences, and drafts behind them, is padded to one of a few
+/// shapes, and its forward is a graph from the second time on: the padding changes no bit of a real
+/// row (design.md section 4, rule 1). So are the drafts of the MTP module, and its pass behind such
+/// a step.
 class GpuExecutor : public Executor {
  public:
   /// `model`, `kv`, `stream` and `ops` must outlive it. Error when memory can't be had.
@@ -60,7 +61,9 @@ class GpuExecutor : public Executor {
     GpuSampler::Flight sampling;
     GpuEvent done;  // the results have come back
     StepResult result;
+    PaddedShape shape;     // of a step that only decodes
     uint64_t number = 0;   // of the launches
+    bool begun = false;    // its time runs since its drafts
     bool pending = false;  // its tokens are not known yet
   };
   /// When the kernels of a step began and ended; kept until the step after next is collected.
@@ -70,7 +73,9 @@ class GpuExecutor : public Executor {
   GpuExecutor(const Parts& parts, const StepLimits& limits, const GpuExecutorOptions& options,
               GpuSampler sampler);
 
-  const StepPlan& resolved(const StepPlan& plan, const Flight& flight);
+  const StepPlan& resolved(const StepPlan& plan, Flight& flight);
+  PaddedShape decode_shape(const StepPlan& plan) const;
+  GpuGraphs::Key key(const Flight& flight) const;
   void run_decode(Flight& flight);
   void run_mixed(Flight& flight);
   void run_layers(Flight& flight);

@@ -37,6 +37,7 @@ GpuMtpDrafter::GpuMtpDrafter(const Parts& parts, const StepLimits& limits,
       most_steps_(most_steps(config)),
       table_width_(std::min(limits.max_blocks_per_seq(), limits.num_blocks)),
       graphs_(graphs),
+      follow_graphs_(graphs),
       done_(GpuEvent::create().value()) {}
 
 GpuMtpDrafter::Layout GpuMtpDrafter::layout(std::byte* base, int64_t rows, int64_t steps) const {
@@ -111,7 +112,8 @@ Result<> GpuMtpDrafter::allocate(int64_t hidden) {
   return {};
 }
 
-void GpuMtpDrafter::follow(Arena& arena, PackedStep& step, const StepResult& result) {
+void GpuMtpDrafter::follow(Arena& arena, PackedStep& step, const StepResult& result,
+                           const std::optional<GpuGraphs::Key>& shape) {
   const int64_t rows = step.batch().num_rows();
   ++num_followed_;
   if (rows == 0) return;
@@ -136,12 +138,20 @@ void GpuMtpDrafter::follow(Arena& arena, PackedStep& step, const StepResult& res
     kept[num_kept++] = static_cast<int32_t>(row.row + count - 1);
   }
   copy_bytes(parts_.stream, follow_up_device_.data(), follow_up_.data(), rows * 4);
+  if (shape) {  // as many for every step of this shape
+    const int64_t all = batch.seqs.num_segments;
+    while (num_kept < all) kept[num_kept++] = 0;
+  }
   copy_bytes(parts_.stream, follow_up_device_.data() + kept_at, kept, num_kept * 4);
-  const ArenaScope scope(arena);
-  StepContext context{parts_.stream, parts_.ops, arena, batch, parts_.kv};
-  const TensorView out = parts_.model.mtp_hidden(context, hidden(rows));
   const TensorView ids(follow_up_device_.data() + kept_at, DType::kI32, {num_kept});
-  parts_.ops.embed(parts_.stream, {.ids = ids, .table = out, .out = kept_.rows(0, num_kept)});
+  const auto enqueue = [&] {
+    const ArenaScope scope(arena);
+    StepContext context{parts_.stream, parts_.ops, arena, batch, parts_.kv};
+    const TensorView out = parts_.model.mtp_hidden(context, hidden(rows));
+    parts_.ops.embed(parts_.stream, {.ids = ids, .table = out, .out = kept_.rows(0, num_kept)});
+  };
+  if (!shape) return enqueue();
+  num_graph_launches_ += follow_graphs_.run(parts_.stream, *shape, enqueue) ? 1 : 0;
 }
 
 bool GpuMtpDrafter::knows(const DraftRow& row) const {
@@ -278,7 +288,7 @@ void GpuMtpDrafter::run(Arena& arena, int64_t rows, int64_t steps, bool greedy) 
       hidden = parts_.model.mtp_hidden(context, previous);
       copy_bytes(parts_.stream, previous.data, hidden.data, previous.bytes());
     }
-    parts_.model.logits(context, hidden, 0, logits);
+    parts_.model.draft_logits(context, hidden, logits);
     parts_.ops.sampling->sample(parts_.stream, {.logits = logits,
                                                 .specs = device.specs + step * rows,
                                                 .biases = device.biases,

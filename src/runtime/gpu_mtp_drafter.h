@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "kernels/sample_args.h"
@@ -35,8 +36,10 @@ class GpuMtpDrafter final : public DraftModule {
   /// Where the hidden states of a step's rows have to be when it is followed.
   TensorView hidden(int64_t rows) const { return hidden_.rows(0, rows); }
 
-  /// Enqueues the module behind the step, whose tokens are known: entries of all its rows.
-  void follow(Arena& arena, PackedStep& step, const StepResult& result);
+  /// Enqueues the module behind the step, whose tokens are known: entries of all its rows. `shape`
+  /// of a step that only decodes: everything that its launches depend on.
+  void follow(Arena& arena, PackedStep& step, const StepResult& result,
+              const std::optional<GpuGraphs::Key>& shape);
   void propose(Arena& arena, std::span<DraftRow> rows) override;
 
   int64_t num_graph_launches() const { return num_graph_launches_; }
@@ -66,7 +69,7 @@ class GpuMtpDrafter final : public DraftModule {
   Parts parts_;
   StepLimits limits_;
   int64_t most_rows_, most_steps_, table_width_;
-  GpuGraphs graphs_;
+  GpuGraphs graphs_, follow_graphs_;
   GpuEvent done_;
   Buffer up_, up_device_;                // of propose()
   Buffer follow_up_, follow_up_device_;  // next ids [all rows], kept rows [sequences]

@@ -22,6 +22,8 @@ constexpr int64_t kLeastSlots = 3;
 constexpr int64_t kCheckpointSlots = 64;
 /// Drafts of a step on the CPU: where that many rows are computed anyway, more cost what they win.
 constexpr int64_t kMaxDraftRows = 32;
+/// On a GPU, where a row more costs little; of what the weights leave their states take this share.
+constexpr int64_t kMaxDraftRowsGpu = 256, kDraftStateShare = 5;
 constexpr int64_t kDraftStateBytes = 1024 * kMiB;  ///< of the recurrent states behind them
 
 int64_t divide_up(int64_t a, int64_t b) {
@@ -116,8 +118,11 @@ class Planner {
   int64_t draft_rows() const {
     if (!options_.speculation.on()) return 0;
     const int64_t most = options_.speculation.num_speculative_tokens;
-    int64_t rows = std::min(most * options_.max_num_seqs, kMaxDraftRows);
-    if (model_.recurrent()) rows = std::min(rows, kDraftStateBytes / model_.cache.per_slot);
+    int64_t rows =
+        std::min(most * options_.max_num_seqs, on_gpu() ? kMaxDraftRowsGpu : kMaxDraftRows);
+    int64_t states = kDraftStateBytes;
+    if (on_gpu()) states = std::max(states, (limit_ - model_.weight_bytes) / kDraftStateShare);
+    if (model_.recurrent()) rows = std::min(rows, states / model_.cache.per_slot);
     return std::max(rows, most);
   }
 

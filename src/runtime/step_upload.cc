@@ -157,7 +157,7 @@ void PackedStep::check_slice(const Slice& slice, const ExecutorSequence& sequenc
   }
 }
 
-void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded_rows) {
+void PackedStep::pack(const StepPlan& plan, Sequences& sequences, const PaddedShape& padded) {
   step_ = plan.step;
   batch_ = {};
   pieces_.clear();
@@ -181,32 +181,35 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
     CHECK(fresh, "a sequence was admitted twice");
   }
 
-  int64_t num_rows = 0, num_drafts = 0;
+  int64_t num_rows = 0, num_drafts = 0, num_segments = 0;
   bool triples = false;
   num_rows_ = num_state_segments_ = num_spares_ = 0;
   table_width_ = 0;
   for (const Slice& slice : plan.slices) {
     num_rows += static_cast<int64_t>(slice.tokens.size());
     num_drafts += slice.max_drafts;
+    num_segments += slice.tokens.empty() ? 0 : 1;
     const auto it = sequences.find(slice.seq);
     triples |= slice.arithmetic == Arithmetic::kPrompt && it != sequences.end() &&
                !it->second->request->positions.empty();
     table_width_ = std::max(table_width_, static_cast<int64_t>(slice.blocks.size()));
   }
-  const auto num_segments = static_cast<int64_t>(plan.slices.size());
   const bool layered = layers_.partial();
   CHECK(num_rows - num_drafts <= (layered ? limits_.layered_rows : limits_.max_rows) &&
             num_drafts <= limits_.max_draft_rows &&
             num_segments <= (layered ? 1 : limits_.max_segments()),
         "a step is larger than was planned for");
   table_width_ = std::min(table_width_, limits_.num_blocks);
-  if (padded_rows > 0) {
-    CHECK(num_rows == num_segments && num_rows <= padded_rows && padded_rows <= limits_.max_rows);
+  if (padded.rows > 0) {
+    CHECK(num_rows == num_segments + num_drafts && num_rows <= padded.rows &&
+          num_segments <= padded.segments && padded.segments <= padded.rows &&
+          padded.rows <= limits_.max_rows + limits_.max_draft_rows);
     table_width_ = std::min(limits_.max_blocks_per_seq(), limits_.num_blocks);
   }
   CHECK(!layered || !triples, "a prompt with images is computed layer by layer");
-  carve({std::max(num_rows, padded_rows), std::max(num_segments, padded_rows), table_width_,
-         num_drafts, triples, layered ? num_pieces(num_rows, limits_) : 0});
+  carve({std::max(num_rows, padded.rows), std::max(num_segments, padded.segments), table_width_,
+         padded.rows > 0 ? padded.rows - padded.segments : num_drafts, triples,
+         layered ? num_pieces(num_rows, limits_) : 0});
   cu_q_[0] = state_cu_q_[0] = 0;
   chain_seq_ = {};
   // Deciding slices first, then the other prompt slices, then those of decode.
@@ -244,8 +247,8 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
     }
   }
 
-  pad(padded_rows);
-  make_views();
+  pad(padded);
+  make_views(padded.rows > 0);
   if (layered) make_pieces();
   image_uses_ = {};
   for (const SeqId id : plan.retired) {
@@ -256,23 +259,31 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, int64_t padded
   }
 }
 
-/// Rows that are written nowhere and segments without rows, up to `rows` of each.
-void PackedStep::pad(int64_t rows) {
-  const int64_t real = num_rows_;
-  for (int64_t i = real; i < rows; ++i) {
+/// Rows that are written nowhere, and segments and chains without rows. Every row of a decode step
+/// with drafts has a state segment; those of the padding belong to no chain.
+void PackedStep::pad(const PaddedShape& shape) {
+  if (shape.rows == 0) return;
+  const auto real = static_cast<int32_t>(num_rows_);
+  for (int64_t i = real; i < shape.rows; ++i) {
     ids_[i] = 0;
     feed_[i] = -1;
     kv_slot_[i] = -1;
     index_[i] = delta_[i] = 0;
-    cu_q_[i + 1] = state_cu_q_[i + 1] = static_cast<int32_t>(real);
-    kv_start_[i] = sees_all_[i] = 0;
+  }
+  const auto states = static_cast<int32_t>(num_state_segments_);
+  for (int64_t i = states; i < shape.rows; ++i) {
+    state_cu_q_[i + 1] = real;
     read_slot_[i] = write_slot_[i] = -1;
-    chains_[batch_.num_chains++] = static_cast<int32_t>(i);
+  }
+  for (int64_t i = batch_.seqs.num_segments; i < shape.segments; ++i) {
+    cu_q_[i + 1] = real;
+    kv_start_[i] = sees_all_[i] = 0;
+    chains_[i] = states;
     std::fill_n(block_table_ + i * table_width_, table_width_, -1);
   }
-  if (rows == 0) return;
-  num_rows_ = num_state_segments_ = rows;
-  batch_.seqs.num_segments = static_cast<int>(rows);
+  chains_[shape.segments] = states;
+  num_rows_ = num_state_segments_ = shape.rows;
+  batch_.seqs.num_segments = batch_.num_chains = static_cast<int>(shape.segments);
 }
 
 /// A view of the device's half where there is one.
@@ -282,9 +293,9 @@ TensorView PackedStep::view(void* host, DType dtype, std::initializer_list<int64
   return {data, dtype, dims};
 }
 
-void PackedStep::make_views() {
+void PackedStep::make_views(bool padded) {
   const int64_t segments = batch_.seqs.num_segments;
-  chains_[batch_.num_chains] = static_cast<int32_t>(num_state_segments_);
+  if (!padded) chains_[batch_.num_chains] = static_cast<int32_t>(num_state_segments_);
   batch_.ids = view(ids_, DType::kI32, {num_rows_});
   feed_view_ = view(feed_, DType::kI32, {num_rows_});
   const auto num_logits = static_cast<int64_t>(logit_rows_.size());

@@ -131,6 +131,11 @@ struct NextToken {
   int64_t image_row = -1;  ///< of the batch's images.rows: the features it has; -1: none are there
 };
 
+/// What a step is padded to; 0: nothing.
+struct PaddedShape {
+  int64_t rows = 0, segments = 0;
+};
+
 /// A StepPlan in the form the device takes: prompt slices first, then decode slices, each in plan
 /// order. Owns its memory, which is taken once. For a GPU the host half is pinned and the batch's
 /// views are those of the device half, which upload() fills with one copy.
@@ -144,10 +149,10 @@ class PackedStep {
   /// Packs `plan`, admitting to and retiring from `sequences`. Everything is checked against the
   /// limits and the requests; a violation is a bug of the scheduler (Panic). A slice with
   /// max_drafts has as many tokens behind its first, the drafts; one without tokens has a result
-  /// alone. With `padded_rows` > 0 (for a plan of that many decode slices at most, of one token
-  /// each) the batch has that many rows and segments, and its arrays lie where they lie for every
-  /// such plan: the rest are rows of token 0 that are written nowhere and empty segments.
-  void pack(const StepPlan& plan, Sequences& sequences, int64_t padded_rows = 0);
+  /// alone. With `padded` (for a plan of decode slices of one token and drafts) the batch has that
+  /// many rows and segments, and its arrays lie where they lie for every such plan: the rest are
+  /// rows of token 0 that are written nowhere and empty segments.
+  void pack(const StepPlan& plan, Sequences& sequences, const PaddedShape& padded = {});
   /// The features that the image tokens of later steps are looked up in (VisionEncoder).
   void set_image_features(const TensorView& features) { image_features_ = features; }
   /// For models with recurrent layers under speculation; null: slots are what they are called.
@@ -195,8 +200,8 @@ class PackedStep {
     int64_t pieces = 0;  // of a prompt that is computed layer by layer
   };
   void carve(const Extents& extents);
-  void pad(int64_t rows);
-  void make_views();
+  void pad(const PaddedShape& shape);
+  void make_views(bool padded);
   void make_pieces();
   TensorView view(void* host, DType dtype, std::initializer_list<int64_t> dims) const;
   void check_slice(const Slice& slice, const ExecutorSequence& sequence) const;

@@ -184,6 +184,46 @@ TEST(PackedStepDrafts, LeaveTheirStatesInSpareSlots) {
   }
 }
 
+TEST(PackedStepDrafts, PaddingTouchesNothing) {
+  StepLimits limits = small_limits();
+  limits.max_draft_rows = 6;
+  limits.spare_per_draft = true;
+  PackedStep step = PackedStep::create(limits).value();
+  StateSlotMap map(limits);
+  step.set_state_slots(&map);
+  PackedStep::Sequences sequences;
+  const auto a = make_request(1, 3), b = make_request(2, 3);
+  const std::vector<BlockId> blocks = {{7}};
+  StepPlan plan;
+  plan.admitted = {a, b};
+  step.pack(plan, sequences);
+  sequences.at(a->id)->history.append(5);
+  sequences.at(b->id)->history.append(5);
+  const int32_t one[] = {5}, three[] = {5, 6, 7};
+  plan.admitted.clear();
+  plan.slices = {{a->id, 3, three, Arithmetic::kDecode, true, blocks, {1}, {1}, 2, 320},
+                 {b->id, 3, one, Arithmetic::kDecode, true, blocks, {2}, {2}}};
+  step.pack(plan, sequences, {.rows = 6, .segments = 3});
+  const StepBatch& batch = step.batch();
+  EXPECT_EQ(batch.num_rows(), 6);
+  EXPECT_EQ(batch.max_decode_len, 3);
+  EXPECT_EQ(batch.seqs.num_segments, 3);
+  EXPECT_THAT(values<int32_t>(batch.seqs.cu_q), ElementsAre(0, 3, 4, 4));
+  EXPECT_THAT(values<int64_t>(batch.kv_slot), ElementsAre(451, 452, 453, 451, -1, -1));
+  EXPECT_THAT(values<int32_t>(batch.state_cu_q), ElementsAre(0, 1, 2, 3, 4, 4, 4));
+  EXPECT_THAT(values<int32_t>(batch.read_slot), ElementsAre(1, 5, 6, 2, -1, -1));
+  EXPECT_THAT(values<int32_t>(batch.write_slot), ElementsAre(5, 6, 1, 2, -1, -1));
+  EXPECT_THAT(values<int32_t>(batch.chains), ElementsAre(0, 3, 4, 4)) << "no chain has the padding";
+  // Steps of one shape lie in one place, whatever of it is real.
+  const void* const slots = batch.write_slot.data;
+  const void* const tables = batch.seqs.block_table.data;
+  plan.slices = {{b->id, 3, three, Arithmetic::kDecode, true, blocks, {2}, {2}, 2, 320}};
+  step.pack(plan, sequences, {.rows = 6, .segments = 3});
+  EXPECT_EQ(step.batch().write_slot.data, slots);
+  EXPECT_EQ(step.batch().seqs.block_table.data, tables);
+  EXPECT_THAT(values<int32_t>(step.batch().chains), ElementsAre(0, 3, 3, 3));
+}
+
 TEST_F(PackedStepTest, PositionsOfImagesAndBehindThem) {
   const auto a = make_request(1, 4);
   a->positions = {{0, 0, 0}, {1, 1, 1}, {1, 1, 2}, {3, 3, 3}};

@@ -100,11 +100,12 @@ struct TraceWriter::Impl {
                    "\"running\":{},\"waiting\":{}}}}}",
                    micros(r.start), r.running, r.waiting);
     if (r.device_us == 0) return;
-    fmt::format_to(
-        std::back_inserter(out),
-        ",\n{{\"name\":\"gpu\",\"cat\":\"device\",\"ph\":\"X\",\"pid\":1,\"tid\":3,"
-        "\"ts\":{:.1f},\"dur\":{:.1f},\"args\":{{\"step\":{},\"idle_before_us\":{:.1f}}}}}",
-        micros(r.end) - r.device_us, r.device_us, r.step, r.device_idle_us);
+    fmt::format_to(std::back_inserter(out),
+                   ",\n{{\"name\":\"gpu\",\"cat\":\"device\",\"ph\":\"X\",\"pid\":1,\"tid\":3,"
+                   "\"ts\":{:.1f},\"dur\":{:.1f},\"args\":{{\"step\":{},\"idle_before_us\":{:.1f},"
+                   "\"graphs\":{}}}}}",
+                   micros(r.end) - r.device_us, r.device_us, r.step, r.device_idle_us,
+                   r.device_graphs);
   }
 
   void span(std::string_view name, Clock::time_point from, Clock::time_point to,

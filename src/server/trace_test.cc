@@ -107,6 +107,20 @@ TEST_F(TraceFile, HoldsStepsAndNestedRequestSpans) {
                        {"request", 2}, {"queued", 2}, {"prefill", 1}, {"decode", 1}}));
 }
 
+TEST_F(TraceFile, TellsWhatTheGpuDid) {
+  auto writer = std::move(TraceWriter::open(path_)).value();
+  writer->step({.step = 7,
+                .start = now_,
+                .end = now_ + std::chrono::milliseconds(3),
+                .device_idle_us = 12.5,
+                .device_us = 2000,
+                .device_graphs = 3});
+  writer.reset();
+  ASSERT_TRUE(parse_json(read(path_)).ok());
+  EXPECT_NE(read(path_).find("\"step\":7,\"idle_before_us\":12.5,\"graphs\":3}"),
+            std::string::npos);
+}
+
 TEST_F(TraceFile, IsAValidPrefixAtAnyTime) {
   auto writer = std::move(TraceWriter::open(path_)).value();
   std::string text;

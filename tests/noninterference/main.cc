@@ -143,12 +143,14 @@ void print(const std::string& name, const Counters& c) {
       "preemptions, {} swaps out, {} in ({} blocks), {} replays, {} cut prompts, {} mixed steps, "
       "{} aborts, {} evictions, {} prompt "
       "logprobs, {} tokens by grammar, {} images encoded, {} found, {} cut, {} steps of layers, {} "
-      "blocks left out, batch up to {}, drafts of MTP {} of {}, others {} of {}\n",
+      "blocks left out, batch up to {}, drafts of MTP {} of {}, others {} of {}, "
+      "{} steps with graphs, {} of them with drafts\n",
       name, c.schedules, c.requests, c.tokens, c.steps, c.hits, c.state_hits, c.preemptions,
       c.swap_outs, c.swap_ins, c.copies_in, c.replays, c.chunked, c.mixed, c.aborts, c.evictions,
       c.prompt_logprobs, c.constrained, c.encoded, c.image_hits, c.cut_images, c.layer_steps,
       c.plans.causal_blocks - c.plans.computed_blocks, c.largest_batch, c.drafts.accepted[0],
-      c.drafts.proposed[0], c.drafts.accepted[1], c.drafts.proposed[1]);
+      c.drafts.proposed[0], c.drafts.accepted[1], c.drafts.proposed[1], c.graph_steps,
+      c.draft_graph_steps);
 }
 
 /// What has to have happened for the run to mean something.
@@ -176,6 +178,7 @@ std::string vacuous(const Totals& totals, const Options& options) {
   if (options.family.empty() || recurrent_family(options.family)) {
     if (c.state_hits == 0) return "nothing tested: no state hits";
   }
+  if (options.cuda && c.draft_graph_steps == 0) return "nothing tested: no drafts in graphs";
   if (c.swap_ins == 0 || c.copies_in == 0) return "nothing tested: no swaps";
   if (options.family.empty() || options.family.starts_with("paw")) {
     if (c.layer_steps == 0) return "nothing tested: no prompt was computed layer by layer";
@@ -240,6 +243,8 @@ int run(const Options& options) {
       sum->image_hits += counters.image_hits;
       sum->cut_images += counters.cut_images;
       sum->layer_steps += counters.layer_steps;
+      sum->graph_steps += counters.graph_steps;
+      sum->draft_graph_steps += counters.draft_graph_steps;
       sum->plans.add(counters.plans);
       sum->drafts.add(counters.drafts);
       sum->largest_batch = std::max(sum->largest_batch, counters.largest_batch);

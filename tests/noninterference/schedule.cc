@@ -93,7 +93,15 @@ class Driver {
 
   void apply() {
     --in_flight_;
-    for (SequenceOutput& out : scheduler_->apply(executor_.collect())) {
+    StepResult result = executor_.collect();
+    if (result.device_graphs > 0) {
+      ++counters_.graph_steps;
+      counters_.draft_graph_steps +=
+          std::any_of(result.rows.begin(), result.rows.end(), [](const SampledRow& row) {
+            return row.speculation.proposed[0] + row.speculation.proposed[1] > 0;
+          });
+    }
+    for (SequenceOutput& out : scheduler_->apply(std::move(result))) {
       Answer& answer = outcome_.answers[out.seq];
       const auto append = [](auto& to, auto& from) {
         to.insert(to.end(), std::make_move_iterator(from.begin()),

@@ -35,8 +35,10 @@ struct Counters {
   int64_t image_hits = 0;       ///< that were there already
   int64_t cut_images = 0;       ///< prompt slices that begin inside an image
   int64_t layer_steps = 0;      ///< steps of some layers of a long prompt
-  PlanCounters plans;           ///< of heads that see less than all keys
-  SpeculationCounts drafts;     ///< of n-grams and guesses, and of the MTP module
+  int64_t graph_steps = 0;      ///< of a GPU, with captured graphs; and of them, with drafts
+  int64_t draft_graph_steps = 0;
+  PlanCounters plans;        ///< of heads that see less than all keys
+  SpeculationCounts drafts;  ///< of n-grams and guesses, and of the MTP module
   void add(const SchedulerStats& stats);
 };
 
