@@ -162,8 +162,7 @@ class Producer {
       store_out(pieces, out);
       load_raw(at);
       convolve(stage, now, raw);
-      __syncwarp();
-      if (thread_ % 32 == 0) arrive(&shared_.full[ring_.stage]);
+      arrive(&shared_.full[ring_.stage]);
       ring_.next();
       ring_.next();
     }
@@ -703,8 +702,7 @@ class Consumer {
       store_matrices<true>(at + 8 * 32 * j, r);
     }
     pending_ = false;
-    __syncwarp();
-    if (lane_ == 0) arrive(&shared_.empty[pending_stage_]);
+    arrive(&shared_.empty[pending_stage_]);
   }
 
   const GdnView& p_;
@@ -727,8 +725,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
-      barrier_init(&shared.full[i], 4 + 1);
-      barrier_init(&shared.empty[i], 4);
+      // Every thread arrives for itself: no slower than a lane a warp, and clear to racecheck.
+      barrier_init(&shared.full[i], 128 + 1);
+      barrier_init(&shared.empty[i], 128);
     }
     fence_barrier_init();
   }
