@@ -15,10 +15,6 @@ int64_t aligned(int64_t bytes) {
   return (bytes + 63) / 64 * 64;
 }
 
-int64_t most_rows(const StepLimits& limits) {
-  return limits.max_draft_seqs();
-}
-
 int64_t most_steps(const SpeculationConfig& config) {
   return config.uses_ngram() ? config.num_mtp_steps : config.num_speculative_tokens;
 }
@@ -27,20 +23,31 @@ int64_t follow_bytes(const StepLimits& limits) {
   return aligned(limits.all_rows() * 4) + aligned(limits.max_seqs * 4);
 }
 
+int64_t result_bytes(const StepLimits& limits, const SpeculationConfig& config) {
+  return limits.max_draft_seqs() * most_steps(config) * static_cast<int64_t>(sizeof(SampleResult));
+}
+
+/// Rows of hidden states: of a step, kept behind it, of drafts.
+int64_t hidden_rows(const StepLimits& limits) {
+  return limits.all_rows() + limits.max_seqs + limits.max_draft_seqs();
+}
+
 }  // namespace
 
 GpuMtpDrafter::GpuMtpDrafter(const Parts& parts, const StepLimits& limits,
                              const SpeculationConfig& config, bool graphs)
     : parts_(parts),
       limits_(limits),
-      most_rows_(most_rows(limits)),
+      most_rows_(limits.max_draft_seqs()),
       most_steps_(most_steps(config)),
-      table_width_(std::min(limits.max_blocks_per_seq(), limits.num_blocks)),
+      table_width_(limits.max_table_width()),
       graphs_(graphs),
       follow_graphs_(graphs),
-      done_(GpuEvent::create().value()) {}
+      done_(GpuEvent::create().value()),
+      lists_{.vocab = limits.vocab_size} {}
 
-GpuMtpDrafter::Layout GpuMtpDrafter::layout(std::byte* base, int64_t rows, int64_t steps) const {
+GpuMtpDrafter::Layout GpuMtpDrafter::layout(std::byte* base, int64_t rows, int64_t steps,
+                                            int64_t table_width) {
   int64_t used = 0;
   const auto take = [&]<class T>(T*& piece, int64_t count) {
     piece = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
@@ -55,25 +62,21 @@ GpuMtpDrafter::Layout GpuMtpDrafter::layout(std::byte* base, int64_t rows, int64
   take(out.index, steps * rows);
   take(out.kv_slot, steps * rows);
   take(out.specs, steps * rows);
-  take(out.block_table, rows * table_width_);
+  take(out.block_table, rows * table_width);
   out.bytes = used;
   return out;
 }
 
-int64_t GpuMtpDrafter::up_bytes() const {
-  return layout(nullptr, most_rows_, most_steps_).bytes;
+int64_t GpuMtpDrafter::up_bytes(const StepLimits& limits, const SpeculationConfig& config) {
+  return layout(nullptr, limits.max_draft_seqs(), most_steps(config), limits.max_table_width())
+      .bytes;
 }
 
 int64_t GpuMtpDrafter::device_bytes(const StepLimits& limits, const SpeculationConfig& config,
                                     int64_t hidden_size) {
-  const int64_t rows = most_rows(limits), steps = most_steps(config);
-  const int64_t width = std::min(limits.max_blocks_per_seq(), limits.num_blocks);
-  const int64_t per_step = aligned(rows * 4) + aligned(rows * 8) +
-                           aligned(rows * static_cast<int64_t>(sizeof(SampleSpec))) +
-                           aligned(rows * static_cast<int64_t>(sizeof(SampleResult)));
-  return follow_bytes(limits) + aligned(kMostBiases * 8) + aligned(kMostIds * 4) +
-         4 * aligned((rows + 1) * 4) + aligned(rows * width * 4) + steps * per_step +
-         aligned((limits.all_rows() + limits.max_seqs + rows) * hidden_size * 2);
+  return up_bytes(limits, config) + follow_bytes(limits) +
+         aligned(hidden_rows(limits) * hidden_size * 2) + aligned(limits.max_draft_seqs() * 4) +
+         result_bytes(limits, config);
 }
 
 Result<std::unique_ptr<GpuMtpDrafter>> GpuMtpDrafter::create(const Parts& parts,
@@ -84,21 +87,22 @@ Result<std::unique_ptr<GpuMtpDrafter>> GpuMtpDrafter::create(const Parts& parts,
   std::unique_ptr<GpuMtpDrafter> out(new GpuMtpDrafter(parts, limits, config, graphs));
   CHECK(logits.dim(0) >= out->most_rows_);
   out->logits_ = logits;
-  TRY(out->allocate(parts.model.spec().hidden));
+  TRY(out->allocate(config, parts.model.spec().hidden));
   return out;
 }
 
-Result<> GpuMtpDrafter::allocate(int64_t hidden) {
+Result<> GpuMtpDrafter::allocate(const SpeculationConfig& config, int64_t hidden) {
   const DeviceKind device = parts_.ops.device;
-  up_ = TRY(Buffer::allocate(DeviceKind::kPinned, up_bytes()));
-  up_device_ = TRY(Buffer::allocate(device, up_bytes()));
+  const int64_t up = up_bytes(limits_, config);
+  up_ = TRY(Buffer::allocate(DeviceKind::kPinned, up));
+  up_device_ = TRY(Buffer::allocate(device, up));
   follow_up_ = TRY(Buffer::allocate(DeviceKind::kPinned, follow_bytes(limits_)));
   follow_up_device_ = TRY(Buffer::allocate(device, follow_bytes(limits_)));
-  const int64_t results = most_rows_ * most_steps_ * static_cast<int64_t>(sizeof(SampleResult));
+  const int64_t results = result_bytes(limits_, config);
   down_ = TRY(Buffer::allocate(DeviceKind::kPinned, results));
   const DType type = parts_.ops.activation;
   const int64_t row = hidden * dtype_size(type);
-  const int64_t rows = limits_.all_rows() + limits_.max_seqs + most_rows_;
+  const int64_t rows = hidden_rows(limits_);
   device_ = TRY(Buffer::allocate(device, aligned(rows * row) + aligned(most_rows_ * 4) + results));
   std::byte* at = device_.data();
   const TensorView all(at, type, {rows, hidden});
@@ -159,42 +163,24 @@ bool GpuMtpDrafter::knows(const DraftRow& row) const {
   return state.hidden_at == row.first && state.hidden_step == num_followed_;
 }
 
-/// False: they are too long.
-bool GpuMtpDrafter::add_lists(const SamplingParams& params, SampleSpec& spec) {
-  const auto known = [&](int32_t id) { return id >= 0 && id < limits_.vocab_size; };
-  const auto ids = [&](const std::vector<int32_t>& values) {
-    const auto begin = static_cast<int32_t>(ids_.size());
-    std::copy_if(values.begin(), values.end(), std::back_inserter(ids_), known);
-    return ListRange{begin, static_cast<int32_t>(ids_.size()) - begin};
-  };
-  const auto begin = static_cast<int32_t>(biases_.size());
-  for (const auto& [id, bias] : params.logit_bias) {
-    if (known(id)) biases_.push_back({id, bias});
-  }
-  spec.biases = {begin, static_cast<int32_t>(biases_.size()) - begin};
-  spec.banned_ids = ids(params.banned_ids);
-  spec.allowed_ids = ids(params.allowed_ids);
-  if (std::ssize(biases_) <= kMostBiases && std::ssize(ids_) <= kMostIds) return true;
-  biases_.resize(static_cast<size_t>(begin));
-  ids_.resize(static_cast<size_t>(spec.banned_ids.begin));
+/// False: its lists are too long.
+bool GpuMtpDrafter::add_draw(const SamplingParams& params, SampleSpec& spec) {
+  const size_t biases = lists_.biases.size(), ids = lists_.ids.size();
+  lists_.add_draw(params, spec);
+  if (std::ssize(lists_.biases) <= kMostBiases && std::ssize(lists_.ids) <= kMostIds) return true;
+  lists_.biases.resize(biases);
+  lists_.ids.resize(ids);
   return false;
 }
 
 void GpuMtpDrafter::propose(Arena& arena, std::span<DraftRow> rows) {
   order_.clear();
   specs_.clear();
-  biases_.clear();
-  ids_.clear();
+  lists_.clear();
   for (DraftRow& row : rows) {
     if (row.wanted <= 0 || !knows(row)) continue;
-    const SamplingParams& params = row.sequence->drafts->sampling;
     SampleSpec spec{.slot = static_cast<int32_t>(order_.size())};
-    if (!add_lists(params, spec)) continue;
-    spec.temperature = params.temperature;
-    spec.top_k = params.top_k;
-    spec.top_p = params.top_p;
-    spec.min_p = params.min_p;
-    spec.seed = params.seed;
+    if (!add_draw(row.sequence->drafts->sampling, spec)) continue;
     order_.push_back(&row);
     specs_.push_back(spec);
   }
@@ -205,13 +191,13 @@ void GpuMtpDrafter::propose(Arena& arena, std::span<DraftRow> rows) {
   int64_t steps = 0;
   for (const DraftRow* row : order_) steps = std::max<int64_t>(steps, row->wanted);
   steps = std::min(steps, most_steps_);
-  const Layout host = layout(up_.data(), padded, steps);
-  std::copy(biases_.begin(), biases_.end(), host.biases);
-  std::copy(ids_.begin(), ids_.end(), host.ids);
+  const Layout host = layout(up_.data(), padded, steps, table_width_);
+  std::copy(lists_.biases.begin(), lists_.biases.end(), host.biases);
+  std::copy(lists_.ids.begin(), lists_.ids.end(), host.ids);
   for (int64_t i = 0; i < count; ++i) set_row(host, i, padded, steps);
   for (int64_t i = count; i < padded; ++i) set_padding(host, i, padded, steps);
   host.cu_q[padded] = static_cast<int32_t>(count);
-  const bool lists = !biases_.empty() || !ids_.empty();
+  const bool lists = !lists_.biases.empty() || !lists_.ids.empty();
   const int64_t skipped = lists ? 0 : reinterpret_cast<std::byte*>(host.gather) - up_.data();
   copy_bytes(parts_.stream, up_device_.data() + skipped, up_.data() + skipped,
              host.bytes - skipped);
@@ -266,7 +252,7 @@ void GpuMtpDrafter::set_padding(const Layout& to, int64_t row, int64_t rows, int
 }
 
 void GpuMtpDrafter::run(Arena& arena, int64_t rows, int64_t steps, bool greedy) {
-  const Layout device = layout(up_device_.data(), rows, steps);
+  const Layout device = layout(up_device_.data(), rows, steps, table_width_);
   const TensorView previous = previous_.rows(0, rows), logits = logits_.rows(0, rows);
   parts_.ops.embed(
       parts_.stream,

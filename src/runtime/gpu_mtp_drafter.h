@@ -8,6 +8,7 @@
 #include "models/model.h"
 #include "runtime/draft_state.h"
 #include "runtime/gpu_graphs.h"
+#include "runtime/sample_lists.h"
 
 namespace weft {
 
@@ -54,14 +55,14 @@ class GpuMtpDrafter final : public DraftModule {
     int32_t* ids;
     int64_t bytes;
   };
-  Layout layout(std::byte* base, int64_t rows, int64_t steps) const;
+  static Layout layout(std::byte* base, int64_t rows, int64_t steps, int64_t table_width);
   GpuMtpDrafter(const Parts& parts, const StepLimits& limits, const SpeculationConfig& config,
                 bool graphs);
-  int64_t up_bytes() const;
-  Result<> allocate(int64_t hidden_size);
+  static int64_t up_bytes(const StepLimits& limits, const SpeculationConfig& config);
+  Result<> allocate(const SpeculationConfig& config, int64_t hidden_size);
   void set_row(const Layout& to, int64_t row, int64_t rows, int64_t steps);
   void set_padding(const Layout& to, int64_t row, int64_t rows, int64_t steps) const;
-  bool add_lists(const SamplingParams& params, SampleSpec& spec);
+  bool add_draw(const SamplingParams& params, SampleSpec& spec);
   bool knows(const DraftRow& row) const;
   void run(Arena& arena, int64_t rows, int64_t steps, bool greedy);
   void take(DraftRow& row, int64_t at, int64_t rows) const;
@@ -86,8 +87,7 @@ class GpuMtpDrafter final : public DraftModule {
   NextTokens next_tokens_;
   std::vector<DraftRow*> order_;
   std::vector<SampleSpec> specs_;  // of order_
-  std::vector<TokenBias> biases_;
-  std::vector<int32_t> ids_;
+  SampleLists lists_;              // of specs_
 };
 
 }  // namespace weft

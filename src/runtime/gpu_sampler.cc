@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "device/gpu.h"
 #include "runtime/row_sampler.h"
+#include "runtime/sample_lists.h"
 
 namespace weft {
 namespace {
@@ -60,27 +61,10 @@ UpPiece take_up(Stream& stream, GpuSampler::Flight& flight, int64_t bytes) {
 }
 
 /// The specs and lists of one piece, before they are copied to pinned memory.
-struct Lists {
+struct Lists : SampleLists {
   std::vector<SampleSpec> specs;
-  std::vector<TokenBias> biases;
-  std::vector<int32_t> ids;
   std::vector<uint32_t> masks;  // [rows, words]
-  int64_t vocab, words;
-
-  ListRange add(const std::vector<int32_t>& values) {
-    const ListRange out{static_cast<int32_t>(ids.size()), 0};
-    std::copy_if(values.begin(), values.end(), std::back_inserter(ids),
-                 [&](int32_t id) { return id >= 0 && id < vocab; });
-    return {out.begin, static_cast<int32_t>(ids.size()) - out.begin};
-  }
-
-  ListRange add(const std::vector<std::pair<int32_t, float>>& values) {
-    const auto begin = static_cast<int32_t>(biases.size());
-    for (const auto& [id, bias] : values) {
-      if (id >= 0 && id < vocab) biases.push_back({id, bias});
-    }
-    return {begin, static_cast<int32_t>(biases.size()) - begin};
-  }
+  int64_t words = 0;
 
   void add_grammar(GrammarMatcher& grammar, SampleSpec& spec) {
     if (!grammar.binds()) {
@@ -122,18 +106,11 @@ SampleSpec sampling_spec(const LogitRow& row, Lists& lists) {
   if (row.sequence->grammar) lists.add_grammar(*row.sequence->grammar, spec);
   const int64_t num_generated = row.position - static_cast<int64_t>(request.prompt.size());
   if (num_generated < params.min_tokens) spec.stop_rule = StopRule::kMasked;
-  spec.temperature = params.temperature;
-  spec.top_k = params.top_k;
-  spec.top_p = params.top_p;
-  spec.min_p = params.min_p;
+  lists.add_draw(params, spec);
   spec.repetition_penalty = params.repetition_penalty;
   spec.frequency_penalty = params.frequency_penalty;
   spec.presence_penalty = params.presence_penalty;
-  spec.seed = params.seed;
   spec.position = row.position;
-  spec.biases = lists.add(params.logit_bias);
-  spec.banned_ids = lists.add(params.banned_ids);
-  spec.allowed_ids = lists.add(params.allowed_ids);
   // Nobody else looks at the stop ids.
   if (spec.stop_rule != StopRule::kPlain) spec.stop_ids = lists.add(params.stop_ids);
   return spec;

@@ -12,20 +12,11 @@ int64_t aligned(int64_t bytes) {
   return (bytes + 63) / 64 * 64;
 }
 
-/// Sequences that draft in one step.
-int64_t max_rows(const StepLimits& limits) {
-  return std::min(limits.max_seqs, limits.max_draft_rows);
-}
-
-int64_t table_width(const StepLimits& limits) {
-  return std::min(limits.max_blocks_per_seq(), limits.num_blocks);
-}
-
 int64_t buffer_bytes(const StepLimits& limits, int64_t hidden_size) {
-  const int64_t rows = max_rows(limits), most = std::max(rows, DraftState::kMostLate);
+  const int64_t rows = limits.max_draft_seqs(), most = std::max(rows, DraftState::kMostLate);
   return aligned(limits.all_rows() * 4) + aligned(most * hidden_size * 4) +
          aligned(rows * limits.vocab_size * 4) + 3 * aligned(most * 4) + aligned((rows + 1) * 4) +
-         aligned(rows * 4) + aligned(rows * table_width(limits) * 4) + aligned(most * 8);
+         aligned(rows * 4) + aligned(rows * limits.max_table_width() * 4) + aligned(most * 8);
 }
 
 }  // namespace
@@ -34,7 +25,7 @@ MtpDrafter::MtpDrafter(const Parts& parts, const StepLimits& limits)
     : parts_(parts),
       limits_(limits),
       sampler_(limits.vocab_size, parts.stream.pool().num_threads()),
-      sampled_(static_cast<size_t>(max_rows(limits))) {}
+      sampled_(static_cast<size_t>(limits.max_draft_seqs())) {}
 
 int64_t MtpDrafter::bytes(const StepLimits& limits, int64_t hidden_size, int num_threads) {
   return buffer_bytes(limits, hidden_size) + Sampler::scratch_bytes(limits.vocab_size, num_threads);
@@ -44,7 +35,7 @@ Result<MtpDrafter> MtpDrafter::create(const Model& model, KvStore& kv, Stream& s
                                       const OpTable& ops, const StepLimits& limits) {
   CHECK(model.spec().mtp.has_value() && limits.max_draft_rows > 0);
   MtpDrafter out({model, kv, stream, ops}, limits);
-  const int64_t hidden = model.spec().hidden, rows = max_rows(limits);
+  const int64_t hidden = model.spec().hidden, rows = limits.max_draft_seqs();
   const int64_t most = std::max(rows, DraftState::kMostLate);
   out.buffer_ = TRY(Buffer::allocate(DeviceKind::kCpu, buffer_bytes(limits, hidden)));
   std::byte* at = out.buffer_.data();
@@ -62,7 +53,7 @@ Result<MtpDrafter> MtpDrafter::create(const Model& model, KvStore& kv, Stream& s
   out.delta_ = reinterpret_cast<int32_t*>(take(most * 4));
   out.cu_q_ = reinterpret_cast<int32_t*>(take((rows + 1) * 4));
   out.kv_start_ = reinterpret_cast<int32_t*>(take(rows * 4));
-  out.block_table_ = reinterpret_cast<int32_t*>(take(rows * table_width(limits) * 4));
+  out.block_table_ = reinterpret_cast<int32_t*>(take(rows * limits.max_table_width() * 4));
   out.kv_slot_ = reinterpret_cast<int64_t*>(take(most * 8));
   return out;
 }
@@ -118,7 +109,8 @@ void MtpDrafter::catch_up(Arena& arena, std::span<const LateRows> rows) {
   while (!rows.empty()) {
     int64_t count = 0;
     size_t taken = 0;
-    for (; taken < rows.size() && std::ssize(rows.first(taken)) < max_rows(limits_); ++taken) {
+    for (; taken < rows.size() && std::ssize(rows.first(taken)) < limits_.max_draft_seqs();
+         ++taken) {
       const int64_t more = std::ssize(rows[taken].sequence->drafts->late_tokens);
       if (taken > 0 && count + more > DraftState::kMostLate) break;
       count += more;
@@ -167,7 +159,7 @@ void MtpDrafter::catch_up_at_once(Arena& arena, std::span<const LateRows> rows) 
 }
 
 void MtpDrafter::set_block_table(int64_t segment, std::span<const BlockId> blocks) {
-  const int64_t width = table_width(limits_);
+  const int64_t width = limits_.max_table_width();
   int32_t* table = block_table_ + segment * width;
   for (size_t b = 0; b < blocks.size(); ++b) table[b] = blocks[b].value;
   std::fill(table + blocks.size(), table + width, -1);
@@ -182,7 +174,8 @@ void MtpDrafter::set_batch(int64_t rows, int64_t segments) {
   batch_.kv_slot = TensorView(kv_slot_, DType::kI64, {rows});
   batch_.seqs.cu_q = TensorView(cu_q_, DType::kI32, {segments + 1});
   batch_.seqs.kv_start = batch_.positions.index;
-  batch_.seqs.block_table = TensorView(block_table_, DType::kI32, {segments, table_width(limits_)});
+  batch_.seqs.block_table =
+      TensorView(block_table_, DType::kI32, {segments, limits_.max_table_width()});
   batch_.seqs.num_segments = static_cast<int>(segments);
 }
 

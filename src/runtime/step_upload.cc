@@ -77,7 +77,7 @@ void StateSlotMap::keep(std::span<const ResultRow> rows, const StepResult& resul
 int64_t PackedStep::bytes(const StepLimits& limits) {
   PackedStep measured;
   measured.limits_ = limits;
-  const int64_t width = std::min(limits.max_blocks_per_seq(), limits.num_blocks);
+  const int64_t width = limits.max_table_width();
   measured.carve(
       {limits.all_rows(), limits.max_segments(), width, limits.max_draft_rows, limits.multimodal});
   const int64_t bytes = measured.used_bytes_;
@@ -204,7 +204,7 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, const PaddedSh
     CHECK(num_rows == num_segments + num_drafts && num_rows <= padded.rows &&
           num_segments <= padded.segments && padded.segments <= padded.rows &&
           padded.rows <= limits_.max_rows + limits_.max_draft_rows);
-    table_width_ = std::min(limits_.max_blocks_per_seq(), limits_.num_blocks);
+    table_width_ = limits_.max_table_width();
   }
   CHECK(!layered || !triples, "a prompt with images is computed layer by layer");
   carve({std::max(num_rows, padded.rows), std::max(num_segments, padded.segments), table_width_,

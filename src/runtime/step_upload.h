@@ -48,6 +48,8 @@ struct StepLimits {
   /// Rows of the pieces that such a prompt is cut into.
   int64_t piece_rows() const { return std::max<int64_t>(128, max_rows / 128 * 128); }
   int64_t max_blocks_per_seq() const { return (max_model_len + block_size - 1) / block_size; }
+  /// Columns of a block table that holds any sequence.
+  int64_t max_table_width() const { return std::min(max_blocks_per_seq(), num_blocks); }
 };
 
 struct DraftState;
