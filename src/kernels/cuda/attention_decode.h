@@ -9,6 +9,7 @@
 
 #include "kernels/args.h"
 #include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/common/math.h"
 #include "kernels/cuda/common/ptx.h"
 #include "kernels/cuda/kv_format.h"
 
@@ -53,11 +54,6 @@ __device__ __forceinline__ float column_scale(const DecodeParams& p, int kv_head
 
 __device__ __forceinline__ float minus_infinity() {
   return __int_as_float(static_cast<int>(0xFF800000));
-}
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 // ---- Who computes what

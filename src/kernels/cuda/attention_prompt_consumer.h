@@ -6,24 +6,11 @@
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/attention_prompt_plan.h"
+#include "kernels/cuda/common/math.h"
 #include "kernels/cuda/common/wgmma.h"
 
 namespace weft::cuda {
 namespace {
-
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float max_of_quad(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-__device__ __forceinline__ float sum_of_quad(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
 
 /// Words w[i] of lane c of a quad become w[c] of lane i.
 __device__ __forceinline__ void transpose_in_quad(uint32_t (&w)[4], int c) {

@@ -6,6 +6,7 @@
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/common/math.h"
 #include "kernels/cuda/cuda_ops.h"
 
 namespace weft::cuda {
@@ -58,12 +59,7 @@ __device__ __forceinline__ float gdn_round_bf16(float x) {
   return __bfloat162float(__float2bfloat16_rn(x));
 }
 
-/// 2^x and 1 / x by the special-function unit (2 and 1 ulp); results below 2^-126 become 0.
-__device__ __forceinline__ float gdn_exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
+/// 1 / x by the special-function unit (1 ulp); results below 2^-126 become 0.
 __device__ __forceinline__ float gdn_reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -72,13 +68,13 @@ __device__ __forceinline__ float gdn_reciprocal(float x) {
 
 /// x sigmoid(x), to about 4 ulp.
 __device__ __forceinline__ float gdn_silu(float x) {
-  return x * gdn_reciprocal(1.0f + gdn_exp2(-1.4426950408889634f * x));
+  return x * gdn_reciprocal(1.0f + exp2_approx(-1.4426950408889634f * x));
 }
 
 /// log(1 + e^x) = max(x, 0) + 2 artanh(z), z = e / (2 + e), e = e^-|x|, to about 2e-7 (and what
 /// e^-|x| is off by, 2e-7 (1 + |x|), where x is negative). It stands in front of every token.
 __device__ __forceinline__ float gdn_softplus(float x) {
-  const float e = gdn_exp2(-1.4426950408889634f * fabsf(x));
+  const float e = exp2_approx(-1.4426950408889634f * fabsf(x));
   const float z = e * gdn_reciprocal(2.0f + e), square = z * z;
   float series = fmaf(square, 1.0f / 13, 1.0f / 11);
   series = fmaf(square, series, 1.0f / 9);
@@ -95,7 +91,7 @@ __device__ __forceinline__ float gdn_log_decay(float a, float a_log, float dt_bi
 }
 
 __device__ __forceinline__ float gdn_beta(float b) {
-  return gdn_reciprocal(1.0f + gdn_exp2(-1.4426950408889634f * b));
+  return gdn_reciprocal(1.0f + exp2_approx(-1.4426950408889634f * b));
 }
 
 /// Where the convolution's input before a segment comes from: rows of the step from `begin` on,

@@ -196,17 +196,17 @@ class Preparer {
       all += total;
       if (lane_ == 0) gates.total[i] = total;
     }
-    const float last = gdn_exp2(all);
+    const float last = exp2_approx(all);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = 2 * lane_ + i;
       gates.local[row] = g[i];
       gates.beta[row] = beta[i];
-      const float decay = gdn_exp2(before + g[i]);
+      const float decay = exp2_approx(before + g[i]);
       const int at = gdn_gate_offset(row);
       gates.out[at] = -beta[i] * decay;
       gates.out[64 + at] = decay;
-      gates.out[128 + at] = gdn_exp2((own - g[i]) + after);
+      gates.out[128 + at] = exp2_approx((own - g[i]) + after);
       gates.out[192 + row] = last;
     }
   }
@@ -256,7 +256,7 @@ class Preparer {
           z = fmaf(taps[c][1], x[(j + 1) % 4][c], z);
           z = fmaf(taps[c][2], x[(j + 2) % 4][c], z);
           z = fmaf(taps[c][3], x[(j + 3) % 4][c], z);
-          y[j][c] = z * gdn_reciprocal(1.0f + gdn_exp2(z));
+          y[j][c] = z * gdn_reciprocal(1.0f + exp2_approx(z));
           sum[j] = fmaf(y[j][c], y[j][c], sum[j]);
         }
       }
@@ -398,7 +398,7 @@ class Preparer {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int at = 8 * j + 4 * h + 2 * i, row = lane_ / 4 + 8 * i;
-          float e0 = gdn_exp2(from[i] - to.x), e1 = gdn_exp2(from[i] - to.y);
+          float e0 = exp2_approx(from[i] - to.x), e1 = exp2_approx(from[i] - to.y);
           if (j == own) {  // above the diagonal the difference is positive: masked after exp2
             e0 = row >= c ? e0 : 0.0f;
             e1 = row >= c + 1 ? e1 : 0.0f;

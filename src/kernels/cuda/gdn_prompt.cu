@@ -339,7 +339,7 @@ class Producer {
     sum = fmaf(taps_[c][1], x1, sum);
     sum = fmaf(taps_[c][2], x2, sum);
     sum = fmaf(taps_[c][3], x3, sum);
-    return sum * gdn_reciprocal(1.0f + gdn_exp2(sum));
+    return sum * gdn_reciprocal(1.0f + exp2_approx(sum));
   }
 
   const GdnView& p_;

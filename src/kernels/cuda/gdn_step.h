@@ -88,7 +88,7 @@ __device__ __forceinline__ float gdn_convolve(const float (&taps)[4], float (&wi
 
 /// exp(g) with rate = exp(a_log).
 __device__ __forceinline__ float gdn_decay(float a, float rate, float dt_bias) {
-  return gdn_exp2(-1.4426950408889634f * rate * gdn_softplus(a + dt_bias));
+  return exp2_approx(-1.4426950408889634f * rate * gdn_softplus(a + dt_bias));
 }
 
 /// q and k of a token as the convolution left them, and what l2norm makes of their products.

@@ -18,6 +18,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/common/math.h"
 #include "kernels/cuda/common/tensor_map.h"
 #include "kernels/cuda/common/wgmma.h"
 #include "kernels/cuda/cuda_ops.h"
@@ -131,12 +132,6 @@ __device__ __forceinline__ void produce(const EstimateMaps& maps, const Estimate
   }
 }
 
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 /// log2 of the sums of a warpgroup's 64 x 256 products over the blocks of 8 * Chunks columns.
 template <int Chunks>
 __device__ __forceinline__ void store_sums(float (&d)[128], const EstimateParams& p,
@@ -163,8 +158,7 @@ __device__ __forceinline__ void store_sums(float (&d)[128], const EstimateParams
       for (int i = 0; i < 2 * Chunks; ++i) {
         top = fmaxf(top, d[(b * Chunks + i / 2) * 4 + half * 2 + i % 2]);
       }
-      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+      top = max_of_quad(top);
       const float shift = top > -INFINITY ? top * p.scale_log2 : 0.0f;
       float sum = 0;
 #pragma unroll
@@ -172,9 +166,7 @@ __device__ __forceinline__ void store_sums(float (&d)[128], const EstimateParams
         const float x = d[(b * Chunks + i / 2) * 4 + half * 2 + i % 2];
         sum += exp2_approx(fmaf(x, p.scale_log2, -shift));
       }
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      const float value = shift + __log2f(sum);  // -inf where nothing is seen
+      const float value = shift + __log2f(sum_of_quad(sum));  // -inf where nothing is seen
       if (b % 4 == c) mine = value;
       const bool inside = row + 8 * half < p.rows && item.n * kBlocks + b / 4 * 4 + c < p.blocks;
       if (b % 4 == 3 && inside) to[int64_t{row + 8 * half} * p.blocks + b / 4 * 4] = mine;

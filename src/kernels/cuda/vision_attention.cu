@@ -11,6 +11,7 @@
 #include <cmath>
 
 #include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/common/math.h"
 #include "kernels/cuda/common/ptx.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/vision_attention.h"
@@ -29,12 +30,6 @@ constexpr int query_tiles(int steps) {
 }
 constexpr int block_queries(int steps) {
   return 16 * query_tiles(steps) * kWarps;
-}
-
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 /// `Steps` * 16 dimensions; those behind head_dim are zeros.
@@ -80,8 +75,7 @@ __device__ __forceinline__ void soften(float (&scores)[kKeys / 8][4], float (&la
     for (int n = 0; n < kKeys / 8; ++n) {
       most = fmaxf(most, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
     }
-    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+    most = max_of_quad(most);
     const float shrink = exp2_approx((largest[half] - most) * factor), shift = -most * factor;
     largest[half] = most;
     total[half] *= shrink;
@@ -209,9 +203,7 @@ __global__ __launch_bounds__(kWarps * 32) void attention_kernel(SegmentAttnParam
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float sum = total[m][half];
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      const float sum = sum_of_quad(total[m][half]);
       const int row = first + 16 * (warp * kM + m) + lane / 4 + 8 * half;
       if (row >= end) continue;
       __nv_bfloat16* to = p.out + row * p.out_row + head * p.out_head;

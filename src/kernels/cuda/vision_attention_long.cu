@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/common/math.h"
 #include "kernels/cuda/common/tensor_map.h"
 #include "kernels/cuda/common/wgmma.h"
 #include "kernels/cuda/vision_attention.h"
@@ -146,16 +147,6 @@ __device__ void produce_values(const Maps& maps, Shared& shared, Items items) {
   }
 }
 
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float max_of_quad(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-
 /// A warpgroup's 64 rows. d[4j..] of thread t: rows r and r + 8, r = 16 warp + lane / 4; columns
 /// 8j + c, c = 2 (lane % 4).
 class Consumer {
@@ -277,10 +268,7 @@ class Consumer {
     const int first = items.rows.first + 64 * warpgroup_ + thread / 32 * 16 + lane_ / 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float sum = total_[half];
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      const float inverse = 1.0f / sum;
+      const float inverse = 1.0f / sum_of_quad(total_[half]);
       const int row = first + 8 * half;
       if (row >= items.rows.end) continue;
       __nv_bfloat16* to = p_.out + row * p_.out_row + items.head * p_.out_head + 2 * (lane_ % 4);
