@@ -2,23 +2,18 @@
 
 #include <string>
 
+#include "base/align.h"
 #include "device/gpu.h"
 
 namespace weft {
 namespace {
-
-constexpr int64_t kAlign = 64;
-
-int64_t aligned(int64_t bytes) {
-  return (bytes + kAlign - 1) / kAlign * kAlign;
-}
 
 int64_t conv_channels(const GdnShape& s) {
   return int64_t{2} * s.key_heads * s.key_dim + int64_t{s.value_heads} * s.value_dim;
 }
 
 /// Bytes of one slot of one layer: the convolution's window and the recurrent state. Each plane of
-/// a layer starts at a multiple of kAlign.
+/// a layer starts at a multiple of 64 bytes.
 int64_t conv_bytes(const GdnShape& s) {
   return (s.conv_width - 1) * conv_channels(s) * 4;
 }

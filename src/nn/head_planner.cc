@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/align.h"
 #include "device/gpu.h"
 #include "nn/plan_record.h"
 
@@ -14,10 +15,6 @@ constexpr int64_t kBlock = HeadPlan::kBlock;
 int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
-int64_t aligned(int64_t bytes) {
-  return divide_up(bytes, 64) * 64;
-}
-
 /// Column 0 of the block table: the block of each segment that holds its plan.
 TensorView first_blocks(const SeqMap& seqs) {
   TensorView rows(seqs.block_table.data, DType::kI32, {seqs.block_table.dim(0)});

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "base/align.h"
 #include "nn/step.h"
 #include "nn/weights.h"
 
@@ -30,9 +31,6 @@ struct StepQuery {
   int64_t activation_bytes(int64_t n) const {
     return aligned(rows * n * dtype_size(ops.activation));
   }
-
- private:
-  static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 };
 
 /// out = x W^T (+ bias), one weight made of several pieces of the checkpoint.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/align.h"
 #include "device/gpu.h"
 
 namespace weft {
@@ -16,9 +17,6 @@ constexpr int64_t kTileRows = 4096;
 /// patches may double that.
 constexpr double kMaxAspect = 800;
 
-int64_t aligned(int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
 /// Row strides of activations are multiples of 8.
 int64_t padded(int64_t width) {
   return (width + 7) / 8 * 8;

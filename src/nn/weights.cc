@@ -2,15 +2,12 @@
 
 #include <algorithm>
 
+#include "base/align.h"
+
 namespace weft {
 namespace {
 
-constexpr int64_t kAlign = 64;
 constexpr size_t kMaxNames = 5;  // in a message
-
-int64_t aligned(int64_t bytes) {
-  return (bytes + kAlign - 1) / kAlign * kAlign;
-}
 
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string out = "[";

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <optional>
 
+#include "base/align.h"
 #include "base/hash.h"
 #include "base/philox.h"
 #include "device/gpu.h"
@@ -20,10 +21,6 @@ constexpr int64_t kBatch = int64_t{64} << 20, kPiece = int64_t{4} << 20;
 constexpr int64_t kGpuBatch = int64_t{8} << 20, kGpuPiece = int64_t{1} << 20;
 constexpr size_t kGpuStagings = 8;
 constexpr float kDummyScale = 0.02f;  // standard deviation, as transformers initialises
-
-int64_t aligned(int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
 
 /// Seeded values of elements [begin, end) of a tensor: uniform of the usual deviation, bf16.
 void fill_random(uint64_t key, int64_t begin, int64_t end, bf16* out) {

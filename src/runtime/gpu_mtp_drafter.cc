@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/align.h"
 #include "base/check.h"
 
 namespace weft {
@@ -10,10 +11,6 @@ namespace {
 
 /// Lists of ids of the sequences that draft; with longer ones a sequence gets no drafts.
 constexpr int64_t kMostBiases = 4096, kMostIds = 16384;
-
-int64_t aligned(int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
 
 int64_t most_steps(const SpeculationConfig& config) {
   return config.uses_ngram() ? config.num_mtp_steps : config.num_speculative_tokens;

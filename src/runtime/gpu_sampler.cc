@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/align.h"
 #include "base/check.h"
 #include "device/gpu.h"
 #include "runtime/row_sampler.h"
@@ -13,10 +14,6 @@ namespace {
 
 /// Lists of ids and masks that a step takes up without asking for more memory.
 constexpr int64_t kListBytes = int64_t{1} << 20;
-
-int64_t aligned(int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
 int64_t mask_words(const StepLimits& limits) {
   return (limits.vocab_size + 31) / 32;
 }

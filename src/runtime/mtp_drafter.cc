@@ -3,14 +3,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/align.h"
 #include "base/check.h"
 
 namespace weft {
 namespace {
-
-int64_t aligned(int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
 
 int64_t buffer_bytes(const StepLimits& limits, int64_t hidden_size) {
   const int64_t rows = limits.max_draft_seqs(), most = std::max(rows, DraftState::kMostLate);

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "base/align.h"
 #include "base/check.h"
 #include "device/gpu.h"
 #include "nn/rope.h"
@@ -12,10 +13,6 @@
 
 namespace weft {
 namespace {
-
-int64_t aligned(int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
 
 /// Hands out pieces of one buffer; with a null base it only measures.
 struct Carver {

@@ -2,15 +2,12 @@
 
 #include <algorithm>
 
+#include "base/align.h"
 #include "base/check.h"
 #include "device/gpu.h"
 
 namespace weft {
 namespace {
-
-int64_t aligned(int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
 int64_t max_patches(const VisionTower& tower, const StepLimits& limits) {
   return limits.image_tokens * tower.spec().merge_patches();
 }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "base/align.h"
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/common/ptx.h"
 #include "kernels/cuda/cuda_ops.h"
@@ -221,10 +222,6 @@ void grouped(Stream& stream, const Weight& weight, TensorView a, TensorView out,
     gemm.offsets = offsets + expert;
     gemm_bf16(stream, gemm);
   }
-}
-
-int64_t aligned(int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
 }
 
 }  // namespace
