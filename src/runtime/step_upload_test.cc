@@ -126,31 +126,56 @@ TEST(PackedStepPlans, ShortPromptsSeeAllKeysInEveryChunk) {
   EXPECT_THAT(step.batch().sees_all, ElementsAre(1, 0));
 }
 
+/// A step of two sequences that decode: `a` with two drafts, `b` with none.
+class DraftingPair {
+ public:
+  explicit DraftingPair(const StepLimits& limits)
+      : step_(PackedStep::create(limits).value()), map_(limits) {
+    step_.set_state_slots(&map_);
+    plan_.admitted = {a_, b_};
+    plan_.slices = {{a_->id, 0, piece(*a_, 0, 3), Arithmetic::kPrompt, true, blocks_, {}, {1}},
+                    {b_->id, 0, piece(*b_, 0, 3), Arithmetic::kPrompt, true, blocks_, {}, {2}}};
+    step_.pack(plan_, sequences_);
+    plan_.admitted.clear();
+    sequences_.at(a_->id)->history.append(5);
+    sequences_.at(b_->id)->history.append(5);
+    plan_.slices = {{a_->id, 3, three_, Arithmetic::kDecode, true, blocks_, {1}, {1}, 2, 320},
+                    {b_->id, 3, one_, Arithmetic::kDecode, true, blocks_, {2}, {2}}};
+  }
+  DraftingPair(const DraftingPair&) = delete;
+  DraftingPair& operator=(const DraftingPair&) = delete;
+
+  const StepBatch& pack(const PaddedShape& padded = {}) {
+    step_.pack(plan_, sequences_, padded);
+    return step_.batch();
+  }
+  /// From now on `b` alone decodes, with two drafts.
+  void leave_b() {
+    plan_.slices = {{b_->id, 3, three_, Arithmetic::kDecode, true, blocks_, {2}, {2}, 2, 320}};
+  }
+  const PackedStep& step() const { return step_; }
+  StateSlotMap& map() { return map_; }
+
+ private:
+  const std::vector<BlockId> blocks_ = {{7}};
+  const std::vector<int32_t> one_ = {5}, three_ = {5, 6, 7};
+  const std::shared_ptr<Request> a_ = make_request(1, 3), b_ = make_request(2, 3);
+  PackedStep step_;
+  StateSlotMap map_;
+  PackedStep::Sequences sequences_;
+  StepPlan plan_;
+};
+
 TEST(PackedStepDrafts, LeaveTheirStatesInSpareSlots) {
   for (const bool per_draft : {false, true}) {
     StepLimits limits = small_limits();
     limits.max_draft_rows = 6;
     limits.spare_per_draft = per_draft;
     EXPECT_EQ(limits.all_slots(), per_draft ? 11 : 9);
-    PackedStep step = PackedStep::create(limits).value();
-    StateSlotMap map(limits);
-    step.set_state_slots(&map);
-    PackedStep::Sequences sequences;
-    const auto a = make_request(1, 3), b = make_request(2, 3);
-    const std::vector<BlockId> blocks = {{7}};
-    StepPlan plan;
-    plan.admitted = {a, b};
-    plan.slices = {{a->id, 0, piece(*a, 0, 3), Arithmetic::kPrompt, true, blocks, {}, {1}},
-                   {b->id, 0, piece(*b, 0, 3), Arithmetic::kPrompt, true, blocks, {}, {2}}};
-    step.pack(plan, sequences);
-    sequences.at(a->id)->history.append(5);
-    sequences.at(b->id)->history.append(5);
-    const int32_t one[] = {5}, three[] = {5, 6, 7};
-    plan.admitted.clear();
-    plan.slices = {{a->id, 3, three, Arithmetic::kDecode, true, blocks, {1}, {1}, 2, 320},
-                   {b->id, 3, one, Arithmetic::kDecode, true, blocks, {2}, {2}}};
-    step.pack(plan, sequences);
-    const StepBatch& batch = step.batch();
+    DraftingPair pair(limits);
+    const StepBatch& batch = pair.pack();
+    const PackedStep& step = pair.step();
+    StateSlotMap& map = pair.map();
     EXPECT_THAT(values<int32_t>(batch.seqs.cu_q), ElementsAre(0, 3, 4));
     if (per_draft) {  // a slot after each row, the last one where the scheduler wants it
       EXPECT_THAT(values<int32_t>(batch.state_cu_q), ElementsAre(0, 1, 2, 3, 4));
@@ -188,23 +213,9 @@ TEST(PackedStepDrafts, PaddingTouchesNothing) {
   StepLimits limits = small_limits();
   limits.max_draft_rows = 6;
   limits.spare_per_draft = true;
-  PackedStep step = PackedStep::create(limits).value();
-  StateSlotMap map(limits);
-  step.set_state_slots(&map);
-  PackedStep::Sequences sequences;
-  const auto a = make_request(1, 3), b = make_request(2, 3);
-  const std::vector<BlockId> blocks = {{7}};
-  StepPlan plan;
-  plan.admitted = {a, b};
-  step.pack(plan, sequences);
-  sequences.at(a->id)->history.append(5);
-  sequences.at(b->id)->history.append(5);
-  const int32_t one[] = {5}, three[] = {5, 6, 7};
-  plan.admitted.clear();
-  plan.slices = {{a->id, 3, three, Arithmetic::kDecode, true, blocks, {1}, {1}, 2, 320},
-                 {b->id, 3, one, Arithmetic::kDecode, true, blocks, {2}, {2}}};
-  step.pack(plan, sequences, {.rows = 6, .segments = 3});
-  const StepBatch& batch = step.batch();
+  DraftingPair pair(limits);
+  const PaddedShape shape{.rows = 6, .segments = 3};
+  const StepBatch& batch = pair.pack(shape);
   EXPECT_EQ(batch.num_rows(), 6);
   EXPECT_EQ(batch.max_decode_len, 3);
   EXPECT_EQ(batch.seqs.num_segments, 3);
@@ -217,11 +228,11 @@ TEST(PackedStepDrafts, PaddingTouchesNothing) {
   // Steps of one shape lie in one place, whatever of it is real.
   const void* const slots = batch.write_slot.data;
   const void* const tables = batch.seqs.block_table.data;
-  plan.slices = {{b->id, 3, three, Arithmetic::kDecode, true, blocks, {2}, {2}, 2, 320}};
-  step.pack(plan, sequences, {.rows = 6, .segments = 3});
-  EXPECT_EQ(step.batch().write_slot.data, slots);
-  EXPECT_EQ(step.batch().seqs.block_table.data, tables);
-  EXPECT_THAT(values<int32_t>(step.batch().chains), ElementsAre(0, 3, 3, 3));
+  pair.leave_b();
+  pair.pack(shape);
+  EXPECT_EQ(batch.write_slot.data, slots);
+  EXPECT_EQ(batch.seqs.block_table.data, tables);
+  EXPECT_THAT(values<int32_t>(batch.chains), ElementsAre(0, 3, 3, 3));
 }
 
 TEST_F(PackedStepTest, PositionsOfImagesAndBehindThem) {
