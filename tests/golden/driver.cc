@@ -347,4 +347,21 @@ std::vector<float> Driver::mtp(std::span<const int32_t> tokens, int64_t first,
   return logits;
 }
 
+Driver::DraftLogits Driver::draft(std::span<const int32_t> prompt, int32_t next,
+                                  std::span<const int32_t> drafts) {
+  prefill(prompt, 0, 1);
+  std::vector<int32_t> ids(prompt.begin() + 1, prompt.end());
+  ids.push_back(next);
+  DraftLogits out;
+  std::vector<float> hidden;
+  out.prompt = mtp(ids, 0, hidden_rows(), &hidden);
+  out.steps.emplace_back(out.prompt.end() - vocab(), out.prompt.end());
+  for (size_t i = 0; i + 1 < drafts.size(); ++i) {
+    const std::vector<float> last(hidden.end() - model().spec().hidden, hidden.end());
+    out.steps.push_back(
+        mtp(drafts.subspan(i, 1), static_cast<int64_t>(ids.size() + i), last, &hidden));
+  }
+  return out;
+}
+
 }  // namespace weft::testing

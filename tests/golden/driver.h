@@ -63,6 +63,14 @@ class Driver {
   /// already. Logits of every row; the module's own cache holds positions from `first` on.
   std::vector<float> mtp(std::span<const int32_t> tokens, int64_t first,
                          std::span<const float> previous, std::vector<float>* hidden);
+  /// Logits of the MTP module, [rows, vocab] and [vocab] a step.
+  struct DraftLogits {
+    std::vector<float> prompt;
+    std::vector<std::vector<float>> steps;
+  };
+  /// The module over all of `prompt` (computed here first) with `next` behind it, then steps of it
+  /// that take `drafts` and its own hidden states. steps[i] is what drafts[i] is chosen from.
+  DraftLogits draft(std::span<const int32_t> prompt, int32_t next, std::span<const int32_t> drafts);
   /// Hidden rows [n, hidden] of everything since reset().
   const std::vector<float>& hidden_rows() const { return hidden_rows_; }
 

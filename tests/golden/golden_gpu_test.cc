@@ -199,29 +199,21 @@ class GoldenGpuMtp : public GoldenGpu {};
 TEST_P(GoldenGpuMtp, DraftModule) {
   const auto driver = gpu();
   ASSERT_TRUE(driver);
-  auto ids = golden<int32_t>(file(), "input_ids");
-  driver->prefill(ids, 0, 1);
-  ids.erase(ids.begin());
-  ids.push_back(golden<int32_t>(file(), "next_token")[0]);
-  std::vector<float> hidden;
-  auto logits = driver->mtp(ids, 0, driver->hidden_rows(), &hidden);
-  const double l2 = difference(logits, golden<float>(file(), "mtp_logits_all")).relative_l2();
+  const auto drafts = golden<int32_t>(file(), "drafts");
+  const auto logits = driver->draft(golden<int32_t>(file(), "input_ids"),
+                                    golden<int32_t>(file(), "next_token")[0], drafts);
+  const double l2 =
+      difference(logits.prompt, golden<float>(file(), "mtp_logits_all")).relative_l2();
   std::printf("%s: relative L2 of mtp_logits_all %.4f, of draft_logits", GetParam(), l2);
   EXPECT_LE(l2, kTolerance);
   const auto expected = golden<float>(file(), "draft_logits");
-  const auto drafts = golden<int32_t>(file(), "drafts");
-  const auto v = static_cast<size_t>(driver->vocab());
-  const auto width = static_cast<size_t>(driver->model().spec().hidden);
   for (size_t i = 0; i < drafts.size(); ++i) {
-    const std::span<const float> last = std::span(logits).last(v);
-    const std::span<const float> exact = std::span(expected).subspan(i * v, v);
+    const auto& last = logits.steps[i];
+    const auto exact = std::span(expected).subspan(i * last.size(), last.size());
     const double error = difference(last, exact).relative_l2();
     std::printf(" %.4f", error);
     EXPECT_LE(error, kTolerance);
     EXPECT_EQ(std::max_element(last.begin(), last.end()) - last.begin(), drafts[i]);
-    const std::vector<float> previous(hidden.end() - static_cast<ptrdiff_t>(width), hidden.end());
-    logits = driver->mtp(std::span(drafts).subspan(i, 1), static_cast<int64_t>(ids.size() + i),
-                         previous, &hidden);
   }
   std::printf("\n");
 }

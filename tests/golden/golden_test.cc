@@ -144,28 +144,17 @@ TEST_P(GoldenMtp, DraftModuleInF32) {
   const auto driver = load(WeightFormat::kF32);
   ASSERT_TRUE(driver);
   ASSERT_TRUE(driver->model().spec().mtp.has_value());
-  auto ids = golden<int32_t>(file(), "input_ids");
-  driver->prefill(ids, 0, 1);
-  ids.erase(ids.begin());
-  ids.push_back(golden<int32_t>(file(), "next_token")[0]);
-  std::vector<float> hidden;
-  auto logits = driver->mtp(ids, 0, driver->hidden_rows(), &hidden);
-  EXPECT_LE(difference(logits, golden<float>(file(), "mtp_logits_all")).relative_max(),
-            kF32Tolerance);
-
-  // Three self-fed steps: the drafted token with the module's own hidden state.
-  const auto expected = golden<float>(file(), "draft_logits");
   const auto drafts = golden<int32_t>(file(), "drafts");
-  const size_t v = static_cast<size_t>(driver->vocab());
-  const size_t width = static_cast<size_t>(driver->model().spec().hidden);
+  const auto logits = driver->draft(golden<int32_t>(file(), "input_ids"),
+                                    golden<int32_t>(file(), "next_token")[0], drafts);
+  EXPECT_LE(difference(logits.prompt, golden<float>(file(), "mtp_logits_all")).relative_max(),
+            kF32Tolerance);
+  const auto expected = golden<float>(file(), "draft_logits");
   for (size_t i = 0; i < drafts.size(); ++i) {
-    const auto last = std::span(logits).last(v);
-    EXPECT_LE(difference(last, std::span(expected).subspan(i * v, v)).relative_max(),
-              kF32Tolerance);
+    const auto& last = logits.steps[i];
+    const auto exact = std::span(expected).subspan(i * last.size(), last.size());
+    EXPECT_LE(difference(last, exact).relative_max(), kF32Tolerance);
     EXPECT_EQ(std::max_element(last.begin(), last.end()) - last.begin(), drafts[i]);
-    const std::vector<float> previous(hidden.end() - static_cast<ptrdiff_t>(width), hidden.end());
-    logits = driver->mtp(std::span(drafts).subspan(i, 1), static_cast<int64_t>(ids.size() + i),
-                         previous, &hidden);
   }
 }
 
