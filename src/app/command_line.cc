@@ -267,32 +267,12 @@ struct HelpWanted {
   int code = kExitOk;
 };
 
-/// What a number that cannot be read should have been, from "Could not convert: --flag = value".
-CLI::ValidationError explain(const CLI::App& app, const CLI::ConversionError& error) {
-  const std::string message = error.what();
-  const size_t begin = message.find(": "), equals = message.find(" = ");
-  if (begin == std::string::npos || equals == std::string::npos || equals < begin)
-    return CLI::ValidationError(message);
-  const std::string flag = message.substr(begin + 2, equals - begin - 2);
-  const CLI::App* command = &app;
-  while (!command->get_subcommands().empty()) command = command->get_subcommands().front();
-  const CLI::Option* option = command->get_option_no_throw(flag);
-  const std::string type = option == nullptr ? "" : option->get_type_name();
-  std::string wanted = "a value that it takes";
-  if (type.rfind("INT", 0) == 0) wanted = "a whole number";
-  if (type.rfind("UINT", 0) == 0) wanted = "a whole number from 0 on";
-  if (type.rfind("FLOAT", 0) == 0) wanted = "a number";
-  return CLI::ValidationError(flag + ": '" + message.substr(equals + 3) + "' is not " + wanted);
-}
-
 void parse(CommandLine& line, std::vector<std::string> words) {
   std::reverse(words.begin(), words.end());  // as CLI11 wants them
   try {
     line.app.parse(std::move(words));
   } catch (const CLI::Success& e) {  // --help, --version
     throw HelpWanted{line.app.exit(e)};
-  } catch (const CLI::ConversionError& e) {
-    throw explain(line.app, e);
   }
 }
 

@@ -33,13 +33,6 @@ TEST(ServeFlags, TheTokenBudgetIsThatOfTheDeviceOrTheUsers) {
   EXPECT_EQ(batched_tokens(serve({"m", "--max-num-batched-tokens=1k"}).engine, true), 1024);
 }
 
-TEST(ServeFlags, WrongValuesAreToldWithTheirFlagOnce) {
-  EXPECT_EQ(refusal({"--seed", "1.5"}), "--seed: '1.5' is not a whole number from 0 on");
-  EXPECT_EQ(refusal({"--prefill-attention", "sparse"}).find("--prefill-attention: "), 0u);
-  EXPECT_EQ(refusal({"--prefill-attention", "sparse"}).rfind("--prefill-attention: "), 0u);
-  EXPECT_EQ(refusal({"--prefill-policy", "never"}).rfind("--prefill-policy: "), 0u);
-}
-
 TEST(ServeFlags, VllmScriptsMeanTheSame) {
   const ServeOptions o = serve({"org/model",
                                 "--served-model-name",

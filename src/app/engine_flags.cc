@@ -11,14 +11,6 @@
 namespace weft {
 namespace {
 
-/// What is wrong, without the flag in front, which CLI11 puts there; empty: nothing.
-template <class T>
-std::string complaint(const std::string& flag, const Result<T>& parsed) {
-  if (parsed.ok()) return {};
-  const std::string& message = parsed.error().message;
-  return message.rfind(flag + ": ", 0) == 0 ? message.substr(flag.size() + 2) : message;
-}
-
 std::string environment_name(const CLI::Option& option) {
   std::string name = "WEFT_";
   for (char c : option.get_lnames().front()) {
@@ -125,14 +117,16 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
                  "(blocks of keys by estimate): "
                  "xattn:threshold=0.9,stride=16,from=10240,thresholds=FILE,heads=FILE")
       ->check([](const std::string& text) {
-        return complaint("--prefill-attention", parse_prefill("--prefill-attention", text));
+        const auto parsed = parse_prefill("--prefill-attention", text);
+        return parsed.ok() ? std::string() : parsed.error().message;
       })
       ->capture_default_str();
   app.add_option("--prefill-policy", o.prefill_policy,
                  "What a router of heads decides by: exact (the whole prompt), sticky (its first "
                  "2048 tokens; prefixes can be reused) or sticky:tokens=N")
       ->check([](const std::string& text) {
-        return complaint("--prefill-policy", parse_prefill_policy("--prefill-policy", text));
+        const auto parsed = parse_prefill_policy("--prefill-policy", text);
+        return parsed.ok() ? std::string() : parsed.error().message;
       })
       ->capture_default_str();
   app.add_option(

@@ -52,6 +52,17 @@ TEST(LinearDecode, Shapes) {
   }
 }
 
+/// More rows than 64 and a large bf16 weight have a kernel of their own.
+TEST(LinearDecode, ManyRows) {
+  const auto check_bf16 = [](const LinearCase& c) { check(WeightFormat::kBf16, c); };
+  check_bf16({65, 2048, 64});
+  check_bf16({200, 2051, 1088, Epilogue::kAdd, DType::kF32, true});
+  check_bf16({129, 2500, 640, Epilogue::kStore, DType::kBF16, true, 64, 128});
+  check_bf16({300, 6144, 192, Epilogue::kStore, DType::kF32});
+  check_bf16({97, 2600, 448, Epilogue::kSiluMul, DType::kBF16, true});
+  check_bf16({256, 20600, 128, Epilogue::kSiluMul, DType::kF32, true});
+}
+
 void check_pieces(WeightFormat format, Epilogue epilogue, DType out, int64_t n, int64_t k) {
   const PackedWeight w({format, n, k, 1}, 3, {.unpack = false});
   check_linear_pieces(
@@ -70,6 +81,9 @@ TEST(LinearDecode, BitsDoNotDependOnRows) {
     check_pieces(format, Epilogue::kAdd, DType::kF32, 1024, 3072);
     check_pieces(format, Epilogue::kSiluMul, DType::kF32, 6144, 1024);
     check_pieces(format, Epilogue::kStore, DType::kF32, 15400, 2048);  // many turns of the ring
+    check_pieces(format, Epilogue::kSiluMul, DType::kBF16, 24576, 1024);
+    check_pieces(format, Epilogue::kAdd, DType::kF32, 4096, 4160);
+    check_pieces(format, Epilogue::kStore, DType::kBF16, 2056, 2112);
     // The tiny hybrid models of tests/noninterference.
     check_pieces(format, Epilogue::kSiluMul, DType::kBF16, 192, 64);
     check_pieces(format, Epilogue::kStore, DType::kBF16, 64, 96);

@@ -59,6 +59,10 @@ int64_t decode_few_bytes(const WeightShape& shape, Epilogue epilogue, int64_t ro
                          const DecodeCut& cut);
 bool decode_few_norms(const WeightShape& shape, int64_t rows, const DecodeCut& cut);
 
+/// More than 64 rows of x and a large bf16 weight: the bits of decode_bf16(); whether it can.
+void decode_many(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut);
+bool decode_takes_many(const WeightShape& shape, int64_t rows, const DecodeCut& cut);
+
 // The formats; kSiluMul of int8 and int4 needs I % 64 == 0, of fp8 I % 16 == 0.
 void decode_bf16(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut);
 void decode_fp8(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut);

@@ -13,6 +13,7 @@ namespace weft::cuda {
 namespace {
 
 constexpr int64_t kMostFewBytes = 160 * 1024;
+constexpr int64_t kWideWeight = 20480;  // rows
 
 /// K that a stage of the kernel takes.
 int stage_columns(WeightFormat format) {
@@ -65,6 +66,9 @@ __global__ void silu_mul_rows(const float* wide, Out* out, int64_t out_stride, i
 
 void decode_fused(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut) {
   if (cut.chunks > 0) return decode_few(stream, gemm, cut);
+  if (gemm.groups == nullptr && decode_takes_many(gemm.weight->shape, gemm.x.dim(0), cut)) {
+    return decode_many(stream, gemm, cut);
+  }
   switch (gemm.weight->shape.format) {
     case WeightFormat::kBf16: return decode_bf16(stream, gemm, cut);
     case WeightFormat::kFp8Block: return decode_fp8(stream, gemm, cut);
@@ -105,7 +109,9 @@ DecodeCut decode_cut(const WeightShape& shape, Epilogue epilogue, int64_t rows) 
   while (cut.split < most_split && tiles * busy * cut.split < enough && steps >= cut.split * 4) {
     cut.split *= 2;
   }
-  cut.turns = pairs || steps < cut.split * 2 ? 1 : 2;
+  // A wide bf16 weight has tiles enough for blocks of 256 rows of x, each with all of K.
+  const bool wide = bf16 && shape.experts == 1 && shape.n >= kWideWeight;
+  cut.turns = pairs || wide || steps < cut.split * 2 ? 1 : 2;
 
   if (small && bf16 && rows <= 8 && shape.k % 64 == 0) {
     // About a block a processor; the rest of its memory is for the kernels before and behind.

@@ -1,0 +1,310 @@
+// out (+)= x W^T + bias for 65 rows x and more, in decode arithmetic. docs/kernels/gemm_decode.md.
+//
+// A block has BN rows of W, up to MT = 128, 192 or 256 rows of x and one part of K: that of one
+// (rank, turn) of the product for fewer rows (gemm_decode_kernel.h), whose sums it adds in the same
+// order. W is the A operand of wgmma, a warpgroup 64 rows of it; x the B operand. One thread keeps
+// a ring of stages of 64 k full by TMA, W before the predecessor has ended. The parts of a tile are
+// a cluster: each adds up its share of the rows of x, which it reads from the others' shared
+// memory. Bytes: W once, x once a block from L2, (BN + MT) 128 a stage of BN x MT x 64 products.
+// Bound: the memory and the tensor cores about alike at 256 rows.
+
+#include <algorithm>
+
+#include "kernels/cuda/gemm_decode_kernel.h"
+
+namespace weft::cuda {
+namespace {
+
+constexpr int kStep = 64;  // k of a stage
+constexpr int kSharedBytes = 226 * 1024;
+
+template <int BN, int MT>
+struct Layout {
+  static constexpr int kThreads = 2 * BN;  // 64 rows of W a warpgroup
+  static constexpr int kWeightBytes = BN * 128;
+  static constexpr int kStageBytes = kWeightBytes + MT * 128;
+  static constexpr int kStages = std::min(8, kSharedBytes / kStageBytes);
+  static constexpr int kPitch = BN + 4;  // of the sums [MT][kPitch], in the memory of the ring
+  static constexpr int kBarriers = std::max(kStages * kStageBytes, MT* kPitch * 4);
+  static constexpr int kBytes = kBarriers + 2 * kStages * int{sizeof(Barrier)};
+  static_assert(kBytes <= 227 * 1024);
+};
+
+struct Part {
+  int first, stride, count;  ///< its stages of K
+};
+__device__ __forceinline__ Part part_of(const DecodeParams& p, int index) {
+  const int rank = index / p.turns, turn = index % p.turns;
+  const int begin = p.k_steps * rank / p.split;
+  const int all = p.k_steps * (rank + 1) / p.split - begin;
+  return {begin + turn, p.turns, (all - turn + p.turns - 1) / p.turns};
+}
+
+/// By one thread.
+template <int BN, int MT>
+struct Loader {
+  using L = Layout<BN, MT>;
+  __device__ Loader(const DecodeParams& p, const DecodeWork& work, std::byte* memory, Barrier* full)
+      : memory(memory), full(full), part(part_of(p, work.rank)), x_row(work.first_row) {
+    row = work.tile * (p.up_row > 0 ? BN / 2 : BN);
+    second = row + (p.up_row > 0 ? p.up_row : BN / 2);
+  }
+  /// Stage `i` of the part to place `stage` of the ring.
+  __device__ __forceinline__ void load_w(const CUtensorMap* map, int stage, int i) const {
+    std::byte* to = memory + stage * L::kStageBytes;
+    const int k = (part.first + i * part.stride) * kStep;
+    arrive_expect(full + stage, L::kStageBytes);
+    tma_load(to, map, full + stage, Coords{k, row}, L2Hint::kEvictFirst);
+    tma_load(to + L::kWeightBytes / 2, map, full + stage, Coords{k, second}, L2Hint::kEvictFirst);
+  }
+  __device__ __forceinline__ void load_x(const CUtensorMap* map, int stage, int i) const {
+    tma_load(memory + stage * L::kStageBytes + L::kWeightBytes, map, full + stage,
+             Coords{(part.first + i * part.stride) * kStep, x_row});
+  }
+
+  std::byte* memory;
+  Barrier* full;
+  Part part;
+  int x_row, row, second;
+};
+
+/// The maps of W and x.
+struct Maps {
+  const CUtensorMap *w, *x;
+};
+
+/// The sums of a warpgroup's 64 rows of W and all rows of x, to shared memory as [MT][kPitch].
+/// Thread 0 fills a stage again while the products of the next one run.
+template <int BN, int MT>
+__device__ __forceinline__ void multiply(const Maps& maps, const Loader<BN, MT>& loader) {
+  using L = Layout<BN, MT>;
+  std::byte* shared = loader.memory;
+  Barrier *full = loader.full, *empty = full + L::kStages;
+  const int count = loader.part.count;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = warp_index();
+  float sum[MT / 2];
+#pragma unroll
+  for (float& s : sum) s = 0.0f;
+  const std::byte* rows = shared + warp / 4 * 64 * 128;
+  int stage = 0, before = L::kStages - 1;
+  uint32_t phase = 0;
+  for (int i = 0; i < count; ++i) {
+    wait(full + stage, phase);
+    const uint64_t a = k_major_128(rows + stage * L::kStageBytes);
+    const uint64_t x = k_major_128(shared + stage * L::kStageBytes + L::kWeightBytes);
+    hold(sum);
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < kStep / 16; ++j) {
+      Wgmma<MT>::bf16(sum, advance(a, 32u * j), advance(x, 32u * j), 1);
+    }
+    wgmma_commit();
+    hold(sum);
+    wgmma_wait<1>();
+    const int next = i - 1 + L::kStages;
+    if (i > 0 && next < count) {
+      if (lane == 0) arrive(empty + before);
+      if (threadIdx.x == 0) {
+        wait(empty + before, stage == 0 ? phase ^ 1 : phase);
+        loader.load_w(maps.w, before, next);
+        loader.load_x(maps.x, before, next);
+      }
+      __syncwarp();
+    }
+    before = stage;
+    if (++stage == L::kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+  wgmma_wait<0>();
+  hold(sum);
+  // All stages have been read: their memory takes the sums.
+  barrier_sync(1, L::kThreads);
+  float* to = reinterpret_cast<float*>(shared) + lane % 4 * 2 * L::kPitch + warp * 16 + lane / 4;
+#pragma unroll
+  for (int i = 0; i < MT / 2; ++i) {
+    to[(i / 4 * 8 + i % 2) * L::kPitch + i % 4 / 2 * 8] = sum[i];
+  }
+}
+
+/// Adds up this part's share of the rows of x and stores it.
+template <int BN, int MT>
+__device__ __forceinline__ void finish(const DecodeParams& p, const DecodeWork& work,
+                                       const std::byte* shared) {
+  using L = Layout<BN, MT>;
+  constexpr int kBatch = 2;
+  const auto* sums = reinterpret_cast<const float*>(shared);
+  const bool gated = p.up_row > 0;
+  const int parts = p.split * p.turns, columns = gated ? BN / 2 : BN;
+  const int fours = columns / 4, limit = gated ? p.up_row : p.n;
+  const int share = (work.rows + parts - 1) / parts, first = work.rank * share;
+  const int items = max(0, min(share, work.rows - first)) * fours;
+  const auto load = [&](int item, int half, int part) {
+    const float* at = sums + (first + item / fours) * L::kPitch + half * columns + item % fours * 4;
+    return part == work.rank ? *reinterpret_cast<const float4*>(at) : load_of_rank(at, part);
+  };
+  // Turns of a rank, then ranks.
+  const auto add = [&](int item, int half) {
+    float4 v{};
+    for (int rank = 0; rank < p.split; ++rank) {
+      float4 mine = load(item, half, rank * p.turns);
+      for (int turn = 1; turn < p.turns; ++turn) {
+        mine = mine + load(item, half, rank * p.turns + turn);
+      }
+      v = rank == 0 ? mine : v + mine;
+    }
+    return v;
+  };
+  for (int begin = static_cast<int>(threadIdx.x); begin < items; begin += kBatch * L::kThreads) {
+    float4 v[kBatch], up[kBatch];
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int item = min(begin + b * L::kThreads, items - 1);
+      v[b] = add(item, 0);
+      if (gated) up[b] = add(item, 1);
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int item = begin + b * L::kThreads;
+      const int column = work.tile * columns + item % fours * 4;
+      const int count = min(4, limit - column);
+      if (item >= items || count <= 0) continue;
+      if (gated) {
+        if (p.bias != nullptr) {
+          const float* gate_bias = p.bias + column;
+          const auto at = [&](int j) { return j < count ? gate_bias[j] : 0.0f; };
+          const auto at_up = [&](int j) { return j < count ? gate_bias[p.up_row + j] : 0.0f; };
+          v[b] = v[b] + float4{at(0), at(1), at(2), at(3)};
+          up[b] = up[b] + float4{at_up(0), at_up(1), at_up(2), at_up(3)};
+        }
+        v[b] = {silu_of(v[b].x) * up[b].x, silu_of(v[b].y) * up[b].y, silu_of(v[b].z) * up[b].z,
+                silu_of(v[b].w) * up[b].w};
+      }
+      store_four(p, work.first_row + first + item / fours, column, count, v[b]);
+    }
+  }
+}
+
+template <int BN, int MT>
+__global__ void __launch_bounds__(2 * BN, 1)
+    decode_many_kernel(const __grid_constant__ CUtensorMap w_map,
+                       const __grid_constant__ CUtensorMap x_map,
+                       const __grid_constant__ DecodeParams p) {
+  using L = Layout<BN, MT>;
+  extern __shared__ __align__(1024) std::byte shared[];
+  auto* full = reinterpret_cast<Barrier*>(shared + L::kBarriers);
+  const int parts = p.split * p.turns, block = static_cast<int>(blockIdx.x);
+  DecodeWork work{};
+  work.rank = block % parts;
+  work.first_row = block / parts % p.row_tiles * MT;
+  work.tile = block / parts / p.row_tiles;
+  work.rows = min(p.rows - work.first_row, MT);
+  const Loader<BN, MT> loader(p, work, shared, full);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < L::kStages; ++i) {
+      barrier_init(full + i, 1);
+      barrier_init(full + L::kStages + i, L::kThreads / 32);
+    }
+    fence_barrier_init();
+    prefetch_map(&x_map);
+  }
+  __syncthreads();
+  let_successor_begin();
+  if (threadIdx.x == 0) {
+    const int at_once = min(L::kStages, loader.part.count);
+    for (int i = 0; i < at_once; ++i) loader.load_w(&w_map, i, i);
+    wait_for_predecessor();
+    for (int i = 0; i < at_once; ++i) loader.load_x(&x_map, i, i);
+  }
+  __syncwarp();
+  multiply<BN, MT>({&w_map, &x_map}, loader);
+  wait_for_predecessor();
+  if (parts > 1) {
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
+  finish<BN, MT>(p, work, shared);
+  // Whose sums others read must not leave.
+  if (parts > 1) cluster_sync();
+}
+
+template <int BN, int MT>
+void launch_many(Stream& stream, const DecodeGemm& gemm, DecodeParams p) {
+  using L = Layout<BN, MT>;
+  const WeightShape& shape = gemm.weight->shape;
+  const bool gated = p.up_row > 0;
+  const CUtensorMap w_map =
+      encode_map(gemm.weight->data, MatrixMap{.rows = shape.n,
+                                              .columns = shape.k,
+                                              .row_bytes = weight_row_bytes(shape),
+                                              .box_rows = BN / 2,
+                                              .box_columns = kStep});
+  const CUtensorMap x_map = encode_map(gemm.x.data, MatrixMap{.rows = p.rows,
+                                                              .columns = shape.k,
+                                                              .row_bytes = gemm.x.stride[0] * 2,
+                                                              .box_rows = MT,
+                                                              .box_columns = kStep});
+  p.row_tiles = static_cast<int>(ceil_div(p.rows, MT));
+  const int64_t tiles = ceil_div(gated ? p.up_row : shape.n, gated ? BN / 2 : BN);
+  const int parts = p.split * p.turns;
+  launch(stream,
+         {.grid = static_cast<unsigned>(tiles * p.row_tiles * parts),
+          .block = L::kThreads,
+          .shared_bytes = L::kBytes,
+          .cluster = static_cast<unsigned>(parts),
+          .overlap = true},
+         decode_many_kernel<BN, MT>, w_map, x_map, p);
+}
+
+}  // namespace
+
+bool decode_takes_many(const WeightShape& shape, int64_t rows, const DecodeCut& cut) {
+  return shape.format == WeightFormat::kBf16 && shape.experts == 1 && rows > 64 &&
+         shape.n >= 2048 && shape.k % kStep == 0 &&
+         shape.k / kStep >= int64_t{cut.split} * cut.turns && cut.split * cut.turns <= 8;
+}
+
+void decode_many(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut) {
+  const WeightShape& shape = gemm.weight->shape;
+  const bool gated = gemm.epilogue == Epilogue::kSiluMul;
+  const int64_t rows = gemm.x.dim(0);
+  CHECK(gemm.groups == nullptr && gemm.x.dim(1) == shape.k && gemm.x.stride[0] % 8 == 0,
+        "decode gemm: x");
+  DecodeParams p{};
+  p.n = static_cast<int>(shape.n);
+  p.rows = static_cast<int>(rows);
+  p.k_steps = static_cast<int>(shape.k / kStep);
+  p.turns = cut.turns;
+  p.split = cut.split;
+  p.up_row = static_cast<int>(gated ? shape.n / 2 : 0);
+  p.bias = gemm.bias.defined() ? gemm.bias.ptr<float>() : nullptr;
+  p.out = gemm.out.data;
+  p.out_stride = gemm.out.stride[0];
+  p.epilogue = gemm.epilogue;
+  p.out_f32 = gemm.out.dtype == DType::kF32;
+  const int64_t row_tiles = ceil_div(rows, 256), each = ceil_div(rows, row_tiles);
+  // Rounds of the processors, of which clusters of more than two leave some empty; beside its rows
+  // of W a block has those of x to load.
+  const auto cost = [&](int64_t width) {
+    const int64_t blocks = ceil_div(shape.n, width) * row_tiles * cut.split * cut.turns;
+    return ceil_div(blocks, cut.split * cut.turns > 2 ? 112 : 132) * (width + 64);
+  };
+  const auto run = [&]<int MT>() {
+    if (cost(128) < cost(192)) {
+      launch_many<128, MT>(stream, gemm, p);
+    } else {
+      launch_many<192, MT>(stream, gemm, p);
+    }
+  };
+  if (each <= 128) {
+    run.template operator()<128>();
+  } else if (each <= 192) {
+    run.template operator()<192>();
+  } else {
+    run.template operator()<256>();
+  }
+}
+
+}  // namespace weft::cuda
