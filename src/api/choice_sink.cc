@@ -46,6 +46,17 @@ bool ChoiceSink::on_token(int32_t token, const TokenLogprob* logprob) {
   return go_on;
 }
 
+void ChoiceSink::on_step(const SpeculationStep& step) {
+  if (!speculation_) {
+    if (step.emitted == 1 && step.num_proposed() == 0) {
+      ++plain_steps_;
+      return;
+    }
+    speculation_ = std::make_unique<SpeculationCounts>();
+  }
+  speculation_->add(step);
+}
+
 void ChoiceSink::on_finish(FinishReason reason, const Usage& usage, const Error* error) {
   TokenEvent last = event(TokenEvent::Kind::kFinish);
   output_.finish(last.text);
@@ -53,7 +64,8 @@ void ChoiceSink::on_finish(FinishReason reason, const Usage& usage, const Error*
   last.end->reason = reason;
   last.end->usage = usage;
   if (error != nullptr) last.end->error = *error;
-  last.end->speculation = std::move(speculation_);
+  if (speculation_) last.end->speculation = std::move(*speculation_);
+  last.end->speculation.add_plain(plain_steps_);
   last.end->stop_string = output_.stop_string();
   if (reason == FinishReason::kStop) last.end->stop_token = stop_token_;
   const Emit emit = std::move(emit_);  // it may hold the last reference to this

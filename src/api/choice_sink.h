@@ -51,14 +51,15 @@ class ChoiceSink final : public TokenSink {
   void on_prompt_done(int64_t cached_tokens) override;
   void on_prompt_logprobs(int64_t first, std::vector<TokenLogprob> logprobs) override;
   bool on_token(int32_t token, const TokenLogprob* logprob) override;
-  void on_step(const SpeculationStep& step) override { speculation_.add(step); }
+  void on_step(const SpeculationStep& step) override;
   void on_finish(FinishReason reason, const Usage& usage, const Error* error) override;
 
  private:
   TextOutput output_;
   Emit emit_;
   int32_t stop_token_ = -1;
-  SpeculationCounts speculation_;
+  int64_t plain_steps_ = 0;                         // before the first that tried a draft
+  std::unique_ptr<SpeculationCounts> speculation_;  // from that one on
   std::chrono::steady_clock::time_point scheduled_;
 };
 

@@ -6,17 +6,21 @@
 namespace weft {
 
 TextOutput::TextOutput(const Tokenizer& tokenizer, TextOptions options)
-    : options_(std::move(options)), detokenizer_(tokenizer, options_.skip_special) {}
+    : stop_ids_(std::move(options.stop_ids)),
+      detokenizer_(tokenizer, options.skip_special),
+      min_tokens_(options.min_tokens),
+      include_stop_id_(options.include_stop_id) {
+  if (options.stops) stops_ = std::make_unique<StopStrings>(*std::move(options.stops));
+}
 
 bool TextOutput::is_stop_id(int32_t token) const {
-  return std::find(options_.stop_ids.begin(), options_.stop_ids.end(), token) !=
-         options_.stop_ids.end();
+  return std::find(stop_ids_.begin(), stop_ids_.end(), token) != stop_ids_.end();
 }
 
 /// What of the detokenised `piece` is the answer's; false: a stop string is complete.
 bool TextOutput::feed(const std::string& piece, std::string& text) {
-  if (options_.stops && num_tokens_ > options_.min_tokens) {
-    stop_string_ = options_.stops->push(piece, text);
+  if (stops_ && num_tokens_ > min_tokens_) {
+    stop_string_ = stops_->push(piece, text);
     return !stop_string_.has_value();
   }
   text += piece;
@@ -26,7 +30,7 @@ bool TextOutput::feed(const std::string& piece, std::string& text) {
 bool TextOutput::push(int32_t token, std::string& text) {
   if (stop_string_) return false;
   ++num_tokens_;
-  if (is_stop_id(token) && !options_.include_stop_id) return true;
+  if (is_stop_id(token) && !include_stop_id_) return true;
   std::string piece;
   detokenizer_.push(token, piece);
   return feed(piece, text);
@@ -36,7 +40,7 @@ void TextOutput::finish(std::string& text) {
   if (stop_string_) return;
   std::string piece;
   detokenizer_.finish(piece);
-  if (feed(piece, text) && options_.stops) options_.stops->finish(text);
+  if (feed(piece, text) && stops_) stops_->finish(text);
 }
 
 }  // namespace weft

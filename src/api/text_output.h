@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -37,9 +39,12 @@ class TextOutput {
  private:
   bool feed(const std::string& piece, std::string& text);
 
-  TextOptions options_;
+  std::vector<int32_t> stop_ids_;
+  std::unique_ptr<StopStrings> stops_;  // null: none
   Detokenizer detokenizer_;
+  int min_tokens_ = 0;
   int num_tokens_ = 0;
+  bool include_stop_id_ = false;
   std::optional<size_t> stop_string_;
 };
 

@@ -136,7 +136,7 @@ Result<void> Scheduler::add(std::shared_ptr<const Request> request) {
                      number(int64_t{config_.num_blocks} * config_.block_size));
   }
   auto seq = std::make_unique<Sequence>();
-  seq->tokens.reserve(static_cast<size_t>(prompt_len + std::min(max_tokens, 256)));
+  seq->tokens.reserve(static_cast<size_t>(prompt_len + std::min(max_tokens, Sequence::kTokenRoom)));
   seq->tokens = request->prompt;
   seq->prompt_len = prompt_len;
   seq->max_len = max_len;

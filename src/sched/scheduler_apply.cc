@@ -134,7 +134,7 @@ bool Scheduler::take_tokens(Sequence& seq, SampledRow& row, SequenceOutput& out)
 bool Scheduler::append_token(Sequence& seq, int32_t token, bool ends, SequenceOutput& out) {
   const SamplingParams& sampling = seq.request->sampling;
   const bool may_stop = seq.num_generated() >= sampling.min_tokens;
-  seq.tokens.push_back(token);
+  seq.append(token);
   out.tokens.push_back(token);
   const std::vector<int32_t>& stops = sampling.stop_ids;
   if (ends || (may_stop && std::find(stops.begin(), stops.end(), token) != stops.end())) {

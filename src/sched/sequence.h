@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -51,6 +52,16 @@ struct Sequence {
   int64_t cached_tokens = -1;       ///< prefix tokens reused at first admission; -1: not admitted
   int64_t prompt_logprobs_end = 0;  ///< prompt positions whose logprobs were given out
   bool failed = false;              ///< a numeric error in the step being applied
+
+  /// Tokens that there is room for beyond the prompt at first. A vector's own doubling would hold
+  /// twice what a thousand long answers need.
+  static constexpr int kTokenRoom = 128;
+  void append(int32_t token) {
+    if (tokens.size() == tokens.capacity()) {
+      tokens.reserve(tokens.size() + std::max<size_t>(kTokenRoom, tokens.size() / 8));
+    }
+    tokens.push_back(token);
+  }
 
   SeqId id() const { return request->id; }
   int priority() const { return request->priority; }

@@ -51,6 +51,13 @@ void SpeculationCounts::add(const SpeculationStep& step) {
   count_up(accepted_at, step.num_accepted());
 }
 
+void SpeculationCounts::add_plain(int64_t count) {
+  if (count == 0) return;
+  steps += count;
+  if (per_head.empty()) per_head.resize(1);
+  per_head[0] += count;
+}
+
 void SpeculationCounts::add(const SpeculationCounts& other) {
   steps += other.steps;
   draft_steps += other.draft_steps;

@@ -35,6 +35,8 @@ struct SpeculationCounts {
 
   void add(const SpeculationStep& step);
   void add(const SpeculationCounts& other);
+  /// So many steps that gave out one token each and tried no draft.
+  void add_plain(int64_t count);
   int64_t emitted() const;  ///< tokens given out: the sum of per_head
   int64_t num_proposed() const;
   int64_t num_accepted() const;

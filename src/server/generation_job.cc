@@ -38,52 +38,72 @@ struct GenerationJob::Choice {
   ChatDelta delta;            // not yet sent (of a whole answer: all of it)
   std::string text;           // the same of a completion
   std::string chat_logprobs;  // entries not yet sent
-  CompletionLogprobs completion_logprobs;
+  std::unique_ptr<CompletionLogprobs> completion_logprobs;  // of a completion that has any
   std::vector<TokenLogprob> prompt_logprobs;
   std::vector<int32_t> token_ids;  // not yet sent
   int64_t num_tokens = 0, num_reasoning = 0, cached = 0;
   bool has_tool_calls = false;
-  bool thought = false;           // there was reasoning, empty perhaps
-  SpeculationCounts speculation;  // when it has ended
+  bool thought = false;                            // there was reasoning, empty perhaps
+  std::unique_ptr<SpeculationCounts> speculation;  // when it has ended, where drafts are made
   ChoiceEnd end;
 };
 
+AnswerForm AnswerForm::take(GenerationRequest& request, PreparedRequest& prepared) {
+  AnswerForm form;
+  form.n = request.n;
+  form.num_prompt_tokens = prepared.num_prompt_tokens();
+  form.stream = request.stream;
+  form.include_usage = request.include_usage;
+  form.continuous_usage_stats = request.continuous_usage_stats;
+  form.include_reasoning = request.include_reasoning;
+  form.return_token_ids = request.return_token_ids;
+  form.return_tokens_as_token_ids = request.return_tokens_as_token_ids;
+  form.echo = request.echo;
+  form.echo_only = prepared.echo_only;
+  form.logprobs = request.sampling.logprobs.has_value();
+  form.prompt_logprobs = request.sampling.prompt_logprobs.has_value();
+  form.stop = std::move(request.sampling.stop);
+  form.stop_token_ids = std::move(prepared.stop_token_ids);
+  if (form.return_token_ids || form.prompt_logprobs || (form.echo && form.logprobs)) {
+    form.prompts = std::move(prepared.prompts);
+    for (std::vector<int32_t>& prompt : form.prompts) prompt.shrink_to_fit();
+  }
+  if (form.echo) form.prompt_texts = std::move(prepared.prompt_texts);
+  return form;
+}
+
 GenerationJob::GenerationJob(const JobContext& context, std::shared_ptr<HttpExchange> exchange,
-                             GenerationRequest request, PreparedRequest prepared, ResponseHead head,
-                             JobOrigin origin)
+                             AnswerForm form, ResponseHead head, JobOrigin origin)
     : context_(context),
       exchange_(std::move(exchange)),
-      request_(std::move(request)),
-      prepared_(std::move(prepared)),
+      form_(std::move(form)),
       head_(std::move(head)),
       origin_(std::move(origin)),
-      logprobs_(context.frontend->tokenizer(), request_.return_tokens_as_token_ids) {}
+      logprobs_(context.frontend->tokenizer(), form_.return_tokens_as_token_ids) {}
 
 GenerationJob::~GenerationJob() = default;
 
-void GenerationJob::start() {
+void GenerationJob::start(PreparedRequest prepared) {
   const std::shared_ptr<GenerationJob> self = shared_from_this();
   exchange_->when_gone([weak = weak_from_this()] {
     if (const auto job = weak.lock()) job->on_gone();
   });
   const ChatFormat& format = context_.frontend->config().format;
-  for (size_t i = 0; i < prepared_.sequences.size() && !answered_; ++i) {
+  for (size_t i = 0; i < prepared.sequences.size() && !answered_; ++i) {
     auto choice = std::make_unique<Choice>(i);
-    choice->record.id = origin_.request_id;
-    choice->record.trace_id = origin_.trace_id;
     choice->record.arrival = arrived_;
-    choice->record.n = request_.n;
-    choice->record.max_tokens = prepared_.sequences[i].sampling.max_tokens;
-    if (prepared_.split_output) {
-      ChatParserOptions options = prepared_.parser;
-      options.seed = call_id_seed(prepared_.sequences[i]);
+    choice->record.n = form_.n;
+    choice->record.max_tokens = prepared.sequences[i].sampling.max_tokens;
+    if (prepared.split_output) {
+      ChatParserOptions options = prepared.parser;
+      options.seed = call_id_seed(prepared.sequences[i]);
       choice->parser.emplace(format, std::move(options));
     }
     choice->sink = std::make_unique<ChoiceSink>(
-        context_.frontend->tokenizer(), prepared_.text,
+        context_.frontend->tokenizer(), prepared.text,
         [self, i](TokenEvent event) { self->context_.emit(self, i, std::move(event)); });
     const Result<SeqId> seq =
-        context_.engine->submit(std::move(prepared_.sequences[i]), *choice->sink);
+        context_.engine->submit(std::move(prepared.sequences[i]), *choice->sink);
     if (!seq) {
       fail(to_api_error(seq.error()));
       return;
@@ -129,6 +149,8 @@ void GenerationJob::note(Choice& choice, const TokenEvent& event) {
       record.prompt_tokens = end.usage.prompt_tokens;
       record.generated_tokens = end.usage.generated_tokens;
       record.cached_tokens = end.usage.cached_tokens;
+      record.id = origin_.request_id;
+      record.trace_id = origin_.trace_id;
       record.finish_reason = end.error ? "error" : end_of(choice, end).reason;
       record.most_generated = most_generated(choice);
       context_.telemetry->finished(record);
@@ -138,7 +160,7 @@ void GenerationJob::note(Choice& choice, const TokenEvent& event) {
 
 /// Where all choices of its prompt have ended: the tokens of the longest of them.
 std::optional<int64_t> GenerationJob::most_generated(const Choice& choice) const {
-  const auto n = static_cast<size_t>(request_.n);
+  const auto n = static_cast<size_t>(form_.n);
   const size_t first = choice.index / n * n;
   if (choices_.size() < first + n) return std::nullopt;  // not all of them came to the engine
   int64_t most = 0;
@@ -179,26 +201,27 @@ void GenerationJob::handle(Choice& choice, TokenEvent& event) {
   }
 }
 
-bool GenerationJob::prompt_logprobs_wanted() const {
-  return request_.sampling.prompt_logprobs.has_value();
+/// Where form_.prompts are kept.
+const std::vector<int32_t>& GenerationJob::prompt_of(const Choice& choice) const {
+  return form_.prompts[choice.index / static_cast<size_t>(form_.n)];
 }
 
 void GenerationJob::on_prompt_done(Choice& choice, const TokenEvent& event) {
   choice.cached = event.cached_tokens;
-  if (request_.echo) add_echo(choice);
-  if (!request_.stream) return;
+  if (form_.echo) add_echo(choice);
+  if (!form_.stream) return;
   if (!streaming_) begin_stream();
-  if (head_.is_chat || request_.echo) send_frame(choice, nullptr);
+  if (head_.is_chat || form_.echo) send_frame(choice, nullptr);
 }
 
 void GenerationJob::add_echo(Choice& choice) {
-  const size_t prompt = choice.index / static_cast<size_t>(request_.n);
-  choice.text = prepared_.prompt_texts[prompt];
-  if (!request_.sampling.logprobs) return;
-  const std::vector<int32_t>& ids = prepared_.prompts[prompt];
+  choice.text = form_.prompt_texts[choice.index / static_cast<size_t>(form_.n)];
+  if (!form_.logprobs) return;
+  choice.completion_logprobs = std::make_unique<CompletionLogprobs>();
+  const std::vector<int32_t>& ids = prompt_of(choice);
   for (size_t i = 0; i < ids.size(); ++i) {
     const TokenLogprob* logprob = i > 0 ? &choice.prompt_logprobs[i - 1] : nullptr;
-    choice.completion_logprobs.add(logprobs_, ids[i], logprob);
+    choice.completion_logprobs->add(logprobs_, ids[i], logprob);
   }
 }
 
@@ -211,17 +234,19 @@ void GenerationJob::add_text(Choice& choice, std::string_view text) {
 }
 
 void GenerationJob::add_logprob(Choice& choice, const TokenEvent& event) {
-  if (!event.logprob || event.ends || !request_.sampling.logprobs) return;
+  if (!event.logprob || event.ends || !form_.logprobs) return;
   if (head_.is_chat) {
     if (!choice.chat_logprobs.empty()) choice.chat_logprobs += ',';
     logprobs_.append_chat_entry(choice.chat_logprobs, event.token, *event.logprob);
   } else {
-    choice.completion_logprobs.add(logprobs_, event.token, event.logprob.get());
+    auto& logprobs = choice.completion_logprobs;
+    if (!logprobs) logprobs = std::make_unique<CompletionLogprobs>();
+    logprobs->add(logprobs_, event.token, event.logprob.get());
   }
 }
 
 void GenerationJob::on_token(Choice& choice, TokenEvent& event) {
-  if (prepared_.echo_only) return;
+  if (form_.echo_only) return;
   ++choice.num_tokens;
   bool thinking = choice.parser && choice.parser->in_reasoning();
   add_text(choice, event.text);
@@ -230,9 +255,9 @@ void GenerationJob::on_token(Choice& choice, TokenEvent& event) {
     ++choice.num_reasoning;
     choice.thought = true;
   }
-  if (request_.return_token_ids) choice.token_ids.push_back(event.token);
+  if (form_.return_token_ids) choice.token_ids.push_back(event.token);
   add_logprob(choice, event);
-  if (!request_.stream) return;
+  if (!form_.stream) return;
   const bool something = !choice.text.empty() || !choice.delta.content.empty() ||
                          !choice.delta.reasoning.empty() || !choice.delta.tool_calls.empty() ||
                          !choice.token_ids.empty();
@@ -246,9 +271,9 @@ ChoiceEnd GenerationJob::end_of(const Choice& choice, const TokenEvent::End& end
     case FinishReason::kAbort: out.reason = "abort"; break;
     default: out.reason = choice.has_tool_calls ? "tool_calls" : "stop";
   }
-  const auto& stops = prepared_.stop_token_ids;
+  const auto& stops = form_.stop_token_ids;
   if (end.stop_string) {
-    out.stop_reason = json_string(request_.sampling.stop[*end.stop_string]);
+    out.stop_reason = json_string(form_.stop[*end.stop_string]);
   } else if (std::find(stops.begin(), stops.end(), end.stop_token) != stops.end()) {
     out.stop_reason = std::to_string(end.stop_token);
   }
@@ -265,19 +290,22 @@ void GenerationJob::on_end(Choice& choice, TokenEvent& event) {
     fail(not_ready("the server is shutting down; the answer was cut off"));
     return;
   }
-  if (!prepared_.echo_only) add_text(choice, event.text);
+  if (!form_.echo_only) add_text(choice, event.text);
   if (choice.parser) choice.parser->finish(choice.delta);
   choice.has_tool_calls = choice.parser && choice.parser->num_tool_calls() > 0;
   choice.end = end_of(choice, end);
-  choice.speculation = std::move(event.end->speculation);
-  if (request_.stream) send_frame(choice, &choice.end);
+  if (context_.num_speculative_tokens > 0) {
+    choice.speculation = std::make_unique<SpeculationCounts>(std::move(event.end->speculation));
+  }
+  if (form_.stream) send_frame(choice, &choice.end);
   if (++num_ended_ == choices_.size()) finish();
 }
 
 std::string GenerationJob::take_logprobs(Choice& choice) {
-  if (!request_.sampling.logprobs) return {};
+  if (!form_.logprobs) return {};
   if (!head_.is_chat) {
-    return choice.completion_logprobs.empty() ? "" : choice.completion_logprobs.take();
+    const auto& logprobs = choice.completion_logprobs;
+    return !logprobs || logprobs->empty() ? "" : logprobs->take();
   }
   if (choice.chat_logprobs.empty()) return {};
   std::string out = "{\"content\":[" + choice.chat_logprobs + "],\"refusal\":null}";
@@ -287,21 +315,20 @@ std::string GenerationJob::take_logprobs(Choice& choice) {
 
 std::string GenerationJob::speculate_metrics_of(const Choice& choice) const {
   const int tokens = context_.num_speculative_tokens;
-  return tokens > 0 ? speculate_metrics_json(choice.speculation, tokens) : std::string();
+  return choice.speculation ? speculate_metrics_json(*choice.speculation, tokens) : std::string();
 }
 
 /// Sends what the choice has gathered since its last frame.
 void GenerationJob::send_frame(Choice& choice, const ChoiceEnd* end) {
-  if (!request_.include_reasoning) choice.delta.reasoning.clear();
+  if (!form_.include_reasoning) choice.delta.reasoning.clear();
   const std::string logprobs = take_logprobs(choice);
   std::string prompt_logprobs, prompt_ids, ids;
-  const std::vector<int32_t>& prompt =
-      prepared_.prompts[choice.index / static_cast<size_t>(request_.n)];
-  if (!choice.begun && prompt_logprobs_wanted()) {
-    prompt_logprobs = logprobs_.prompt_logprobs(prompt, choice.prompt_logprobs);
+  if (!choice.begun && form_.prompt_logprobs) {
+    prompt_logprobs = logprobs_.prompt_logprobs(prompt_of(choice), choice.prompt_logprobs);
+    choice.prompt_logprobs = {};  // told
   }
-  if (request_.return_token_ids) {
-    if (!choice.begun) prompt_ids = json_ids(prompt);
+  if (form_.return_token_ids) {
+    if (!choice.begun) prompt_ids = json_ids(prompt_of(choice));
     ids = json_ids(choice.token_ids);
   }
   const std::string speculation = end != nullptr ? speculate_metrics_of(choice) : "";
@@ -315,7 +342,7 @@ void GenerationJob::send_frame(Choice& choice, const ChoiceEnd* end) {
                           .token_ids = ids,
                           .speculate_metrics = speculation,
                           .end = end};
-  const std::string usage_so_far = request_.continuous_usage_stats ? usage_json(usage()) : "";
+  const std::string usage_so_far = form_.continuous_usage_stats ? usage_json(usage()) : "";
   choice.begun = true;
   write(stream_frame(head_, chunk, usage_so_far));
   choice.delta = {};
@@ -325,7 +352,7 @@ void GenerationJob::send_frame(Choice& choice, const ChoiceEnd* end) {
 
 void GenerationJob::begin_stream() {
   streaming_ = true;
-  HttpHeaders headers = origin_.headers;
+  HttpHeaders headers = std::move(origin_.headers);
   headers.emplace_back("Cache-Control", "no-cache");
   headers.emplace_back("X-Accel-Buffering", "no");
   context_.telemetry->metrics().stream_opened();
@@ -377,18 +404,18 @@ void GenerationJob::resume() {
 
 UsageTotals GenerationJob::usage() const {
   UsageTotals out;
-  out.prompt_tokens = prepared_.num_prompt_tokens();
+  out.prompt_tokens = form_.num_prompt_tokens;
   if (context_.num_speculative_tokens > 0) out.accepted_drafts = out.rejected_drafts = 0;
   for (const auto& choice : choices_) {
     out.completion_tokens += choice->num_tokens;
     out.reasoning_tokens += choice->num_reasoning;
-    if (context_.num_speculative_tokens > 0) {
-      const int64_t accepted = choice->speculation.num_accepted();
+    if (choice->speculation) {
+      const int64_t accepted = choice->speculation->num_accepted();
       out.accepted_drafts += accepted;
-      out.rejected_drafts += choice->speculation.num_proposed() - accepted;
+      out.rejected_drafts += choice->speculation->num_proposed() - accepted;
     }
     // Choices of one prompt share its prefix: the first tells what the prompt found.
-    if (choice->index % static_cast<size_t>(request_.n) == 0) out.cached_tokens += choice->cached;
+    if (choice->index % static_cast<size_t>(form_.n) == 0) out.cached_tokens += choice->cached;
   }
   return out;
 }
@@ -405,8 +432,8 @@ void GenerationJob::answered(int status) {
 
 void GenerationJob::finish() {
   if (answered_) return;
-  if (request_.stream) {
-    if (request_.include_usage) exchange_->write(usage_frame(head_, usage_json(usage())));
+  if (form_.stream) {
+    if (form_.include_usage) exchange_->write(usage_frame(head_, usage_json(usage())));
     exchange_->write(std::string(kDoneFrame));
     exchange_->end_stream();
     answered(200);
@@ -414,12 +441,10 @@ void GenerationJob::finish() {
   }
   std::vector<WholeChoice> whole;
   for (const auto& choice : choices_) {
-    const std::vector<int32_t>& prompt =
-        prepared_.prompts[choice->index / static_cast<size_t>(request_.n)];
     WholeChoice out;
     out.index = static_cast<int64_t>(choice->index);
     out.text = head_.is_chat ? std::move(choice->delta.content) : std::move(choice->text);
-    if (choice->thought && request_.include_reasoning) out.reasoning = choice->delta.reasoning;
+    if (choice->thought && form_.include_reasoning) out.reasoning = choice->delta.reasoning;
     for (ToolCallDelta& piece : choice->delta.tool_calls) {
       if (static_cast<size_t>(piece.index) >= out.tool_calls.size()) out.tool_calls.emplace_back();
       ToolCall& call = out.tool_calls[static_cast<size_t>(piece.index)];
@@ -428,11 +453,11 @@ void GenerationJob::finish() {
       call.arguments += piece.arguments;
     }
     out.logprobs = take_logprobs(*choice);
-    if (prompt_logprobs_wanted()) {
-      out.prompt_logprobs = logprobs_.prompt_logprobs(prompt, choice->prompt_logprobs);
+    if (form_.prompt_logprobs) {
+      out.prompt_logprobs = logprobs_.prompt_logprobs(prompt_of(*choice), choice->prompt_logprobs);
     }
-    if (request_.return_token_ids) {
-      out.prompt_token_ids = json_ids(prompt);
+    if (form_.return_token_ids) {
+      out.prompt_token_ids = json_ids(prompt_of(*choice));
       out.token_ids = json_ids(choice->token_ids);
     }
     out.speculate_metrics = speculate_metrics_of(*choice);

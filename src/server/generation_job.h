@@ -31,6 +31,23 @@ struct JobContext {
   std::function<void(std::string_view route, int status)> on_answer;
 };
 
+/// What of a request is needed to the end of its answer; the rest (the conversation, the prompts,
+/// the parameters of sampling) is not kept while the answer streams.
+struct AnswerForm {
+  /// Takes what it needs out of both.
+  static AnswerForm take(GenerationRequest& request, PreparedRequest& prepared);
+
+  int64_t n = 1;
+  int64_t num_prompt_tokens = 0;
+  bool stream = false, include_usage = false, continuous_usage_stats = false;
+  bool include_reasoning = true, return_token_ids = false, return_tokens_as_token_ids = false;
+  bool echo = false, echo_only = false, logprobs = false, prompt_logprobs = false;
+  std::vector<std::string> stop;
+  std::vector<int32_t> stop_token_ids;
+  std::vector<std::vector<int32_t>> prompts;  ///< where the answer tells them; else empty
+  std::vector<std::string> prompt_texts;      ///< of echo; else empty
+};
+
 /// Who asks, for the answer's headers, logs and traces.
 struct JobOrigin {
   std::string_view route;  ///< the pattern of the route table
@@ -43,15 +60,14 @@ struct JobOrigin {
 /// Lives on the I/O thread; the engine's events and the client keep it alive.
 class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
  public:
-  GenerationJob(const JobContext& context, std::shared_ptr<HttpExchange> exchange,
-                GenerationRequest request, PreparedRequest prepared, ResponseHead head,
-                JobOrigin origin);
+  GenerationJob(const JobContext& context, std::shared_ptr<HttpExchange> exchange, AnswerForm form,
+                ResponseHead head, JobOrigin origin);
   ~GenerationJob();
   GenerationJob(const GenerationJob&) = delete;
   GenerationJob& operator=(const GenerationJob&) = delete;
 
   /// Submits every sequence, or answers with the error.
-  void start();
+  void start(PreparedRequest prepared);
   void on_event(size_t sequence, TokenEvent event);
   /// The client has gone: ends what is running.
   void on_gone();
@@ -81,16 +97,15 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   void pause();
   void pause_engine();
   void resume();
-  bool prompt_logprobs_wanted() const;
+  const std::vector<int32_t>& prompt_of(const Choice& choice) const;
   UsageTotals usage() const;
   ChoiceEnd end_of(const Choice& choice, const TokenEvent::End& end) const;
 
   const JobContext& context_;
   std::shared_ptr<HttpExchange> exchange_;
-  const GenerationRequest request_;
-  PreparedRequest prepared_;
+  const AnswerForm form_;
   const ResponseHead head_;
-  const JobOrigin origin_;
+  JobOrigin origin_;  // its headers go out with the answer
   const LogprobWriter logprobs_;
   const Clock::time_point arrived_ = Clock::now();
   std::vector<std::unique_ptr<Choice>> choices_;

@@ -476,10 +476,10 @@ void Service::begin(const std::shared_ptr<Call>& call, Outcome& outcome, const c
   }
   num_open_.fetch_add(1, std::memory_order_relaxed);
   const auto job = std::make_shared<GenerationJob>(
-      context_, call->exchange, std::move(outcome.request), std::move(outcome.prepared),
+      context_, call->exchange, AnswerForm::take(outcome.request, outcome.prepared),
       std::move(head), std::move(origin));
   call->exchange->drop_request();
-  job->start();
+  job->start(std::move(outcome.prepared));
 }
 
 void Service::transform(const std::shared_ptr<Call>& call, Transform transform) {

@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <queue>
 
+#include "base/check.h"
 #include "text/unicode.h"
 
 namespace weft::text {
@@ -80,14 +82,6 @@ bool Vocab::add(std::string_view token, int32_t id) {
   return true;
 }
 
-/// One line of the cache: a short word and its ids.
-struct alignas(64) BpeScratch::CachedWord {
-  static constexpr size_t kBytes = 22, kIds = 10;
-  uint8_t length = 0, count = 0;
-  char bytes[kBytes];
-  int32_t ids[kIds];
-};
-
 /// State of one long word: a linked list of symbols and, for each rank that occurs, the positions
 /// of its pairs. New positions mostly come in ascending order; the others go to a small heap.
 struct BpeScratch::Long {
@@ -159,9 +153,16 @@ struct BpeScratch::Long {
 };
 
 BpeScratch::BpeScratch(size_t text_bytes) {
-  size_t entries = 64;
+  size_t entries = kFewWords;
   while (entries < (1u << 14) && entries * 16 < text_bytes) entries *= 2;
-  cache_ = std::make_unique<CachedWord[]>(entries);
+  if (entries == kFewWords) return;
+  constexpr size_t kLine = sizeof(CachedWord);
+  size_t space = (entries + 1) * kLine;
+  many_ = std::make_unique_for_overwrite<std::byte[]>(space);
+  void* begin = many_.get();
+  CHECK(std::align(kLine, entries * kLine, begin, space) != nullptr);
+  cache_ = static_cast<CachedWord*>(begin);
+  std::uninitialized_value_construct_n(cache_, entries);
   cache_mask_ = entries - 1;
 }
 BpeScratch::~BpeScratch() = default;

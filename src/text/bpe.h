@@ -1,5 +1,7 @@
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -100,10 +102,22 @@ class BpeScratch {
 
  private:
   friend class Bpe;
-  struct CachedWord;
+  /// One line of the cache: a short word and its ids.
+  struct CachedWord {
+    static constexpr size_t kBytes = 22, kIds = 10;
+    uint8_t length = 0, count = 0;
+    char bytes[kBytes];
+    int32_t ids[kIds];
+  };
+  static_assert(sizeof(CachedWord) == 64);
   struct Long;
-  std::unique_ptr<CachedWord[]> cache_;
-  size_t cache_mask_ = 0;
+  // What a call takes and gives back leaves a hole in the heap: few words need none of it, and
+  // memory of a larger alignment is not asked for (glibc finds no freed piece for it).
+  static constexpr size_t kFewWords = 64;
+  alignas(64) std::array<CachedWord, kFewWords> few_;
+  std::unique_ptr<std::byte[]> many_;
+  CachedWord* cache_ = few_.data();
+  size_t cache_mask_ = kFewWords - 1;
   std::vector<int32_t> symbols_;
   std::unique_ptr<Long> long_;
 };

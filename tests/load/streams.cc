@@ -271,7 +271,7 @@ void run_streams(const Settings& settings, Report& report) {
                                   {"cpu_seconds_to_open", cpu_begin - cpu_before}});
   report.check_equal(streams.broken(), 0, "streams dropped");
   report.check_at_most(alone.p99, settings.full ? 50 : 200, "p99 lateness of a frame, ms");
-  report.check_at_most(per_stream, 16, "resident KiB a stream");
+  report.check_at_most(per_stream, settings.full ? 16 : 10, "resident KiB a stream");
 
   const std::string body = R"({"prompt": "For nobody", "stream": true, "ignore_eos": true,
     "stream_options": {"include_usage": true, "continuous_usage_stats": true},
