@@ -64,7 +64,7 @@ TEST(ImageReader, ErrorsAreFixedTextsBehindTheField) {
     return reader.read({"messages[0].content[1]", uri}).error().message;
   };
   EXPECT_EQ(error("data:image/png;base64,AAAA"),
-            "messages[0].content[1]: the image is not a PNG, JPEG or WebP file");
+            "messages[0].content[1]: the image is not a PNG, JPEG, WebP or GIF file");
   EXPECT_EQ(error("data:image/png;base64,?"),
             "messages[0].content[1]: the base64 of the data: URI is not valid");
   for (const char* uri : {"http://127.0.0.1/", "HTTPS://example.com/a.png"}) {

@@ -30,6 +30,13 @@ constexpr char kMoving[] =
     "AAAAAAAABwAABwAA+gAAAFZQOEwRAAAALwfAAQAHUK1qVav/gYjofwAAQU5NRioAAAAAAAAAAAAHAAAHAAD6AAAA"
     "VlA4TBEAAAAvB8ABAAdQ5B70oP+BiOh/AAA=";
 
+// The same as a GIF.
+constexpr char kMovingGif[] =
+    "R0lGODlhCAAIAIEAAAoAAAEBAQAAAAAAACH5BAAZAAAALAAAAAAIAAgAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAA"
+    "LAAAAAAIAAgAgcgAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgQAAAAEBAQAAAAAA"
+    "AAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgVoAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQACH5"
+    "BAAZAAAALAAAAAAIAAgAgQcAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQADs=";
+
 std::string uri(const std::string& frames) {
   return "data:video/jpeg;base64," + frames;
 }
@@ -125,11 +132,11 @@ TEST(ReadVideo, ErrorsNameTheFrame) {
   EXPECT_EQ(error({uri(kDark), uri(kWide)}),
             "f.frames[1]: the frames of a video must have one size");
   EXPECT_EQ(error({uri(kDark), uri("AAAA")}),
-            "f.frames[1]: the image is not a PNG, JPEG or WebP file");
+            "f.frames[1]: the image is not a PNG, JPEG, WebP or GIF file");
   EXPECT_THAT(error({"data:video/mp4;base64,AAAAIGZ0eXA="}),
-              HasSubstr("f: the video is no list of PNG, JPEG or WebP frames"));
+              HasSubstr("f: the video is no list of pictures"));
   EXPECT_EQ(error({uri(std::string(kDark) + ",")}),
-            "f.frames[1]: the image is not a PNG, JPEG or WebP file");
+            "f.frames[1]: the image is not a PNG, JPEG, WebP or GIF file");
   EXPECT_EQ(error({"http://127.0.0.1/a.png"}),
             "f: this server fetches no URLs; send the image as a data: URI");
   EXPECT_THAT(error({"file:///etc/passwd"}), HasSubstr("must be a data: URI with base64"));
@@ -143,8 +150,11 @@ TEST(ReadVideo, ErrorsNameTheFrame) {
             "f.frames[0]: the video has too many pixels");
 }
 
-TEST(ReadVideo, AnAnimationIsSampledInTime) {
-  const std::string file = std::string("data:video/webp;base64,") + kMoving;
+class Animations : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Formats, Animations, testing::Values(kMoving, kMovingGif));
+
+TEST_P(Animations, AreSampledInTime) {
+  const std::string file = std::string("data:video/webp;base64,") + GetParam();
   // 5 frames at 4 a second, of which 2 a second but at least 4 are taken: 0, 1, 3, 4.
   const PromptVideo timed = ImageReader(config(true)).read_video(source({file})).value();
   ASSERT_EQ(timed.groups.size(), 2u);
@@ -167,9 +177,9 @@ TEST(ReadVideo, AnAnimationIsSampledInTime) {
             "f: the video has too many pixels");
 }
 
-TEST(ReadVideo, EveryTruncationOfAnAnimationIsRefusedOrDecoded) {
+TEST_P(Animations, EveryTruncationIsRefusedOrDecoded) {
   const ImageReader reader(config(true));
-  const std::string whole = kMoving;
+  const std::string whole = GetParam();
   for (size_t size = 0; size < whole.size(); size += 4) {
     const auto video = reader.read_video(source({uri(whole.substr(0, size))}));
     if (video) {

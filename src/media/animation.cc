@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "media/decoders.h"
+#include "media/gif.h"
 #include "media/image_errors.h"
 
 namespace weft {
@@ -28,6 +29,7 @@ struct DeleteDecoder {
 Result<std::optional<Animation>> find_animation(std::span<const uint8_t> file,
                                                 const ImageLimits& limits) {
   if (static_cast<int64_t>(file.size()) > limits.max_bytes) return image_error::too_many_bytes();
+  if (is_gif(file)) return find_gif_animation(file, limits);
   WebPBitstreamFeatures features;
   if (WebPGetFeatures(file.data(), file.size(), &features) != VP8_STATUS_OK ||
       !features.has_animation) {
@@ -55,6 +57,7 @@ Result<std::optional<Animation>> find_animation(std::span<const uint8_t> file,
 Result<void> decode_animation(std::span<const uint8_t> file, std::span<const int64_t> wanted,
                               const ImageLimits& limits,
                               const std::function<Result<void>(Image)>& take) {
+  if (is_gif(file)) return decode_gif_animation(file, wanted, limits, take);
   WebPAnimDecoderOptions options;
   if (!WebPAnimDecoderOptionsInit(&options)) return image_error::damaged();
   options.color_mode = MODE_RGBA;

@@ -14,7 +14,8 @@ struct Animation {
   double seconds = 0;  ///< of all frames
 };
 
-/// What an animated WebP file holds, before a frame is decoded; none: the file is no animation.
+/// What an animated WebP or GIF file holds, before a frame is decoded; none: the file is no
+/// animation.
 Result<std::optional<Animation>> find_animation(std::span<const uint8_t> file,
                                                 const ImageLimits& limits);
 

@@ -21,8 +21,26 @@ constexpr std::array<uint8_t, 256> kDigits = [] {
   return out;
 }();
 
-bool is_break(char c) {
-  return c == '\n' || c == '\r';
+/// What the base64 of a data: URI may be broken by.
+bool is_space(char c) {
+  return c == ' ' || (c >= '\t' && c <= '\r');
+}
+
+uint8_t hex_digit(char c) {
+  if (c >= '0' && c <= '9') return static_cast<uint8_t>(c - '0');
+  if (c >= 'a' && c <= 'f') return static_cast<uint8_t>(c - 'a' + 10);
+  if (c >= 'A' && c <= 'F') return static_cast<uint8_t>(c - 'A' + 10);
+  return kNone;
+}
+
+/// The character at `at`, which moves on; "%2B" is '+'.
+char next_char(std::string_view text, size_t& at) {
+  const char c = text[at++];
+  if (c != '%' || text.size() - at < 2) return c;
+  const uint8_t high = hex_digit(text[at]), low = hex_digit(text[at + 1]);
+  if (high == kNone || low == kNone) return c;
+  at += 2;
+  return static_cast<char>(high << 4 | low);
 }
 
 bool equal_ignoring_case(std::string_view a, std::string_view lower) {
@@ -54,15 +72,17 @@ Result<std::vector<uint8_t>> decode_data_uri(std::string_view uri, int64_t max_b
     return bad_uri();
   }
   const std::string_view text = uri.substr(comma + 1);
-  if (static_cast<int64_t>(text.size() / 4 * 3) > max_bytes + max_bytes / 16) {
+  // With line breaks and some escapes; the bytes themselves are counted below.
+  if (static_cast<int64_t>(text.size() / 4 * 3) > max_bytes + max_bytes / 8) {
     return image_error::too_many_bytes();
   }
   std::vector<uint8_t> out;
   out.reserve(text.size() / 4 * 3 + 3);
   uint32_t bits = 0;
   size_t digits = 0, padding = 0;
-  for (const char c : text) {
-    if (is_break(c)) continue;
+  for (size_t at = 0; at < text.size();) {
+    const char c = next_char(text, at);
+    if (is_space(c)) continue;
     if (c == '=') {
       ++padding;
       continue;

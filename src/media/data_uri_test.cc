@@ -24,12 +24,15 @@ TEST(DataUri, DecodesBase64WithAndWithoutPadding) {
   EXPECT_EQ(decode("data:image/png;base64,TWFuTQ"), "ManM");
   EXPECT_EQ(decode("data:;base64,TWE"), "Ma");
   EXPECT_EQ(decode("DATA:image/png;charset=x;BASE64,TW\r\nFu"), "Man");
+  EXPECT_EQ(decode("data:;base64, T W\tFu\n"), "Man");
+  EXPECT_EQ(decode("data:;base64,%54Q%3D%3d%0A"), "M");
+  EXPECT_EQ(decode("data:;base64,%2B%2f++"), decode("data:;base64,+/++"));
 }
 
 TEST(DataUri, RefusesWhatIsNoBase64) {
   const std::string bad = "error: the base64 of the data: URI is not valid";
-  for (const char* rest : {"T", "TWFuT", "TQ=", "TWE==", "TWFu=", "TWF=u", "=", "T-_u", "TW Fu",
-                           "TWFu,", "%54Q==", "TQ==TQ=="}) {
+  for (const char* rest : {"T", "TWFuT", "TQ=", "TWE==", "TWFu=", "TWF=u", "=", "T-_u", "TWFu%",
+                           "TWFu,", "%4", "%zzTQ==", "%00TQ==", "%25TQ=", "TQ==TQ=="}) {
     EXPECT_EQ(decode(std::string("data:image/png;base64,") + rest), bad) << rest;
   }
 }

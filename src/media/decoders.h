@@ -13,7 +13,7 @@ Result<Image> decode_webp(std::span<const uint8_t> file, const ImageLimits& limi
 /// An empty image of this size; an Error when it breaks the limits or memory is short.
 Result<Image> allocate_image(int64_t width, int64_t height, const ImageLimits& limits);
 
-// The EXIF block (a TIFF structure) of a file; empty: none.
+// The EXIF block (a TIFF structure, perhaps behind "Exif\0\0") of a file; empty: none.
 std::span<const uint8_t> find_png_exif(std::span<const uint8_t> file);
 std::span<const uint8_t> find_jpeg_exif(std::span<const uint8_t> file);
 std::span<const uint8_t> find_webp_exif(std::span<const uint8_t> file);

@@ -28,6 +28,20 @@ uint32_t number(Bytes bytes, size_t at, size_t size, bool big_endian) {
   return value;
 }
 
+/// The first value of a directory's entry as an orientation; 1: it is none.
+int first_value(Bytes exif, size_t entry, bool big) {
+  const uint32_t type = number(exif, entry + 2, 2, big);
+  const uint32_t count = number(exif, entry + 4, 4, big);
+  // Short and long, signed or not; Pillow takes single bytes for text.
+  const size_t size = type == 3 || type == 8 ? 2 : type == 4 || type == 9 ? 4 : 0;
+  if (size == 0 || count == 0) return 1;
+  // Values that fill more than four bytes stand elsewhere.
+  const size_t at = size * count > 4 ? number(exif, entry + 8, 4, big) : entry + 8;
+  if (at > exif.size() || size * count > exif.size() - at) return 1;
+  const uint32_t value = number(exif, at, size, big);
+  return value >= 1 && value <= 8 ? static_cast<int>(value) : 1;
+}
+
 }  // namespace
 
 Bytes find_png_exif(Bytes file) {
@@ -56,7 +70,7 @@ Bytes find_jpeg_exif(Bytes file) {
     const size_t length = number(file, at + 2, 2, true);
     if (length < 2 || length > file.size() - at - 2) return {};
     const Bytes data = file.subspan(at + 4, length - 2);
-    if (marker == 0xE1 && begins_with(data, kExifPrefix)) return data.subspan(kExifPrefix.size());
+    if (marker == 0xE1 && begins_with(data, kExifPrefix)) return data;
     at += length + 2;
   }
   return {};
@@ -68,9 +82,7 @@ Bytes find_webp_exif(Bytes file) {
     const size_t length = number(file, at + 4, 4, false);
     if (length > file.size() - at - 8) return {};
     const Bytes data = file.subspan(at + 8, length);
-    if (begins_with(file.subspan(at), "EXIF")) {
-      return begins_with(data, kExifPrefix) ? data.subspan(kExifPrefix.size()) : data;
-    }
+    if (begins_with(file.subspan(at), "EXIF")) return data;
     at += 8 + length + length % 2;
   }
   return {};
@@ -78,6 +90,7 @@ Bytes find_webp_exif(Bytes file) {
 
 int exif_orientation(Bytes exif) {
   constexpr uint32_t kOrientation = 0x0112;
+  while (begins_with(exif, kExifPrefix)) exif = exif.subspan(kExifPrefix.size());
   if (exif.size() < 8) return 1;
   const bool big = begins_with(exif, "MM");
   if (!big && !begins_with(exif, "II")) return 1;
@@ -89,11 +102,7 @@ int exif_orientation(Bytes exif) {
     const size_t entry = directory + 2 + 12 * i;
     if (entry + 12 > exif.size()) return 1;
     if (number(exif, entry, 2, big) != kOrientation) continue;
-    const uint32_t type = number(exif, entry + 2, 2, big);
-    if (number(exif, entry + 4, 4, big) != 1) return 1;
-    const size_t size = type == 1 ? 1 : type == 3 ? 2 : type == 4 ? 4 : 0;  // byte, short, long
-    const uint32_t value = size == 0 ? 1 : number(exif, entry + 8, size, big);
-    return value >= 1 && value <= 8 ? static_cast<int>(value) : 1;
+    return first_value(exif, entry, big);
   }
   return 1;
 }

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "media/decoders.h"
+#include "media/gif.h"
 #include "media/image_errors.h"
 
 namespace weft {
@@ -35,6 +36,7 @@ Result<Decoded> decode(std::span<const uint8_t> file, const ImageLimits& limits)
   if (has_at(file, 0, kRiff) && has_at(file, 8, kWebp)) {
     return Decoded{TRY(decode_webp(file, limits)), exif_orientation(find_webp_exif(file))};
   }
+  if (is_gif(file)) return Decoded{TRY(decode_gif(file, limits))};
   return image_error::not_an_image();
 }
 

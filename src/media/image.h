@@ -21,10 +21,11 @@ struct ImageLimits {
   int max_side = 32767;                    ///< width, height
 };
 
-/// The pixels of a PNG, JPEG or WebP file as Pillow's open(), exif_transpose() and convert("RGB")
-/// give them: turned as the EXIF orientation says, alpha dropped, 16-bit samples cut to their high
-/// byte, CMYK taken as Adobe writes it; of an animation the first frame. The format is known by the
-/// content alone. Errors are fixed texts (image_errors.h): nothing of the file is in them.
+/// The pixels of a PNG, JPEG, WebP or GIF file as Pillow's open(), exif_transpose() and
+/// convert("RGB") give them: turned as the EXIF orientation says, alpha dropped, 16-bit samples cut
+/// to their high byte, CMYK taken as Adobe writes it; of an animation the first frame. The format
+/// is known by the content alone. Errors are fixed texts (image_errors.h): nothing of the file is
+/// in them.
 Result<Image> decode_image(std::span<const uint8_t> file, const ImageLimits& limits);
 
 /// `image` turned by an EXIF orientation, 1 .. 8 (1: as it is).

@@ -5,12 +5,13 @@
 namespace weft::image_error {
 
 inline Error not_an_image() {
-  return invalid_argument("the image is not a PNG, JPEG or WebP file");
+  return invalid_argument("the image is not a PNG, JPEG, WebP or GIF file");
 }
 inline Error not_a_video() {
   return invalid_argument(
-      "the video is no list of PNG, JPEG or WebP frames (\"data:video/jpeg;base64,FRAME,FRAME\") "
-      "nor an animated WebP; video files can't be decoded");
+      "the video is no list of pictures (\"data:video/jpeg;base64,FRAME,FRAME\") nor an animated "
+      "WebP "
+      "or GIF; video files can't be decoded");
 }
 inline Error too_many_bytes() {
   return invalid_argument("the image file is too large");

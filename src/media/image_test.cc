@@ -45,6 +45,47 @@ Bytes webp_of(const Image& image) {
   return out;
 }
 
+/// A GIF of at most 256 pixels, each of a color of its own, whose codes are cleared before they
+/// grow.
+Bytes gif_of(const Image& image) {
+  const size_t pixels = image.rgb.size() / 3;
+  Bytes out = {'G', 'I', 'F', '8', '9', 'a'};
+  const auto number = [&](int value) {
+    out.push_back(static_cast<uint8_t>(value));
+    out.push_back(static_cast<uint8_t>(value >> 8));
+  };
+  number(image.width);
+  number(image.height);
+  out.insert(out.end(), {0xF7, 0, 0});
+  out.insert(out.end(), image.rgb.begin(), image.rgb.end());
+  out.resize(13 + 768);
+  out.insert(out.end(), {0x2C, 0, 0, 0, 0});
+  number(image.width);
+  number(image.height);
+  out.insert(out.end(), {0, 8});
+  Bytes codes;
+  uint64_t bits = 0;
+  int held = 0;
+  const auto put = [&](uint32_t code) {
+    bits |= uint64_t{code} << held;
+    for (held += 9; held >= 8; held -= 8, bits >>= 8) codes.push_back(static_cast<uint8_t>(bits));
+  };
+  for (size_t i = 0; i < pixels; ++i) {
+    if (i % 200 == 0) put(256);
+    put(static_cast<uint32_t>(i));
+  }
+  put(257);
+  codes.push_back(static_cast<uint8_t>(bits));
+  for (size_t at = 0; at < codes.size(); at += 255) {
+    const size_t count = std::min<size_t>(codes.size() - at, 255);
+    out.push_back(static_cast<uint8_t>(count));
+    out.insert(out.end(), codes.begin() + static_cast<int64_t>(at),
+               codes.begin() + static_cast<int64_t>(at + count));
+  }
+  out.insert(out.end(), {0, 0x3B});
+  return out;
+}
+
 Bytes jpeg_of(const Image& image, bool progressive) {
   jpeg_compress_struct jpeg = {};
   jpeg_error_mgr errors = {};
@@ -127,7 +168,7 @@ constexpr const char* kDamaged = "the image is damaged or cut off";
 TEST(DecodeImage, LosslessFormatsGiveTheirPixels) {
   for (const auto& [width, height] : {std::pair{1, 1}, {1, 9}, {17, 5}}) {
     const Image image = sample(width, height);
-    for (const Bytes& file : {png_of(image), webp_of(image)}) {
+    for (const Bytes& file : {png_of(image), webp_of(image), gif_of(image)}) {
       const Image got = decode_image(file, {}).value();
       EXPECT_EQ(got.width, width);
       EXPECT_EQ(got.height, height);
@@ -140,13 +181,13 @@ TEST(DecodeImage, LosslessFormatsGiveTheirPixels) {
 
 TEST(DecodeImage, EveryTruncationIsRefusedOrDecoded) {
   const Image image = sample(23, 11);
-  for (const Bytes& file :
-       {png_of(image), webp_of(image), jpeg_of(image, false), jpeg_of(image, true)}) {
+  for (const Bytes& file : {png_of(image), webp_of(image), gif_of(image), jpeg_of(image, false),
+                            jpeg_of(image, true)}) {
     int refused = 0;
     for (size_t size = 0; size < file.size(); ++size) {
       const std::string error = error_of({file.begin(), file.begin() + static_cast<int64_t>(size)});
       EXPECT_TRUE(error.empty() || error == kDamaged ||
-                  error == "the image is not a PNG, JPEG or WebP file")
+                  error == "the image is not a PNG, JPEG, WebP or GIF file")
           << error;
       refused += !error.empty();
     }
@@ -156,7 +197,8 @@ TEST(DecodeImage, EveryTruncationIsRefusedOrDecoded) {
 
 TEST(DecodeImage, EveryChangedByteIsRefusedOrDecoded) {
   const Image image = sample(19, 13);
-  for (Bytes file : {png_of(image), webp_of(image), jpeg_of(image, false), jpeg_of(image, true)}) {
+  for (Bytes file : {png_of(image), webp_of(image), gif_of(image), jpeg_of(image, false),
+                     jpeg_of(image, true)}) {
     for (size_t i = 0; i < file.size(); ++i) {
       for (const uint8_t mask : {0x01, 0x80, 0xFF}) {
         file[i] ^= mask;
@@ -178,7 +220,7 @@ TEST(DecodeImage, LimitsComeBeforePixels) {
   EXPECT_EQ(error_of(png_header(0, 5)), kDamaged);
   EXPECT_EQ(error_of(png_header(5, 5)), kDamaged);
   const Image image = sample(20, 10);
-  for (const Bytes& file : {png_of(image), webp_of(image), jpeg_of(image, true)}) {
+  for (const Bytes& file : {png_of(image), webp_of(image), gif_of(image), jpeg_of(image, true)}) {
     EXPECT_EQ(error_of(file, {.max_pixels = 200}), "");
     EXPECT_EQ(error_of(file, {.max_pixels = 199}), too_many);
     EXPECT_EQ(error_of(file, {.max_side = 19}), too_many);
@@ -187,9 +229,9 @@ TEST(DecodeImage, LimitsComeBeforePixels) {
 }
 
 TEST(DecodeImage, KnowsTheFormatByTheContent) {
-  for (const Bytes& file : {Bytes{}, Bytes{'G', 'I', 'F', '8', '9', 'a'}, Bytes{'B', 'M'},
+  for (const Bytes& file : {Bytes{}, Bytes{'G', 'I', 'F', '8', '8', 'a'}, Bytes{'B', 'M'},
                             Bytes{'R', 'I', 'F', 'F', 0, 0, 0, 0, 'W', 'A', 'V', 'E'}}) {
-    EXPECT_EQ(error_of(file), "the image is not a PNG, JPEG or WebP file");
+    EXPECT_EQ(error_of(file), "the image is not a PNG, JPEG, WebP or GIF file");
   }
 }
 
@@ -219,6 +261,16 @@ TEST(DecodeImage, TooManyScansAreRefused) {
   }
   many.insert(many.end(), file.end() - 2, file.end());
   EXPECT_EQ(error_of(many), kDamaged);
+}
+
+/// A screen of a few pixels whose frame claims to have four thousand million.
+TEST(DecodeImage, AGifsFrameIsMeasuredBeforeItIsUnpacked) {
+  Bytes file = gif_of(sample(2, 2));
+  const size_t frame = 13 + 768 + 5;
+  for (size_t i = 0; i < 4; ++i) file[frame + i] = 0xFF;
+  EXPECT_EQ(error_of(file), "the image has too many pixels");
+  EXPECT_EQ(error_of({file.begin(), file.begin() + 13}), kDamaged);
+  EXPECT_EQ(error_of({file.begin(), file.begin() + 13 + 768}), kDamaged) << "no frame";
 }
 
 TEST(DecodeImage, TurnsAsExifSays) {

@@ -44,13 +44,29 @@ void read_header(Reader& reader) {
   png_read_info(reader.png, reader.info);
 }
 
+/// Samples beyond a short palette are greys, as in Pillow.
+void fill_palette(Reader& reader) {
+  png_colorp given = nullptr;
+  int count = 0;
+  if (png_get_PLTE(reader.png, reader.info, &given, &count) == 0) return;
+  png_color all[256];
+  for (int i = 0; i < 256; ++i) {
+    const auto grey = static_cast<png_byte>(i);
+    all[i] = i < count ? given[i] : png_color{grey, grey, grey};
+  }
+  png_set_PLTE(reader.png, reader.info, all, 1 << png_get_bit_depth(reader.png, reader.info));
+}
+
 /// Whatever it holds becomes 8-bit RGB.
 void choose_output(Reader& reader) {
   png_structp png = reader.png;
   const int depth = png_get_bit_depth(png, reader.info);
   const int type = png_get_color_type(png, reader.info);
   if (depth == 16) png_set_strip_16(png);
-  if (type == PNG_COLOR_TYPE_PALETTE) png_set_palette_to_rgb(png);
+  if (type == PNG_COLOR_TYPE_PALETTE) {
+    fill_palette(reader);
+    png_set_palette_to_rgb(png);
+  }
   if (type == PNG_COLOR_TYPE_GRAY && depth < 8) png_set_expand_gray_1_2_4_to_8(png);
   if ((type & PNG_COLOR_MASK_COLOR) == 0) png_set_gray_to_rgb(png);
   png_set_strip_alpha(png);

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/check.h"
+#include "media/animation.h"
 #include "media/image.h"
 #include "media/processing.h"
 #include "media/video.h"
@@ -30,6 +31,21 @@ void check_video(uint8_t width, uint8_t count, const weft::ImageProcessing& fram
   CHECK(std::is_sorted(times.begin(), times.end()));
 }
 
+/// The frames of an animation, some of them, are as large as it says.
+void check_animation(std::span<const uint8_t> file, const weft::ImageLimits& limits) {
+  const auto animation = weft::find_animation(file, limits);
+  if (!animation || !animation->has_value()) return;
+  const weft::Animation& found = **animation;
+  CHECK(found.num_frames > 0 && found.seconds > 0);
+  const int64_t last = std::min<int64_t>(found.num_frames, 20) - 1;
+  const int64_t wanted[] = {0, last / 2, last, last};
+  const auto done = weft::decode_animation(file, wanted, limits, [&](const weft::Image& frame) {
+    CHECK(frame.width == found.width && frame.height == found.height);
+    return weft::Result<void>();
+  });
+  if (!done) CHECK(!done.error().message.empty());
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -42,6 +58,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   processing.max_pixels = 1 << 14;
   processing.resampling = weft::Resampling(data[1] % 4);
   check_video(data[0], data[1], processing);
+  check_animation(std::span(data, size).subspan(2), kLimits);
   const auto image = weft::decode_image(std::span(data, size).subspan(2), kLimits);
   if (!image) return 0;
   CHECK(image->width <= kLimits.max_side && image->height <= kLimits.max_side);

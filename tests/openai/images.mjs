@@ -104,7 +104,7 @@ export const imageTests = [
     await send(part(uri(file(model, 'picture_color-0-0'))), video(white), list(yellow, yellow, yellow));
     await refused(send(video(white, white), video(white), video(white), video(white), video(white)),
       /5 videos; allowed: at most 4/);
-    await refused(send(video(white, 'AAAA')), /messages\[0\]\.content\[0\]\.frames\[1\]: .*not a PNG, JPEG or WebP/);
+    await refused(send(video(white, 'AAAA')), /messages\[0\]\.content\[0\]\.frames\[1\]: .*not a PNG, JPEG, WebP or GIF/);
     await refused(send({ type: 'video_url', video_url: { url: 'data:video/mp4;base64,AAAAIGZ0eXA=' } }),
       /video files can't be decoded/);
     await refused(send({ type: 'video_url', video_url: { url: `data:video/jpeg;base64${','.repeat(1_000_000)}` } }),
@@ -117,7 +117,7 @@ export const imageTests = [
     const png = file(model, 'picture_color-0-0');
     const at = /messages\[0\]\.content\[0\]/;
     const cases = [
-      [uri('GIF89a'), /not a PNG, JPEG or WebP/],
+      [uri('GIF88a'), /not a PNG, JPEG, WebP or GIF/],
       [uri(png.subarray(0, png.length / 2)), /damaged or cut off/],
       ['data:image/png;base64,????', /base64 of the data: URI is not valid/],
       [`data:image/png;base64${','.repeat(1_000_000)}`, /data: URI/],
