@@ -7,8 +7,12 @@
 namespace weft {
 namespace {
 
-constexpr int64_t kFirstPlain = 4, kTrial = 3;       // steps
+constexpr int64_t kFirstTrial = 4, kTrial = 3;  // steps
+constexpr int64_t kLongestTrial = 12;           // with steps that are not typical
+constexpr int64_t kFewSequences = 4;
 constexpr int64_t kPause = 64, kLongestPause = 256;  // steps
+constexpr double kTrialShare = 0.01;                 // of the time that trials may lose
+constexpr int64_t kLongestMakeUp = 4096;             // steps
 constexpr double kMemory = 1.0 / 32, kOwnMemory = 1.0 / 8;
 constexpr double kTrusted = 0.9;  // a rate, of at least so many drafts:
 constexpr int64_t kTrustedCount = 8;
@@ -37,6 +41,13 @@ double DraftPolicy::Last<N>::mean() const {
   return std::accumulate(values.begin(), values.begin() + n, 0.0) / static_cast<double>(n);
 }
 
+DraftPolicy::DraftPolicy() {
+  for (int64_t many = 2 * kFewSequences; many < int64_t{1} << batches_.size(); many *= 2) {
+    batch(many).drafting = false;
+    batch(many).until_trial = 16;
+  }
+}
+
 DraftPolicy::Batch& DraftPolicy::batch(int64_t sequences) {
   const auto index = static_cast<size_t>(std::bit_width(static_cast<uint64_t>(sequences)));
   return batches_[std::min(index, batches_.size() - 1)];
@@ -45,33 +56,80 @@ DraftPolicy::Batch& DraftPolicy::batch(int64_t sequences) {
 bool DraftPolicy::wants_drafts(int64_t sequences) {
   Batch& b = batch(sequences);
   if (b.trial_left == 0 && b.until_trial <= 0) {
-    b.trial_left = b.costs.count == 0 ? kFirstPlain : kTrial;
-    (b.trial_drafts() ? b.drafted : b.plain) = {};
+    b.trial_left = b.drafted_costs.count + b.none_costs.count == 0 ? kFirstTrial : kTrial;
+    b.most_left = kLongestTrial;
+    b.trial_seconds = b.trial_tokens = 0;
+    if (b.trial_drafts()) {
+      b.drafted = b.none = {};
+    } else {
+      b.plain = {};
+    }
   }
   return b.trial_left > 0 ? b.trial_drafts() : b.drafting;
 }
 
-void DraftPolicy::measured(int64_t sequences, bool drafted, int64_t tokens, double seconds) {
+void DraftPolicy::measured(int64_t sequences, const Measured& step) {
   Batch& b = batch(sequences);
-  (drafted ? b.drafted : b.plain).add(seconds);
-  if (drafted) b.gains.add(static_cast<double>(tokens) / static_cast<double>(sequences));
+  const double gain = static_cast<double>(step.tokens) / static_cast<double>(sequences);
+  const bool drafting = step.kind != StepKind::kPlain;
+  if (step.typical) {
+    (step.kind == StepKind::kPlain  ? b.plain
+     : step.kind == StepKind::kNone ? b.none
+                                    : b.drafted)
+        .add(step.seconds);
+  }
+  if (step.kind == StepKind::kDrafted) b.gains.add(gain);
+  if (drafting) b.found.add(step.kind == StepKind::kDrafted ? 1 : 0);
   if (b.trial_left == 0) {
     // Where nothing is found to draft there is nothing to try.
-    if (drafted == b.drafting) --b.until_trial;
+    if (drafting == b.drafting) --b.until_trial;
     return;
   }
-  if (drafted == b.trial_drafts() && --b.trial_left == 0) end_trial(b);
+  b.trial_seconds += step.seconds;
+  b.trial_tokens += gain;
+  if (drafting != b.trial_drafts()) return;
+  b.trial_left -= step.typical ? 1 : 0;
+  if (b.trial_left == 0 || --b.most_left == 0) {
+    b.trial_left = 0;
+    end_trial(b);
+  }
+}
+
+/// Seconds a token, with drafts wanted and without.
+bool DraftPolicy::Batch::pays() const {
+  const double share = found.count == 0 ? 0 : found.mean();
+  double seconds = 0, tokens = 0;
+  if (drafted_costs.count > 0 && gains.count > 0) {
+    seconds += share * drafted_costs.median();
+    tokens += share * gains.mean();
+  }
+  if (none_costs.count > 0 && share < 1) {
+    seconds += (1 - share) * none_costs.median();
+    tokens += 1 - share;
+  }
+  return tokens > 0 && tokens >= seconds;
+}
+
+/// So many of the other steps make what this trial lost a hundredth of the time.
+int64_t DraftPolicy::Batch::steps_to_make_up() const {
+  const double other = drafting ? drafted.median() / std::max(gains.mean(), 1.0) : plain.median();
+  if (!(other > 0)) return 0;
+  const double lost = (trial_seconds - trial_tokens * other) / other;  // in steps of a token
+  return static_cast<int64_t>(
+      std::clamp(lost / kTrialShare, 0.0, static_cast<double>(kLongestMakeUp)));
 }
 
 void DraftPolicy::end_trial(Batch& b) {
-  if (b.plain.count > 0 && b.drafted.count > 0) {
-    b.costs.add(b.drafted.median() / b.plain.median());
+  if (b.plain.count > 0) {
+    if (b.drafted.count > 0) b.drafted_costs.add(b.drafted.median() / b.plain.median());
+    if (b.none.count > 0) b.none_costs.add(b.none.median() / b.plain.median());
   }
-  const bool pays = b.costs.count > 0 && b.gains.count > 0 && b.gains.mean() >= b.costs.median();
+  const bool pays = b.pays();
   // What won again is doubted ever more seldom.
   b.pause = pays == b.drafting ? std::min(2 * b.pause, kLongestPause) : kPause;
+  const bool lost = pays == b.drafting;
   b.drafting = pays;
-  b.until_trial = b.pause;
+  b.until_trial = std::max(b.pause, lost ? b.steps_to_make_up() : 0);
 }
 
 void DraftEstimates::Rate::add(bool right) {

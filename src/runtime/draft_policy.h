@@ -7,15 +7,33 @@
 
 namespace weft {
 
-/// Whether drafts pay at a batch size: what a step with them costs of one without, both measured in
-/// steps beside each other, against the tokens that it gives. While they pay, a few steps go
-/// without now and then; while they don't, a few have them: the longer it stays so, the fewer.
+/// What a step was.
+enum class StepKind : uint8_t {
+  kPlain,   ///< nobody was to draft: on a GPU it overlaps with the step before
+  kNone,    ///< drafts were wanted and none were found, which took time: such a step can't overlap
+  kDrafted  ///< drafts were verified
+};
+
+/// Whether drafts pay at a batch size: what steps with them cost of a plain one, measured in steps
+/// beside each other, against the tokens that they give. While they pay, a few steps go without now
+/// and then; while they don't, a few have them: the longer it stays so, the fewer, and so seldom
+/// that the time that such trials lost stays below a hundredth. Few sequences begin with drafts,
+/// many without.
 class DraftPolicy {
  public:
+  DraftPolicy();
   /// Whether the next step, of `sequences` that decode, has drafts.
   bool wants_drafts(int64_t sequences);
-  /// What that step gave, in seconds; of steps with drafts, whether there were any.
-  void measured(int64_t sequences, bool drafted, int64_t tokens, double seconds);
+  /// The same for a step with prompts too, which nobody measures.
+  bool drafts_pay(int64_t sequences) { return batch(sequences).drafting; }
+  /// What that step gave.
+  struct Measured {
+    StepKind kind = StepKind::kPlain;  ///< kPlain also where drafts wanted in vain cost nothing
+    int64_t tokens = 0;
+    double seconds = 0;
+    bool typical = true;  ///< false: it took longer than others like it will
+  };
+  void measured(int64_t sequences, const Measured& step);
 
  private:
   /// The last numbers of some.
@@ -28,16 +46,20 @@ class DraftPolicy {
     double mean() const;
   };
   struct Batch {
-    Last<8> plain, drafted;  // seconds of the last steps
-    Last<12> gains;          // of steps with drafts: tokens a sequence
-    // Seconds with drafts over seconds without, one a trial: the middle one counts, so that a
-    // neighbour who takes the CPU away for a trial decides nothing.
-    Last<5> costs;
+    Last<8> plain, none, drafted;  // seconds of the last steps
+    Last<12> gains;                // of steps with drafts: tokens a sequence
+    Last<16> found;                // of steps that wanted drafts: 1 where there were some
+    // Seconds over those of a plain step, one a trial: the middle one counts, so that a neighbour
+    // who takes the processor away for a trial decides nothing.
+    Last<5> drafted_costs, none_costs;
     bool drafting = true;  // between trials
     int64_t pause = 64;    // steps between two trials
     int64_t until_trial = 8;
-    int64_t trial_left = 0;
+    int64_t trial_left = 0, most_left = 0;       // steps: typical ones, all
+    double trial_seconds = 0, trial_tokens = 0;  // a sequence
     bool trial_drafts() const { return !drafting; }
+    bool pays() const;
+    int64_t steps_to_make_up() const;
   };
   void end_trial(Batch& b);
   Batch& batch(int64_t sequences);

@@ -33,13 +33,24 @@ struct DraftState {
   std::vector<float> late_hidden;
   std::vector<int32_t> late_tokens;
   int64_t late_first = 0;
+  /// On a GPU: tokens behind rows whose hidden states are among those that the module put aside.
+  struct LateRow {
+    int64_t position = 0;  ///< of the row
+    int32_t token = 0;     ///< behind it
+    int32_t hidden = 0;
+  };
+  std::vector<LateRow> late_rows;
+  uint64_t late_round = 0;  ///< that they were put aside in
   void forget_late() {
     late_hidden.clear();
     late_tokens.clear();
+    late_rows.clear();
   }
-  /// There are such rows, and `drafting` or too many of them.
-  bool is_late(bool drafting) const {
-    return !late_tokens.empty() && (drafting || std::ssize(late_tokens) >= kMostLate);
+  /// There are such rows, and it is `time` to make up for them, or there are too many.
+  bool is_late(bool time) const {
+    return !late_rows.empty()
+               ? time
+               : !late_tokens.empty() && (time || std::ssize(late_tokens) >= kMostLate);
   }
   static constexpr int64_t kMostLate = 64;
 
@@ -72,6 +83,8 @@ class DraftModule {
   virtual ~DraftModule() = default;
   /// While nobody drafts, rows may be taken note of instead of being computed.
   virtual void put_off(bool) {}
+  /// Whether what was put off has to be made up for before the next step, though nobody drafts.
+  virtual bool must_catch_up(bool only_decodes) const { return !only_decodes; }
   /// Makes up for it.
   virtual void catch_up(Arena&, std::span<const LateRows>) {}
   /// Up to `wanted` drafts a row; none for a sequence that the module has not followed to its end.

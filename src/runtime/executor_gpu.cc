@@ -59,7 +59,7 @@ GpuExecutor::GpuExecutor(const Parts& parts, const StepLimits& limits,
       sampler_(std::move(sampler)),
       graphs_(options.graphs) {
   if (options.speculation.on()) {
-    speculator_.emplace(options.speculation, limits, /*with_penalties=*/false);
+    speculator_.emplace(options.speculation, limits, /*on_gpu=*/true);
     if (limits.recurrent) state_slots_ = std::make_unique<StateSlotMap>(limits);
   }
   padded_.reserve(static_cast<size_t>(limits.max_seqs + limits.max_draft_rows));
@@ -119,18 +119,29 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
   return out;
 }
 
-/// With speculation the tokens of the step before say where its sequences are.
+/// The tokens of the step before, if it has not been finished; the module's work behind them
+/// belongs to this step.
+void GpuExecutor::finish_for_drafts(Flight& before, Flight& flight) {
+  if (!before.pending) return;
+  before.done.wait();
+  flight.begun = mtp_ != nullptr;
+  if (flight.begun) times(flight.number).begin.record(parts_.stream);
+  finish(before);
+}
+
+/// With drafts, in this step or the one before, the tokens of that one say where its sequences are.
+/// While nobody drafts steps overlap as they do without speculation.
 const StepPlan& GpuExecutor::resolved(const StepPlan& plan, Flight& flight) {
   if (!speculator_) return plan;
   Flight& before = *flights_[1 - flight.index];
-  if (before.pending) {
-    before.done.wait();
-    // The module's work belongs to this step.
-    flight.begun = mtp_ != nullptr;
-    if (flight.begun) times(flight.number).begin.record(parts_.stream);
-    finish(before);
-  }
+  if (before.settles) finish_for_drafts(before, flight);
+  const bool drafts = speculator_->wants_drafts(plan, sequences_);
+  if (drafts || (mtp_ && mtp_->must_catch_up(true))) finish_for_drafts(before, flight);
   plan_.copy(plan);
+  if (before.pending) {
+    Speculator::resolve_ahead(plan_.plan);
+    return plan_.plan;
+  }
   const int64_t graphs = mtp_ ? mtp_->num_graph_launches() : 0;
   speculator_->resolve(plan_.plan, sequences_, mtp_.get(), arena_);
   if (mtp_) flight.result.device_graphs += static_cast<int>(mtp_->num_graph_launches() - graphs);
@@ -148,10 +159,17 @@ PaddedShape GpuExecutor::decode_shape(const StepPlan& plan) const {
     ++segments;
   }
   PaddedShape out;
-  out.segments = padded_rows(segments, limits_.max_seqs);
-  out.rows = rows == segments ? out.segments
-                              : padded_rows(rows, limits_.max_seqs + limits_.max_draft_rows);
+  if (rows == segments) {
+    out.rows = out.segments = padded_rows(segments, limits_.max_seqs);
+  } else {
+    out.segments = padded_segments(segments, limits_.max_seqs);
+    out.rows = padded_draft_rows(rows, out.segments, limits_.max_seqs + limits_.max_draft_rows);
+  }
   return out;
+}
+
+int64_t GpuExecutor::num_new_graphs() const {
+  return graphs_.num_new() + (mtp_ ? mtp_->num_new_graphs() : 0);
 }
 
 GpuGraphs::Key GpuExecutor::key(const Flight& flight) const {
@@ -164,12 +182,17 @@ void GpuExecutor::launch(const StepPlan& given) {
   Flight& flight = *flights_[num_launched_ % kStepsInFlight];
   flight.number = num_launched_++;
   flight.begun = false;
+  flight.aside = -1;
   flight.result.device_graphs = 0;
+  const int64_t new_graphs = num_new_graphs();
   const StepPlan& plan = resolved(given, flight);
   flight.shape = decode_shape(plan);
   sampler_.release(plan, sequences_);
   flight.step.pack(plan, sequences_, flight.shape);
   flight.pending = true;
+  const std::span<const ResultRow> results = flight.step.results();
+  const bool drafts = std::any_of(results.begin(), results.end(),
+                                  [](const ResultRow& row) { return row.num_drafts > 0; });
   RowSampler::begin(flight.step, flight.result);
   for (const BlockCopy& copy : flight.step.copies()) {
     parts_.kv.copy_block(parts_.stream, copy.from, copy.to);
@@ -184,9 +207,12 @@ void GpuExecutor::launch(const StepPlan& given) {
     run_layers(flight);
   } else if (flight.shape.rows > 0) {
     run_decode(flight);
+    if (mtp_ && !drafts && mtp_->can_put_aside()) flight.aside = mtp_->put_aside(flight.shape.rows);
   } else if (any_rows) {
     run_mixed(flight);
   }
+  flight.result.device_new_shape = num_new_graphs() > new_graphs;
+  flight.settles = drafts || (mtp_ && flight.aside < 0);
   times(flight.number).end.record(parts_.stream);
   sampler_.fetch(parts_.stream, flight.sampling);
   flight.done.record(parts_.stream);
@@ -284,7 +310,9 @@ void GpuExecutor::finish(Flight& flight) {
       flight.number == 0 ? 0 : now.begin.microseconds_since(times(flight.number - 1).end);
   if (state_slots_) state_slots_->keep(flight.step.results(), flight.result);
   if (speculator_) speculator_->learn(flight.step, flight.result);
-  if (mtp_ && !flight.step.layers().partial()) {
+  if (flight.aside >= 0) {
+    mtp_->note(flight.step, flight.result, flight.aside);
+  } else if (mtp_ && !flight.step.layers().partial()) {
     const int64_t graphs = mtp_->num_graph_launches();
     mtp_->follow(arena_, flight.step, flight.result,
                  flight.shape.rows > 0 ? std::optional(key(flight)) : std::nullopt);

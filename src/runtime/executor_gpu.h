@@ -23,8 +23,8 @@ struct GpuExecutorOptions {
 /// Runs steps of one model on a GPU: launch() packs and enqueues on the calling thread and returns;
 /// collect() waits for the oldest step. At most two steps in flight: the tokens of a step are fed
 /// to the next on the device. Only a step with a grammar waits in launch() for the tokens of the
-/// step before, after its forward was enqueued; and with speculation every step waits for the one
-/// before it is packed. All memory is taken by create().
+/// step before, after its forward was enqueued; and with speculation a step waits, before it is
+/// packed, where somebody drafts in it or in the one before. All memory is taken by create().
 ///
 /// A step of one token each for some sequences, and drafts behind them, is padded to one of a few
 /// shapes, and its forward is a graph from the second time on: the padding changes no bit of a real
@@ -41,6 +41,8 @@ class GpuExecutor : public Executor {
 
   /// For tests, with speculation and before the first launch.
   void set_guess(Speculator::Guess guess) { speculator_->set_guess(std::move(guess)); }
+  /// Likewise.
+  void set_whim(Speculator::Whim whim) { speculator_->set_whim(std::move(whim)); }
 
   void launch(const StepPlan& plan) override;
   StepResult collect() override;
@@ -65,6 +67,8 @@ class GpuExecutor : public Executor {
     uint64_t number = 0;   // of the launches
     bool begun = false;    // its time runs since its drafts
     bool pending = false;  // its tokens are not known yet
+    bool settles = false;  // where the next step begins is known when they are
+    int32_t aside = -1;    // where its hidden states wait for the MTP module; -1: nowhere
   };
   /// When the kernels of a step began and ended; kept until the step after next is collected.
   struct Times {
@@ -74,8 +78,10 @@ class GpuExecutor : public Executor {
               GpuSampler sampler);
 
   const StepPlan& resolved(const StepPlan& plan, Flight& flight);
+  void finish_for_drafts(Flight& before, Flight& flight);
   PaddedShape decode_shape(const StepPlan& plan) const;
   GpuGraphs::Key key(const Flight& flight) const;
+  int64_t num_new_graphs() const;
   void run_decode(Flight& flight);
   void run_mixed(Flight& flight);
   void run_layers(Flight& flight);

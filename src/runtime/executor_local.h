@@ -33,6 +33,8 @@ class LocalExecutor : public Executor {
 
   /// For tests, with speculation and before the first launch.
   void set_guess(Speculator::Guess guess) { speculator_->set_guess(std::move(guess)); }
+  /// Likewise.
+  void set_whim(Speculator::Whim whim) { speculator_->set_whim(std::move(whim)); }
 
   void launch(const StepPlan& plan) override;
   StepResult collect() override;

@@ -26,13 +26,13 @@ int64_t result_bytes(const StepLimits& limits, const SpeculationConfig& config) 
 
 /// Rows of hidden states: of a step, kept behind it, of drafts.
 int64_t hidden_rows(const StepLimits& limits) {
-  return limits.all_rows() + limits.max_seqs + limits.max_draft_seqs();
+  return limits.all_rows() + 2 * limits.max_seqs + limits.max_draft_seqs();
 }
 
 }  // namespace
 
 GpuMtpDrafter::GpuMtpDrafter(const Parts& parts, const StepLimits& limits,
-                             const SpeculationConfig& config, bool graphs)
+                             const SpeculationConfig& config, bool graphs, GpuLateRows late)
     : parts_(parts),
       limits_(limits),
       most_rows_(limits.max_draft_seqs()),
@@ -41,6 +41,7 @@ GpuMtpDrafter::GpuMtpDrafter(const Parts& parts, const StepLimits& limits,
       graphs_(graphs),
       follow_graphs_(graphs),
       done_(GpuEvent::create().value()),
+      late_(std::move(late)),
       lists_{.vocab = limits.vocab_size} {}
 
 GpuMtpDrafter::Layout GpuMtpDrafter::layout(std::byte* base, int64_t rows, int64_t steps,
@@ -72,6 +73,7 @@ int64_t GpuMtpDrafter::up_bytes(const StepLimits& limits, const SpeculationConfi
 int64_t GpuMtpDrafter::device_bytes(const StepLimits& limits, const SpeculationConfig& config,
                                     int64_t hidden_size) {
   return up_bytes(limits, config) + follow_bytes(limits) +
+         GpuLateRows::device_bytes(limits, hidden_size) +
          aligned(hidden_rows(limits) * hidden_size * 2) + aligned(limits.max_draft_seqs() * 4) +
          result_bytes(limits, config);
 }
@@ -81,7 +83,8 @@ Result<std::unique_ptr<GpuMtpDrafter>> GpuMtpDrafter::create(const Parts& parts,
                                                              const SpeculationConfig& config,
                                                              TensorView logits, bool graphs) {
   CHECK(parts.model.spec().mtp.has_value() && limits.max_draft_rows > 0);
-  std::unique_ptr<GpuMtpDrafter> out(new GpuMtpDrafter(parts, limits, config, graphs));
+  std::unique_ptr<GpuMtpDrafter> out(
+      new GpuMtpDrafter(parts, limits, config, graphs, TRY(GpuLateRows::create(parts, limits))));
   CHECK(logits.dim(0) >= out->most_rows_);
   out->logits_ = logits;
   TRY(out->allocate(config, parts.model.spec().hidden));
@@ -104,8 +107,8 @@ Result<> GpuMtpDrafter::allocate(const SpeculationConfig& config, int64_t hidden
   std::byte* at = device_.data();
   const TensorView all(at, type, {rows, hidden});
   hidden_ = all.rows(0, limits_.all_rows());
-  kept_ = all.rows(limits_.all_rows(), limits_.all_rows() + limits_.max_seqs);
-  previous_ = all.rows(limits_.all_rows() + limits_.max_seqs, rows);
+  kept_ = all.rows(limits_.all_rows(), limits_.all_rows() + 2 * limits_.max_seqs);
+  previous_ = all.rows(limits_.all_rows() + 2 * limits_.max_seqs, rows);
   at += aligned(rows * row);
   drafts_ = TensorView(at, DType::kI32, {most_rows_});
   results_ = reinterpret_cast<SampleResult*>(at + aligned(most_rows_ * 4));
@@ -117,6 +120,7 @@ void GpuMtpDrafter::follow(Arena& arena, PackedStep& step, const StepResult& res
                            const std::optional<GpuGraphs::Key>& shape) {
   const int64_t rows = step.batch().num_rows();
   ++num_followed_;
+  num_kept_ = 0;
   if (rows == 0) return;
   auto* next = reinterpret_cast<int32_t*>(follow_up_.data());
   const int64_t kept_at = aligned(limits_.all_rows() * 4);
@@ -134,6 +138,7 @@ void GpuMtpDrafter::follow(Arena& arena, PackedStep& step, const StepResult& res
     if (!sequence.drafts) sequence.drafts = std::make_unique<DraftState>(*sequence.request);
     DraftState& state = *sequence.drafts;
     state.hidden_at = std::ssize(sequence.request->prompt) + sequence.history.num_generated() - 1;
+    if (late_.has(state)) state.hidden_at = -1;  // the output would not know of those
     state.hidden_row = num_kept;
     state.hidden_step = num_followed_;
     kept[num_kept++] = static_cast<int32_t>(row.row + count - 1);
@@ -143,6 +148,7 @@ void GpuMtpDrafter::follow(Arena& arena, PackedStep& step, const StepResult& res
     const int64_t all = batch.seqs.num_segments;
     while (num_kept < all) kept[num_kept++] = 0;
   }
+  num_kept_ = num_kept;
   copy_bytes(parts_.stream, follow_up_device_.data() + kept_at, kept, num_kept * 4);
   const TensorView ids(follow_up_device_.data() + kept_at, DType::kI32, {num_kept});
   const auto enqueue = [&] {
@@ -153,6 +159,13 @@ void GpuMtpDrafter::follow(Arena& arena, PackedStep& step, const StepResult& res
   };
   if (!shape) return enqueue();
   num_graph_launches_ += follow_graphs_.run(parts_.stream, *shape, enqueue) ? 1 : 0;
+}
+
+void GpuMtpDrafter::catch_up(Arena& arena, std::span<const LateRows> rows) {
+  if (put_off_ && !late_.full()) return;
+  GpuLateRows::Kept kept{kept_, num_kept_, num_followed_};
+  late_.catch_up(arena, rows, hidden_, kept);
+  num_kept_ = kept.used;
 }
 
 bool GpuMtpDrafter::knows(const DraftRow& row) const {

@@ -8,6 +8,7 @@
 #include "models/model.h"
 #include "runtime/draft_state.h"
 #include "runtime/gpu_graphs.h"
+#include "runtime/gpu_late_rows.h"
 #include "runtime/sample_lists.h"
 
 namespace weft {
@@ -21,12 +22,7 @@ namespace weft {
 /// drafts this time.
 class GpuMtpDrafter final : public DraftModule {
  public:
-  struct Parts {
-    const Model& model;
-    KvStore& kv;
-    Stream& stream;
-    const OpTable& ops;
-  };
+  using Parts = GpuLateRows::Parts;
   /// `parts` must outlive it; `logits` [rows, V] f32 is memory that nobody needs between steps.
   static Result<std::unique_ptr<GpuMtpDrafter>> create(const Parts& parts, const StepLimits& limits,
                                                        const SpeculationConfig& config,
@@ -41,9 +37,22 @@ class GpuMtpDrafter final : public DraftModule {
   /// of a step that only decodes: everything that its launches depend on.
   void follow(Arena& arena, PackedStep& step, const StepResult& result,
               const std::optional<GpuGraphs::Key>& shape);
+  /// Instead of follow(), for a step without drafts that only decodes, while nobody drafts and
+  /// there is room: the first enqueues what has to be kept of it, behind its forward, and gives
+  /// what the second takes when its tokens are known.
+  bool can_put_aside() const { return put_off_ && !late_.full(); }
+  int32_t put_aside(int64_t rows) { return late_.put_aside(hidden(rows)); }
+  void note(const PackedStep& step, const StepResult& result, int32_t place) const {
+    late_.note(step, result, place);
+  }
+
+  void put_off(bool put_off) override { put_off_ = put_off; }
+  bool must_catch_up(bool) const override { return late_.full(); }
+  void catch_up(Arena& arena, std::span<const LateRows> rows) override;
   void propose(Arena& arena, std::span<DraftRow> rows) override;
 
   int64_t num_graph_launches() const { return num_graph_launches_; }
+  int64_t num_new_graphs() const { return graphs_.num_new() + follow_graphs_.num_new(); }
 
  private:
   /// What goes up for drafts of `rows` rows and `steps` steps; with a null base only measured.
@@ -57,7 +66,7 @@ class GpuMtpDrafter final : public DraftModule {
   };
   static Layout layout(std::byte* base, int64_t rows, int64_t steps, int64_t table_width);
   GpuMtpDrafter(const Parts& parts, const StepLimits& limits, const SpeculationConfig& config,
-                bool graphs);
+                bool graphs, GpuLateRows late);
   static int64_t up_bytes(const StepLimits& limits, const SpeculationConfig& config);
   Result<> allocate(const SpeculationConfig& config, int64_t hidden_size);
   void set_row(const Layout& to, int64_t row, int64_t rows, int64_t steps);
@@ -77,12 +86,15 @@ class GpuMtpDrafter final : public DraftModule {
   Buffer device_;
   Buffer down_;
   TensorView hidden_;    // [all rows, hidden]
-  TensorView kept_;      // [sequences, hidden]: the module's outputs behind the last step
+  TensorView kept_;      // [2 sequences, hidden]: the module's outputs behind the last step
   TensorView previous_;  // [rows, hidden]
   TensorView drafts_;    // [rows] i32: the last draft of each row
   TensorView logits_;    // [rows, V]
   SampleResult* results_ = nullptr;  // [steps, rows] on the device
+  int64_t num_kept_ = 0;             // of kept_
   uint64_t num_followed_ = 0;
+  GpuLateRows late_;
+  bool put_off_ = false;
   int64_t num_graph_launches_ = 0;
   NextTokens next_tokens_;
   std::vector<DraftRow*> order_;

@@ -46,19 +46,42 @@ void OwnedPlan::copy(const StepPlan& from) {
   for (ImageUse& use : plan.image_uses) keep(use.pages, ints_);
 }
 
+bool Speculator::wants_drafts(const StepPlan& plan, const PackedStep::Sequences& sequences) {
+  const auto decodes = [](const Slice& slice) {
+    return slice.arithmetic == Arithmetic::kDecode && slice.tokens.size() == 1;
+  };
+  const int64_t decoding = std::count_if(plan.slices.begin(), plan.slices.end(), decodes);
+  Note& now = note(plan.step);
+  now = {.begin = cpu_seconds()};
+  now.sequences = std::ssize(plan.slices);
+  now.only_decodes = decoding > 0 && decoding == now.sequences && plan.encodings.empty();
+  now.drafting = std::any_of(plan.slices.begin(), plan.slices.end(), [&](const Slice& slice) {
+    const auto it = sequences.find(slice.seq);
+    return slice.max_drafts > 0 && it != sequences.end() && may_draft(*it->second);
+  });
+  if (!now.drafting || !config_.adaptive) return now.drafting;
+  if (whim_) {
+    now.drafting = whim_();
+  } else if (now.only_decodes) {
+    now.drafting = policy_.wants_drafts(now.sequences);
+  } else {
+    now.drafting = policy_.drafts_pay(decoding);
+  }
+  return now.drafting;
+}
+
+void Speculator::resolve_ahead(StepPlan& plan) {
+  for (Slice& slice : plan.slices) slice.max_drafts = 0;
+}
+
 void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, DraftModule* mtp,
                          Arena& arena) {
   rows_.clear();
   slices_.clear();
   late_.clear();
-  begin_ = cpu_seconds();
-  num_sequences_ = std::ssize(plan.slices);
-  only_decodes_ = num_sequences_ > 0 && plan.encodings.empty() &&
-                  std::all_of(plan.slices.begin(), plan.slices.end(), [](const Slice& slice) {
-                    return slice.arithmetic == Arithmetic::kDecode && slice.tokens.size() == 1;
-                  });
-  // Beside a prompt a few rows more cost little.
-  drafting_ = !config_.adaptive || !only_decodes_ || policy_.wants_drafts(num_sequences_);
+  const Note& now = note(plan.step);
+  num_sequences_ = now.sequences;
+  const bool catch_up = now.drafting || (mtp != nullptr && mtp->must_catch_up(now.only_decodes));
   for (const SeqId id : plan.preempted) {
     const auto it = sequences.find(id);
     if (it != sequences.end() && it->second->drafts) it->second->drafts->forget_late();
@@ -72,7 +95,7 @@ void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, Draft
       continue;  // it is admitted by this very plan
     }
     ExecutorSequence& sequence = *it->second;
-    if (sequence.drafts && sequence.drafts->is_late(drafting_)) {
+    if (sequence.drafts && sequence.drafts->is_late(catch_up)) {
       late_.push_back({&sequence, slice.blocks});
     }
     if (!from_device && drafts == 0) continue;
@@ -87,7 +110,7 @@ void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, Draft
     if (!sequence.drafts) {
       sequence.drafts = std::make_unique<DraftState>(*sequence.request);
     }
-    const bool may = drafting_ && (with_penalties_ || !uses_penalties(sequence.request->sampling));
+    const bool may = now.drafting && may_draft(sequence);
     const int64_t room = may ? std::min<int64_t>(drafts, slice.limit - first - 1) : 0;
     rows_.push_back({.sequence = &sequence,
                      .first = first,
@@ -98,7 +121,7 @@ void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, Draft
   }
   share_drafts();
   if (mtp != nullptr) {
-    mtp->put_off(!drafting_);
+    mtp->put_off(!now.drafting);
     mtp->catch_up(arena, late_);
     mtp->propose(arena, rows_);
   }
@@ -226,10 +249,17 @@ void Speculator::learn(const PackedStep& step, StepResult& result) {
       accepted -= n;
     }
   }
-  if (!only_decodes_) return;
+  const Note& then = note(step.step());
+  if (!then.only_decodes) return;
   const double seconds = result.device_us > 0 ? (result.device_idle_us + result.device_us) * 1e-6
-                                              : cpu_seconds() - begin_;
-  policy_.measured(num_sequences_, drafted, tokens, seconds);
+                                              : cpu_seconds() - then.begin;
+  const bool in_vain = on_gpu_ && then.drafting;
+  policy_.measured(then.sequences, {.kind = drafted   ? StepKind::kDrafted
+                                            : in_vain ? StepKind::kNone
+                                                      : StepKind::kPlain,
+                                    .tokens = tokens,
+                                    .seconds = seconds,
+                                    .typical = !result.device_new_shape});
 }
 
 }  // namespace weft

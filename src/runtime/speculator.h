@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -25,23 +26,43 @@ class OwnedPlan {
 /// one that launches them.
 class Speculator {
  public:
-  /// Without `with_penalties` sequences with penalties get no drafts.
-  Speculator(const SpeculationConfig& config, const StepLimits& limits, bool with_penalties = true)
-      : config_(config), limits_(limits), with_penalties_(with_penalties) {}
+  /// On a GPU sequences with penalties get no drafts, and steps overlap while nobody drafts.
+  Speculator(const SpeculationConfig& config, const StepLimits& limits, bool on_gpu = false)
+      : config_(config), limits_(limits), on_gpu_(on_gpu) {}
 
+  /// First, for every step: whether somebody is to draft in it. If so, all steps before have to be
+  /// done before it is resolved.
+  bool wants_drafts(const StepPlan& plan, const PackedStep::Sequences& sequences);
   /// When all steps before are done: puts slices where their sequences are by now and gives them
   /// their last known token and drafts. `mtp` may be null.
   void resolve(StepPlan& plan, PackedStep::Sequences& sequences, DraftModule* mtp, Arena& arena);
+  /// When nobody is to draft and the step before, which is not done, has no drafts: where the
+  /// sequences are is known, and their tokens come from the device.
+  static void resolve_ahead(StepPlan& plan);
   /// For tests: proposes in the place of the n-gram matcher; gets the request, how many tokens it
   /// has generated (the drafts so far among them) and room for drafts, and says how many it wrote.
   using Guess = std::function<int(const Request&, int64_t, std::span<int32_t>)>;
   void set_guess(Guess guess) { guess_ = std::move(guess); }
+  /// For tests: decides in the place of the policy.
+  using Whim = std::function<bool()>;
+  void set_whim(Whim whim) { whim_ = std::move(whim); }
 
   /// When the step is done: completes SampledRow::speculation. What a step costs is what a GPU told
   /// of it, or else the time of this thread.
   void learn(const PackedStep& step, StepResult& result);
 
  private:
+  /// What learn() has to know of a step; up to two are between their resolving and that.
+  struct Note {
+    bool drafting = true;
+    bool only_decodes = false;  // its time says what drafts cost
+    int64_t sequences = 0;
+    double begin = 0;  // in seconds of this thread
+  };
+  Note& note(uint64_t step) { return notes_[step % notes_.size()]; }
+  bool may_draft(const ExecutorSequence& sequence) const {
+    return !on_gpu_ || !uses_penalties(sequence.request->sampling);
+  }
   void choose_lengths(DraftRow& row);
   void share_drafts();
   const NgramMatcher& ngram_of(ExecutorSequence& sequence) const;
@@ -49,7 +70,7 @@ class Speculator {
 
   SpeculationConfig config_;
   StepLimits limits_;
-  bool with_penalties_;
+  bool on_gpu_;
   std::vector<DraftRow> rows_;  // of the step
   std::vector<Slice*> slices_;  // of rows_
   std::vector<LateRows> late_;  // that the MTP module sees before it drafts
@@ -57,11 +78,10 @@ class Speculator {
   size_t turn_ = 0;
   DraftPolicy policy_;
   DraftEstimates estimates_;
-  bool drafting_ = true;
-  bool only_decodes_ = false;  // the step that runs: its time says what drafts cost
-  int64_t num_sequences_ = 0;
-  double begin_ = 0;  // of that step, in seconds of this thread
+  std::array<Note, 2> notes_;
+  int64_t num_sequences_ = 0;  // of the step that is resolved
   Guess guess_;
+  Whim whim_;
 };
 
 }  // namespace weft

@@ -5,23 +5,37 @@
 namespace weft {
 namespace {
 
-/// Runs `steps` steps of `sequences` that decode and says in how many of them drafts were made.
+/// Runs `steps` steps of `sequences` that decode and says in how many of them drafts were wanted.
 /// A plain step takes 1 ms and gives a token each; one with drafts takes and gives what is said.
 struct World {
   double drafted_ms = 1;
   int64_t drafted_tokens = 1;
   int64_t sequences = 1;
+  int64_t found_in = 1;  // of so many steps that want drafts one has some
+  double none_ms = 1;    // the others
 
-  int64_t run(DraftPolicy& policy, int64_t steps) const {
+  int64_t run(DraftPolicy& policy, int64_t steps) {
     int64_t drafted = 0;
     for (int64_t i = 0; i < steps; ++i) {
       const bool drafts = policy.wants_drafts(sequences);
-      drafted += drafts;
-      policy.measured(sequences, drafts, drafts ? drafted_tokens : sequences,
-                      1e-3 * (drafts ? drafted_ms : 1));
+      const bool found = drafts && drafted++ % found_in == 0;
+      const double ms = found ? drafted_ms : drafts ? none_ms : 1;
+      const int64_t given = found ? drafted_tokens : sequences;
+      seconds += 1e-3 * ms;
+      tokens += given;
+      const StepKind kind = found    ? StepKind::kDrafted
+                            : drafts ? StepKind::kNone
+                                     : StepKind::kPlain;
+      policy.measured(sequences, {.kind = kind, .tokens = given, .seconds = 1e-3 * ms});
     }
     return drafted;
   }
+  /// Of the tokens a second that plain steps give.
+  double throughput() const {
+    return static_cast<double>(tokens) / (seconds * 1e3 * static_cast<double>(sequences));
+  }
+  double seconds = 0;
+  int64_t tokens = 0;
 };
 
 TEST(DraftPolicy, GoesOnWithWhatPays) {
@@ -31,7 +45,7 @@ TEST(DraftPolicy, GoesOnWithWhatPays) {
 
 TEST(DraftPolicy, LosesLittleWhereDraftsDoNotPay) {
   DraftPolicy policy;
-  const World world{.drafted_ms = 1.5, .drafted_tokens = 1};
+  World world{.drafted_ms = 1.5, .drafted_tokens = 1};
   world.run(policy, 100);
   // 1.5 times the time in at most 1 of 33 steps.
   EXPECT_LE(world.run(policy, 3300), 66);
@@ -40,21 +54,91 @@ TEST(DraftPolicy, LosesLittleWhereDraftsDoNotPay) {
 TEST(DraftPolicy, FindsOutThatTheyPayNow) {
   DraftPolicy policy;
   World{.drafted_ms = 2, .drafted_tokens = 1}.run(policy, 200);
-  const World now{.drafted_ms = 1.2, .drafted_tokens = 4};
+  World now{.drafted_ms = 1.2, .drafted_tokens = 4};
   now.run(policy, 5000);
   EXPECT_GE(now.run(policy, 1000), 950);
 }
 
 TEST(DraftPolicy, TellsBatchesApart) {
   DraftPolicy policy;
-  const World alone{.drafted_ms = 1.2, .drafted_tokens = 3, .sequences = 1};
-  const World many{.drafted_ms = 3, .drafted_tokens = 70, .sequences = 64};
+  World alone{.drafted_ms = 1.2, .drafted_tokens = 3, .sequences = 1};
+  World many{.drafted_ms = 3, .drafted_tokens = 70, .sequences = 64};
   for (int i = 0; i < 20; ++i) {
     alone.run(policy, 50);
     many.run(policy, 50);
   }
   EXPECT_GE(alone.run(policy, 500), 470);
   EXPECT_LE(many.run(policy, 500), 30);
+}
+
+TEST(DraftPolicy, TrialsTakeAHundredthOfTheTime) {
+  for (const double cost : {1.05, 1.5, 2.5, 8.0}) {
+    DraftPolicy policy;
+    World world{.drafted_ms = cost, .drafted_tokens = 64, .sequences = 64};
+    world.run(policy, 100);
+    world.seconds = 0;
+    world.tokens = 0;
+    EXPECT_LE(world.run(policy, 20000), 1000);
+    EXPECT_GE(world.throughput(), 0.985) << cost;
+  }
+}
+
+TEST(DraftPolicy, StepsThatFindNothingCostWhatTheyTake) {
+  // One in eight has drafts, which pay; waiting for all of them does not.
+  DraftPolicy policy;
+  World world{
+      .drafted_ms = 1.3, .drafted_tokens = 24, .sequences = 16, .found_in = 8, .none_ms = 1.2};
+  world.run(policy, 500);
+  world.seconds = 0;
+  world.tokens = 0;
+  EXPECT_LE(world.run(policy, 10000), 500);
+  EXPECT_GE(world.throughput(), 0.985);
+  // Here it does.
+  DraftPolicy other;
+  World cheap{
+      .drafted_ms = 1.3, .drafted_tokens = 48, .sequences = 16, .found_in = 2, .none_ms = 1.05};
+  cheap.run(other, 500);
+  EXPECT_GE(cheap.run(other, 1000), 900);
+  // Nothing is ever found.
+  DraftPolicy never;
+  World none{.found_in = int64_t{1} << 40, .none_ms = 1.2};
+  none.run(never, 200);
+  EXPECT_LE(none.run(never, 10000), 300);
+}
+
+TEST(DraftPolicy, NewShapesDecideNothing) {
+  // The first steps with drafts are captured, which takes long, and pay afterwards.
+  DraftPolicy policy;
+  int64_t drafted = 0;
+  for (int i = 0; i < 1000; ++i) {
+    const bool drafts = policy.wants_drafts(16);
+    const bool fresh = drafts && drafted++ < 8;
+    policy.measured(16, {.kind = drafts ? StepKind::kDrafted : StepKind::kPlain,
+                         .tokens = drafts ? 32 : 16,
+                         .seconds = fresh    ? 9e-3
+                                    : drafts ? 1.3e-3
+                                             : 1e-3,
+                         .typical = !fresh});
+  }
+  EXPECT_GE(drafted, 900);
+}
+
+TEST(DraftPolicy, ManySequencesBeginWithoutDrafts) {
+  DraftPolicy policy;
+  EXPECT_TRUE(policy.wants_drafts(1));
+  EXPECT_TRUE(policy.wants_drafts(4));
+  EXPECT_FALSE(policy.wants_drafts(16));
+  EXPECT_FALSE(policy.drafts_pay(256));
+}
+
+TEST(Speculator, AStepAheadHasNoDrafts) {
+  const int32_t device[] = {kDeviceToken};
+  StepPlan plan;
+  plan.slices.push_back({.seq = SeqId{1}, .first = 9, .tokens = device, .max_drafts = 3});
+  Speculator::resolve_ahead(plan);
+  EXPECT_EQ(plan.slices[0].max_drafts, 0);
+  EXPECT_EQ(plan.slices[0].first, 9);
+  EXPECT_EQ(plan.slices[0].tokens[0], kDeviceToken);
 }
 
 TEST(StateSlotMap, AcceptedStatesChangePlaces) {

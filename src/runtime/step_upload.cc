@@ -1,6 +1,7 @@
 #include "runtime/step_upload.h"
 
 #include <algorithm>
+#include <bit>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -245,6 +246,10 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, const PaddedSh
   }
 
   pad(padded);
+  if (padded.rows > 0 && batch_.max_decode_len > 1) {
+    batch_.max_decode_len =
+        std::max(4, static_cast<int>(std::bit_ceil(static_cast<unsigned>(batch_.max_decode_len))));
+  }
   make_views(padded.rows > 0);
   if (layered) make_pieces();
   image_uses_ = {};

@@ -217,7 +217,7 @@ TEST(PackedStepDrafts, PaddingTouchesNothing) {
   const PaddedShape shape{.rows = 6, .segments = 3};
   const StepBatch& batch = pair.pack(shape);
   EXPECT_EQ(batch.num_rows(), 6);
-  EXPECT_EQ(batch.max_decode_len, 3);
+  EXPECT_EQ(batch.max_decode_len, 4);
   EXPECT_EQ(batch.seqs.num_segments, 3);
   EXPECT_THAT(values<int32_t>(batch.seqs.cu_q), ElementsAre(0, 3, 4, 4));
   EXPECT_THAT(values<int64_t>(batch.kv_slot), ElementsAre(451, 452, 453, 451, -1, -1));

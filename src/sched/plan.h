@@ -125,8 +125,9 @@ struct StepResult {
   uint64_t step = 0;
   // Of a GPU, by its own clock: how long it stood still before this step, and how long it ran.
   double device_idle_us = 0, device_us = 0;
-  int device_graphs = 0;  ///< captured graphs that it launched: its forward, its drafts
-  PlanCounters plans;     ///< what plans of heads did in its prompts, where they lie on the host
+  int device_graphs = 0;          ///< captured graphs that it launched: its forward, its drafts
+  bool device_new_shape = false;  ///< one of them was captured, or will be: it took longer for that
+  PlanCounters plans;  ///< what plans of heads did in its prompts, where they lie on the host
   std::vector<SampledRow> rows;
 };
 

@@ -1,6 +1,7 @@
 // weft_load: the server under load and fault. JSON lines with figures, a line for each check, and
 // as the last line `N passed, N failed`.
-// usage: weft_load [--weft BINARY] [--full] [--seed N] [SCENARIO...]
+// usage: weft_load [--weft BINARY] [--full] [--seed N] [--device D] [--model M] [SCENARIO...]
+// --device and --model are for the scenario `drafts` alone: that one runs on a GPU too.
 
 #include <sys/resource.h>
 
@@ -23,7 +24,7 @@ struct Scenario {
   std::string_view name;
   void (*run)(const Settings&, Report&);
 };
-constexpr std::array<Scenario, 12> kScenarios = {{{"streams", run_streams},
+constexpr std::array<Scenario, 13> kScenarios = {{{"streams", run_streams},
                                                   {"overload", run_overload},
                                                   {"disconnects", run_disconnects},
                                                   {"drain", run_drain},
@@ -31,13 +32,16 @@ constexpr std::array<Scenario, 12> kScenarios = {{{"streams", run_streams},
                                                   {"abuse", run_abuse},
                                                   {"attacks", run_attacks},
                                                   {"exactness", run_exactness},
+                                                  {"drafts", run_drafts},
                                                   {"replicas", run_replicas},
                                                   {"tenants", run_tenants},
                                                   {"schemas", run_schemas},
                                                   {"prefixes", run_prefixes}}};
 
 int usage() {
-  std::fprintf(stderr, "usage: weft_load [--weft BINARY] [--full] [--seed N] [SCENARIO...]\n  ");
+  std::fprintf(stderr,
+               "usage: weft_load [--weft BINARY] [--full] [--seed N] [--device D] [--model M] "
+               "[SCENARIO...]\n  ");
   for (const Scenario& s : kScenarios) std::fprintf(stderr, " %s", std::string(s.name).c_str());
   std::fprintf(stderr, "\n");
   return 2;
@@ -56,6 +60,10 @@ int run(int argc, char** argv) {
       settings.weft = argv[++i];
     } else if (word == "--seed" && i + 1 < argc) {
       settings.seed = std::strtoull(argv[++i], nullptr, 10);
+    } else if (word == "--device" && i + 1 < argc) {
+      settings.engine_flags.insert(settings.engine_flags.end(), {word, argv[++i]});
+    } else if (word == "--model" && i + 1 < argc) {
+      settings.engine_flags.emplace_back(argv[++i]);
     } else if (word.starts_with("-")) {
       return usage();
     } else {

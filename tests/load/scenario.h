@@ -13,6 +13,8 @@ struct Settings {
   std::string weft;   ///< the binary
   bool full = false;  ///< the counts of the acceptance points; else a short form
   uint64_t seed = 1;
+  /// Of the servers of `drafts`: the model and --device, where they are not the usual ones.
+  std::vector<std::string> engine_flags;
 };
 
 /// The verdicts of one scenario: a JSON line for each set of figures, "ok"/"FAILED" lines, counts.
@@ -40,6 +42,7 @@ void run_watchdog(const Settings& settings, Report& report);
 void run_abuse(const Settings& settings, Report& report);
 void run_attacks(const Settings& settings, Report& report);
 void run_exactness(const Settings& settings, Report& report);
+void run_drafts(const Settings& settings, Report& report);
 void run_replicas(const Settings& settings, Report& report);
 void run_tenants(const Settings& settings, Report& report);
 void run_schemas(const Settings& settings, Report& report);

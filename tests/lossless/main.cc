@@ -1,11 +1,11 @@
-// lossless [--tokens N] [--first-pass N]
+// lossless [--tokens N] [--first-pass N] [--device cpu|cuda]
 //
 // Speculation changes no bit of an answer. The demo model answers the same requests without drafts,
 // one at a time, and with drafts: by every method, with K = 1..8, over KV caches of every format,
 // alone and beside others, with a prefix cache or without. Ids, logprob bits, texts and reasons are
 // compared, and counted by what was special: in every cell of the table drafts have to have been
 // accepted and rejected. A pass is every method with every K, each over one format of the cache;
-// the next pass takes the next format.
+// the next pass takes the next format. On a GPU every other engine has no CUDA graphs.
 #include <fmt/format.h>
 
 #include <array>
@@ -35,6 +35,7 @@ constexpr std::array<const char*, 7> kCaches = {"bfloat16", "float32", "int8_dyn
 struct Options {
   int64_t tokens = 100000;  // generated with drafts, at least
   int first_pass = 0;       // so that a long run can be done in pieces
+  std::string device = "cpu";
 };
 
 struct Cell {
@@ -48,6 +49,7 @@ struct EngineChoice {
   SpeculationConfig speculation;
   int at_once = 1;
   bool prefix_cache = false;
+  bool eager = true;
 };
 
 bool same_bits(const TokenLogprob& a, const TokenLogprob& b) {
@@ -100,10 +102,13 @@ class Lossless {
   }
 
  private:
+  bool gpu() const { return options_.device != "cpu"; }
+
   /// Ranges for the formats with static scales.
   void calibrate() {
     CalibrateOptions options;
     options.engine.model = model_;
+    options.engine.device = options_.device;
     options.data = model_ + "/eval/heldout.jsonl";
     options.out = scales_;
     options.limit = 8;
@@ -113,6 +118,11 @@ class Lossless {
   Result<std::unique_ptr<LocalEngine>> start(const EngineChoice& choice) {
     EngineOptions options;
     options.model = model_;
+    options.device = options_.device;
+    if (gpu()) {
+      options.gpu_memory_utilization = 0.1;
+      options.enforce_eager = choice.eager;
+    }
     const std::string cache = choice.cache;
     if (cache == "float32") {
       options.dtype = "float32";
@@ -130,6 +140,7 @@ class Lossless {
     EngineConfig config;
     config.on_step = [this](const StepRecord& step) {
       mixed_steps_ += step.prompt_rows > 0 && step.decode_rows > 0;
+      graphs_ += step.device_graphs;
     };
     return LocalEngine::start(options, config);
   }
@@ -155,7 +166,10 @@ class Lossless {
   }
 
   Result<void> try_one(int pass, int index, SpeculationMethod method, int k) {
-    EngineChoice choice{.cache = kCaches[static_cast<size_t>(index + pass) % kCaches.size()]};
+    // A GPU has no caches of float32.
+    std::vector<const char*> caches(kCaches.begin(), kCaches.end());
+    if (gpu()) std::erase(caches, std::string("float32"));
+    EngineChoice choice{.cache = caches[static_cast<size_t>(index + pass) % caches.size()]};
     if (!plain_.contains(choice.cache)) {
       const auto local = TRY(start(choice));
       if (!chat_) chat_ = TRY(ChatFrontend::load(local->plan().directory));
@@ -170,6 +184,7 @@ class Lossless {
                           .adaptive = (k + pass) % 2 == 0};
     choice.at_once = std::array{1, 3, 8}[static_cast<size_t>((k + pass) % 3)];
     choice.prefix_cache = (k / 2 + pass) % 2 == 0;
+    choice.eager = (k + static_cast<int>(method)) % 4 == 0;
     const auto local = TRY(start(choice));
     const std::vector<Answer> answers = TRY(answer_all(*local, requests_, choice.at_once));
     const size_t column = static_cast<size_t>(method) - 1;
@@ -230,7 +245,10 @@ class Lossless {
     if (vacuous > 0) fmt::print("FAILED: {} cells without accepted or without rejected\n", vacuous);
     const bool empty = all_.without_drafts == 0 || mixed_steps_ == 0;
     if (empty) fmt::print("FAILED: no step without drafts, or none with prompts\n");
-    const bool ok = vacuous == 0 && !empty && all_.different() == 0;
+    if (gpu()) fmt::print("{} captured graphs launched\n", graphs_.load());
+    const bool eager = gpu() && graphs_ == 0;
+    if (eager) fmt::print("FAILED: no step was a graph\n");
+    const bool ok = vacuous == 0 && !empty && !eager && all_.different() == 0;
     fmt::print("{}\n", ok ? "OK: every bit is that of plain decoding" : "FAILED");
     return ok ? 0 : 1;
   }
@@ -245,6 +263,7 @@ class Lossless {
   std::map<std::string, std::array<Cell, 3>> cells_;
   Cell all_;
   std::atomic<int64_t> mixed_steps_{0};
+  std::atomic<int64_t> graphs_{0};  // captured, of a GPU
 };
 
 int main_with(int argc, char** argv) {
@@ -257,7 +276,11 @@ int main_with(int argc, char** argv) {
     if (flag == "--first-pass" && std::from_chars(value, end, options.first_pass).ptr == end) {
       continue;
     }
-    fmt::print(stderr, "usage: lossless_run [--tokens N] [--first-pass N]\n");
+    if (flag == "--device" && (std::string(value) == "cpu" || std::string(value) == "cuda")) {
+      options.device = value;
+      continue;
+    }
+    fmt::print(stderr, "usage: lossless_run [--tokens N] [--first-pass N] [--device cpu|cuda]\n");
     return 2;
   }
   Lossless lossless(options);

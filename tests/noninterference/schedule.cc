@@ -228,6 +228,7 @@ ScheduleOptions random_schedule(uint64_t seed, const Model& model, int block_siz
     s.max_ngram_size = between(2, 4);
     s.adaptive = rng() % 2 == 0;
     if (rng() % 8 == 0) s.accept = AcceptPolicy::kRejectAll;
+    out.whims = rng() % 4 != 0;
     c.max_drafts = s.num_speculative_tokens;
     out.max_draft_rows = between(1, c.max_drafts * c.max_seqs);
     if (rng() % 4 != 0) out.right_guesses = between(4, 7);
@@ -265,12 +266,13 @@ std::string describe(const ScheduleOptions& o) {
       "{} blocks of {}, {} slots, {} tokens a step, {} sequences, prefix cache {}, checkpoints "
       "every {} + {} dense, overlap {}, {} threads, graphs {}, arrivals 1/{}, aborts 1/{}, "
       "speculation {} of {} drafts ({} by MTP) in {} rows, {}/8 right, policy {}, adaptive {}, "
+      "whims {}, "
       "{} blocks and {} states of swap space",
       c.num_blocks, c.block_size, c.num_state_slots, c.max_batched_tokens, c.max_seqs,
       c.prefix_caching, c.checkpoint_every, c.dense_checkpoints, c.overlap, o.num_threads, o.graphs,
       o.arrival_in, o.abort_in, static_cast<int>(o.speculation.method),
       o.speculation.num_speculative_tokens, o.speculation.num_mtp_steps, o.max_draft_rows,
-      o.right_guesses, static_cast<int>(o.speculation.accept), o.speculation.adaptive,
+      o.right_guesses, static_cast<int>(o.speculation.accept), o.speculation.adaptive, o.whims,
       c.num_swap_blocks, c.num_swap_slots);
 }
 
@@ -289,6 +291,14 @@ Speculator::Guess make_guess(const Answers& known, int right_of_8, uint64_t seed
       draft = right ? tokens[at] : static_cast<int32_t>(rng() % 60);
     }
     return count;
+  };
+}
+
+/// Drafts for a while, then none for a while.
+Speculator::Whim make_whim(uint64_t seed) {
+  return [rng = std::mt19937_64(seed + 1), on = true]() mutable {
+    if (rng() % 6 == 0) on = !on;
+    return on;
   };
 }
 
@@ -328,6 +338,7 @@ Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptio
     if (options.right_guesses > 0) {
       made->set_guess(make_guess(*options.known, options.right_guesses, options.seed));
     }
+    if (options.whims) made->set_whim(make_whim(options.seed));
     executor = std::move(made);
   };
   if (ops.device == DeviceKind::kCuda) {

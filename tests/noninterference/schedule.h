@@ -52,6 +52,7 @@ struct ScheduleOptions {
   SpeculationConfig speculation;
   int max_draft_rows = 0;
   int right_guesses = 0;           ///< of 8 drafts, in the place of n-grams; 0: n-grams
+  bool whims = false;              ///< drafts come and go with "adaptive"
   const Answers* known = nullptr;  ///< what guesses are made of
   int arrival_in = 1;  ///< a waiting request is handed in at a step with probability 1 / this
   int abort_in = 0;    ///< at each step, somebody is aborted with probability 1 / this; 0: never

@@ -1,0 +1,177 @@
+#include "runtime/gpu_late_rows.h"
+
+#include <algorithm>
+
+#include "base/align.h"
+#include "base/check.h"
+
+namespace weft {
+namespace {
+
+/// Steps that can be put aside: as many rows as a pass of the module is worth.
+int64_t most_steps(const StepLimits& limits) {
+  return std::clamp<int64_t>(8192 / limits.max_seqs, 4, DraftState::kMostLate);
+}
+
+}  // namespace
+
+GpuLateRows::GpuLateRows(const Parts& parts, const StepLimits& limits)
+    : parts_(parts),
+      limits_(limits),
+      most_steps_(most_steps(limits)),
+      went_up_(GpuEvent::create().value()) {}
+
+GpuLateRows::Layout GpuLateRows::layout(std::byte* base, const StepLimits& limits) {
+  int64_t used = 0;
+  const auto take = [&]<class T>(T*& piece, int64_t count) {
+    piece = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
+    used += aligned(count * static_cast<int64_t>(sizeof(T)));
+  };
+  const int64_t rows = limits.max_rows, segments = limits.max_seqs;
+  Layout out{};
+  take(out.ids, rows);
+  take(out.gather, rows);
+  take(out.index, rows);
+  take(out.delta, rows);
+  take(out.kv_slot, rows);
+  take(out.cu_q, segments + 1);
+  take(out.kv_start, segments);
+  take(out.last, segments);
+  take(out.block_table, segments * limits.max_table_width());
+  out.bytes = used;
+  return out;
+}
+
+int64_t GpuLateRows::device_bytes(const StepLimits& limits, int64_t hidden_size) {
+  return layout(nullptr, limits).bytes + most_steps(limits) * limits.max_seqs * hidden_size * 2;
+}
+
+Result<GpuLateRows> GpuLateRows::create(const Parts& parts, const StepLimits& limits) {
+  GpuLateRows out(parts, limits);
+  const int64_t hidden = parts.model.spec().hidden;
+  const DType type = parts.ops.activation;
+  const int64_t rows = out.most_steps_ * limits.max_seqs, bytes = layout(nullptr, limits).bytes;
+  out.aside_buffer_ = TRY(Buffer::allocate(parts.ops.device, rows * hidden * dtype_size(type)));
+  out.aside_ = TensorView(out.aside_buffer_.data(), type, {rows, hidden});
+  out.up_ = TRY(Buffer::allocate(DeviceKind::kPinned, bytes));
+  out.up_device_ = TRY(Buffer::allocate(parts.ops.device, bytes));
+  out.host_ = layout(out.up_.data(), limits);
+  return out;
+}
+
+int32_t GpuLateRows::put_aside(TensorView hidden) {
+  CHECK(!full() && hidden.dim(0) <= limits_.max_seqs);
+  const int64_t place = num_steps_++ * limits_.max_seqs;
+  copy_bytes(parts_.stream, aside_.rows(place, place + hidden.dim(0)).data, hidden.data,
+             hidden.bytes());
+  return static_cast<int32_t>(place);
+}
+
+void GpuLateRows::note(const PackedStep& step, const StepResult& result, int32_t place) const {
+  const std::span<const ResultRow> results = step.results();
+  for (size_t i = 0; i < results.size(); ++i) {
+    const ResultRow& row = results[i];
+    if (row.row < 0 || result.rows[i].tokens.empty()) continue;
+    ExecutorSequence& sequence = *row.sequence;
+    if (!sequence.drafts) sequence.drafts = std::make_unique<DraftState>(*sequence.request);
+    DraftState& state = *sequence.drafts;
+    if (!has(state)) state.late_rows.clear();
+    state.late_round = round_;
+    state.late_rows.push_back(
+        {.position = std::ssize(sequence.request->prompt) + sequence.history.num_generated() - 2,
+         .token = result.rows[i].tokens.back(),
+         .hidden = place + static_cast<int32_t>(row.row)});
+  }
+}
+
+void GpuLateRows::catch_up(Arena& arena, std::span<const LateRows> sequences, TensorView work,
+                           Kept& kept) {
+  num_rows_ = num_segments_ = num_last_ = longest_ = 0;
+  for (const LateRows& late : sequences) {
+    DraftState& state = *late.sequence->drafts;
+    const std::span<const DraftState::LateRow> rows = state.late_rows;
+    const bool known = has(state) && std::ssize(rows) <= limits_.max_rows;
+    for (size_t begin = 0, end = 0; known && begin < rows.size(); begin = end) {
+      do {
+        ++end;
+      } while (end < rows.size() && rows[end].position == rows[end - 1].position + 1);
+      if (num_segments_ == limits_.max_seqs ||
+          num_rows_ + std::ssize(rows.subspan(begin, end - begin)) > limits_.max_rows) {
+        run(arena, work, kept);
+      }
+      add_segment(late, rows.subspan(begin, end - begin));
+    }
+    const int64_t last =
+        std::ssize(late.sequence->request->prompt) + late.sequence->history.num_generated() - 1;
+    if (known && rows.back().position + 1 == last && kept.used + num_last_ < kept.rows.dim(0)) {
+      state.hidden_at = last;
+      state.hidden_row = kept.used + num_last_;
+      state.hidden_step = kept.step;
+      host_.last[num_last_++] = static_cast<int32_t>(num_rows_ - 1);
+    }
+    state.late_rows.clear();
+  }
+  run(arena, work, kept);
+  num_steps_ = 0;
+  ++round_;
+}
+
+/// Consecutive rows of one sequence.
+void GpuLateRows::add_segment(const LateRows& late, std::span<const DraftState::LateRow> rows) {
+  if (num_segments_ == 0) went_up_.wait();
+  const int64_t width = limits_.max_table_width();
+  int32_t* const table = host_.block_table + num_segments_ * width;
+  for (size_t b = 0; b < late.blocks.size(); ++b) table[b] = late.blocks[b].value;
+  std::fill(table + late.blocks.size(), table + width, -1);
+  host_.cu_q[num_segments_] = static_cast<int32_t>(num_rows_);
+  host_.kv_start[num_segments_++] = static_cast<int32_t>(rows[0].position);
+  for (const DraftState::LateRow& row : rows) {
+    const int64_t block = row.position / limits_.block_size;
+    host_.ids[num_rows_] = row.token;
+    host_.gather[num_rows_] = row.hidden;
+    host_.index[num_rows_] = static_cast<int32_t>(row.position);
+    host_.delta[num_rows_] = late.sequence->request->rope_delta;
+    host_.kv_slot[num_rows_++] =
+        int64_t{late.blocks[static_cast<size_t>(block)].value} * limits_.block_size +
+        row.position % limits_.block_size;
+  }
+  longest_ = std::max(longest_, std::ssize(rows));
+}
+
+/// The rows so far; then the next pass can be put together.
+void GpuLateRows::run(Arena& arena, TensorView work, Kept& kept) {
+  if (num_rows_ == 0) return;
+  host_.cu_q[num_segments_] = static_cast<int32_t>(num_rows_);
+  const int32_t* const end = host_.block_table + num_segments_ * limits_.max_table_width();
+  copy_bytes(parts_.stream, up_device_.data(), up_.data(),
+             reinterpret_cast<const std::byte*>(end) - up_.data());
+  went_up_.record(parts_.stream);
+  const Layout device = layout(up_device_.data(), limits_);
+  const TensorView hidden = work.rows(0, num_rows_);
+  parts_.ops.embed(
+      parts_.stream,
+      {.ids = TensorView(device.gather, DType::kI32, {num_rows_}), .table = aside_, .out = hidden});
+  StepBatch batch;
+  batch.ids = TensorView(device.ids, DType::kI32, {num_rows_});
+  batch.positions = {.index = TensorView(device.index, DType::kI32, {num_rows_}),
+                     .delta = TensorView(device.delta, DType::kI32, {num_rows_})};
+  batch.kv_slot = TensorView(device.kv_slot, DType::kI64, {num_rows_});
+  batch.seqs = {.cu_q = TensorView(device.cu_q, DType::kI32, {num_segments_ + 1}),
+                .kv_start = TensorView(device.kv_start, DType::kI32, {num_segments_}),
+                .block_table = TensorView(device.block_table, DType::kI32,
+                                          {num_segments_, limits_.max_table_width()}),
+                .num_segments = static_cast<int>(num_segments_)};
+  batch.max_decode_len = static_cast<int>(longest_);
+  {
+    const ArenaScope scope(arena);
+    StepContext context{parts_.stream, parts_.ops, arena, batch, parts_.kv};
+    const TensorView out = parts_.model.mtp_hidden(context, hidden);
+    parts_.ops.embed(parts_.stream, {.ids = TensorView(device.last, DType::kI32, {num_last_}),
+                                     .table = out,
+                                     .out = kept.rows.rows(kept.used, kept.used + num_last_)});
+  }
+  kept.used += num_last_;
+  num_rows_ = num_segments_ = num_last_ = longest_ = 0;
+}
+
+}  // namespace weft
