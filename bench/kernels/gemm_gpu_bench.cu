@@ -30,9 +30,18 @@ std::vector<float> rows_of(const void* device, int64_t row, int64_t columns) {
   return out;
 }
 
+std::vector<float> floats_of(const void* device, int64_t row, int64_t columns) {
+  std::vector<float> out(static_cast<size_t>(columns));
+  cuda::check(cudaMemcpy(out.data(), static_cast<const float*>(device) + row * columns,
+                         out.size() * 4, cudaMemcpyDeviceToHost),
+              "download");
+  return out;
+}
+
 struct Shape {
   int64_t m, n, k;
   bool silu_mul = false;
+  bool add = false;  ///< to f32 rows, as the residual is
 };
 
 void run(Gpu& gpu, CublasLt& cublas, const Shape& s) {
@@ -42,7 +51,8 @@ void run(Gpu& gpu, CublasLt& cublas, const Shape& s) {
   for (int i = 0; i < sets; ++i) {
     x.push_back(random_device_bf16(gpu, s.m * s.k, 3 * static_cast<uint64_t>(i) + 1));
     w.push_back(random_device_bf16(gpu, s.n * s.k, 3 * static_cast<uint64_t>(i) + 2));
-    out.push_back(random_device_bf16(gpu, s.m * s.n, 3 * static_cast<uint64_t>(i) + 3));
+    out.push_back(Buffer::allocate(DeviceKind::kCuda, s.m * s.n * (s.add ? 4 : 2)).value());
+    cuda::check(cudaMemset(out.back().data(), 0, static_cast<size_t>(out.back().bytes())), "zeros");
   }
   const int64_t columns = s.silu_mul ? s.n / 2 : s.n;
   const auto ours = [&](int call) {
@@ -53,8 +63,8 @@ void run(Gpu& gpu, CublasLt& cublas, const Shape& s) {
     LinearArgs args;
     args.x = TensorView(x[i].data(), DType::kBF16, {s.m, s.k});
     args.weight = &weight;
-    args.out = TensorView(out[i].data(), DType::kBF16, {s.m, columns});
-    args.epilogue = s.silu_mul ? Epilogue::kSiluMul : Epilogue::kStore;
+    args.out = TensorView(out[i].data(), s.add ? DType::kF32 : DType::kBF16, {s.m, columns});
+    args.epilogue = s.silu_mul ? Epilogue::kSiluMul : s.add ? Epilogue::kAdd : Epilogue::kStore;
     cuda::linear_prompt(gpu.stream(), args);
   };
   ours(0);
@@ -63,7 +73,8 @@ void run(Gpu& gpu, CublasLt& cublas, const Shape& s) {
   for (const int64_t row : {int64_t{0}, s.m / 2 + 1, s.m - 1}) {
     if (row >= s.m) continue;
     const std::vector<float> xr = rows_of(x[0].data(), row, s.k);
-    const std::vector<float> got = rows_of(out[0].data(), row, columns);
+    const std::vector<float> got = s.add ? floats_of(out[0].data(), row, columns)
+                                         : rows_of(out[0].data(), row, columns);
     for (int64_t n = row % 5; n < columns; n += 97) {
       const auto dot = [&](int64_t at) {
         const std::vector<float> wr = rows_of(w[0].data(), at, s.k);
@@ -85,7 +96,7 @@ void run(Gpu& gpu, CublasLt& cublas, const Shape& s) {
   const double flops = 2.0 * static_cast<double>(s.m * s.n) * static_cast<double>(s.k);
   const int calls = static_cast<int>(std::max(4.0, std::min(40.0, 4e12 / flops)));
   Row row;
-  row.kernel = s.silu_mul ? "gemm_silu_mul" : "gemm";
+  row.kernel = s.silu_mul ? "gemm_silu_mul" : s.add ? "gemm_add" : "gemm";
   row.shape = std::to_string(s.m) + "x" + std::to_string(s.n) + "x" + std::to_string(s.k);
   row.dtype = "bf16";
   row.us = gpu.time_us(ours, calls);
@@ -301,6 +312,11 @@ int main(int argc, char** argv) {
     shapes.push_back({m, 24576, 4096, true});
     shapes.push_back({m, 4096, 12288});
   }
+  // Qwen3-4B, a step of a long prompt.
+  shapes.push_back({8192, 6144, 2560});
+  shapes.push_back({8192, 2560, 4096, false, true});
+  shapes.push_back({8192, 19456, 2560, true});
+  shapes.push_back({8192, 2560, 9728, false, true});
   for (const Shape& s : shapes) {
     const std::string name =
         std::to_string(s.m) + "x" + std::to_string(s.n) + "x" + std::to_string(s.k);

@@ -1,5 +1,7 @@
 // embed, rms_norm, add, add_gated, mul_sigmoid, moe_route, qkv_prepare: CUDA against the oracle.
 
+#include <cmath>
+
 #include "kernels/ref/ref.h"
 #include "tests/ops_cuda/support.h"
 
@@ -261,6 +263,76 @@ TEST_F(SmallOps, QkvPrepareSmall) {
         const auto want = is_v ? v_h.values() : k_h.values();
         EXPECT_LE(relative_l2(got, want), kBf16) << "block " << b;
       }
+    }
+  }
+}
+
+/// Many rows are computed by another kernel than few, with the same bits in q and the cache.
+TEST_F(SmallOps, QkvPrepareOfManyRowsHasTheBitsOfFew) {
+  for (const KvFormat format : {KvFormat::kBf16, KvFormat::kInt8Dynamic, KvFormat::kFp8Block,
+                                KvFormat::kInt8, KvFormat::kFp8, KvFormat::kInt4}) {
+    for (const PrepareCase& c : {PrepareCase{32, 8, 128, 128, 64, true, false, false},
+                                 {11, 1, 128, 128, 64, false, false, true},
+                                 {3, 3, 128, 64, 16, true, false, false},
+                                 {9, 9, 128, 128, 64, true, true, false},
+                                 {8, 2, 64, 64, 64, true, false, false},
+                                 {4, 2, 256, 64, 64, true, false, true}}) {
+      const int64_t tokens = 701, blocks = tokens / c.block + 1, positions = 800;
+      const int64_t q_width = c.q_heads * c.dim * (c.gated ? 2 : 1), kv_width = c.kv_heads * c.dim;
+      const int64_t width = q_width + 2 * kv_width, half = c.rotary / 2;
+      const auto values = random_bf16(tokens * width, 21);
+      std::vector<int32_t> index, triples;
+      std::vector<int64_t> slots;
+      for (int32_t i = 0; i < tokens; ++i) {
+        index.push_back((i * 7 + 1) % static_cast<int32_t>(positions));
+        for (int axis = 0; axis < 3; ++axis) triples.push_back(i % 5 == 0 ? i + axis : i);
+        slots.push_back(i % 50 == 3 ? -1 : i * 3 % tokens);
+      }
+      const DeviceTensor norms(DType::kF32, {2 * c.dim}, random_bf16(2 * c.dim, 22));
+      const DeviceTensor table(DType::kF32, {positions, half, 2},
+                               random_bf16(positions * half * 2, 23));
+      std::vector<float> scale = random_bf16(kv_width, 24);
+      for (float& x : scale) x = 0.01f + std::fabs(x) * 0.01f;
+      const DeviceTensor scales(DType::kF32, {c.kv_heads, c.dim}, scale);
+      const DeviceTensor axes(std::vector<int32_t>(static_cast<size_t>(half), 0x02010002));
+      const DeviceTensor index_d(index), slots_d(slots);
+      DeviceTensor triples_d(triples);
+      triples_d.view = {triples_d.view.data, DType::kI32, {tokens, 3}};
+      const KvShape shape{format, c.kv_heads, c.dim, c.block};
+      const int64_t bytes = cuda::kv_block_bytes(shape);
+      const auto prepared = [&](int64_t step) {
+        const DeviceTensor qkv(DType::kBF16, {tokens, width}, values);
+        DeviceTensor pool(DType::kU8, {blocks, bytes});
+        pool.poison();
+        for (int64_t row = 0; row < tokens; row += step) {
+          const int64_t end = std::min(tokens, row + step);
+          const TensorView rows = qkv.view.rows(row, end);
+          const TensorView k = rows.columns(q_width, q_width + kv_width);
+          const TensorView v = rows.columns(q_width + kv_width, width);
+          QkvPrepareArgs args;
+          args.q = rows.columns(0, q_width).split_last(c.q_heads, q_width / c.q_heads);
+          args.q = args.q.columns(0, c.dim);
+          args.k = k.split_last(c.kv_heads, c.dim);
+          args.v = v.split_last(c.kv_heads, c.dim);
+          if (c.norm) args.q_norm = norms.view.rows(0, c.dim);
+          if (c.norm) args.k_norm = norms.view.rows(c.dim, 2 * c.dim);
+          args.rope.cos_sin = table.view;
+          args.rope.axis = {axes.view.data, DType::kU8, {half}};
+          args.rope.rotary_dim = c.rotary;
+          args.rope.style = c.interleaved ? RopeStyle::kInterleaved : RopeStyle::kNeox;
+          args.positions.index = index_d.view.rows(row, end);
+          args.positions.triples = triples_d.view.rows(row, end);
+          args.kv_slot = slots_d.view.rows(row, end);
+          args.kv = {shape, static_cast<std::byte*>(pool.view.data), bytes, blocks};
+          args.kv.k_scale = args.kv.v_scale = scales.view.ptr<float>();
+          cuda::qkv_prepare(stream_, args);
+        }
+        stream_.sync();
+        return std::pair(qkv.bytes(), pool.bytes());
+      };
+      const auto many = prepared(tokens), few = prepared(97);
+      EXPECT_TRUE(many.first == few.first) << kv_format_name(format) << " " << c.dim;
+      EXPECT_TRUE(many.second == few.second) << kv_format_name(format) << " " << c.dim;
     }
   }
 }

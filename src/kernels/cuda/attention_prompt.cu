@@ -9,6 +9,7 @@
 // the products of the others. With a HeadPlan a launch for the full heads is followed by one for
 // the others, whose copying warps walk the tiles that the head sees and say with each for which
 // warpgroups it is; two warpgroups of a block of rows each overlap their own products and softmax.
+// Its blocks take the processors that the first launch leaves, without waiting for its end.
 //
 // Bytes from L2: 4 D a (key, 64 * Warpgroups rows); the bound is the tensor cores' 4 D FLOPs a
 // (row, key) pair, and below it the power of the chip. Measured: docs/kernels/attention_prefill.md.
@@ -201,7 +202,14 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     fence_barrier_init();
   }
   __syncthreads();
-  wait_for_predecessor();
+  if (C::kPlanned && params.beside) {
+    // The launch ahead waited for all that was before it, but what this processor's L1 cache holds
+    // may be older than that.
+    __threadfence();
+  } else {
+    wait_for_predecessor();
+    if (params.order != nullptr) let_successor_begin();
+  }
 
   if (warp < 4) {
     drop_registers_to<C::kProducerRegisters>();
@@ -215,6 +223,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
           [&](int round) { return taken(shared, round); });
     } else if (threadIdx.x == 64) {
       produce_q<C>(shared, maps.q);
+      // Who waits for this launch waits for the one ahead too.
+      if (C::kPlanned && params.beside) wait_for_predecessor();
     }
   } else {
     raise_registers_to<C::kConsumerRegisters>();
@@ -310,6 +320,13 @@ class PrefillLauncher {
   }
 
   void flush() {
+    const ArenaScope scope(stream_.scratch());
+    order();
+    run(/*beside=*/false);
+  }
+
+  /// The order of the tiles and, with a plan of heads, that of the items.
+  void order() {
     if (plan_.num_tiles == 0) return;
     // In two classes by the heads of a tile; longest first, unless all are short beside the whole:
     // then those that share keys follow each other.
@@ -338,8 +355,6 @@ class PrefillLauncher {
     plan_.section_items = plan_.num_first * plan_.first_items +
                           (plan_.num_tiles - plan_.num_first) * plan_.other_items;
     plan_.num_items = plan_.section_items * sections;
-    const int walkers = std::min(plan_.num_items, num_multiprocessors());
-    ArenaScope scope(stream_.scratch());
     params_.counter = nullptr;
     if (args_.heads != nullptr) {
       auto* order = static_cast<int32_t*>(stream_.scratch().take(int64_t{plan_.num_items} * 4 + 8));
@@ -347,12 +362,19 @@ class PrefillLauncher {
       launch(stream_, {.grid = 1, .block = 1024, .overlap = true}, order_items<C>, params_, plan_,
              order);
       params_.order = order;
-    } else if (plan_.num_items >= kManyRounds * walkers) {
+    } else if (plan_.num_items >= kManyRounds * walkers()) {
       params_.counter = static_cast<int32_t*>(stream_.scratch().take(4));
       launch(stream_, {.grid = 1, .block = 1, .overlap = true}, reset_counter, params_.counter);
     }
+  }
+
+  /// Launches what order() has ordered, while the scratch memory of that is held. `beside`: the
+  /// launch ahead is that of the plan's full heads.
+  void run(bool beside) {
+    if (plan_.num_tiles == 0) return;
+    params_.beside = beside;
     launch(stream_,
-           {.grid = static_cast<unsigned>(walkers),
+           {.grid = static_cast<unsigned>(walkers()),
             .block = C::kThreads,
             .shared_bytes = C::kSharedBytes,
             .overlap = true},
@@ -360,10 +382,20 @@ class PrefillLauncher {
     plan_.num_tiles = 0;
   }
 
+  void add_segments() {
+    const SeqMap& seqs = args_.seqs;
+    for (int s = 0; s < args_.num_prompt_segments; ++s) {
+      const int row = seqs.host_cu_q[s], tokens = seqs.host_cu_q[s + 1] - row;
+      if (tokens > 0) add(s, row, tokens, seqs.host_kv_start[s]);
+    }
+  }
+
  private:
   struct Rows {
     int segment, row, tokens, position;
   };
+  int walkers() const { return std::min(plan_.num_items, num_multiprocessors()); }
+
   /// Into tiles of up to `step` tokens; with lists they end where a block does.
   void cut(const Rows& rows, int step, int shift) {
     int at = 0;
@@ -429,20 +461,31 @@ class PrefillLauncher {
 };
 
 template <class C>
-void launch_prefill(Stream& stream, const AttnArgs& args) {
+void launch_dense(Stream& stream, const AttnArgs& args) {
   PrefillLauncher<C> launcher(stream, args);
-  const SeqMap& seqs = args.seqs;
-  for (int s = 0; s < args.num_prompt_segments; ++s) {
-    const int row = seqs.host_cu_q[s], tokens = seqs.host_cu_q[s + 1] - row;
-    if (tokens > 0) launcher.add(s, row, tokens, seqs.host_kv_start[s]);
-  }
+  launcher.add_segments();
   launcher.flush();
+}
+
+/// The full heads of a HeadPlan, and the others on the processors that these leave.
+template <class Full, class Others>
+void launch_planned(Stream& stream, const AttnArgs& args) {
+  PrefillLauncher<Full> full(stream, args);
+  PrefillLauncher<Others> others(stream, args);
+  full.add_segments();
+  others.add_segments();
+  const ArenaScope scope(stream.scratch());
+  full.order();
+  others.order();
+  full.run(/*beside=*/false);
+  others.run(/*beside=*/true);
 }
 
 }  // namespace
 
 int64_t attention_prompt_scratch(const AttnShape& shape, int64_t, int64_t) {
-  return int64_t{PrefillPlan::kMaxTiles} * shape.q_heads * 4 + 512;  // of a HeadPlan's items
+  // The items of a HeadPlan's two launches.
+  return 2 * (int64_t{PrefillPlan::kMaxTiles} * shape.q_heads * 4 + 512);
 }
 
 void attention_prompt(Stream& stream, const AttnArgs& args) {
@@ -453,16 +496,18 @@ void attention_prompt(Stream& stream, const AttnArgs& args) {
   CHECK(kv.format == KvFormat::kBf16 && kv.block_size % 16 == 0 && args.shape.scale > 0);
   const int dim = args.shape.head_dim;
   CHECK(dim > 0 && dim <= 256 && dim % 8 == 0, "attention of a prompt: head_dim is 8, 16, .. 256");
-  const bool planned = args.heads != nullptr;  // the full heads first, then the others
   if (dim <= 64) {
-    launch_prefill<PrefillShape<64, 192, 3>>(stream, args);
-    if (planned) launch_prefill<PrefillShape<64, 128, 2, true, true>>(stream, args);
+    using Full = PrefillShape<64, 192, 3>;
+    if (args.heads == nullptr) return launch_dense<Full>(stream, args);
+    launch_planned<Full, PrefillShape<64, 128, 2, true, true>>(stream, args);
   } else if (dim <= 128) {
-    launch_prefill<PrefillShape<128, 128, 3>>(stream, args);
-    if (planned) launch_prefill<PrefillShape<128, 128, 2, true, true>>(stream, args);
+    using Full = PrefillShape<128, 128, 3>;
+    if (args.heads == nullptr) return launch_dense<Full>(stream, args);
+    launch_planned<Full, PrefillShape<128, 128, 2, true, true>>(stream, args);
   } else {
-    launch_prefill<PrefillShape<256, 128, 2>>(stream, args);
-    if (planned) launch_prefill<PrefillShape<256, 128, 2, true>>(stream, args);
+    using Full = PrefillShape<256, 128, 2>;
+    if (args.heads == nullptr) return launch_dense<Full>(stream, args);
+    launch_planned<Full, PrefillShape<256, 128, 2, true>>(stream, args);
   }
 }
 

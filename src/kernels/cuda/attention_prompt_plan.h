@@ -54,6 +54,7 @@ struct PrefillParams {
   int32_t* counter = nullptr;  ///< items taken beyond the first of each block; null: a fixed walk
 
   // Of a HeadPlan.
+  bool beside = false;             ///< this launch and the one ahead of it don't know of each other
   const int32_t* order = nullptr;  ///< how many items; the items, longest first; null: no plan
   HeadKinds kinds;
   const int32_t* blocks = nullptr;  ///< contiguous

@@ -1,5 +1,6 @@
-// qkv_prepare: q, k <- rope(norm(q, k)); the cache gets k and v. One warp a (token, head): q heads
-// in place, k heads into the cache with the v head beside them. Everything in fp32 between one read
+// qkv_prepare: q, k <- rope(norm(q, k)); the cache gets k and v. One warp a (token, head), of many
+// rows a (token, eight heads) with positions and weights read once: q heads in place, k heads into
+// the cache with the v head beside them. Everything in fp32 between one read
 // and one rounding to bf16 or to the codes of the cache (kv_format.h). Bytes: q twice, k and v
 // twice; bound by memory for prompts and by latency for a few rows: all that does not come from the
 // predecessor is loaded before the wait for it. docs/kernels/small_ops_cuda.md
@@ -32,7 +33,7 @@ struct PrepareParams {
   float largest_code;
   int64_t q_row, q_head, k_row, k_head, v_row, v_head;
   int64_t block_bytes;  // of the cache
-  int64_t num_items;    // T * (H + G)
+  int64_t num_items;    // of a warp each
   int q_heads, kv_heads, head_dim, rotary_dim, block_size;
   bool interleaved;
   float eps;
@@ -201,12 +202,95 @@ __device__ __forceinline__ void store_row(const PrepareParams& p, const float (&
   }
 }
 
-/// `Turns` pairs a lane: head_dim <= 64 Turns.
+/// A warp's words of a head: pairs 2 lane + 64 turn.
+template <int Turns>
+__device__ __forceinline__ void load_head(const __nv_bfloat16* from, int head_dim,
+                                          uint32_t (&pairs)[Turns]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int turn = 0; turn < Turns; ++turn) {
+    const int at = lane * 2 + turn * 64;
+    if (at < head_dim) pairs[turn] = *reinterpret_cast<const uint32_t*>(from + at);
+  }
+}
+
+/// rope(norm(x)) of one head. Elements that are rotated together meet in `shared` (64 Turns floats
+/// of the warp) unless they are a lane's own (`Own`: Neox, of 128 dims).
+template <int Turns, bool Own>
+__device__ __forceinline__ void turn_head(const PrepareParams& p, const LanePlan<Turns>& plan,
+                                          bool normed, const uint32_t (&pairs)[Turns],
+                                          float* shared, float (&rotated)[Turns][2]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float sum = 0;
+#pragma unroll
+  for (int turn = 0; turn < Turns; ++turn) {
+    if (lane * 2 + turn * 64 >= p.head_dim) continue;
+    sum = fmaf(low_bf16(pairs[turn]), low_bf16(pairs[turn]), sum);
+    sum = fmaf(high_bf16(pairs[turn]), high_bf16(pairs[turn]), sum);
+  }
+  const float scale =
+      normed ? rsqrtf(warp_sum(sum) / static_cast<float>(p.head_dim) + p.eps) : 1.0f;
+  float value[Turns][2];
+#pragma unroll
+  for (int turn = 0; turn < Turns; ++turn) {
+    const int at = lane * 2 + turn * 64;
+    if (at >= p.head_dim) continue;
+    value[turn][0] = low_bf16(pairs[turn]) * (scale * plan.weight[turn][0]);
+    value[turn][1] = high_bf16(pairs[turn]) * (scale * plan.weight[turn][1]);
+    if constexpr (!Own) {
+      shared[at] = value[turn][0];
+      shared[at + 1] = value[turn][1];
+    }
+  }
+  if constexpr (!Own) __syncwarp();
+#pragma unroll
+  for (int turn = 0; turn < Turns; ++turn) {
+    if (lane * 2 + turn * 64 >= p.head_dim) continue;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      // a cos - b sin of the first of a pair, b cos + a sin of the second.
+      const float2 angle = plan.turn[turn][j];
+      float other;
+      if constexpr (Own) {
+        other = value[turn ^ 1][j];
+      } else {
+        other = shared[plan.other[turn][j]];
+      }
+      const float cross = __fmul_rn(other, angle.y);
+      const float turned = fmaf(value[turn][j], angle.x, plan.first[turn][j] ? -cross : cross);
+      // Behind the rotary part 0 * infinity must not come in.
+      const int at = lane * 2 + turn * 64 + j;
+      rotated[turn][j] = plan.other[turn][j] == at ? value[turn][j] : turned;
+    }
+  }
+  if constexpr (!Own) __syncwarp();
+}
+
+/// A k head and its v head into the cache.
+template <class Format, int Turns>
+__device__ __forceinline__ void store_keys(const PrepareParams& p, const float (&rotated)[Turns][2],
+                                           const uint32_t (&v_pairs)[Turns], int64_t slot,
+                                           int64_t g) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  std::byte* block = p.cache + slot / p.block_size * p.block_bytes;
+  const int64_t offset = slot % p.block_size;
+  store_row<Format>(p, rotated, block, 0, g, offset);
+  float values[Turns][2];
+#pragma unroll
+  for (int turn = 0; turn < Turns; ++turn) {
+    if (lane * 2 + turn * 64 >= p.head_dim) continue;
+    values[turn][0] = low_bf16(v_pairs[turn]);
+    values[turn][1] = high_bf16(v_pairs[turn]);
+  }
+  store_row<Format>(p, values, block, 1, g, offset);
+}
+
+/// One head a warp. `Turns` pairs a lane: head_dim <= 64 Turns.
 template <class Format, int Turns>
 __global__ __launch_bounds__(kWarps * 32) void prepare_kernel(PrepareParams p) {
   __shared__ float heads[kWarps][64 * Turns];
   let_successor_begin();
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t item = int64_t{blockIdx.x} * kWarps + warp;
   if (item >= p.num_items) return;
   const int64_t token = item / (p.q_heads + p.kv_heads);
@@ -221,73 +305,104 @@ __global__ __launch_bounds__(kWarps * 32) void prepare_kernel(PrepareParams p) {
   wait_for_predecessor();
 
   __nv_bfloat16* q = p.q + token * p.q_row + head * p.q_head;
-  const __nv_bfloat16* in = is_q ? q : p.k + token * p.k_row + g * p.k_head;
-  const __nv_bfloat16* v = p.v + token * p.v_row + g * p.v_head;
-  uint32_t x_pair[Turns], v_pair[Turns];
-#pragma unroll
-  for (int turn = 0; turn < Turns; ++turn) {
-    const int at = lane * 2 + turn * 64;
-    if (at >= p.head_dim) continue;
-    x_pair[turn] = *reinterpret_cast<const uint32_t*>(in + at);
-    if (!is_q) v_pair[turn] = *reinterpret_cast<const uint32_t*>(v + at);
-  }
-  float* x = heads[warp];
-  float sum = 0;
-#pragma unroll
-  for (int turn = 0; turn < Turns; ++turn) {
-    if (lane * 2 + turn * 64 >= p.head_dim) continue;
-    sum = fmaf(low_bf16(x_pair[turn]), low_bf16(x_pair[turn]), sum);
-    sum = fmaf(high_bf16(x_pair[turn]), high_bf16(x_pair[turn]), sum);
-  }
-  const float scale = norm ? rsqrtf(warp_sum(sum) / static_cast<float>(p.head_dim) + p.eps) : 1.0f;
-  float value[Turns][2];
-#pragma unroll
-  for (int turn = 0; turn < Turns; ++turn) {
-    const int at = lane * 2 + turn * 64;
-    if (at >= p.head_dim) continue;
-    value[turn][0] = low_bf16(x_pair[turn]) * (scale * plan.weight[turn][0]);
-    value[turn][1] = high_bf16(x_pair[turn]) * (scale * plan.weight[turn][1]);
-    x[at] = value[turn][0];
-    x[at + 1] = value[turn][1];
-  }
-  __syncwarp();
-
+  uint32_t pairs[Turns], v_pairs[Turns];
+  load_head(is_q ? q : p.k + token * p.k_row + g * p.k_head, p.head_dim, pairs);
+  if (!is_q) load_head(p.v + token * p.v_row + g * p.v_head, p.head_dim, v_pairs);
   float rotated[Turns][2];
-#pragma unroll
-  for (int turn = 0; turn < Turns; ++turn) {
-    if (lane * 2 + turn * 64 >= p.head_dim) continue;
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      // a cos - b sin of the first of a pair, b cos + a sin of the second.
-      const float2 angle = plan.turn[turn][j];
-      const float cross = __fmul_rn(x[plan.other[turn][j]], angle.y);
-      const float turned = fmaf(value[turn][j], angle.x, plan.first[turn][j] ? -cross : cross);
-      // Behind the rotary part 0 * infinity must not come in.
-      const int at = lane * 2 + turn * 64 + j;
-      rotated[turn][j] = plan.other[turn][j] == at ? value[turn][j] : turned;
-    }
-  }
+  turn_head<Turns, false>(p, plan, norm != nullptr, pairs, heads[warp], rotated);
   if (is_q) {
     store_bf16(rotated, p.head_dim, reinterpret_cast<std::byte*>(q));
+  } else {
+    store_keys<Format>(p, rotated, v_pairs, slot, g);
+  }
+}
+
+/// `Heads` heads of a token a warp, all asked for before the first is used: for many rows. The same
+/// bits.
+template <class Format, int Turns, int Heads, bool Own>
+__global__ __launch_bounds__(kWarps * 32) void prepare_rows_kernel(PrepareParams p) {
+  __shared__ float heads[kWarps][Own ? 1 : 64 * Turns];
+  let_successor_begin();
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int q_groups = (p.q_heads + Heads - 1) / Heads;
+  const int groups = q_groups + (p.kv_heads + Heads - 1) / Heads;
+  const int64_t item = int64_t{blockIdx.x} * kWarps + warp;
+  if (item >= p.num_items) return;  // T * groups
+  const int64_t token = item / groups;
+  const int group = static_cast<int>(item - token * groups);
+  const bool is_q = group < q_groups;
+  const int first = (is_q ? group : group - q_groups) * Heads;
+  const int count = min(Heads, (is_q ? p.q_heads : p.kv_heads) - first);
+  const int64_t slot = is_q ? 0 : p.kv_slot[token];
+  if (slot < 0) return;
+  const float* norm = is_q ? p.q_norm : p.k_norm;
+  const LanePlan<Turns> plan = plan_lane<Turns>(p, token, norm);
+  wait_for_predecessor();
+
+  __nv_bfloat16* q = p.q + token * p.q_row;
+  const __nv_bfloat16* in = is_q ? q : p.k + token * p.k_row;
+  const int64_t in_head = is_q ? p.q_head : p.k_head;
+  uint32_t pairs[Heads][Turns];
+#pragma unroll
+  for (int i = 0; i < Heads; ++i) {
+    if (i < count) load_head(in + (first + i) * in_head, p.head_dim, pairs[i]);
+  }
+  float rotated[Turns][2];
+  if (is_q) {
+#pragma unroll
+    for (int i = 0; i < Heads; ++i) {
+      if (i >= count) break;
+      turn_head<Turns, Own>(p, plan, norm != nullptr, pairs[i], heads[warp], rotated);
+      store_bf16(rotated, p.head_dim, reinterpret_cast<std::byte*>(q + (first + i) * p.q_head));
+    }
     return;
   }
-  std::byte* block = p.cache + slot / p.block_size * p.block_bytes;
-  const int64_t offset = slot % p.block_size;
-  store_row<Format>(p, rotated, block, 0, g, offset);
-  float values[Turns][2];
+  uint32_t v_pairs[Heads][Turns];
 #pragma unroll
-  for (int turn = 0; turn < Turns; ++turn) {
-    if (lane * 2 + turn * 64 >= p.head_dim) continue;
-    values[turn][0] = low_bf16(v_pair[turn]);
-    values[turn][1] = high_bf16(v_pair[turn]);
+  for (int i = 0; i < Heads; ++i) {
+    if (i < count)
+      load_head(p.v + token * p.v_row + (first + i) * p.v_head, p.head_dim, v_pairs[i]);
   }
-  store_row<Format>(p, values, block, 1, g, offset);
+#pragma unroll
+  for (int i = 0; i < Heads; ++i) {
+    if (i >= count) break;
+    turn_head<Turns, Own>(p, plan, norm != nullptr, pairs[i], heads[warp], rotated);
+    store_keys<Format>(p, rotated, v_pairs[i], slot, first + i);
+  }
+}
+
+template <class Format>
+void launch_prepare(Stream& stream, PrepareParams p, int64_t rows) {
+  constexpr int kHeads = 8;
+  constexpr int64_t kManyRows = 512;
+  const int64_t row_items =
+      rows < kManyRows ? p.q_heads + p.kv_heads
+                       : (p.q_heads + kHeads - 1) / kHeads + (p.kv_heads + kHeads - 1) / kHeads;
+  p.num_items = rows * row_items;
+  const LaunchShape shape{.grid = dim3(static_cast<unsigned>((p.num_items + kWarps - 1) / kWarps)),
+                          .block = dim3(kWarps * 32),
+                          .overlap = true};
+  if (rows < kManyRows) {
+    if (p.head_dim <= 64) return launch(stream, shape, prepare_kernel<Format, 1>, p);
+    if (p.head_dim <= 128) return launch(stream, shape, prepare_kernel<Format, 2>, p);
+    return launch(stream, shape, prepare_kernel<Format, 4>, p);
+  }
+  if (p.head_dim == 128 && p.rotary_dim == 128 && !p.interleaved) {
+    return launch(stream, shape, prepare_rows_kernel<Format, 2, kHeads, true>, p);
+  }
+  if (p.head_dim <= 64) {
+    return launch(stream, shape, prepare_rows_kernel<Format, 1, kHeads, false>, p);
+  }
+  if (p.head_dim <= 128) {
+    return launch(stream, shape, prepare_rows_kernel<Format, 2, kHeads, false>, p);
+  }
+  launch(stream, shape, prepare_rows_kernel<Format, 4, kHeads, false>, p);
 }
 
 }  // namespace
 
 void qkv_prepare(Stream& stream, const QkvPrepareArgs& args) {
-  const int64_t rows = args.q.dim(0), heads = args.q.dim(1) + args.k.dim(1);
+  const int64_t rows = args.q.dim(0);
   if (rows == 0) return;
   CHECK(args.q.dim(2) <= kMaxHeadDim && args.q.dim(2) % 2 == 0,
         "qkv_prepare: a head is an even number of values, up to 256");
@@ -320,7 +435,7 @@ void qkv_prepare(Stream& stream, const QkvPrepareArgs& args) {
       .v_row = args.v.stride[0],
       .v_head = args.v.stride[1],
       .block_bytes = args.kv.block_bytes,
-      .num_items = rows * heads,
+      .num_items = 0,
       .q_heads = static_cast<int>(args.q.dim(1)),
       .kv_heads = static_cast<int>(args.k.dim(1)),
       .head_dim = static_cast<int>(args.q.dim(2)),
@@ -329,15 +444,8 @@ void qkv_prepare(Stream& stream, const QkvPrepareArgs& args) {
       .interleaved = args.rope.style == RopeStyle::kInterleaved,
       .eps = args.eps,
   };
-  const LaunchShape shape{.grid = dim3(static_cast<unsigned>((rows * heads + kWarps - 1) / kWarps)),
-                          .block = dim3(kWarps * 32),
-                          .overlap = true};
-  with_kv_format(kv.format, [&](auto format) {
-    using Format = decltype(format);
-    if (p.head_dim <= 64) return launch(stream, shape, prepare_kernel<Format, 1>, p);
-    if (p.head_dim <= 128) return launch(stream, shape, prepare_kernel<Format, 2>, p);
-    launch(stream, shape, prepare_kernel<Format, 4>, p);
-  });
+  with_kv_format(kv.format,
+                 [&](auto format) { launch_prepare<decltype(format)>(stream, p, rows); });
 }
 
 }  // namespace weft::cuda
