@@ -73,8 +73,8 @@ void run(Gpu& gpu, CublasLt& cublas, const Shape& s) {
   for (const int64_t row : {int64_t{0}, s.m / 2 + 1, s.m - 1}) {
     if (row >= s.m) continue;
     const std::vector<float> xr = rows_of(x[0].data(), row, s.k);
-    const std::vector<float> got = s.add ? floats_of(out[0].data(), row, columns)
-                                         : rows_of(out[0].data(), row, columns);
+    const std::vector<float> got =
+        s.add ? floats_of(out[0].data(), row, columns) : rows_of(out[0].data(), row, columns);
     for (int64_t n = row % 5; n < columns; n += 97) {
       const auto dot = [&](int64_t at) {
         const std::vector<float> wr = rows_of(w[0].data(), at, s.k);
