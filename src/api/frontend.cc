@@ -79,13 +79,17 @@ Result<Frontend::Prompt> Frontend::encode_chat(const GenerationRequest& request)
   if (!request.videos.empty()) {
     videos = TRY(config_.images->read_videos(
         request.videos, request.video_fps > 0 ? request.video_fps : kVideoFps));
-    chat.videos = TRY(video_texts(videos));
+    chat.videos = TRY(texts_of_videos(videos, *config_.images->config().video, tokenizer()));
   }
   EncodedChat encoded = TRY(chat_->encode(chat));
   Prompt prompt{std::move(encoded.ids), std::move(encoded.text), {}};
   if (request.images.empty() && videos.empty()) return prompt;
-  prompt.images = TRY(
-      config_.images->expand(prompt.ids, TRY(config_.images->read_all(request.images)), videos));
+  std::vector<ImageSource> images = request.images;
+  for (ImageSource& image : images) {
+    if (image.bounds == PixelBounds()) image.bounds = request.image_bounds;
+  }
+  prompt.images =
+      TRY(config_.images->expand(prompt.ids, TRY(config_.images->read_all(images)), videos));
   prompt.ids = std::move(prompt.images.ids);
   return prompt;
 }
@@ -102,19 +106,6 @@ Result<void> Frontend::check_media(const GenerationRequest& request) const {
     return invalid_argument("truncate_prompt_tokens: a prompt with images can't be cut");
   }
   return {};
-}
-
-/// For models that read times: the texts of the videos; else none.
-Result<VideoTexts> Frontend::video_texts(const std::vector<PromptVideo>& videos) const {
-  const VideoInputConfig& config = *config_.images->config().video;
-  if (config.tokens_per_second > 0) return VideoTexts();
-  const auto text = [&](int32_t id) { return tokenizer().id_to_token(id).value_or(""); };
-  VideoTexts out{text(config.start_token), text(config.video_token), text(config.end_token), {}};
-  if (out.start.empty() || out.token.empty() || out.end.empty()) {
-    return unsupported("messages: the model's tokenizer has no tokens for videos");
-  }
-  out.texts = timed_texts(videos, out);
-  return out;
 }
 
 Result<Frontend::Prompt> Frontend::encode_prompt(const GenerationRequest& request,

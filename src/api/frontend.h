@@ -61,7 +61,6 @@ class Frontend {
     ImagePrompt images;  // its ids have moved to the other ones
   };
   Result<void> check_media(const GenerationRequest& request) const;
-  Result<VideoTexts> video_texts(const std::vector<PromptVideo>& videos) const;
   Result<Prompt> encode_chat(const GenerationRequest& request) const;
   Result<Prompt> encode_prompt(const GenerationRequest& request, size_t index) const;
   Result<std::vector<Prompt>> encode(const GenerationRequest& request) const;

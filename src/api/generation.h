@@ -33,6 +33,7 @@ struct GenerationRequest {
   std::string messages;             ///< JSON array
   std::vector<ImageSource> images;  ///< in the order of messages
   std::vector<VideoSource> videos;  ///< likewise
+  PixelBounds image_bounds;         ///< of the images that don't say theirs
   double video_fps = 0;             ///< of the videos that don't say theirs; 0: not said
   std::string tools;                ///< JSON array; empty: none
   std::string documents;            ///< JSON array; empty: none

@@ -51,12 +51,14 @@ ImageReader::ImageReader(ImageInputConfig config)
   video_fingerprint_ = fingerprint_of(config_.video->processing.frame);
 }
 
-Result<std::shared_ptr<const ImagePatches>> ImageReader::read_bytes(
-    std::span<const uint8_t> file) const {
+Result<std::shared_ptr<const ImagePatches>> ImageReader::read_bytes(std::span<const uint8_t> file,
+                                                                    PixelBounds bounds) const {
+  const ImageProcessing processing = TRY(with_bounds(config_.processing, bounds));
   const Image image = TRY(decode_image(file, config_.limits));
-  PatchImage patches = TRY(make_patches(image, config_.processing));
+  PatchImage patches = TRY(make_patches(image, processing));
   auto out = std::make_shared<ImagePatches>();
-  out->digest = sha256_of({file, fingerprint_});
+  out->digest =
+      sha256_of({file, bounds == PixelBounds() ? fingerprint_ : fingerprint_of(processing)});
   out->t = patches.grid.t;
   out->h = patches.grid.h;
   out->w = patches.grid.w;
@@ -72,6 +74,7 @@ Result<std::shared_ptr<const ImagePatches>> ImageReader::read_bytes(
 Result<std::vector<uint8_t>> ImageReader::bytes_of(const std::string& uri) const {
   const bool http =
       begins_with_ignoring_case(uri, "http://") || begins_with_ignoring_case(uri, "https://");
+  if (config_.read_file && begins_with_ignoring_case(uri, "file://")) return config_.read_file(uri);
   if (!http) return decode_data_uri(uri, config_.limits.max_bytes);
   if (config_.fetch) return config_.fetch(uri);
   return unsupported("this server fetches no URLs; send the image as a data: URI");
@@ -80,7 +83,7 @@ Result<std::vector<uint8_t>> ImageReader::bytes_of(const std::string& uri) const
 Result<std::shared_ptr<const ImagePatches>> ImageReader::read(const ImageSource& source) const {
   Result<std::vector<uint8_t>> bytes = bytes_of(source.uri);
   if (!bytes) return with_context(std::move(bytes).error(), source.field);
-  auto patches = read_bytes(*bytes);
+  auto patches = read_bytes(*bytes, source.bounds);
   if (!patches) return with_context(std::move(patches).error(), source.field);
   return patches;
 }
@@ -94,8 +97,10 @@ Result<std::vector<std::shared_ptr<const ImagePatches>>> ImageReader::read_all(
   std::vector<std::shared_ptr<const ImagePatches>> out;
   for (size_t i = 0; i < sources.size(); ++i) {
     // The same picture in several turns is decoded once.
-    const auto same = std::find_if(sources.begin(), sources.begin() + static_cast<int64_t>(i),
-                                   [&](const auto& other) { return other.uri == sources[i].uri; });
+    const auto same = std::find_if(
+        sources.begin(), sources.begin() + static_cast<int64_t>(i), [&](const auto& other) {
+          return other.uri == sources[i].uri && other.bounds == sources[i].bounds;
+        });
     const auto index = static_cast<size_t>(same - sources.begin());
     out.push_back(index < i ? out[index] : TRY(read(sources[i])));
   }

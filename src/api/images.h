@@ -18,7 +18,8 @@ namespace weft {
 /// An image as a request names it.
 struct ImageSource {
   std::string field;  ///< where it stands, for errors
-  std::string uri;    ///< data:, or http(s): where that is allowed
+  std::string uri;    ///< data:, or http(s): and file: where that is allowed
+  PixelBounds bounds = {};
 };
 
 /// How a model takes images, and what requests may bring.
@@ -31,6 +32,8 @@ struct ImageInputConfig {
   std::optional<VideoInputConfig> video;  ///< none: the model takes no videos
   /// Gets the bytes behind an http(s) URL, at most limits.max_bytes; empty: such URLs are refused.
   std::function<Result<std::vector<uint8_t>>(const std::string& url)> fetch;
+  /// The same of a file: URL; empty: these are refused.
+  std::function<Result<std::vector<uint8_t>>(const std::string& url)> read_file;
 };
 
 /// A prompt with the tokens of its images and videos.
@@ -49,7 +52,8 @@ class ImageReader {
 
   const ImageInputConfig& config() const { return config_; }
   Result<std::shared_ptr<const ImagePatches>> read(const ImageSource& source) const;
-  Result<std::shared_ptr<const ImagePatches>> read_bytes(std::span<const uint8_t> file) const;
+  Result<std::shared_ptr<const ImagePatches>> read_bytes(std::span<const uint8_t> file,
+                                                         PixelBounds bounds = {}) const;
   /// All images of a request, in order; too many are an Error.
   Result<std::vector<std::shared_ptr<const ImagePatches>>> read_all(
       const std::vector<ImageSource>& sources) const;

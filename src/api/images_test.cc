@@ -58,6 +58,36 @@ TEST(ImageReader, TheDigestIsOfTheFileAndOfItsProcessing) {
   EXPECT_NE(digest(config()), digest(other));
 }
 
+TEST(ImageReader, BoundsOfARequestStayWithinThoseOfTheServer) {
+  const ImageReader reader(config());
+  const std::string uri = std::string("data:;base64,") + kPng;
+  const auto read = [&](PixelBounds bounds) { return reader.read({"f", uri, bounds}); };
+  const auto plain = read({}).value();
+  const int64_t most = config().processing.max_pixels;
+  const auto side = config().processing.patch_size;
+  const auto pixels = [&](const auto& image) { return int64_t{image->h} * image->w * side * side; };
+  EXPECT_EQ(read({0, most * 100}).value()->digest, plain->digest);
+  const auto large = read({most, most * 100}).value();
+  EXPECT_GT(pixels(large), pixels(plain));
+  EXPECT_LE(pixels(large), most);
+  EXPECT_NE(large->digest, plain->digest);
+  const auto small = read({0, 1}).value();
+  EXPECT_EQ(small->num_tokens, 1);
+  EXPECT_EQ(read({9, 8}).error().message, "f: min_pixels must not exceed max_pixels");
+  const auto both = reader.read_all({{"f", uri, {}}, {"g", uri, {0, 1}}}).value();
+  EXPECT_NE(both[0]->num_tokens, 0);
+  EXPECT_EQ(both[1]->num_tokens, 1);
+}
+
+TEST(ImageReader, FilesAreReadWhereThatIsAllowed) {
+  ImageInputConfig c = config();
+  c.read_file = [](const std::string& url) -> Result<std::vector<uint8_t>> {
+    return not_found("no " + url);
+  };
+  EXPECT_EQ(ImageReader(c).read({"f", "file:///a"}).error().message, "f: no file:///a");
+  EXPECT_THAT(ImageReader(c).read({"f", "/a"}).error().message, HasSubstr("must be a data: URI"));
+}
+
 TEST(ImageReader, ErrorsAreFixedTextsBehindTheField) {
   const ImageReader reader(config());
   const auto error = [&](const std::string& uri) {

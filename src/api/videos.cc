@@ -11,6 +11,7 @@
 #include "media/animation.h"
 #include "media/image_errors.h"
 #include "media/sha256.h"
+#include "text/tokenizer.h"
 
 namespace weft {
 namespace {
@@ -41,6 +42,18 @@ std::vector<std::string> timed_texts(const std::vector<PromptVideo>& videos,
     }
     out.push_back(std::move(text));
   }
+  return out;
+}
+
+Result<VideoTexts> texts_of_videos(const std::vector<PromptVideo>& videos,
+                                   const VideoInputConfig& config, const Tokenizer& tokenizer) {
+  if (config.tokens_per_second > 0) return VideoTexts();
+  const auto text = [&](int32_t id) { return tokenizer.id_to_token(id).value_or(""); };
+  VideoTexts out{text(config.start_token), text(config.video_token), text(config.end_token), {}};
+  if (out.start.empty() || out.token.empty() || out.end.empty()) {
+    return unsupported("messages: the model's tokenizer has no tokens for videos");
+  }
+  out.texts = timed_texts(videos, out);
   return out;
 }
 

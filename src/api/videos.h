@@ -10,6 +10,8 @@
 
 namespace weft {
 
+class Tokenizer;
+
 /// Frames a second where a request says nothing: what Qwen's clients sample.
 inline constexpr double kVideoFps = 2;
 
@@ -51,6 +53,11 @@ struct VideoTexts {
 /// A text a video: "<1.5 seconds>", start, token, end for each group of frames (Qwen3VLProcessor).
 std::vector<std::string> timed_texts(const std::vector<PromptVideo>& videos,
                                      const VideoTexts& marks);
+
+/// What stands for these videos in a prompt: for models that read times their texts, else none. An
+/// Error when the tokenizer lacks the marks.
+Result<VideoTexts> texts_of_videos(const std::vector<PromptVideo>& videos,
+                                   const VideoInputConfig& config, const Tokenizer& tokenizer);
 
 /// The URIs of the frames of a data: URI that holds several; else the URI itself.
 std::vector<std::string> split_frames(const std::string& uri, int64_t max_frames);

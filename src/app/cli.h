@@ -20,6 +20,8 @@ struct RunOptions {
   bool has_prompt = false;
   std::string system;
   std::vector<std::string> images;
+  std::vector<std::string> video;  ///< frames of one video, or an animation
+  double video_fps = 0;            ///< 0: the usual
   bool enable_thinking = false;
   bool verbose = false;
 };

@@ -87,6 +87,11 @@ struct CommandLine {
         ->each([this](const std::string&) { run.has_prompt = true; });
     run_app->add_option("--system", run.system, "System message");
     run_app->add_option("--image", run.images, "A picture to send along; may be repeated");
+    run_app->add_option("--video", run.video,
+                        "A video to send along: its frames in order, a directory of them, or an "
+                        "animated WebP or GIF");
+    run_app->add_option("--fps", run.video_fps, "Frames a second of --video (2 unless said)")
+        ->check(CLI::Range(0.001, 1000.0));
     run_app->add_flag("--think,!--no-think", run.enable_thinking,
                       "Let the model think first, where it can");
     run_app->add_flag("--verbose,-v", run.verbose,

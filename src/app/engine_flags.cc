@@ -3,6 +3,7 @@
 #include <cctype>
 
 #include "app/flags.h"
+#include "app/media_flags.h"
 #include "app/prefill_plan.h"
 #include "app/speculative_config.h"
 #include "base/log.h"
@@ -139,6 +140,30 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
   app.add_option("--max-images", o.max_images, "Images of one request")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
+  app.add_option_function<std::vector<std::string>>(
+         "--limit-mm-per-prompt",
+         [&o](const std::vector<std::string>& objects) {
+           for (const std::string& object : objects) {
+             const Result<void> done = read_media_limits(object, o);
+             if (!done.ok()) throw CLI::ValidationError(done.error().message);
+           }
+         },
+         "The same as --max-images and --max-videos: {\"image\": 16, \"video\": 4}")
+      ->allow_extra_args(false);
+  app.add_option_function<std::vector<std::string>>(
+         "--mm-processor-kwargs",
+         [&o](const std::vector<std::string>& objects) {
+           for (const std::string& object : objects) {
+             const Result<std::string> warning = read_processor_kwargs(object, o);
+             if (!warning.ok()) throw CLI::ValidationError(warning.error().message);
+             if (!warning->empty()) log_warning(*warning);
+           }
+         },
+         "JSON object: min_pixels and max_pixels of images, instead of the model's own")
+      ->allow_extra_args(false);
+  app.add_flag_callback(
+      "--language-model-only", [&o] { o.max_image_tokens = 0; },
+      "The same as --max-image-tokens 0");
   app.add_option("--max-videos", o.max_videos, "Videos of one request; 0: videos are refused")
       ->check(CLI::Range(0, 64))
       ->capture_default_str();

@@ -29,6 +29,8 @@ struct EngineOptions {
   std::string prefill_attention = "auto";  ///< auto | dense | xattn[:...], see parse_prefill()
   std::string prefill_policy = "exact";    ///< exact | sticky[:tokens=N]
   int max_image_tokens = 4096;             ///< of one image; larger ones are reduced; 0: no images
+  int64_t min_image_pixels = 0;            ///< of one image; 0: as the model's files say
+  int64_t max_image_pixels = 0;            ///< likewise
   int max_images = 16;                     ///< of one request
   int max_videos = 4;                      ///< of one request; 0: no videos
   int max_video_frames = 768;              ///< of one video

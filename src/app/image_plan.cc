@@ -79,6 +79,8 @@ Result<void> plan_images(const EngineOptions& options, EnginePlan& plan) {
   ImageProcessing& p = images.processing;
   if (!same_patches(p, *vision)) return other_patches(path);
   const int64_t token_pixels = int64_t{p.factor()} * p.factor();
+  if (options.max_image_pixels > 0) p.max_pixels = options.max_image_pixels;
+  if (options.min_image_pixels > 0) p.min_pixels = options.min_image_pixels;
   p.max_pixels = std::min(p.max_pixels, options.max_image_tokens * token_pixels);
   p.min_pixels = std::min(p.min_pixels, p.max_pixels);
   images.max_image_tokens = max_tokens(p);
@@ -114,10 +116,12 @@ void add_images(const EnginePlan& plan, const EngineOptions& options, ModelMemor
 
 std::shared_ptr<const ImageReader> image_reader_of(
     const EnginePlan& plan,
-    std::function<Result<std::vector<uint8_t>>(const std::string& url)> fetch) {
+    std::function<Result<std::vector<uint8_t>>(const std::string& url)> fetch,
+    std::function<Result<std::vector<uint8_t>>(const std::string& url)> read_file) {
   if (!plan.images) return nullptr;
   ImageInputConfig config = *plan.images;
   config.fetch = std::move(fetch);
+  config.read_file = std::move(read_file);
   return std::make_shared<const ImageReader>(std::move(config));
 }
 

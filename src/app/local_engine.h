@@ -44,11 +44,12 @@ struct EnginePlan {
 /// Where the model has to be downloaded, only these parts are; the configuration alone will do.
 Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts = ModelParts::kAll);
 
-/// What makes patches of images for the planned model; null where it takes none. `fetch`: see
-/// ImageInputConfig.
+/// What makes patches of images for the planned model; null where it takes none. `fetch` and
+/// `read_file`: see ImageInputConfig.
 std::shared_ptr<const ImageReader> image_reader_of(
     const EnginePlan& plan,
-    std::function<Result<std::vector<uint8_t>>(const std::string& url)> fetch = {});
+    std::function<Result<std::vector<uint8_t>>(const std::string& url)> fetch = {},
+    std::function<Result<std::vector<uint8_t>>(const std::string& url)> read_file = {});
 
 /// What a request may ask of the planned model, and what it gets where it asks nothing.
 ModelLimits limits_of(const EnginePlan& plan);

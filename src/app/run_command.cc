@@ -2,13 +2,17 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "api/answer.h"
 #include "api/chat.h"
@@ -43,33 +47,67 @@ bool take_interrupt() {
   return was;
 }
 
+constexpr const char* kFileUrl = "file://";
+
+/// The file behind kFileUrl: whatever the user who runs this names.
+Result<std::vector<uint8_t>> read_file_url(const std::string& url) {
+  std::ifstream file(url.substr(std::strlen(kFileUrl)), std::ios::binary);
+  if (!file) return not_found("can't be opened");
+  return std::vector<uint8_t>{std::istreambuf_iterator<char>(file), {}};
+}
+
+/// The files in a directory by their names, or the path itself.
+std::vector<std::string> files_of(const std::string& path) {
+  std::error_code error;
+  std::vector<std::string> out;
+  for (const auto& entry : std::filesystem::directory_iterator(path, error)) {
+    if (entry.is_regular_file(error)) out.push_back(entry.path().string());
+  }
+  std::sort(out.begin(), out.end());
+  return out.empty() ? std::vector{path} : out;
+}
+
+/// The words of a line.
+std::vector<std::string> words_of(const std::string& line) {
+  std::istringstream words(line);
+  return {std::istream_iterator<std::string>(words), {}};
+}
+
 class ChatSession {
  public:
   ChatSession(const RunOptions& options, LocalEngine& local, ChatFrontend chat)
       : options_(options),
         local_(local),
         chat_(std::move(chat)),
-        reader_(image_reader_of(local.plan())) {
+        reader_(image_reader_of(local.plan(), {}, read_file_url)) {
     reset();
   }
 
   /// The picture in a file goes along with the next message.
   Result<void> attach(const std::string& path) {
-    if (!reader_) {
-      return unsupported(path + ": " + local_.plan().name + " takes no images on " +
-                         local_.plan().device_name);
+    if (!reader_) return takes_none("images");
+    auto image = reader_->read({path, kFileUrl + path});
+    if (!image) return std::move(image).error();
+    attached_.images.push_back(*image);
+    return {};
+  }
+
+  /// So does a video: its frames (a directory stands for the files in it), or an animation.
+  Result<void> attach_video(const std::vector<std::string>& paths, double fps) {
+    if (!reader_ || !reader_->config().video) return takes_none("videos");
+    VideoSource source{.field = "video", .frames = {}, .fps = fps};
+    for (const std::string& path : paths) {
+      for (const std::string& file : files_of(path)) {
+        if (!std::ifstream(file)) return not_found(file + ": can't be opened");
+        source.frames.push_back(kFileUrl + file);
+      }
     }
-    std::ifstream file(path, std::ios::binary);
-    if (!file) return not_found(path + ": can't be opened");
-    const std::vector<uint8_t> bytes{std::istreambuf_iterator<char>(file), {}};
-    auto image = reader_->read_bytes(bytes);
-    if (!image) return with_context(std::move(image).error(), path);
-    attached_.push_back(*image);
+    attached_.videos.push_back(TRY(reader_->read_video(source)));
     return {};
   }
 
   void reset() {
-    images_.clear();
+    media_ = {};
     messages_ = Json::array();
     if (!options_.system.empty())
       messages_.push_back({{"role", "system"}, {"content", options_.system}});
@@ -79,26 +117,43 @@ class ChatSession {
   /// the conversation, also an interrupted one.
   Result<void> turn(const std::string& text) {
     Json content = text;
-    if (!attached_.empty()) {
+    if (attached_.size() > 0) {
       content = Json::array();
-      for (size_t i = 0; i < attached_.size(); ++i) content.push_back({{"type", "image"}});
+      for (size_t i = 0; i < attached_.images.size(); ++i) content.push_back({{"type", "image"}});
+      for (size_t i = 0; i < attached_.videos.size(); ++i) content.push_back({{"type", "video"}});
       content.push_back({{"type", "text"}, {"text", text}});
     }
     messages_.push_back({{"role", "user"}, {"content", content}});
-    const size_t before = images_.size();
-    images_.insert(images_.end(), attached_.begin(), attached_.end());
+    const Media before = media_;
+    media_.append(attached_);
     const Result<std::string> answer = generate(text);
     if (!answer) {
-      images_.resize(before);
+      media_ = before;
       messages_.erase(messages_.size() - 1);
       return answer.error();
     }
-    attached_.clear();
+    attached_ = {};
     messages_.push_back({{"role", "assistant"}, {"content", *answer}});
     return {};
   }
 
  private:
+  struct Media {
+    std::vector<std::shared_ptr<const ImagePatches>> images;
+    std::vector<PromptVideo> videos;
+
+    size_t size() const { return images.size() + videos.size(); }
+    void append(const Media& more) {
+      images.insert(images.end(), more.images.begin(), more.images.end());
+      videos.insert(videos.end(), more.videos.begin(), more.videos.end());
+    }
+  };
+
+  Error takes_none(const std::string& what) const {
+    return unsupported(local_.plan().name + " takes no " + what + " on " +
+                       local_.plan().device_name);
+  }
+
   Result<ImagePrompt> prompt(const std::string& text) const {
     if (chat_.chat_template() == nullptr) {  // a base model continues the text
       ImagePrompt plain;
@@ -106,10 +161,15 @@ class ChatSession {
       return plain;
     }
     const char* thinking = options_.enable_thinking ? "true" : "false";
-    EncodedChat encoded = TRY(chat_.encode({.messages = messages_.dump(),
-                                            .tools = "",
-                                            .template_kwargs = {{"enable_thinking", thinking}}}));
-    if (reader_ && !images_.empty()) return reader_->expand(encoded.ids, images_);
+    ChatRequest request{.messages = messages_.dump(),
+                        .tools = "",
+                        .template_kwargs = {{"enable_thinking", thinking}}};
+    if (!media_.videos.empty()) {
+      request.videos =
+          TRY(texts_of_videos(media_.videos, *reader_->config().video, chat_.tokenizer()));
+    }
+    EncodedChat encoded = TRY(chat_.encode(request));
+    if (media_.size() > 0) return reader_->expand(encoded.ids, media_.images, media_.videos);
     ImagePrompt plain;
     plain.ids = std::move(encoded.ids);
     return plain;
@@ -168,8 +228,7 @@ class ChatSession {
   LocalEngine& local_;
   ChatFrontend chat_;
   std::shared_ptr<const ImageReader> reader_;  // null: no images
-  using Images = std::vector<std::shared_ptr<const ImagePatches>>;
-  Images images_, attached_;  // of messages_; of the next one
+  Media media_, attached_;                     // of messages_; of the next one
   Json messages_;
   uint64_t num_turns_ = 0;
 };
@@ -190,8 +249,9 @@ int chat_loop(ChatSession& session) {
   const bool terminal = isatty(STDIN_FILENO) != 0;
   if (terminal)
     std::fputs(
-        "Type a message. /image FILE sends a picture along with the next one, /reset forgets the "
-        "conversation, /quit ends, Ctrl-C stops an answer.\n",
+        "Type a message. /image FILE sends a picture along with the next one, /video FILE... a "
+        "video "
+        "of these frames; /reset forgets the conversation, /quit ends, Ctrl-C stops an answer.\n",
         stderr);
   for (;;) {
     if (terminal) std::fputs("> ", stderr);
@@ -213,9 +273,16 @@ int chat_loop(ChatSession& session) {
       }
       continue;
     }
+    if (line->starts_with("/video ")) {
+      if (const Result<void> done = session.attach_video(words_of(line->substr(7)), 0); !done) {
+        std::fprintf(stderr, "weft: error: %s\n", done.error().message.c_str());
+      }
+      continue;
+    }
     if (line->front() == '/' && line->find(' ') == std::string::npos) {
-      std::fprintf(stderr, "unknown command '%s'; there are /image FILE, /reset and /quit\n",
-                   line->c_str());
+      std::fprintf(
+          stderr, "unknown command '%s'; there are /image FILE, /video FILE..., /reset and /quit\n",
+          line->c_str());
       continue;
     }
     if (const Result<void> done = session.turn(*line); !done) {
@@ -242,6 +309,10 @@ Result<int> run(const RunOptions& options) {
   for (const std::string& path : options.images) {
     const Result<void> done = session.attach(path);
     if (!done) return with_context(done.error(), "--image");
+  }
+  if (!options.video.empty()) {
+    const Result<void> done = session.attach_video(options.video, options.video_fps);
+    if (!done) return with_context(done.error(), "--video");
   }
   if (!options.has_prompt) return chat_loop(session);
   TRY(session.turn(options.prompt));

@@ -13,6 +13,7 @@
 #include "app/heap_trim.h"
 #include "app/image_fetch.h"
 #include "app/local_engine.h"
+#include "app/media_files.h"
 #include "app/model_location.h"
 #include "app/serve_options.h"
 #include "app/version.h"
@@ -148,8 +149,10 @@ Result<Served> Server::plan_model() {
   Served out{.directory = plan.directory, .name = plan.name, .limits = limits_of(plan)};
   out.defaults = TRY(generation_defaults(options_, plan.generation));
   images_ = image_reader_of(
-      plan, image_fetcher({.enabled = options_.fetch_images || !options_.media_domains.empty(),
-                           .domains = options_.media_domains}));
+      plan,
+      image_fetcher({.enabled = options_.fetch_images || !options_.media_domains.empty(),
+                     .domains = options_.media_domains}),
+      media_file_reader(options_.media_path));
   out.block_size = plan.load.block_size;
   out.kv_format = kv_format_name(plan.load.kv_format);
   out.num_blocks = static_cast<int>(plan.memory.limits.num_blocks);

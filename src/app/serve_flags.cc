@@ -90,6 +90,10 @@ void add_running_flags(CLI::App& app, ServeArguments& a) {
                "Fetch images that requests name by http(s) URLs, from public hosts alone");
   app.add_option("--allowed-media-domains", o.media_domains,
                  "Fetch such images from these domains and their subdomains alone");
+  app.add_option("--allowed-local-media-path", o.media_path,
+                 "Read images and frames that requests name by file: URLs, from below this "
+                 "directory alone")
+      ->check(CLI::ExistingDirectory);
   app.add_option("--max-waiting", o.max_waiting,
                  "Requests that may wait beyond the running ones; more are refused with 429")
       ->check(CLI::Range(0, 1 << 20))

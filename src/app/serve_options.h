@@ -38,6 +38,7 @@ struct ServeOptions {
   // Images by URL; without either, requests send them as data: URIs.
   bool fetch_images = false;               ///< --fetch-images: from all public hosts
   std::vector<std::string> media_domains;  ///< --allowed-media-domains: from these alone
+  std::string media_path;                  ///< --allowed-local-media-path: file: URLs below it
 
   // How much.
   int max_waiting = 1024;        ///< requests beyond the running ones before 429 (--max-waiting)

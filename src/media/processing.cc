@@ -117,6 +117,17 @@ Result<ImageProcessing> read_image_processing(const Fields& fields, ImageProcess
 
 }  // namespace
 
+Result<ImageProcessing> with_bounds(ImageProcessing processing, PixelBounds bounds) {
+  if (bounds.max > 0 && bounds.min > bounds.max) {
+    return invalid_argument("min_pixels must not exceed max_pixels");
+  }
+  int64_t& most = processing.max_pixels;
+  if (bounds.max > 0) most = std::min(most, bounds.max);
+  if (bounds.min > 0) processing.min_pixels = bounds.min;
+  processing.min_pixels = std::min(processing.min_pixels, most);
+  return processing;
+}
+
 Result<ImageProcessing> parse_image_processing(std::string_view json) {
   const Json parsed = Json::parse(json, nullptr, /*allow_exceptions=*/false);
   if (!parsed.is_object()) return invalid_argument("it must be a JSON object");

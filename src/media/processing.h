@@ -28,6 +28,15 @@ struct ImageProcessing {
   }
 };
 
+/// Pixels of an image after it was resized, as whoever sends it wants them; 0: not said.
+struct PixelBounds {
+  int64_t min = 0, max = 0;
+  bool operator==(const PixelBounds&) const = default;
+};
+
+/// The same with these bounds, none beyond processing.max_pixels.
+Result<ImageProcessing> with_bounds(ImageProcessing processing, PixelBounds bounds);
+
 /// Reads preprocessor_config.json, old form (min_pixels, max_pixels) or new (size.shortest_edge,
 /// size.longest_edge, which count pixels too). Errors name the field and what is allowed.
 Result<ImageProcessing> parse_image_processing(std::string_view json);

@@ -205,8 +205,9 @@ Result<void> read_conversation(Reading& r, const std::string&, const JsonValue& 
   return read_messages(value, r.limits, r.out);
 }
 
-Result<void> note_video_fps(Reading& r, const std::string& field, const JsonValue& value) {
+Result<void> note_media_options(Reading& r, const std::string& field, const JsonValue& value) {
   r.out.video_fps = TRY(read_video_fps(field, value));
+  if (field == "mm_processor_kwargs") r.out.image_bounds = TRY(read_processor_bounds(field, value));
   return {};
 }
 
@@ -407,8 +408,8 @@ constexpr Field kConversationFields[] = {
     {"documents", read_documents},
     {"add_generation_prompt", read_generation_prompt},
     {"continue_final_message", set_bool<&G::continue_final_message>},
-    {"mm_processor_kwargs", note_video_fps},
-    {"media_io_kwargs", note_video_fps},
+    {"mm_processor_kwargs", note_media_options},
+    {"media_io_kwargs", note_media_options},
 };
 
 constexpr Field kChatFields[] = {

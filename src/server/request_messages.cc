@@ -33,6 +33,7 @@ struct Part {
   enum class Kind : uint8_t { kText, kImage, kVideo };
   Kind kind = Kind::kText;
   std::string text;  ///< or the image's URI
+  PixelBounds bounds;
   VideoSource video;
 };
 
@@ -45,16 +46,24 @@ Result<Part> read_part(const std::string& field, const JsonValue& part) {
     const std::string name = kind == "refusal" ? "refusal" : "text";
     const JsonValue* text = part.find(name);
     if (!text) return invalid_argument(field + "." + name + ": it is missing");
-    return Part{Part::Kind::kText, TRY(read_string(field + "." + name, *text)), {}};
+    return Part{Part::Kind::kText, TRY(read_string(field + "." + name, *text)), {}, {}};
   }
   if (is_one_of(kind, {"image_url", "image", "input_image"})) {
-    return Part{Part::Kind::kImage, TRY(read_image_uri(field, part)), {}};
+    Part out{Part::Kind::kImage,
+             TRY(read_image_uri(field, part)),
+             TRY(read_pixel_bounds(field, part)),
+             {}};
+    const JsonValue* inner = part.find("image_url");
+    if (out.bounds == PixelBounds() && inner && inner->as<JsonObject>()) {
+      out.bounds = TRY(read_pixel_bounds(field + ".image_url", *inner));
+    }
+    return out;
   }
   if (is_one_of(kind, {"image_pil", "image_embeds"})) {
     return unsupported(field + ": images are taken as image_url alone");
   }
   if (is_one_of(kind, {"video_url", "video", "input_video"})) {
-    return Part{Part::Kind::kVideo, {}, TRY(read_video(field, part))};
+    return Part{Part::Kind::kVideo, {}, {}, TRY(read_video(field, part))};
   }
   if (is_one_of(kind, {"input_audio", "audio_url", "audio"})) {
     return unsupported(field + ": audio is not supported by this model");
@@ -91,7 +100,7 @@ Result<std::optional<std::string>> read_content(const std::string& field, const 
                                                 size_t max_parts, GenerationRequest& messages) {
   if (!value || value->is_null()) return std::optional<std::string>();
   if (const auto* text = value->as<std::string>()) {
-    return std::optional(content_json({{Part::Kind::kText, *text, {}}}, false));
+    return std::optional(content_json({{Part::Kind::kText, *text, {}, {}}}, false));
   }
   const auto* parts = value->as<JsonArray>();
   if (!parts) return wrong_type(field, "a string or an array of parts", *value);
@@ -106,7 +115,7 @@ Result<std::optional<std::string>> read_content(const std::string& field, const 
     Part& part = list.back();
     has_media |= part.kind != Part::Kind::kText;
     if (part.kind == Part::Kind::kImage) {
-      messages.images.push_back({item_of(field, i), std::move(part.text)});
+      messages.images.push_back({item_of(field, i), std::move(part.text), part.bounds});
     } else if (part.kind == Part::Kind::kVideo) {
       messages.videos.push_back(std::move(part.video));
     }

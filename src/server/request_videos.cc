@@ -21,6 +21,7 @@ Result<std::string> read_image_uri(const std::string& field, const JsonValue& pa
 
 namespace {
 
+constexpr int64_t kMaxPixels = int64_t{1} << 40;
 constexpr double kMaxFps = 1000;
 constexpr size_t kMaxFrames = 4096;
 
@@ -49,18 +50,54 @@ Result<std::vector<std::string>> read_frames(const std::string& field, const Jso
   return out;
 }
 
+/// The member `name` of `owner`, where it has one.
+Result<void> note_bound(const std::string& field, const JsonValue& owner, const std::string& name,
+                        int64_t& out) {
+  const JsonValue* value = owner.find(name);
+  if (!value || value->is_null()) return {};
+  out = TRY(read_int_in(field + "." + name, *value, 1, kMaxPixels));
+  return {};
+}
+
 /// The member `name` of "mm_processor_kwargs".
 Result<void> check_processor_member(const std::string& field, const std::string& name,
                                     const JsonValue& value) {
-  if (name == "fps" || value.is_null()) return {};
+  for (const char* known : {"fps", "min_pixels", "max_pixels", "size"}) {
+    if (name == known) return {};
+  }
+  if (value.is_null()) return {};
   const auto* flag = value.as<bool>();
   if (name != "do_sample_frames" || !flag || *flag) {
-    return unsupported(field + ": only fps is supported (frames are taken as they are sent)");
+    return unsupported(field +
+                       ": only fps, min_pixels, max_pixels and size are supported "
+                       "(frames are taken as they are sent)");
   }
   return {};
 }
 
 }  // namespace
+
+Result<PixelBounds> read_pixel_bounds(const std::string& field, const JsonValue& owner) {
+  PixelBounds out;
+  TRY(note_bound(field, owner, "min_pixels", out.min));
+  TRY(note_bound(field, owner, "max_pixels", out.max));
+  return out;
+}
+
+Result<PixelBounds> read_processor_bounds(const std::string& field, const JsonValue& value) {
+  PixelBounds out = TRY(read_pixel_bounds(field, value));
+  const JsonValue* size = value.find("size");
+  if (!size || size->is_null()) return out;
+  const std::string inner = field + ".size";
+  for (const auto& [name, member] : *TRY(read_object(inner, *size))) {
+    if (name != "shortest_edge" && name != "longest_edge" && !member.is_null()) {
+      return unsupported(inner + ": only shortest_edge and longest_edge are supported");
+    }
+  }
+  TRY(note_bound(inner, *size, "shortest_edge", out.min));
+  TRY(note_bound(inner, *size, "longest_edge", out.max));
+  return out;
+}
 
 Result<VideoSource> read_video(const std::string& field, const JsonValue& part) {
   VideoSource out{.field = field, .frames = {}};

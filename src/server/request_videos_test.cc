@@ -42,8 +42,32 @@ TEST(RequestVideos, ComeInTheFormsOfVllmsAndQwensClients) {
   EXPECT_EQ(fps(R"("mm_processor_kwargs":{"fps":1.5,"do_sample_frames":false})")->video_fps, 1.5);
   EXPECT_EQ(refused(fps(R"("mm_processor_kwargs":{"do_sample_frames":true})")),
             "mm_processor_kwargs");
-  EXPECT_EQ(refused(fps(R"("mm_processor_kwargs":{"max_pixels":1})")), "mm_processor_kwargs");
+  EXPECT_EQ(refused(fps(R"("mm_processor_kwargs":{"max_frames":1})")), "mm_processor_kwargs");
   EXPECT_EQ(refused(fps(R"("media_io_kwargs":{"video":{"fps":-1}})")), "media_io_kwargs.video.fps");
+}
+
+TEST(RequestVideos, PixelBoundsStandBesideTheImageOrTheRequest) {
+  const auto parse = [](const std::string& part, const std::string& kwargs) {
+    return parse_chat_request(R"({"messages":[{"role":"user","content":[)" + part +
+                              R"(]}],"mm_processor_kwargs":)" + kwargs + "}");
+  };
+  const auto r = parse(R"({"type":"image_url","image_url":{"url":"a","max_pixels":9}},
+                          {"type":"image","image":"b","min_pixels":4,"max_pixels":8},
+                          {"type":"image","image":"c","max_pixels":null})",
+                       R"({"min_pixels":100,"max_pixels":20000.0})");
+  ASSERT_TRUE(r.ok()) << r.error().message;
+  EXPECT_EQ(r->images[0].bounds, (PixelBounds{0, 9}));
+  EXPECT_EQ(r->images[1].bounds, (PixelBounds{4, 8}));
+  EXPECT_EQ(r->images[2].bounds, PixelBounds());
+  EXPECT_EQ(r->image_bounds, (PixelBounds{100, 20000}));
+  const std::string image = R"({"type":"image","image":"a"})";
+  EXPECT_EQ(parse(image, R"({"size":{"shortest_edge":5,"longest_edge":6}})")->image_bounds,
+            (PixelBounds{5, 6}));
+  EXPECT_EQ(refused(parse(image, R"({"max_pixels":0})")), "mm_processor_kwargs.max_pixels");
+  EXPECT_EQ(refused(parse(image, R"({"size":[1]})")), "mm_processor_kwargs.size");
+  EXPECT_EQ(refused(parse(image, R"({"size":{"height":1}})")), "mm_processor_kwargs.size");
+  EXPECT_EQ(refused(parse(R"({"type":"image","image":"a","min_pixels":"x"})", "{}")),
+            "messages[0].content[0].min_pixels");
 }
 
 TEST(RequestVideos, ErrorsNameTheField) {

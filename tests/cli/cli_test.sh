@@ -41,6 +41,7 @@ check "too many tokens" 2 '' 'max_tokens.*max_model_len 512' run -p hi --max-mod
 check "bad size" 2 '' '--max-model-len.*not a size' run -p hi --max-model-len 12x
 check "refused pair" 2 '' '\[float32-quantized\]' run -p hi --dtype float32 -q int8
 check "image that is not there" 1 '' "nonexistent" run -p hi --image /nonexistent.png
+check "video that is not there" 1 '' "nonexistent" run -p hi --video /nonexistent.gif
 check "bad hub name" 2 '' 'ORG/NAME' pull not-a-model
 
 # serve: flags of vLLM, refusals, the configuration file.
