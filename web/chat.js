@@ -12,6 +12,8 @@ const SUGGESTIONS = [
 ];
 const PICTURE_SIDE = 1536;        // larger pictures are reduced before they are sent and stored
 const PICTURE_BYTES = 600 * 1024; // smaller files go as they are
+const VIDEO_SIDE = 448, VIDEO_FRAMES = 32, VIDEO_FPS = 2; // of the frames that are taken of a video
+const PICTURES = "image/png,image/jpeg,image/webp,image/gif";
 
 /** One answer on its way. */
 class Session {
@@ -73,7 +75,10 @@ function toMessages(chat, system) {
   chat.messages.forEach((message, i) => {
     if (message.role === "user") {
       const pictures = (message.images ?? []).map((url) => ({type: "image_url", image_url: {url}}));
-      out.push({role: "user", content: pictures.length ? [...pictures, {type: "text", text: message.content}] : message.content});
+      const videos = (message.videos ?? []).map(({frames, fps}) =>
+        frames.length === 1 ? {type: "video_url", video_url: {url: frames[0]}} : {type: "video", video: frames, fps});
+      const media = [...pictures, ...videos];
+      out.push({role: "user", content: media.length ? [...media, {type: "text", text: message.content}] : message.content});
       return;
     }
     const calls = message.toolCalls ?? [];
@@ -92,19 +97,67 @@ function titleOf(text) {
   return line.length > 60 ? `${line.slice(0, 57)}…` : line || "Picture";
 }
 
-async function readPicture(file) {
-  const asIs = () => new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(reader.error);
-    reader.readAsDataURL(file);
-  });
-  const bitmap = await createImageBitmap(file);
-  const scale = Math.min(1, PICTURE_SIDE / Math.max(bitmap.width, bitmap.height));
-  if (scale === 1 && file.size <= PICTURE_BYTES) return asIs();
-  const canvas = h("canvas", {width: Math.round(bitmap.width * scale), height: Math.round(bitmap.height * scale)});
-  canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+const dataUrl = (file) => new Promise((resolve, reject) => {
+  const reader = new FileReader();
+  reader.onload = () => resolve(reader.result);
+  reader.onerror = () => reject(reader.error);
+  reader.readAsDataURL(file);
+});
+
+/** What a picture or a frame shows as JPEG, no side longer than `side`. */
+function jpegOf(source, width, height, side) {
+  const scale = Math.min(1, side / Math.max(width, height));
+  const sized = (length) => Math.max(1, Math.round(length * scale));
+  const canvas = h("canvas", {width: sized(width), height: sized(height)});
+  canvas.getContext("2d").drawImage(source, 0, 0, canvas.width, canvas.height);
   return canvas.toDataURL("image/jpeg", 0.88);
+}
+
+async function readPicture(file) {
+  const bitmap = await createImageBitmap(file);
+  const small = Math.max(bitmap.width, bitmap.height) <= PICTURE_SIDE && file.size <= PICTURE_BYTES;
+  return small ? dataUrl(file) : jpegOf(bitmap, bitmap.width, bitmap.height, PICTURE_SIDE);
+}
+
+/** Whether a file is a GIF or WebP that moves; false where the browser can't tell. */
+async function moves(file) {
+  if (!globalThis.ImageDecoder || !/^image\/(gif|webp)$/.test(file.type)) return false;
+  const decoder = new ImageDecoder({data: await file.arrayBuffer(), type: file.type});
+  try {
+    await Promise.all([decoder.tracks.ready, decoder.completed]);
+    return (decoder.tracks.selectedTrack?.frameCount ?? 1) > 1;
+  } catch {
+    return false;
+  } finally {
+    decoder.close();
+  }
+}
+
+/** Frames of a video that the browser can play, evenly spread over it. */
+async function readVideo(file) {
+  const video = h("video", {muted: true, preload: "auto"});
+  const url = URL.createObjectURL(file);
+  const after = (event, begin) => new Promise((resolve, reject) => {
+    video.addEventListener(event, resolve, {once: true});
+    video.addEventListener("error", () => reject(video.error), {once: true});
+    begin();
+  });
+  try {
+    await after("loadeddata", () => { video.src = url; });
+    // A recording may not know how long it is until its end was seen.
+    if (!Number.isFinite(video.duration)) await after("seeked", () => { video.currentTime = 1e9; });
+    const seconds = Number.isFinite(video.duration) ? Math.max(video.duration, 0.01) : Math.max(video.currentTime, 0.01);
+    const count = Math.min(VIDEO_FRAMES, Math.max(2, Math.ceil(seconds * VIDEO_FPS)));
+    const frames = [];
+    for (let i = 0; i < count; i++) {
+      await after("seeked", () => { video.currentTime = seconds * (i + 0.5) / count; });
+      frames.push(jpegOf(video, video.videoWidth, video.videoHeight, VIDEO_SIDE));
+    }
+    return {frames, fps: count / seconds};
+  } finally {
+    video.removeAttribute("src");
+    URL.revokeObjectURL(url);
+  }
 }
 
 export class Chat {
@@ -115,6 +168,7 @@ export class Chat {
     this.sessions = new Map();  // conversation id -> Session: one may go on while another is looked at
     this.views = [];
     this.pictures = [];
+    this.videos = [];
     this.scroller = byId("scroll");
     this.log = byId("log");
     this.prompt = byId("prompt");
@@ -259,12 +313,14 @@ export class Chat {
     button.title = busy ? "Stop (Esc)" : "Send (Enter)";
     button.classList.toggle("busy", busy);
     byId("attach").hidden = !this.params.takesImages();
-    byId("thumbs").replaceChildren(...this.pictures.map((src, i) =>
-      h("span", {class: "thumb"}, h("img", {src, alt: `Attached picture ${i + 1}`}),
-        iconButton("close", `Remove picture ${i + 1}`, () => {
-          this.pictures.splice(i, 1);
+    byId("file").accept = this.params.takesVideos() ? `${PICTURES},video/*` : PICTURES;
+    const thumbs = (list, kind, source) => list.map((item, i) =>
+      h("span", {class: "thumb"}, h("img", {src: source(item), alt: `Attached ${kind} ${i + 1}`}),
+        iconButton("close", `Remove ${kind} ${i + 1}`, () => {
+          list.splice(i, 1);
           this.drawComposer();
-        }))));
+        })));
+    byId("thumbs").replaceChildren(...thumbs(this.pictures, "picture", (src) => src), ...thumbs(this.videos, "video", (video) => video.frames[0]));
   }
 
   drawSuggestions() {
@@ -284,7 +340,7 @@ export class Chat {
   }
 
   takeFiles(event, transfer) {
-    const files = [...(transfer?.files ?? [])].filter((file) => file.type.startsWith("image/"));
+    const files = [...(transfer?.files ?? [])].filter((file) => /^(image|video)\//.test(file.type));
     if (!files.length || !this.params.takesImages()) return;
     event.preventDefault();
     this.attach(files);
@@ -293,9 +349,13 @@ export class Chat {
   async attach(files) {
     for (const file of files) {
       try {
-        this.pictures.push(await readPicture(file));
+        const film = file.type.startsWith("video/");
+        if (film && !this.params.takesVideos()) toast("This model takes no videos.");
+        else if (film) this.videos.push(await readVideo(file));
+        else if (this.params.takesVideos() && await moves(file)) this.videos.push({frames: [await dataUrl(file)]});
+        else this.pictures.push(await readPicture(file));
       } catch {
-        toast(`${file.name} is no picture that can be read.`);
+        toast(`${file.name} is no picture or video that can be read.`);
       }
     }
     this.drawComposer();
@@ -305,10 +365,12 @@ export class Chat {
   // ------------------------------------------------------------------------------------------ requests
 
   submit(text = this.prompt.value) {
-    if (!text.trim() && !this.pictures.length) return;
+    if (!text.trim() && !this.pictures.length && !this.videos.length) return;
     const message = {role: "user", content: text.trimEnd()};
     if (this.pictures.length) message.images = this.pictures;
+    if (this.videos.length) message.videos = this.videos;
     this.pictures = [];
+    this.videos = [];
     this.prompt.value = "";
     this.grow();
     if (!this.chat) this.chat = {id: store.newId(), title: titleOf(text), messages: []};

@@ -30,6 +30,7 @@ export class UserView {
     this.node.replaceChildren(
       h("div", {class: "bubble"},
         this.message.images?.length ? h("div", {class: "pictures"}, ...this.message.images.map((src) => h("img", {src, alt: "Attached picture"}))) : null,
+        this.message.videos?.length ? h("div", {class: "pictures"}, ...this.message.videos.map(({frames}) => h("img", {src: frames[0], alt: "Attached video"}))) : null,
         this.message.content ? h("div", {class: "typed"}, this.message.content) : null),
       h("div", {class: "actions"}, copy, iconButton("pencil", "Edit message", () => this.edit())));
   }
@@ -37,7 +38,7 @@ export class UserView {
   edit() {
     const area = h("textarea", {"aria-label": "Edit message", value: this.message.content, rows: Math.min(12, this.message.content.split("\n").length + 1)});
     const done = () => {
-      if (!area.value.trim() && !this.message.images?.length) return;
+      if (!area.value.trim() && !this.message.images?.length && !this.message.videos?.length) return;
       this.actions.edit(this.message, area.value);
     };
     const cancel = () => {

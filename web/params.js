@@ -130,10 +130,18 @@ export class Params {
 
   /** Whether the chosen model takes pictures, from what its entry of /v1/models says. */
   takesImages() {
+    return this.takes(/^(image|vision)$/i);
+  }
+
+  takesVideos() {
+    return this.takes(/^video$/i);
+  }
+
+  takes(kind) {
     const entry = this.models.find((model) => model.id === this.model());
     const says = (value) =>
-      Array.isArray(value) ? value.some((x) => /^(image|vision)$/i.test(x))
-      : value && typeof value === "object" ? says(value.input) || value.image === true || value.vision === true
+      Array.isArray(value) ? value.some((x) => kind.test(x))
+      : value && typeof value === "object" ? says(value.input) || Object.keys(value).some((x) => kind.test(x) && value[x] === true)
       : false;
     return !!entry && [entry.modalities, entry.input_modalities, entry.capabilities, entry.architecture?.input_modalities].some(says);
   }

@@ -29,7 +29,7 @@ export function load(id) {
   return chat && Array.isArray(chat.messages) ? {...chat, id} : null;
 }
 
-/** Stores a conversation; false when the browser has no more room, even without its pictures. */
+/** Stores a conversation; false when the browser has no more room, even without its pictures and videos. */
 export function save(chat) {
   const {id, ...rest} = chat;
   const put = (value) => {
@@ -40,7 +40,7 @@ export function save(chat) {
       return false;
     }
   };
-  return put(rest) || put({...rest, messages: rest.messages.map(({images, ...message}) => message)});
+  return put(rest) || put({...rest, messages: rest.messages.map(({images, videos, ...message}) => message)});
 }
 
 export const remove = (id) => localStorage.removeItem(PREFIX + id);

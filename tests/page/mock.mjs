@@ -84,9 +84,9 @@ export function liveAnswer(now, uptime = 600) {
 
 export class Mock {
   /// `root`: the repository. `key`: the API key that every request needs, if any.
-  constructor(root, {key = '', images = false, live = liveAnswer} = {}) {
+  constructor(root, {key = '', images = false, videos = false, live = liveAnswer} = {}) {
     this.root = root;
-    Object.assign(this, {key, images, live});
+    Object.assign(this, {key, images, videos, live});
     this.requests = [];  // bodies, as they came
     this.closed = 0;     // streams that the client left
     this.policy = readFileSync(`${root}/src/server/page.cc`, 'utf8').match(/kPolicy =\s*((?:"[^"]*"\s*)+);/)[1].replaceAll(/"\s*"|"/g, '').trim();
@@ -116,7 +116,7 @@ export class Mock {
     if (this.key && request.headers.authorization !== `Bearer ${this.key}`) return refuse(401, 'Give the API key, please.');
     if (path === '/v1/models') {
       const entry = {id: 'mock-model', object: 'model', max_model_len: 32768};
-      return json(200, {object: 'list', data: [this.images ? {...entry, modalities: ['text', 'image']} : entry]});
+      return json(200, {object: 'list', data: [this.images ? {...entry, modalities: ['text', 'image', ...(this.videos ? ['video'] : [])]} : entry]});
     }
     if (path === '/weft/live') return json(200, this.live(Date.now() / 1000));
     let text = '';

@@ -9,6 +9,7 @@ import assert from 'node:assert/strict';
 import {chromium} from 'playwright-core';
 
 const [weft, shots] = process.argv.slice(2);
+const moving = Buffer.from('R0lGODlhCAAIAIEAAAoAAAEBAQAAAAAAACH5BAAZAAAALAAAAAAIAAgAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgcgAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgQAAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgVoAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgQcAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQADs=', 'base64');
 const picture = resolve(dirname(weft), '../../models/demo/eval/images/picture_color-0-0.png');
 let passed = 0, failed = 0;
 
@@ -97,6 +98,15 @@ await test('a picture is attached and seen', async () => {
   await page.waitForSelector('.thumb img');
   await send(page, 'Which color does the diamond have?');
   await until(async () => /\bwhite\b/.test(await text(page, '#log')), 'the color');
+  assert.deepEqual(page.problems, []);
+  await page.context().close();
+});
+await test('a video is attached and seen', async () => {
+  const page = await open(demo.url);
+  await page.setInputFiles('#file', {name: 'moving.gif', mimeType: 'image/gif', buffer: moving});
+  await page.waitForSelector('.thumb img[alt="Attached video 1"]');
+  await send(page, 'How many shapes are in the picture?');
+  await until(async () => /\d/.test(await text(page, '#log .answer')), 'a number');
   assert.deepEqual(page.problems, []);
   await page.context().close();
 });

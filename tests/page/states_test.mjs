@@ -299,13 +299,47 @@ await test('pictures go along where the model takes them', async (page, mock) =>
   await page.setInputFiles('#file', {name: 'a.png', mimeType: 'image/png', buffer: PIXEL});
   await page.waitForSelector('.thumb img');
   await page.setInputFiles('#file', {name: 'b.png', mimeType: 'image/png', buffer: Buffer.from('no picture')});
-  await until(async () => /b\.png is no picture/.test(await page.innerText('#toast')), 'the note');
+  await until(async () => /b\.png is no picture or video/.test(await page.innerText('#toast')), 'the note');
   await say(page, 'what is this');
   assert.deepEqual(mock.requests[0].messages[0].content, [
     {type: 'image_url', image_url: {url: `data:image/png;base64,${PIXEL.toString('base64')}`}}, {type: 'text', text: 'what is this'}]);
   assert.equal(await page.locator('.user .pictures img').count(), 1);
   assert.equal(await page.locator('.thumb').count(), 0);
 }, {mock: {images: true}});
+
+const MOVING = Buffer.from('R0lGODlhCAAIAIEAAAoAAAEBAQAAAAAAACH5BAAZAAAALAAAAAAIAAgAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgcgAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgQAAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgVoAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgQcAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQADs=', 'base64');
+await test('videos go along where the model takes them', async (page, mock) => {
+  await page.setInputFiles('#file', {name: 'a.gif', mimeType: 'image/gif', buffer: MOVING});
+  await page.waitForSelector('.thumb img[alt="Attached video 1"]');
+  const film = await page.evaluate(async () => {  // a second of a red square
+    const canvas = Object.assign(document.createElement('canvas'), {width: 64, height: 48});
+    const recorder = new MediaRecorder(canvas.captureStream(20), {mimeType: 'video/webm'});
+    const parts = [];
+    recorder.ondataavailable = (event) => parts.push(event.data);
+    const stopped = new Promise((resolve) => { recorder.onstop = resolve; });
+    recorder.start();
+    for (let i = 0; i < 20; i++) {
+      canvas.getContext('2d').fillStyle = `rgb(${200 + i},0,0)`;
+      canvas.getContext('2d').fillRect(0, 0, 64, 48);
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    recorder.stop();
+    await stopped;
+    return [...new Uint8Array(await new Blob(parts).arrayBuffer())];
+  });
+  await page.setInputFiles('#file', {name: 'b.webm', mimeType: 'video/webm', buffer: Buffer.from(film)});
+  await page.waitForSelector('.thumb img[alt="Attached video 2"]');
+  await page.setInputFiles('#file', {name: 'c.mp4', mimeType: 'video/mp4', buffer: Buffer.from('no film')});
+  await until(async () => /c\.mp4 is no picture or video/.test(await page.innerText('#toast')), 'the note');
+  await say(page, 'what is this');
+  const [moving, frames, text] = mock.requests[0].messages[0].content;
+  assert.deepEqual(moving, {type: 'video_url', video_url: {url: `data:image/gif;base64,${MOVING.toString('base64')}`}});
+  assert.deepEqual([frames.type, text.type], ['video', 'text']);
+  assert.ok(frames.video.length >= 2 && frames.video.length <= 4, `${frames.video.length} frames`);
+  assert.ok(frames.fps > 1 && frames.fps < 4, `${frames.fps} a second`);
+  for (const frame of frames.video) assert.match(frame, /^data:image\/jpeg;base64,/);
+  assert.equal(await page.locator('.user .pictures img').count(), 2);
+}, {mock: {images: true, videos: true}});
 
 await test('no button for pictures where the model takes none', async (page) => {
   assert.equal(await page.isVisible('#attach'), false);
