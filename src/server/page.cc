@@ -9,7 +9,8 @@ namespace {
 
 // Pictures that a user attaches are data: URLs; everything else comes from the server itself.
 constexpr std::string_view kPolicy =
-    "default-src 'self'; img-src 'self' data: blob:; media-src blob:; object-src 'none'; base-uri 'none'; "
+    "default-src 'self'; img-src 'self' data: blob:; media-src blob:; object-src 'none'; base-uri "
+    "'none'; "
     "form-action 'none'; frame-ancestors 'none'";
 
 std::string_view content_type(std::string_view name) {
