@@ -63,6 +63,11 @@ class World {
     // Random bytes are valid codes of all formats, and two bf16 values in [-1, 1) a valid scale.
     pool_ = random_device_bf16(gpu, blocks * kv_.block_bytes / 2, 1);
     kv_.data = pool_.data();
+    if (kv_has_static_scales(load.format)) {
+      scales_ = random_device_bf16(gpu, int64_t{4} * load.kv_heads * load.head_dim, 4);
+      kv_.k_scale = reinterpret_cast<const float*>(scales_.data());
+      kv_.v_scale = kv_.k_scale + int64_t{load.kv_heads} * load.head_dim;
+    }
     rows_ = static_cast<int64_t>(load.keys.size()) * load.rows;
     q_ = random_device_bf16(gpu, rows_ * sets * load.q_heads * load.head_dim, 2);
     out_ = random_device_bf16(gpu, rows_ * load.q_heads * load.head_dim, 3);
@@ -178,7 +183,7 @@ class World {
   int sets_;
   int64_t width_ = 0, rows_ = 0;
   PagedKv kv_;
-  Buffer pool_, q_, out_, cu_q_, kv_start_, table_;
+  Buffer pool_, scales_, q_, out_, cu_q_, kv_start_, table_;
   std::vector<int32_t> cu_q_host_, kv_start_host_, table_host_;
 };
 
@@ -249,12 +254,15 @@ int main(int argc, char** argv) {
         filter);
   };
   using weft::KvFormat;
-  for (const int rows : {512, 2048}) {
-    for (const KvFormat format :
-         {KvFormat::kBf16, KvFormat::kInt8Dynamic, KvFormat::kFp8Block, KvFormat::kInt4}) {
-      run_prompt(gpu, {32, 8, 128, {32768 + rows}, rows, "", format}, filter);
+  const auto behind_prefix = [&](int q, int kv, int dim, int rows) {
+    for (const KvFormat format : {KvFormat::kBf16, KvFormat::kInt8Dynamic, KvFormat::kFp8Block,
+                                  KvFormat::kInt8, KvFormat::kFp8, KvFormat::kInt4}) {
+      run_prompt(gpu, {q, kv, dim, {32768 + rows}, rows, "", format}, filter);
     }
-  }
+  };
+  for (const int rows : {64, 512, 768, 1024, 2048}) behind_prefix(32, 8, 128, rows);
+  behind_prefix(16, 2, 256, 512);
+  behind_prefix(32, 8, 64, 512);
   for (const KvFormat format : {KvFormat::kInt8Dynamic, KvFormat::kFp8Block, KvFormat::kInt4}) {
     one(32, 8, 128, 64, 4096, 1, format);
     one(32, 8, 128, 8, 32768, 1, format);

@@ -22,6 +22,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <type_traits>
 
 #include "kernels/cuda/attention_prompt_consumer.h"
 #include "kernels/cuda/attention_prompt_plan.h"
@@ -39,6 +40,7 @@ struct KvProducer {
   const PrefillShared<C>& shared;
   const PrefillParams& params;
   const CUtensorMap* map;
+  const int32_t* ready;  ///< of kv_gather.h, if this block's shares must be waited for
   int lane;
   RingAt<C> ring;
   uint32_t tail_phase = 0;
@@ -85,6 +87,13 @@ struct KvProducer {
     const int keys = kv_end - j * C::kKeys;  // of the tile
     // The last block of a segment holds rows of an older owner, maybe NaN: of V they must be zeros.
     const bool tail = Plane == 1 && keys < C::kKeys && kv_end % params.block_size != 0;
+    if constexpr (C::kGathers) {
+      if (box.block != params.num_blocks) {
+        wait_for_share(ready + box.block * 2 * params.kv_heads + first_row / params.block_size);
+      }
+      __syncwarp();
+      fence_async_global();
+    }
 #pragma unroll
     for (int u = 0; u < C::kUnits; ++u) {
       const int slot = ring.slot;
@@ -178,11 +187,19 @@ struct PrefillMaps {
   CUtensorMap kv;
 };
 
+/// Where K and V come from if they are not there yet.
+struct NoGather {
+  const int32_t* ready = nullptr;
+};
+template <class C>
+using PrefillSource = std::conditional_t<C::kGathers, GatherParams, NoGather>;
+
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, 1)
     attention_prefill(const __grid_constant__ PrefillMaps maps,
                       const __grid_constant__ PrefillParams params,
-                      const __grid_constant__ PrefillPlan plan) {
+                      const __grid_constant__ PrefillPlan plan,
+                      const __grid_constant__ PrefillSource<C> source) {
   extern __shared__ unsigned char raw[];
   const PrefillShared<C> shared(raw);
   const int warp = warp_index();
@@ -216,15 +233,17 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     const int lane = static_cast<int>(threadIdx.x) % 32;
     if (warp == 0) {
       ItemWalk<C> walk(plan, params);
-      KvProducer<C, 0>{shared, params, &maps.kv, lane}.run(
+      KvProducer<C, 0>{shared, params, &maps.kv, source.ready, lane}.run(
           [&](int round) { return walk.take(shared, round, lane); });
     } else if (warp == 1) {
-      KvProducer<C, 1>{shared, params, &maps.kv, lane}.run(
+      KvProducer<C, 1>{shared, params, &maps.kv, source.ready, lane}.run(
           [&](int round) { return taken(shared, round); });
     } else if (threadIdx.x == 64) {
       produce_q<C>(shared, maps.q);
       // Who waits for this launch waits for the one ahead too.
       if (C::kPlanned && params.beside) wait_for_predecessor();
+    } else if (C::kGathers && warp == 3) {
+      if constexpr (C::kGathers) gather_beside(source, shared.aside, lane);
     }
   } else {
     raise_registers_to<C::kConsumerRegisters>();
@@ -262,7 +281,8 @@ constexpr int kManyRounds = 6;
 template <class C>
 class PrefillLauncher {
  public:
-  PrefillLauncher(Stream& stream, const AttnArgs& args) : stream_(stream), args_(args) {
+  PrefillLauncher(Stream& stream, const AttnArgs& args, const PrefillSource<C>& source = {})
+      : stream_(stream), args_(args), source_(source) {
     const KvShape& kv = args.kv.shape;
     const AttnShape& shape = args.shape;
     const int group = shape.q_heads / shape.kv_heads;
@@ -373,12 +393,13 @@ class PrefillLauncher {
   void run(bool beside) {
     if (plan_.num_tiles == 0) return;
     params_.beside = beside;
+    // Blocks without an item have their warp that gathers.
     launch(stream_,
-           {.grid = static_cast<unsigned>(walkers()),
+           {.grid = static_cast<unsigned>(C::kGathers ? num_multiprocessors() : walkers()),
             .block = C::kThreads,
             .shared_bytes = C::kSharedBytes,
             .overlap = true},
-           attention_prefill<C>, maps_, params_, plan_);
+           attention_prefill<C>, maps_, params_, plan_, source_);
     plan_.num_tiles = 0;
   }
 
@@ -454,6 +475,7 @@ class PrefillLauncher {
 
   Stream& stream_;
   const AttnArgs& args_;
+  const PrefillSource<C> source_;
   int pack_shift_ = 0;
   PrefillMaps maps_;
   PrefillParams params_;
@@ -461,8 +483,8 @@ class PrefillLauncher {
 };
 
 template <class C>
-void launch_dense(Stream& stream, const AttnArgs& args) {
-  PrefillLauncher<C> launcher(stream, args);
+void launch_dense(Stream& stream, const AttnArgs& args, const PrefillSource<C>& source = {}) {
+  PrefillLauncher<C> launcher(stream, args, source);
   launcher.add_segments();
   launcher.flush();
 }
@@ -486,6 +508,19 @@ void launch_planned(Stream& stream, const AttnArgs& args) {
 int64_t attention_prompt_scratch(const AttnShape& shape, int64_t, int64_t) {
   // The items of a HeadPlan's two launches.
   return 2 * (int64_t{PrefillPlan::kMaxTiles} * shape.q_heads * 4 + 512);
+}
+
+bool can_gather_beside(const AttnArgs& args, const KvBlockLayout& from) {
+  return args.heads == nullptr && args.shape.head_dim <= 128 && from.scales <= 2;
+}
+
+void attention_prompt_beside(Stream& stream, const AttnArgs& args, const GatherParams& gather) {
+  CHECK(can_gather_beside(args, gather.from));
+  if (args.shape.head_dim <= 64) {
+    launch_dense<PrefillShape<64, 192, 3, false, false, true>>(stream, args, gather);
+  } else {
+    launch_dense<PrefillShape<128, 128, 3, false, false, true>>(stream, args, gather);
+  }
 }
 
 void attention_prompt(Stream& stream, const AttnArgs& args) {

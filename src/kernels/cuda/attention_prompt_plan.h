@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/common/ptx.h"
 #include "kernels/cuda/head_kinds.h"
+#include "kernels/cuda/kv_gather.h"
 
 namespace weft::cuda {
 namespace {
@@ -73,14 +74,17 @@ struct PrefillParams {
 
 /// Planned: for the streaming and the listed heads of a HeadPlan; the rows of a tile lie in one
 /// block of 128, so that all warpgroups see the same blocks. Overlap: the scores of a tile of keys
-/// are computed beside the values of the one before.
-template <int HeadDim, int Keys, int Warpgroups, bool Planned = false, bool Overlap = false>
+/// are computed beside the values of the one before. Gathers: a warp makes the K and V that the
+/// others read (kv_gather.h).
+template <int HeadDim, int Keys, int Warpgroups, bool Planned = false, bool Overlap = false,
+          bool Gathers = false>
 struct PrefillShape {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kKeys = Keys;
   static constexpr int kWarpgroups = Warpgroups;
   static constexpr bool kPlanned = Planned;
   static constexpr bool kOverlap = Overlap;
+  static constexpr bool kGathers = Gathers;
   static constexpr int kRows = 64 * Warpgroups;
   static constexpr int kThreads = 128 * (Warpgroups + 1);
   static constexpr int kConsumerRegisters = Warpgroups == 2   ? (HeadDim > 128 ? 240 : 232)
@@ -101,12 +105,13 @@ struct PrefillShape {
   static constexpr int kQPanelBytes = 64 * 128;
   static constexpr int kQBytes = HeadDim / 64 * kQPanelBytes;  // of a warpgroup
   static constexpr int kMaxBoxKeys = Keys % 64 == 0 ? 64 : Keys % 32 == 0 ? 32 : 16;
-  static constexpr int kShared = 227 * 1024 - 2048;  // alignment, barriers and notes aside
+  static constexpr int kAside = Gathers ? kGatherBytes : 0;
+  static constexpr int kShared = 227 * 1024 - 2048 - kAside;  // 2048: alignment, barriers, notes
   static constexpr int kFit = (kShared - Warpgroups * kQBytes) / kUnitBytes;
   static constexpr int kStages = kFit < 12 ? kFit : 12;
-  static constexpr int kSharedBytes = 2048 + Warpgroups * kQBytes + kStages * kUnitBytes;
+  static constexpr int kSharedBytes = 2048 + Warpgroups * kQBytes + kStages * kUnitBytes + kAside;
   static_assert(kStages >= 2 * kUnits && Warpgroups <= 4);
-  static_assert(Planned ? kRows <= HeadPlan::kBlock : !Overlap);
+  static_assert(Planned ? kRows <= HeadPlan::kBlock && !Gathers : !Overlap);
   // The copying warp is so many items before the slowest warpgroup, at most.
   static constexpr int kClaims = 16;
   static_assert(kStages / (2 * kUnits) + 2 < kClaims);
@@ -154,13 +159,15 @@ struct PrefillShared {
   Barrier* q_empty;     // [Warpgroups]
   Barrier* claimed;     // [kClaims]
   Barrier* tail;
-  int* notes;          // [kStages]
-  PrefillItem* items;  // [kClaims] of the rounds; of 0 tokens at the end
+  unsigned char* aside;  // kAside
+  int* notes;            // [kStages]
+  PrefillItem* items;    // [kClaims] of the rounds; of 0 tokens at the end
 
   __device__ __forceinline__ explicit PrefillShared(unsigned char* raw) {
     q = raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
     ring = q + C::kWarpgroups * C::kQBytes;
     full = reinterpret_cast<Barrier*>(ring + C::kStages * C::kUnitBytes);
+    aside = reinterpret_cast<unsigned char*>(full) + 1024;
     empty = full + C::kStages;
     q_full = empty + C::kStages;
     q_empty = q_full + C::kWarpgroups;

@@ -8,40 +8,22 @@
 
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/cuda/kv_widen.h"
+#include "kernels/cuda/kv_gather.h"
 
 namespace weft::cuda {
 namespace {
 
 constexpr int kThreads = 128;
 constexpr int kUnroll = 4;
-constexpr int kMaxSegments = 64;  // of a launch
 constexpr int64_t kSlackKeys =
     1024;  // a block table may be a little wider than the longest context
-
-struct GatherParams {
-  const std::byte* cache;
-  std::byte* to;  // blocks of bf16
-  const int32_t* table;
-  int32_t* new_table;
-  int64_t block_bytes, table_row, new_row;
-  KvBlockLayout from, into;
-  const float *k_scale, *v_scale;  // [G][D] of static formats; null: a scale a row
-  int head_dim, num_segments;
-  int starts[kMaxSegments + 1];  // the segment's first block in `to`
-  int keys[kMaxSegments];
-};
 
 /// Block (x, y): block x of `to`, plane and head y.
 template <class Format>
 __global__ __launch_bounds__(kThreads) void gather_kernel(const __grid_constant__ GatherParams p) {
   constexpr int kUnitDims = kKvUnitDims<Format>;
   const int block = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
-  int segment = 0, above = p.num_segments;
-  while (above - segment > 1) {
-    const int middle = (segment + above) / 2;
-    (p.starts[middle] <= block ? segment : above) = middle;
-  }
+  const int segment = p.segment_of(block);
   const int index = block - p.starts[segment];
   const int plane = static_cast<int>(blockIdx.y) / static_cast<int>(p.from.heads);
   const int head = static_cast<int>(blockIdx.y) - plane * static_cast<int>(p.from.heads);
@@ -89,8 +71,24 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const __grid_constant_
   }
 }
 
+/// The new table, and nothing ready yet.
+__global__ void begin_gather(const __grid_constant__ GatherParams p) {
+  const int first = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  const int step = static_cast<int>(gridDim.x * blockDim.x);
+  wait_for_predecessor();
+  if (first == 0) *p.next = 0;
+  for (int block = first; block < p.blocks(); block += step) {
+    const int segment = p.segment_of(block);
+    p.new_table[segment * p.new_row + block - p.starts[segment]] = block;
+  }
+  for (int share = first; share < p.num_shares; share += step) p.ready[share] = 0;
+}
+
+int64_t ready_bytes(int64_t shares) {
+  return (shares * 4 + 4 + 255) / 256 * 256;
+}
 int64_t table_bytes(int64_t blocks) {
-  return (kMaxSegments * blocks * 4 + 255) / 256 * 256;
+  return (kMaxGatherSegments * blocks * 4 + 255) / 256 * 256;
 }
 
 int num_keys(const SeqMap& seqs, int segment) {
@@ -115,6 +113,7 @@ void attend(Stream& stream, const AttnArgs& args, int begin, int end, int64_t ca
     p.v_scale = args.kv.v_scale;
   }
   p.head_dim = kv.head_dim;
+  p.format = kv.format;
   p.num_segments = end - begin;
   for (int s = begin; s < end; ++s) {
     const int keys = num_keys(args.seqs, s), blocks = (keys + kv.block_size - 1) / kv.block_size;
@@ -127,14 +126,32 @@ void attend(Stream& stream, const AttnArgs& args, int begin, int end, int64_t ca
   const ArenaScope scope(stream.scratch());
   p.to = static_cast<std::byte*>(stream.scratch().take(capacity * p.into.bytes()));
   p.new_table = static_cast<int32_t*>(stream.scratch().take(table_bytes(capacity)));
-  const LaunchShape shape{
-      .grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(2 * kv.heads)),
-      .block = dim3(kThreads),
-      .overlap = true};
-  with_kv_format(kv.format, [&](auto format) {
-    using Format = decltype(format);
-    if constexpr (Format::kScaled) launch(stream, shape, gather_kernel<Format>, p);
-  });
+  const bool beside = can_gather_beside(args, p.from);
+  if (beside) {
+    p.tokens = kv.block_size;
+    p.row_bytes = static_cast<int>(p.from.row_bytes);
+    p.stage_rows = GatherStage::kCodeBytes / p.row_bytes / 4 * 4;  // scales of 16 bytes
+    p.scale_groups = p.from.scales;
+    p.row_eights = p.row_bytes / kv_code_bits(kv.format);
+    p.inverse_row = UINT32_MAX / static_cast<uint32_t>(p.row_eights) + 1;
+    p.shares_of_block = 2 * kv.heads;
+    p.num_shares = blocks * p.shares_of_block;
+    p.scales_at = p.from.scale_offset(0, 0, 0, 0);
+    p.into_bytes = p.into.bytes();
+    const int64_t most = capacity * p.shares_of_block;
+    p.ready = static_cast<int32_t*>(stream.scratch().take(ready_bytes(most)));
+    p.next = p.ready + most;
+    launch(stream, {.grid = 16, .block = 512, .overlap = true}, begin_gather, p);
+  } else {
+    const LaunchShape shape{
+        .grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(2 * kv.heads)),
+        .block = dim3(kThreads),
+        .overlap = true};
+    with_kv_format(kv.format, [&](auto format) {
+      using Format = decltype(format);
+      if constexpr (Format::kScaled) launch(stream, shape, gather_kernel<Format>, p);
+    });
+  }
 
   AttnArgs plain_args = args;
   plain_args.kv = {
@@ -156,7 +173,11 @@ void attend(Stream& stream, const AttnArgs& args, int begin, int end, int64_t ca
     }
     plain_args.heads = &heads;
   }
-  attention_prompt(stream, plain_args);
+  if (beside) {
+    attention_prompt_beside(stream, plain_args, p);
+  } else {
+    attention_prompt(stream, plain_args);
+  }
 }
 
 }  // namespace
@@ -164,7 +185,8 @@ void attend(Stream& stream, const AttnArgs& args, int begin, int end, int64_t ca
 int64_t kv_gather_scratch(const AttnShape& shape, int64_t num_keys) {
   if (shape.kv_format == KvFormat::kBf16) return 0;
   const int64_t keys = num_keys + kSlackKeys;
-  return keys * shape.kv_heads * shape.head_dim * 4 + table_bytes(keys / 16 + 1) + 512;
+  return keys * shape.kv_heads * shape.head_dim * 4 + table_bytes(keys / 16 + 1) +
+         ready_bytes((keys / 16 + 1) * 2 * shape.kv_heads) + 512;
 }
 
 void attention_prompt_gathered(Stream& stream, const AttnArgs& args) {
@@ -181,7 +203,7 @@ void attention_prompt_gathered(Stream& stream, const AttnArgs& args) {
   int64_t blocks = 0;
   for (int s = 0; s < args.num_prompt_segments; ++s) {
     const int64_t mine = (num_keys(args.seqs, s) + kv.block_size - 1) / kv.block_size;
-    if (s - begin == kMaxSegments || blocks + mine > capacity) {
+    if (s - begin == kMaxGatherSegments || blocks + mine > capacity) {
       attend(stream, args, begin, s, capacity);
       begin = s;
       blocks = 0;
