@@ -41,6 +41,7 @@ TEST(ImageReader, ReadsDataUris) {
   EXPECT_EQ((*image)->samples.size(), 4u * 3 * 2 * 4 * 4);
 }
 
+/// Attack list A41: the same bytes processed otherwise are another entry of every cache.
 TEST(ImageReader, TheDigestIsOfTheFileAndOfItsProcessing) {
   const std::string uri = std::string("data:;base64,") + kPng;
   const auto digest = [&](const ImageInputConfig& c) {

@@ -165,6 +165,9 @@ void Engine::launch(const StepPlan& plan) {
     int& rows = slice.arithmetic == Arithmetic::kPrompt ? record.prompt_rows : record.decode_rows;
     rows += static_cast<int>(slice.tokens.size());
   }
+  for (const ImageEncoding& encoding : plan.encodings) {
+    record.image_tokens += static_cast<int>(encoding.image->num_tokens);
+  }
   record.running = scheduler_->num_running();
   record.waiting = scheduler_->num_waiting();
   record.preempted = static_cast<int>(plan.preempted.size());

@@ -12,8 +12,9 @@ struct StepRecord {
   uint64_t step = 0;
   Clock::time_point start, end;
   int sequences = 0;
-  int prompt_rows = 0;  ///< tokens in prompt arithmetic
-  int decode_rows = 0;  ///< tokens in decode arithmetic
+  int prompt_rows = 0;   ///< tokens in prompt arithmetic
+  int decode_rows = 0;   ///< tokens in decode arithmetic
+  int image_tokens = 0;  ///< that go through the vision tower before
   int running = 0, waiting = 0;
   int preempted = 0;
   double device_idle_us = 0, device_us = 0;  ///< as in StepResult

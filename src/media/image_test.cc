@@ -179,6 +179,9 @@ TEST(DecodeImage, LosslessFormatsGiveTheirPixels) {
   EXPECT_EQ(got.rgb.size(), 33u * 9 * 3);
 }
 
+// Attack list A40, to KnowsTheFormatByTheContent and BrokenExifCountsAsNone: files cut at each byte
+// and changed at each, sizes that only the header has, chunks and scans without end, EXIF that
+// leads nowhere.
 TEST(DecodeImage, EveryTruncationIsRefusedOrDecoded) {
   const Image image = sample(23, 11);
   for (const Bytes& file : {png_of(image), webp_of(image), gif_of(image), jpeg_of(image, false),

@@ -7,7 +7,8 @@
 namespace weft {
 namespace {
 
-// Pictures that a user attaches are data: URLs; everything else comes from the server itself.
+// Pictures that a user attaches are data: URLs, videos blob: while frames are taken of them;
+// everything else comes from the server itself.
 constexpr std::string_view kPolicy =
     "default-src 'self'; img-src 'self' data: blob:; media-src blob:; object-src 'none'; base-uri "
     "'none'; "

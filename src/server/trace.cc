@@ -92,9 +92,9 @@ struct TraceWriter::Impl {
     fmt::format_to(std::back_inserter(out),
                    ",\n{{\"name\":\"step\",\"cat\":\"engine\",\"ph\":\"X\",\"pid\":1,\"tid\":1,"
                    "\"ts\":{:.1f},\"dur\":{:.1f},\"args\":{{\"step\":{},\"sequences\":{},"
-                   "\"prompt_rows\":{},\"decode_rows\":{},\"preempted\":{}}}}}",
+                   "\"prompt_rows\":{},\"decode_rows\":{},\"image_tokens\":{},\"preempted\":{}}}}}",
                    micros(r.start), micros(r.end) - micros(r.start), r.step, r.sequences,
-                   r.prompt_rows, r.decode_rows, r.preempted);
+                   r.prompt_rows, r.decode_rows, r.image_tokens, r.preempted);
     fmt::format_to(std::back_inserter(out),
                    ",\n{{\"name\":\"requests\",\"ph\":\"C\",\"pid\":1,\"ts\":{:.1f},\"args\":{{"
                    "\"running\":{},\"waiting\":{}}}}}",
