@@ -245,7 +245,8 @@ Result<bool> SchemaReader::merge_object(const Keyword& keyword, FlatSchema& flat
   if (name == "properties" || name == "patternProperties") {
     if (!value.is_object()) return keyword.bad("has to be an object of schemas");
     for (const auto& [key, schema] : value.members) {
-      child(&schema, keyword.schema, name + "." + key);
+      const std::string step = step_of(key);
+      child(&schema, keyword.schema, name + (step.starts_with('[') ? "" : ".") + step);
     }
     (name == "properties" ? part.properties : part.patterns) = &value;
     flat.has_properties = flat.has_properties || name == "properties";

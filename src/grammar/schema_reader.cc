@@ -1,6 +1,7 @@
 #include "grammar/schema_reader.h"
 
 #include <algorithm>
+#include <cctype>
 #include <set>
 
 #include "base/utf8.h"
@@ -81,6 +82,19 @@ std::string shortened(std::string_view text) {
   return std::string(text.substr(0, cut)) + "...";
 }
 
+std::string step_of(std::string_view key) {
+  const bool word = !key.empty() && std::all_of(key.begin(), key.end(), [](unsigned char c) {
+    return (c < 0x80 && std::isalnum(c) != 0) || c == '_' || c == '$';
+  });
+  if (word) return shortened(key);
+  std::string out = "[\"";
+  for (const char c : shortened(key)) {
+    if (c == '"' || c == '\\') out += '\\';
+    out += c;
+  }
+  return out + "\"]";
+}
+
 void Conjunction::add(const SchemaValue* schema) {
   if (schema->is_false()) never = true;
   if (schema->is_bool() || (schema->is_object() && schema->members.empty())) return;
@@ -116,7 +130,7 @@ std::string SchemaReader::path_of(const SchemaValue* schema) const {
   std::string path = field_;
   for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
     if (!(*step)->starts_with('[')) path += '.';
-    path += shortened(**step);
+    path += **step;
   }
   return path;
 }
@@ -156,7 +170,7 @@ Result<const SchemaValue*> SchemaReader::resolve(const SchemaValue& reference,
     if (next == nullptr) {
       return invalid_argument(path + ".$ref: there is nothing at '" + shortened(text) + "'");
     }
-    here = child(next, here, token);
+    here = child(next, here, step_of(token));
     begin = end;
   }
   return here;

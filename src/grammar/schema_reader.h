@@ -184,4 +184,7 @@ class SchemaReader {
 /// User text for a message: not too long.
 std::string shortened(std::string_view text);
 
+/// A key as a step of a path, shortened: in brackets and quotation marks where it is no word.
+std::string step_of(std::string_view key);
+
 }  // namespace weft

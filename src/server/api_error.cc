@@ -8,7 +8,7 @@ namespace weft {
 namespace {
 
 constexpr size_t kMaxMessage = 512;
-constexpr size_t kMaxParam = 96;
+constexpr size_t kMaxParam = 192;
 
 /// Length of the valid UTF-8 character at `i`, or 0 (RFC 3629).
 size_t char_len(std::string_view s, size_t i) {
@@ -43,16 +43,27 @@ std::string clean(std::string_view message) {
 
 bool is_field_char(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
-         c == '.' || c == '[' || c == ']';
+         c == '.' || c == '[' || c == ']' || c == '$';
 }
 
-/// The field that a message "field: ..." names, or nothing. "body" stands for the whole.
+/// Behind the name in quotation marks that begins at `i`.
+size_t skip_quoted(std::string_view text, size_t i) {
+  for (++i; i < text.size() && text[i] != '"'; ++i) i += text[i] == '\\' ? 1 : 0;
+  return i + 1;
+}
+
+/// The field that a message "field: ..." names, or nothing. "body" stands for the whole. Names that
+/// are a user's may stand in brackets and quotation marks.
 std::string field_of(const std::string& message) {
-  const size_t colon = message.find(": ");
-  if (colon == std::string::npos || colon == 0 || colon > kMaxParam) return {};
-  std::string field = message.substr(0, colon);
-  if (field == "body" || !std::all_of(field.begin(), field.end(), is_field_char)) return {};
-  return field;
+  size_t end = 0;
+  while (end < message.size() && is_field_char(message[end])) {
+    const bool quoted = message.compare(end, 2, "[\"") == 0;
+    end = quoted ? skip_quoted(message, end + 1) : end + 1;
+  }
+  if (end == 0 || end > std::min(kMaxParam, message.size())) return {};
+  if (message.compare(end, 2, ": ") != 0) return {};
+  std::string field = message.substr(0, end);
+  return field == "body" ? std::string() : field;
 }
 
 }  // namespace
@@ -161,7 +172,7 @@ std::string to_body(const ApiError& error) {
     if (value.empty()) {
       out += "null";
     } else {
-      append_json_quoted(value, out);
+      append_json_quoted(clean(value), out);
     }
   };
   member(",\"type\":", error.type);

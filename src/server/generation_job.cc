@@ -322,11 +322,7 @@ std::string GenerationJob::speculate_metrics_of(const Choice& choice) const {
 void GenerationJob::send_frame(Choice& choice, const ChoiceEnd* end) {
   if (!form_.include_reasoning) choice.delta.reasoning.clear();
   const std::string logprobs = take_logprobs(choice);
-  std::string prompt_logprobs, prompt_ids, ids;
-  if (!choice.begun && form_.prompt_logprobs) {
-    prompt_logprobs = logprobs_.prompt_logprobs(prompt_of(choice), choice.prompt_logprobs);
-    choice.prompt_logprobs = {};  // told
-  }
+  std::string prompt_ids, ids;
   if (form_.return_token_ids) {
     if (!choice.begun) prompt_ids = json_ids(prompt_of(choice));
     ids = json_ids(choice.token_ids);
@@ -337,7 +333,6 @@ void GenerationJob::send_frame(Choice& choice, const ChoiceEnd* end) {
                           .delta = &choice.delta,
                           .text = choice.text,
                           .logprobs = logprobs,
-                          .prompt_logprobs = prompt_logprobs,
                           .prompt_token_ids = prompt_ids,
                           .token_ids = ids,
                           .speculate_metrics = speculation,

@@ -235,7 +235,6 @@ std::string stream_frame(const ResponseHead& head, const ChunkChoice& choice,
   } else {
     out += ",\"finish_reason\":null";
   }
-  append_field(out, "prompt_logprobs", choice.prompt_logprobs);
   append_field(out, "prompt_token_ids", head.is_chat ? "" : choice.prompt_token_ids);
   append_field(out, "token_ids", choice.token_ids);
   append_field(out, "speculate_metrics", choice.speculate_metrics);

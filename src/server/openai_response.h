@@ -51,7 +51,6 @@ struct ChunkChoice {
   const ChatDelta* delta = nullptr;  ///< of a chat
   std::string_view text;             ///< of a completion
   std::string_view logprobs;
-  std::string_view prompt_logprobs;
   std::string_view prompt_token_ids;
   std::string_view token_ids;
   std::string_view speculate_metrics;  ///< of the last frame
