@@ -215,26 +215,26 @@ __device__ __forceinline__ void load_head(const __nv_bfloat16* from, int head_di
 }
 
 /// rope(norm(x)) of one head. Elements that are rotated together meet in `shared` (64 Turns floats
-/// of the warp) unless they are a lane's own (`Own`: Neox, of 128 dims).
+/// of the warp) unless they are a lane's own (`Own`: 128 dims, all of them rotated, Neox).
 template <int Turns, bool Own>
 __device__ __forceinline__ void turn_head(const PrepareParams& p, const LanePlan<Turns>& plan,
                                           bool normed, const uint32_t (&pairs)[Turns],
                                           float* shared, float (&rotated)[Turns][2]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  static_assert(!Own || Turns == 2);
+  const int lane = static_cast<int>(threadIdx.x) % 32, dim = Own ? 128 : p.head_dim;
   float sum = 0;
 #pragma unroll
   for (int turn = 0; turn < Turns; ++turn) {
-    if (lane * 2 + turn * 64 >= p.head_dim) continue;
+    if (lane * 2 + turn * 64 >= dim) continue;
     sum = fmaf(low_bf16(pairs[turn]), low_bf16(pairs[turn]), sum);
     sum = fmaf(high_bf16(pairs[turn]), high_bf16(pairs[turn]), sum);
   }
-  const float scale =
-      normed ? rsqrtf(warp_sum(sum) / static_cast<float>(p.head_dim) + p.eps) : 1.0f;
+  const float scale = normed ? rsqrtf(warp_sum(sum) / static_cast<float>(dim) + p.eps) : 1.0f;
   float value[Turns][2];
 #pragma unroll
   for (int turn = 0; turn < Turns; ++turn) {
     const int at = lane * 2 + turn * 64;
-    if (at >= p.head_dim) continue;
+    if (at >= dim) continue;
     value[turn][0] = low_bf16(pairs[turn]) * (scale * plan.weight[turn][0]);
     value[turn][1] = high_bf16(pairs[turn]) * (scale * plan.weight[turn][1]);
     if constexpr (!Own) {
@@ -245,22 +245,21 @@ __device__ __forceinline__ void turn_head(const PrepareParams& p, const LanePlan
   if constexpr (!Own) __syncwarp();
 #pragma unroll
   for (int turn = 0; turn < Turns; ++turn) {
-    if (lane * 2 + turn * 64 >= p.head_dim) continue;
+    if (lane * 2 + turn * 64 >= dim) continue;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       // a cos - b sin of the first of a pair, b cos + a sin of the second.
       const float2 angle = plan.turn[turn][j];
-      float other;
       if constexpr (Own) {
-        other = value[turn ^ 1][j];
+        const float cross = __fmul_rn(value[1 - turn][j], angle.y);
+        rotated[turn][j] = fmaf(value[turn][j], angle.x, turn == 0 ? -cross : cross);
       } else {
-        other = shared[plan.other[turn][j]];
+        const float cross = __fmul_rn(shared[plan.other[turn][j]], angle.y);
+        const float turned = fmaf(value[turn][j], angle.x, plan.first[turn][j] ? -cross : cross);
+        // Behind the rotary part 0 * infinity must not come in.
+        const int at = lane * 2 + turn * 64 + j;
+        rotated[turn][j] = plan.other[turn][j] == at ? value[turn][j] : turned;
       }
-      const float cross = __fmul_rn(other, angle.y);
-      const float turned = fmaf(value[turn][j], angle.x, plan.first[turn][j] ? -cross : cross);
-      // Behind the rotary part 0 * infinity must not come in.
-      const int at = lane * 2 + turn * 64 + j;
-      rotated[turn][j] = plan.other[turn][j] == at ? value[turn][j] : turned;
     }
   }
   if constexpr (!Own) __syncwarp();
@@ -339,13 +338,15 @@ __global__ __launch_bounds__(kWarps * 32) void prepare_rows_kernel(PrepareParams
   const LanePlan<Turns> plan = plan_lane<Turns>(p, token, norm);
   wait_for_predecessor();
 
-  __nv_bfloat16* q = p.q + token * p.q_row;
-  const __nv_bfloat16* in = is_q ? q : p.k + token * p.k_row;
+  const int dim = Own ? 128 : p.head_dim;
   const int64_t in_head = is_q ? p.q_head : p.k_head;
+  __nv_bfloat16* q = p.q + token * p.q_row + first * p.q_head;
+  const __nv_bfloat16* in = is_q ? q : p.k + token * p.k_row + first * p.k_head;
   uint32_t pairs[Heads][Turns];
 #pragma unroll
   for (int i = 0; i < Heads; ++i) {
-    if (i < count) load_head(in + (first + i) * in_head, p.head_dim, pairs[i]);
+    if (i < count) load_head(in, dim, pairs[i]);
+    in += in_head;
   }
   float rotated[Turns][2];
   if (is_q) {
@@ -353,7 +354,8 @@ __global__ __launch_bounds__(kWarps * 32) void prepare_rows_kernel(PrepareParams
     for (int i = 0; i < Heads; ++i) {
       if (i >= count) break;
       turn_head<Turns, Own>(p, plan, norm != nullptr, pairs[i], heads[warp], rotated);
-      store_bf16(rotated, p.head_dim, reinterpret_cast<std::byte*>(q + (first + i) * p.q_head));
+      store_bf16(rotated, dim, reinterpret_cast<std::byte*>(q));
+      q += p.q_head;
     }
     return;
   }

@@ -254,6 +254,18 @@ struct GatherParams {
   int32_t first_kv_head = 0;
   int32_t keys = 0, padded = 0;
   int32_t head_dim = 0;
+  HeadKinds kinds;
+  int32_t segment = 0, group = 1;
+
+  /// Whether any of its query heads needs the estimate.
+  __device__ __forceinline__ bool is_listed(int kv_head) const {
+    bool listed = false;
+    for (int i = 0; i < group; ++i) {
+      const int kind = kinds.at(segment, kv_head * group + i);
+      listed = listed || kind == static_cast<int>(HeadKind::kBlocks);
+    }
+    return listed;
+  }
 };
 
 /// Codes become bf16(code * scale), as attention of prompts has them (kv_gather.cu).
@@ -264,6 +276,7 @@ __global__ void __launch_bounds__(256) gather_keys(const __grid_constant__ Gathe
   const int row_units = (p.head_dim + kUnitDims - 1) / kUnitDims;
   const int64_t count = int64_t{p.padded} * row_units;
   const int head = p.first_kv_head + static_cast<int>(blockIdx.y);
+  if (!p.is_listed(head)) return;
   const float* channels = p.channels != nullptr ? p.channels + int64_t{head} * p.head_dim : nullptr;
   const int tokens = static_cast<int>(p.from.block_size);
   for (int64_t i = blockIdx.x * 256 + threadIdx.x; i < count; i += int64_t{gridDim.x} * 256) {
@@ -534,6 +547,9 @@ class Selector {
     gather.keys = keys;
     gather.padded = round_up(keys, stride);
     gather.head_dim = shape.head_dim;
+    gather.kinds = p.kinds;
+    gather.segment = s;
+    gather.group = p.group;
 
     const int64_t of_head = int64_t{p.rows} * p.blocks * 4;
     const int heads = heads_of_pass(shape.q_heads, p.group, of_head);
