@@ -45,7 +45,7 @@ struct SampleSpec {
   float repetition_penalty = 1.0f;
   float frequency_penalty = 0.0f;
   float presence_penalty = 0.0f;
-  int32_t unused = 0;
+  int32_t counts_later = 0;  ///< 1: the token is not counted; drafts lie before or behind this row
   uint64_t seed = 0;
   int64_t position = 0;  ///< in the request, of the token to sample
 
@@ -53,6 +53,7 @@ struct SampleSpec {
   ListRange banned_ids;   ///< this and the following: of SampleArgs::ids
   ListRange allowed_ids;  ///< empty: all
   ListRange stop_ids;
+  ListRange drafts;  ///< counted beside `counts`: the drafts up to this row
 };
 
 /// What a row became.
@@ -73,7 +74,8 @@ struct SampleArgs {
                       ///< undefined
   TensorView counts;  ///< [S, V] i32 of kCountedInPrompt and occurrences; or undefined
   /// [S] i32: the token of a sampled row is put here (0 on an error, so that a row fed from it is
-  /// defined) and counted in `counts`. No two sampled rows of a call share a slot.
+  /// defined) and counted in `counts`, but with counts_later. Only rows with that may share a slot,
+  /// whose last token is one of theirs then.
   TensorView last_token;
   SampleResult* results = nullptr;  ///< [R]; those of padding rows are left alone
   /// [R, max_top] i32 and f32, by rank: the first SampleResult::num_top are written. Undefined if
@@ -97,12 +99,13 @@ inline constexpr int kMaxTopLogprobs = 20;
 inline constexpr uint32_t kCountedInPrompt = 0x80000000u;
 
 /// counts[slot] = what `prompt` holds, and `generated` counted on top (a sequence that is computed
-/// again).
+/// again); with `keep` on top of what is there.
 struct ResetCountsArgs {
   TensorView counts;  ///< [S, V] i32
   int32_t slot = 0;
   TensorView prompt;     ///< [n] i32 device memory, each in [0, V)
   TensorView generated;  ///< [m] i32 likewise, or undefined
+  bool keep = false;
 };
 
 /// ids[t] = last_token[feed[t]] where feed[t] >= 0.

@@ -98,8 +98,8 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
     out->residual_rows_ = all.rows(limits.layered_rows, residual_rows(limits));
   }
   if (drafts.uses_mtp()) {
-    out->mtp_ =
-        TRY(GpuMtpDrafter::create(out->parts_, limits, drafts, out->logits_, options.graphs));
+    out->mtp_ = TRY(GpuMtpDrafter::create(out->parts_, limits, drafts,
+                                          {out->logits_, out->sampler_.counts()}, options.graphs));
   }
   for (size_t i = 0; i < kStepsInFlight; ++i) {
     out->flights_[i].emplace(
@@ -135,7 +135,7 @@ const StepPlan& GpuExecutor::resolved(const StepPlan& plan, Flight& flight) {
   if (!speculator_) return plan;
   Flight& before = *flights_[1 - flight.index];
   if (before.settles) finish_for_drafts(before, flight);
-  const bool drafts = speculator_->wants_drafts(plan, sequences_);
+  const bool drafts = speculator_->wants_drafts(plan);
   if (drafts || (mtp_ && mtp_->must_catch_up(true))) finish_for_drafts(before, flight);
   plan_.copy(plan);
   if (before.pending) {

@@ -83,7 +83,7 @@ void LocalExecutor::run(size_t index, StepResult& result) {
   PackedStep& step = steps_[index];
   if (speculator_) {
     StepPlan& plan = plans_[index].plan;
-    speculator_->wants_drafts(plan, sequences_);
+    speculator_->wants_drafts(plan);
     speculator_->resolve(plan, sequences_, runner_.mtp(), runner_.arena());
     step.pack(plan, sequences_);
   }

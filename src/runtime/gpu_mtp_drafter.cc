@@ -81,12 +81,13 @@ int64_t GpuMtpDrafter::device_bytes(const StepLimits& limits, const SpeculationC
 Result<std::unique_ptr<GpuMtpDrafter>> GpuMtpDrafter::create(const Parts& parts,
                                                              const StepLimits& limits,
                                                              const SpeculationConfig& config,
-                                                             TensorView logits, bool graphs) {
+                                                             const Shared& shared, bool graphs) {
   CHECK(parts.model.spec().mtp.has_value() && limits.max_draft_rows > 0);
   std::unique_ptr<GpuMtpDrafter> out(
       new GpuMtpDrafter(parts, limits, config, graphs, TRY(GpuLateRows::create(parts, limits))));
-  CHECK(logits.dim(0) >= out->most_rows_);
-  out->logits_ = logits;
+  CHECK(shared.logits.dim(0) >= out->most_rows_);
+  out->logits_ = shared.logits;
+  out->counts_ = shared.counts;
   TRY(out->allocate(config, parts.model.spec().hidden));
   return out;
 }
@@ -190,7 +191,15 @@ void GpuMtpDrafter::propose(Arena& arena, std::span<DraftRow> rows) {
   for (DraftRow& row : rows) {
     if (row.wanted <= 0 || !knows(row)) continue;
     SampleSpec spec{.slot = static_cast<int32_t>(order_.size())};
-    if (!add_draw(row.sequence->drafts->sampling, spec)) continue;
+    const SamplingParams& params = row.sequence->drafts->sampling;
+    if (!add_draw(params, spec)) continue;
+    if (uses_penalties(params)) {
+      spec.counts_slot = row.sequence->device_slot;
+      spec.counts_later = 1;
+      spec.repetition_penalty = params.repetition_penalty;
+      spec.frequency_penalty = params.frequency_penalty;
+      spec.presence_penalty = params.presence_penalty;
+    }
     order_.push_back(&row);
     specs_.push_back(spec);
   }
@@ -289,6 +298,7 @@ void GpuMtpDrafter::run(Arena& arena, int64_t rows, int64_t steps, bool greedy) 
                                                 .specs = device.specs + step * rows,
                                                 .biases = device.biases,
                                                 .ids = device.ids,
+                                                .counts = counts_,
                                                 .last_token = drafts_,
                                                 .results = results_ + step * rows,
                                                 .only_greedy = greedy});

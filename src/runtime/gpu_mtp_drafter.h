@@ -23,10 +23,14 @@ namespace weft {
 class GpuMtpDrafter final : public DraftModule {
  public:
   using Parts = GpuLateRows::Parts;
-  /// `parts` must outlive it; `logits` [rows, V] f32 is memory that nobody needs between steps.
+  struct Shared {
+    TensorView logits;  ///< [rows, V] f32, which nobody needs between steps
+    TensorView counts;  ///< of GpuSampler
+  };
+  /// `parts` and `shared` must outlive it.
   static Result<std::unique_ptr<GpuMtpDrafter>> create(const Parts& parts, const StepLimits& limits,
                                                        const SpeculationConfig& config,
-                                                       TensorView logits, bool graphs);
+                                                       const Shared& shared, bool graphs);
   static int64_t device_bytes(const StepLimits& limits, const SpeculationConfig& config,
                               int64_t hidden_size);
 
@@ -90,6 +94,7 @@ class GpuMtpDrafter final : public DraftModule {
   TensorView previous_;  // [rows, hidden]
   TensorView drafts_;    // [rows] i32: the last draft of each row
   TensorView logits_;    // [rows, V]
+  TensorView counts_;
   SampleResult* results_ = nullptr;  // [steps, rows] on the device
   int64_t num_kept_ = 0;             // of kept_
   uint64_t num_followed_ = 0;

@@ -89,7 +89,8 @@ void go_ahead(GrammarMatcher& grammar, const LogitRow& row, GpuSampler::Flight& 
   ++flight.ahead.back().second;
 }
 
-SampleSpec sampling_spec(const LogitRow& row, Lists& lists) {
+/// `drafts`: those of the row's sequence up to the row.
+SampleSpec sampling_spec(const LogitRow& row, const std::vector<int32_t>& drafts, Lists& lists) {
   const Request& request = *row.sequence->request;
   const SamplingParams& params = request.sampling;
   SampleSpec spec{.slot = row.sequence->device_slot};
@@ -99,7 +100,11 @@ SampleSpec sampling_spec(const LogitRow& row, Lists& lists) {
     return spec;
   }
   spec.num_top = params.logprobs;
-  if (uses_penalties(params)) spec.counts_slot = spec.slot;
+  if (uses_penalties(params)) {
+    spec.counts_slot = spec.slot;
+    spec.counts_later = row.draft >= 0 || row.next_draft >= 0 ? 1 : 0;
+    spec.drafts = lists.add(drafts);
+  }
   if (row.sequence->grammar) lists.add_grammar(*row.sequence->grammar, spec);
   const int64_t num_generated = row.position - static_cast<int64_t>(request.prompt.size());
   if (num_generated < params.min_tokens) spec.stop_rule = StopRule::kMasked;
@@ -152,7 +157,9 @@ void GpuSampler::release(const StepPlan& plan, const PackedStep::Sequences& sequ
   const auto free_slot = [&](SeqId id) {
     const auto it = sequences.find(id);
     if (it == sequences.end() || it->second->device_slot < 0) return;
-    free_slots_.push_back(std::exchange(it->second->device_slot, -1));
+    const int slot = std::exchange(it->second->device_slot, -1);
+    free_slots_.push_back(slot);
+    std::erase_if(late_, [slot](const LateTokens& late) { return late.slot == slot; });
   };
   for (const SeqId id : plan.preempted) free_slot(id);
   for (const SeqId id : plan.retired) free_slot(id);
@@ -178,10 +185,27 @@ void GpuSampler::give_slot(Stream& stream, ExecutorSequence& sequence, Flight& f
                .generated = TensorView(device_ids + prompt, DType::kI32, {generated})});
 }
 
+void GpuSampler::count_late(Stream& stream, Flight& flight) {
+  for (const LateTokens& late : late_) {
+    const int64_t count = std::ssize(late.tokens);
+    const UpPiece piece = take_up(stream, flight, count * 4);
+    std::memcpy(piece.host, late.tokens.data(), static_cast<size_t>(count * 4));
+    copy_bytes(stream, piece.device, piece.host, count * 4);
+    ops_->sampling->reset_counts(stream,
+                                 {.counts = counts_,
+                                  .slot = late.slot,
+                                  .generated = TensorView(piece.device, DType::kI32, {count}),
+                                  .keep = true});
+  }
+  late_.clear();
+}
+
 void GpuSampler::admit(Stream& stream, PackedStep& step, Flight& flight) {
   flight.up_used = 0;
   flight.rows.clear();
+  flight.drafts.clear();
   flight.any_top = false;
+  count_late(stream, flight);
   for (const FedTokens& fed : step.fed_tokens()) {
     ExecutorSequence& sequence = *fed.sequence;
     if (fed.from_device) {
@@ -209,8 +233,10 @@ void GpuSampler::sample(Stream& stream, Flight& flight, std::span<const LogitRow
   lists.words = mask_words(limits_);
   for (const LogitRow& row : rows) {
     flight.rows.push_back(row);
+    if (row.draft < 0) flight.drafts.clear();
+    if (row.draft >= 0) flight.drafts.push_back(row.draft);
     if (row.draft >= 0 && row.sequence->grammar) go_ahead(*row.sequence->grammar, row, flight);
-    lists.specs.push_back(row.sequence ? sampling_spec(row, lists) : SampleSpec{});
+    lists.specs.push_back(row.sequence ? sampling_spec(row, flight.drafts, lists) : SampleSpec{});
     flight.any_top |= lists.specs.back().num_top > 0;
   }
   const int64_t specs = aligned(bytes_of(lists.specs)), biases = aligned(bytes_of(lists.biases));
@@ -262,7 +288,7 @@ void GpuSampler::fetch(Stream& stream, Flight& flight) const {
   copy(down.top_logprobs, count * kMaxTopLogprobs * 4);
 }
 
-void GpuSampler::finish(const PackedStep& step, Flight& flight, StepResult& result) const {
+void GpuSampler::finish(const PackedStep& step, Flight& flight, StepResult& result) {
   const DownLayout down(limits_);
   for (const auto& [grammar, count] : flight.ahead) grammar->rollback(count);
   flight.ahead.clear();
@@ -284,6 +310,13 @@ void GpuSampler::finish(const PackedStep& step, Flight& flight, StepResult& resu
     } else {
       RowSampler::accept_prompt(row, {one.numeric_error != 0, std::move(logprob)}, result);
     }
+  }
+  const std::span<const ResultRow> made = step.results();
+  for (size_t i = 0; i < made.size(); ++i) {
+    const std::vector<int32_t>& tokens = result.rows[i].tokens;
+    if (made[i].num_drafts == 0 || tokens.empty()) continue;
+    if (!uses_penalties(made[i].sequence->request->sampling)) continue;
+    late_.push_back({made[i].sequence->device_slot, tokens});
   }
 }
 

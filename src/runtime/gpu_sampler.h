@@ -19,7 +19,8 @@ class GpuSampler {
   struct Flight {
     Buffer up, up_device, down, down_device;
     int64_t up_used = 0;
-    std::vector<LogitRow> rows;  ///< entry i is result i; without a sequence: padding
+    std::vector<LogitRow> rows;   ///< entry i is result i; without a sequence: padding
+    std::vector<int32_t> drafts;  ///< of the sequence whose rows come, up to the last of `rows`
     bool any_top = false;
     /// Grammars that stand behind drafts, for the masks of the rows behind them, and by how many.
     std::vector<std::pair<GrammarMatcher*, int>> ahead;
@@ -41,24 +42,33 @@ class GpuSampler {
   void feed(Stream& stream, const PackedStep& step) const;
   /// Enqueues the sampling of one more piece of the step's logit rows: row i of `logits` belongs to
   /// rows[i]; an entry without a sequence is padding. Rows with a grammar need the tokens of the
-  /// step before (finish()). Rows of drafts are sampled as if all drafts before them were right, so
-  /// that sequences with penalties must have none: counts are added to as rows are sampled.
+  /// step before (finish()). Rows of drafts are sampled as if all drafts before them were right,
+  /// and penalties count those; what became of them is counted on the device with the next step.
   void sample(Stream& stream, Flight& flight, std::span<const LogitRow> rows, TensorView logits);
   /// Enqueues the way back of all results.
   void fetch(Stream& stream, Flight& flight) const;
   /// When they have come: tokens and log-probabilities into `result`, histories and grammars; of
   /// the rows of drafts those that count.
-  void finish(const PackedStep& step, Flight& flight, StepResult& result) const;
+  void finish(const PackedStep& step, Flight& flight, StepResult& result);
+  /// [slots, V]: what penalties count, see SampleArgs.
+  const TensorView& counts() const { return counts_; }
 
  private:
   GpuSampler(const OpTable& ops, const StepLimits& limits, const DraftRule& rule)
       : ops_(&ops), limits_(limits), rule_(rule) {}
   void give_slot(Stream& stream, ExecutorSequence& sequence, Flight& flight);
+  void count_late(Stream& stream, Flight& flight);
 
   const OpTable* ops_;
   StepLimits limits_;
   DraftRule rule_;
   std::vector<int> free_slots_;
+  /// Tokens of steps with drafts that `counts` does not hold yet.
+  struct LateTokens {
+    int slot = -1;
+    std::vector<int32_t> tokens;
+  };
+  std::vector<LateTokens> late_;
   Buffer slot_buffer_;
   TensorView last_token_;  // [slots]
   TensorView counts_;      // [slots, V]

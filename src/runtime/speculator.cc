@@ -46,7 +46,7 @@ void OwnedPlan::copy(const StepPlan& from) {
   for (ImageUse& use : plan.image_uses) keep(use.pages, ints_);
 }
 
-bool Speculator::wants_drafts(const StepPlan& plan, const PackedStep::Sequences& sequences) {
+bool Speculator::wants_drafts(const StepPlan& plan) {
   const auto decodes = [](const Slice& slice) {
     return slice.arithmetic == Arithmetic::kDecode && slice.tokens.size() == 1;
   };
@@ -55,10 +55,8 @@ bool Speculator::wants_drafts(const StepPlan& plan, const PackedStep::Sequences&
   now = {.begin = cpu_seconds()};
   now.sequences = std::ssize(plan.slices);
   now.only_decodes = decoding > 0 && decoding == now.sequences && plan.encodings.empty();
-  now.drafting = std::any_of(plan.slices.begin(), plan.slices.end(), [&](const Slice& slice) {
-    const auto it = sequences.find(slice.seq);
-    return slice.max_drafts > 0 && it != sequences.end() && may_draft(*it->second);
-  });
+  now.drafting = std::any_of(plan.slices.begin(), plan.slices.end(),
+                             [](const Slice& slice) { return slice.max_drafts > 0; });
   if (!now.drafting || !config_.adaptive) return now.drafting;
   if (whim_) {
     now.drafting = whim_();
@@ -110,8 +108,7 @@ void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, Draft
     if (!sequence.drafts) {
       sequence.drafts = std::make_unique<DraftState>(*sequence.request);
     }
-    const bool may = now.drafting && may_draft(sequence);
-    const int64_t room = may ? std::min<int64_t>(drafts, slice.limit - first - 1) : 0;
+    const int64_t room = now.drafting ? std::min<int64_t>(drafts, slice.limit - first - 1) : 0;
     rows_.push_back({.sequence = &sequence,
                      .first = first,
                      .blocks = slice.blocks,

@@ -26,13 +26,13 @@ class OwnedPlan {
 /// one that launches them.
 class Speculator {
  public:
-  /// On a GPU sequences with penalties get no drafts, and steps overlap while nobody drafts.
+  /// On a GPU steps overlap while nobody drafts.
   Speculator(const SpeculationConfig& config, const StepLimits& limits, bool on_gpu = false)
       : config_(config), limits_(limits), on_gpu_(on_gpu) {}
 
   /// First, for every step: whether somebody is to draft in it. If so, all steps before have to be
   /// done before it is resolved.
-  bool wants_drafts(const StepPlan& plan, const PackedStep::Sequences& sequences);
+  bool wants_drafts(const StepPlan& plan);
   /// When all steps before are done: puts slices where their sequences are by now and gives them
   /// their last known token and drafts. `mtp` may be null.
   void resolve(StepPlan& plan, PackedStep::Sequences& sequences, DraftModule* mtp, Arena& arena);
@@ -60,9 +60,6 @@ class Speculator {
     double begin = 0;  // in seconds of this thread
   };
   Note& note(uint64_t step) { return notes_[step % notes_.size()]; }
-  bool may_draft(const ExecutorSequence& sequence) const {
-    return !on_gpu_ || !uses_penalties(sequence.request->sampling);
-  }
   void choose_lengths(DraftRow& row);
   void share_drafts();
   const NgramMatcher& ngram_of(ExecutorSequence& sequence) const;

@@ -108,7 +108,7 @@ class Lossless {
   void calibrate() {
     CalibrateOptions options;
     options.engine.model = model_;
-    options.engine.device = options_.device;
+    options.engine.device = "cpu";
     options.data = model_ + "/eval/heldout.jsonl";
     options.out = scales_;
     options.limit = 8;

@@ -266,6 +266,54 @@ TEST_F(SampleTest, SmallCounts) {
   EXPECT_EQ(batch.last_tokens(), (std::vector<int32_t>{1, 0, -1}));
 }
 
+/// Rows of a sequence with drafts share its counts, see the drafts before them, and count nothing.
+TEST_F(SampleTest, SmallDraftsAreCountedBeside) {
+  for (const int64_t vocab : {60, 4099, 151936}) {
+    Cases cases(vocab, 17);
+    for (int round = 0; round < 8; ++round) {
+      Case c;
+      c.logits = cases.logits(1, round % 2 == 0 ? 0.25f : 0);
+      c.params.temperature = round % 4 < 2 ? 0 : 0.8f;
+      c.params.seed = static_cast<uint64_t>(round);
+      c.params.logprobs = 3;
+      c.params.repetition_penalty = 1.4f;
+      c.params.frequency_penalty = 0.6f;
+      c.params.presence_penalty = 0.3f;
+      c.prompt = {1, 5, 5};
+      c.generated = {7, 5, 9};
+      std::vector<int32_t> by_logit(static_cast<size_t>(vocab));
+      for (size_t i = 0; i < by_logit.size(); ++i) by_logit[i] = static_cast<int32_t>(i);
+      std::partial_sort(
+          by_logit.begin(), by_logit.begin() + 3, by_logit.end(), [&](int32_t a, int32_t b) {
+            return c.logits[static_cast<size_t>(a)] > c.logits[static_cast<size_t>(b)];
+          });
+      const std::vector<int32_t> drafts = {by_logit[0], by_logit[1], by_logit[0], by_logit[2], 7};
+      c.params.stop_ids = drafts;  // a list on the device; the rule for stop ids is kPlain
+      const size_t rows = drafts.size() + 1;
+      Batch batch(std::vector<Case>(rows, c), 0, std::vector<int32_t>(rows, 0));
+      for (size_t i = 0; i < rows; ++i) {
+        SampleSpec& spec = batch.specs()[i];
+        spec.drafts = {spec.stop_ids.begin, static_cast<int32_t>(i)};
+        spec.stop_ids = {};
+        spec.counts_later = 1;
+      }
+      batch.run(stream_);
+      const std::vector<Answer> got = batch.answers();
+      for (size_t i = 0; i < rows; ++i) {
+        SCOPED_TRACE("row " + std::to_string(i) + " of " + std::to_string(vocab));
+        Case alone = c;
+        alone.generated.insert(alone.generated.end(), drafts.begin(),
+                               drafts.begin() + static_cast<ptrdiff_t>(i));
+        Batch::expect_near(got[i], cpu_answer(alone));
+      }
+      const std::vector<uint32_t> counts = batch.counts();
+      EXPECT_EQ(counts[5], kCountedInPrompt + 1);
+      EXPECT_EQ(counts[7], 1u);
+      EXPECT_EQ(counts[9], 1u);
+    }
+  }
+}
+
 TEST_F(SampleTest, SmallResetCounts) {
   const int64_t vocab = 70000;
   DeviceTensor counts(DType::kI32, {3, vocab});
@@ -287,6 +335,14 @@ TEST_F(SampleTest, SmallResetCounts) {
   EXPECT_TRUE(std::equal(want.begin(), want.end(), got.begin() + vocab));
   EXPECT_EQ(std::count(got.begin(), got.begin() + vocab, ~0u), vocab);
   EXPECT_EQ(std::count(got.begin() + 2 * vocab, got.end(), ~0u), vocab);
+  const DeviceTensor more(std::vector<int32_t>{0, 5000, 0});
+  cuda::reset_counts(stream_,
+                     {.counts = counts.view, .slot = 1, .generated = more.view, .keep = true});
+  stream_.sync();
+  const std::vector<uint32_t> added = download<uint32_t>(counts);
+  want[0] += 2;
+  want[5000] += 1;
+  EXPECT_TRUE(std::equal(want.begin(), want.end(), added.begin() + vocab));
   cuda::reset_counts(stream_, {.counts = counts.view, .slot = 2});
   stream_.sync();
   const std::vector<uint32_t> cleared = download<uint32_t>(counts);

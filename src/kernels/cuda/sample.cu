@@ -183,6 +183,7 @@ class Row {
     }
     const uint32_t* counts = p_.counts + spec_.counts_slot * p_.counts_stride;
     const bool counted = spec_.counts_slot >= 0;
+    const int drafts = counted ? spec_.drafts.count : 0;
     Best best;
     constexpr int kTurns = 8;  // loads in flight
     for (int base = 0; base < rows_; base += kTurns) {
@@ -191,6 +192,12 @@ class Row {
       for (int i = 0; i < kTurns; ++i) {
         const int id = begin_ + (warp_ * rows_ + base + i) * 32 + lane_;
         count[i] = counted && base + i < rows_ && id < p_.vocabulary ? counts[id] : 0;
+      }
+      for (int d = 0; d < drafts; ++d) {
+        const int at =
+            p_.ids[spec_.drafts.begin + d] - begin_ - (warp_ * rows_ + base) * 32 - lane_;
+#pragma unroll
+        for (int i = 0; i < kTurns; ++i) count[i] += at == i * 32;
       }
 #pragma unroll
       for (int i = 0; i < kTurns; ++i) {
@@ -767,7 +774,8 @@ class Row {
     result.logprob = wants_logprob ? static_cast<float>(raw - log_z) : 0.0f;
     if (token < 0) return;
     p_.last_token[spec_.slot] = token;
-    if (spec_.counts_slot >= 0) ++p_.counts[spec_.counts_slot * p_.counts_stride + token];
+    if (spec_.counts_slot >= 0 && spec_.counts_later == 0)
+      ++p_.counts[spec_.counts_slot * p_.counts_stride + token];
   }
 
   __device__ void fail() {

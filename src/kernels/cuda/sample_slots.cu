@@ -32,7 +32,7 @@ __global__ void feed_kernel(const int32_t* feed, const int32_t* last_token, int3
 void reset_counts(Stream& stream, const ResetCountsArgs& args) {
   uint32_t* counts = static_cast<uint32_t*>(args.counts.data) + args.slot * args.counts.stride[0];
   const auto bytes = static_cast<size_t>(args.counts.dim(1)) * sizeof(uint32_t);
-  check(cudaMemsetAsync(counts, 0, bytes, native(stream)), "counts");
+  if (!args.keep) check(cudaMemsetAsync(counts, 0, bytes, native(stream)), "counts");
   const int64_t prompt = args.prompt.defined() ? args.prompt.dim(0) : 0;
   const int64_t generated = args.generated.defined() ? args.generated.dim(0) : 0;
   if (prompt + generated == 0) return;
