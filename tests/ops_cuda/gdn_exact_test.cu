@@ -70,6 +70,41 @@ TEST(GdnCudaExact, VerifyingTokensIsDecodingThemOneByOne) {
   }
 }
 
+/// Segments that go on from where the one before them writes, with states kept on the way, and
+/// those that don't: one chain has the bits of a call for each.
+TEST(GdnCudaExact, StatesBetweenTheTokensOfAChain) {
+  const GdnChain chain = {{1, 3, 5}, {1, 5, 6}, {0, 6, 7},  {2, 7, 0},  {0, 0, 1}, {9, 1, 1},
+                          {1, 4, 4}, {1, 4, 3}, {1, -1, 2}, {1, 2, -1}, {1, -1, 6}};
+  for (const GdnShape& shape : kShapes) {
+    GdnWorld base(shape, 18, 23);
+    for (const bool norm : {false, true}) {
+      if (norm) base.add_norm(24);
+      if (norm && shape.key_heads == 2) base.halve_states();
+      for (const int empty : {0, 1, 400}) {  // chains besides; many have a kernel of their own
+        GdnWorld together = base, apart = base;
+        GdnCall call{{}, {chain}};
+        call.decode.resize(1 + static_cast<size_t>(empty));
+        const std::vector<float> want = gdn_on_gpu(together, call);
+        int row = 0;
+        for (const GdnPart& part : chain) {
+          GdnWorld step = base.cut(row, part.rows);
+          step.windows = apart.windows;
+          step.states = apart.states;
+          const std::vector<float> got = gdn_on_gpu(step, {{}, {{part}}});
+          EXPECT_TRUE(same_bits(got, rows_of(want, base.out_width(), row, part.rows)));
+          apart.windows = step.windows;
+          apart.states = step.states;
+          row += part.rows;
+        }
+        ASSERT_EQ(row, 18);
+        for (int slot = 0; slot < 8; ++slot) {
+          EXPECT_TRUE(same_bits(apart.slot(slot), together.slot(slot))) << slot;
+        }
+      }
+    }
+  }
+}
+
 /// Two prompts and decode rows among each other, and each alone in other slots of a poisoned pool.
 TEST(GdnCudaExact, NeighboursOrderAndSlotsDontShowInTheBits) {
   for (const GdnShape& shape : kShapes) {

@@ -59,7 +59,8 @@ struct Shared {
   Outputs<V, Rows> outputs;
 };
 
-template <int K, int V, int Rows, class State>
+/// `Several`: built for chains of several segments.
+template <int K, int V, int Rows, class State, bool Several>
 class Block {
   using T = Tile<K, V, Rows>;
 
@@ -115,9 +116,15 @@ class Block {
   }
 
   __device__ void run() {
-    for (int s = first_; s < last_; ++s) {
-      if (s > first_) cluster_sync();  // the windows of the segment before are written
-      run_segment(s);
+    for (int s = first_; s < last_;) {
+      int end = s + 1;
+      while (Several && end < last_ && p_.read_slot[end] >= 0 &&
+             p_.read_slot[end] == p_.write_slot[end - 1]) {
+        ++end;
+      }
+      if (s > first_) cluster_sync();  // the windows of the segments before are written
+      run_segments(s, end);
+      s = end;
     }
   }
 
@@ -138,9 +145,12 @@ class Block {
            int64_t{row_ + pass * T::kGroups + group_} * K;
   }
 
-  __device__ void run_segment(int segment) {
-    const int begin = p_.cu_q[segment], end = p_.cu_q[segment + 1];
-    const int read = p_.read_slot[segment], write = p_.write_slot[segment];
+  /// Segments [segment, behind), each of which goes on from where the one before it writes: state
+  /// and windows stay in registers.
+  __device__ void run_segments(int segment, int behind) {
+    const int last = behind - 1;
+    const int begin = p_.cu_q[segment], end = p_.cu_q[behind];
+    const int read = p_.read_slot[segment], write = p_.write_slot[last];
     if (begin < end) load_inputs(begin);
     __nv_bfloat16 z[T::kNormed];
     load_z(begin, end, z);
@@ -162,6 +172,17 @@ class Block {
       }
     }
     cluster_arrive();  // this block has read the windows
+    bool met = false;
+    [[maybe_unused]] const auto store_ended = [&](int t) {
+      for (; segment < last && p_.cu_q[segment + 1] == t; ++segment) {
+        const int kept = p_.write_slot[segment];
+        store_state(kept);
+        if (!met) cluster_wait();
+        met = true;
+        store_windows(kept);
+      }
+    };
+    if constexpr (Several) store_ended(begin);
     int t = begin, first = begin;
     do {
       for (; t < min(first + kBatch, end); ++t) {
@@ -169,23 +190,26 @@ class Block {
         convolve(t, end, token);
         __syncthreads();
         step(t, t - first, token);
+        if constexpr (Several) store_ended(t + 1);
       }
       // The state is stored while the squares are on their way.
       const bool norm = p_.z != nullptr && first < t;
       if (norm) begin_norm(t - first);
-      if (t == end && write >= 0) {
-#pragma unroll
-        for (int pass = 0; pass < T::kPasses; ++pass) {
-          store_row<T::kLanes>(state(write, pass), lane_, s_[pass]);
-        }
-      }
+      if (t == end && write >= 0) store_state(write);
       if (norm) end_norm(first, t - first, z);
       if (t < end) load_z(t, end, z);
       first = t;
     } while (t < end);
-    cluster_wait();
+    if (!met) cluster_wait();
     if (write >= 0) store_windows(write);
-    __syncthreads();  // the tokens are free for the next segment
+    __syncthreads();  // the tokens are free for the next segments
+  }
+
+  __device__ void store_state(int slot) const {
+#pragma unroll
+    for (int pass = 0; pass < T::kPasses; ++pass) {
+      store_row<T::kLanes>(state(slot, pass), lane_, s_[pass]);
+    }
   }
 
   __device__ void load_inputs(int t) {
@@ -299,11 +323,11 @@ class Block {
   float s_[T::kPasses][16];
 };
 
-template <int K, int V, int Rows, class State>
-__global__ void __launch_bounds__(kThreads, Rows == 64 ? 3 : 4)
+template <int K, int V, int Rows, class State, bool Several>
+__global__ void __launch_bounds__(kThreads, Rows == 64 || Several ? 3 : 4)
     gdn_decode_kernel(const __grid_constant__ GdnView p) {
   __shared__ Shared<K, V, Rows> shared;
-  Block<K, V, Rows, State> block(p, shared);
+  Block<K, V, Rows, State, Several> block(p, shared);
   block.prepare();
   block.meet();
   wait_for_predecessor();
@@ -311,17 +335,25 @@ __global__ void __launch_bounds__(kThreads, Rows == 64 ? 3 : 4)
   block.run();
 }
 
+/// Some chains, which may have several segments each.
+struct Chains {
+  int count;
+  bool several, overlap;
+};
+
 template <int K, int V, int Rows, class State = float>
-bool try_tile(Stream& stream, const GdnView& p, int count, bool overlap) {
+bool try_tile(Stream& stream, const GdnView& p, const Chains& chains) {
   const int cluster = p.value_heads / p.key_heads * Tile<K, V, Rows>::kSlices;
   if (cluster > kMaxCluster) return false;
-  const auto blocks = static_cast<unsigned>(count * p.key_heads * cluster);
-  launch(stream,
-         {.grid = blocks,
-          .block = kThreads,
-          .cluster = static_cast<unsigned>(cluster),
-          .overlap = overlap},
-         gdn_decode_kernel<K, V, Rows, State>, p);
+  const LaunchShape shape{.grid = static_cast<unsigned>(chains.count * p.key_heads * cluster),
+                          .block = kThreads,
+                          .cluster = static_cast<unsigned>(cluster),
+                          .overlap = chains.overlap};
+  if (chains.several) {
+    launch(stream, shape, gdn_decode_kernel<K, V, Rows, State, true>, p);
+  } else {
+    launch(stream, shape, gdn_decode_kernel<K, V, Rows, State, false>, p);
+  }
   return true;
 }
 
@@ -333,21 +365,23 @@ bool gdn_decode(Stream& stream, const GdnArgs& args, int first, int count) {
   const GdnShape& s = args.shape;
   static_assert(kWidth == 4);
   if (!gdn_decode_supports(s) || p.state_slot % 8 != 0 || p.state_head % 8 != 0) return false;
-  const bool overlap = first == 0;  // else the prompt's kernels wrote states just now
+  // Behind a prompt's chains its kernels wrote states just now.
+  const Chains chains{
+      .count = count, .several = args.num_segments > args.num_chains, .overlap = first == 0};
   // Small tiles only where they are needed to reach every multiprocessor; the bits are the same.
   const bool small = int64_t{count} * s.value_heads < 128;
   if (s.key_dim == 128 && p.half_states) {
     using Bf16 = __nv_bfloat16;
-    return (small && try_tile<128, 128, 32, Bf16>(stream, p, count, overlap)) ||
-           try_tile<128, 128, 64, Bf16>(stream, p, count, overlap);
+    return (small && try_tile<128, 128, 32, Bf16>(stream, p, chains)) ||
+           try_tile<128, 128, 64, Bf16>(stream, p, chains);
   }
   if (p.half_states) return false;
   if (s.key_dim == 128) {
-    return (small && try_tile<128, 128, 32>(stream, p, count, overlap)) ||
-           try_tile<128, 128, 64>(stream, p, count, overlap);
+    return (small && try_tile<128, 128, 32>(stream, p, chains)) ||
+           try_tile<128, 128, 64>(stream, p, chains);
   }
-  return (small && try_tile<64, 64, 32>(stream, p, count, overlap)) ||
-         try_tile<64, 64, 64>(stream, p, count, overlap);
+  return (small && try_tile<64, 64, 32>(stream, p, chains)) ||
+         try_tile<64, 64, 64>(stream, p, chains);
 }
 
 }  // namespace weft::cuda

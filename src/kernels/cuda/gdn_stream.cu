@@ -63,8 +63,10 @@ struct Place {
 struct Chain {
   int first = 0, last = 0;
 };
+/// Rows, and the slots before and behind them, of the segments [index, behind), of which each but
+/// the first goes on from where the one before it writes.
 struct Segment {
-  int begin = 0, end = 0, read = -1, write = -1;
+  int begin = 0, end = 0, read = -1, write = -1, index = 0, behind = 0;
   __device__ __forceinline__ int rows() const { return end - begin; }
   __device__ __forceinline__ bool is_short() const { return rows() <= kBatch; }
 };
@@ -81,11 +83,24 @@ __device__ __forceinline__ int num_chains(const GdnView& p, int count) {
   const int own = static_cast<int>(blockIdx.x) / p.key_heads;
   return (count - own + step - 1) / step;
 }
-__device__ __forceinline__ Segment load_segment(const GdnView& p, int s) {
-  return {p.cu_q[s], p.cu_q[s + 1], p.read_slot[s], p.write_slot[s]};
+/// Segment s of a chain that ends before `last`; with `Several` those that go on from it, up to
+/// kBatch rows.
+template <bool Several>
+__device__ __forceinline__ Segment load_segment(const GdnView& p, int s, int last) {
+  Segment out{p.cu_q[s], p.cu_q[s + 1], p.read_slot[s], p.write_slot[s], s, s + 1};
+  if constexpr (Several) {
+    while (out.behind < last && out.write >= 0 && p.read_slot[out.behind] == out.write) {
+      const int end = p.cu_q[out.behind + 1];
+      if (end - out.begin > kBatch) break;
+      out.end = end;
+      out.write = p.write_slot[out.behind++];
+    }
+  }
+  return out;
 }
+template <bool Several = false>
 __device__ __forceinline__ Segment load_first(const GdnView& p, const Chain& chain) {
-  return chain.first < chain.last ? load_segment(p, chain.first) : Segment{};
+  return chain.first < chain.last ? load_segment<Several>(p, chain.first, chain.last) : Segment{};
 }
 
 template <class State>
@@ -126,7 +141,7 @@ __device__ void fetch(const GdnView& p, Shared<State>& shared, int count, int hk
 
 /// A warp: every second of the outputs, as the workers give them, through the layer's norm to
 /// memory.
-template <class State>
+template <bool Several, class State>
 __device__ void finish(const GdnView& p, Shared<State>& shared, int count, int hk) {
   const int own = warp_index() - kWarps - 1, lane = static_cast<int>(threadIdx.x) % 32;
   float weight[4];
@@ -162,19 +177,21 @@ __device__ void finish(const GdnView& p, Shared<State>& shared, int count, int h
   };
   for (int i = 0; i < chains; ++i) {
     const Chain chain = load_chain(p, count, i);
-    for (int s = chain.first; s < chain.last; ++s) {
-      const int begin = p.cu_q[s], end = p.cu_q[s + 1];
+    for (int s = chain.first; s < chain.last;) {
+      const Segment segment = load_segment<Several>(p, s, chain.last);
+      const int end = segment.end;
       for (int r = 0; r < group; ++r) {
-        for (int t = begin; t < end; t += kBatch, ++item) {
+        for (int t = segment.begin; t < end; t += kBatch, ++item) {
           if (item % kFinishers == own) finish_rows(t, min(kBatch, end - t), hk * group + r);
         }
       }
+      s = segment.behind;
     }
   }
 }
 
-/// `Owned`: channels of q, k and v a thread.
-template <class State, int Owned>
+/// `Owned`: channels of q, k and v a thread. `Several`: built for chains of several segments.
+template <class State, int Owned, bool Several>
 class Worker {
  public:
   __device__ Worker(const GdnView& p, Shared<State>& shared, int hk)
@@ -202,18 +219,18 @@ class Worker {
     // The loads of chain i + 1's inputs need its first segment, that needs where it begins.
     Chain now = load_chain(p_, count, 0), next = load_chain(p_, count, 1),
           after = load_chain(p_, count, 2);
-    Segment first = load_first(p_, now), next_first = load_first(p_, next);
+    Segment first = load_first<Several>(p_, now), next_first = load_first<Several>(p_, next);
     load_inputs(first, first.begin);
     for (int i = 0; i < chains; ++i) {
-      const Segment after_first = load_first(p_, after);
+      const Segment after_first = load_first<Several>(p_, after);
       const Chain later = load_chain(p_, count, i + 3);
       if (now.first == now.last) load_inputs(next_first, next_first.begin);
-      for (int s = now.first; s < now.last; ++s) {
+      for (int s = now.first; s < now.last;) {
         const bool is_first = s == now.first;
-        const Segment segment = is_first ? first : load_segment(p_, s);
+        const Segment segment = is_first ? first : load_segment<Several>(p_, s, now.last);
+        s = segment.behind;
         if (!is_first) load_inputs(segment, segment.begin);
-        run_segment(segment, is_first && first.read >= 0,
-                    s + 1 == now.last ? next_first : Segment{});
+        run_segment(segment, is_first && first.read >= 0, s == now.last ? next_first : Segment{});
       }
       now = next;
       next = after;
@@ -284,7 +301,7 @@ class Worker {
           if (r > 0 || t > segment.begin) load_inputs(segment, t);
           convolve(segment, t, count, r == group_ - 1);
         }
-        if (count > 0) step(count, r);
+        step(segment, count, r);
         t += count;
         if (t == segment.end && segment.write >= 0) store_state(segment.write, r);
       } while (t < segment.end);
@@ -306,17 +323,22 @@ class Worker {
         if (j < count) more[j - kAhead] = input[j * p_.qkv_row];
       }
       float* y = shared_.y + column(i);
+      const int column_channel = channel(i);
+      const auto store_window = [&](int slot) {
+        float* window = p_.windows + slot * p_.window_slot + column_channel;
+#pragma unroll
+        for (int j = 0; j < 3; ++j) window[j * p_.window_row] = window_[i][j];
+      };
+      [[maybe_unused]] int ended = segment.index;
+      if constexpr (Several) for_ended(segment, t, ended, store_window);
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
         if (j >= count) continue;
         const __nv_bfloat16 x = j < kAhead ? x_[i][j % kAhead] : more[j % kAhead];
         y[j * width_] = gdn_convolve(taps_[i], window_[i], __bfloat162float(x));
+        if constexpr (Several) for_ended(segment, t + j + 1, ended, store_window);
       }
-      if (last && t + count == segment.end && segment.write >= 0) {
-        float* window = p_.windows + segment.write * p_.window_slot + channel(i);
-#pragma unroll
-        for (int j = 0; j < 3; ++j) window[j * p_.window_row] = window_[i][j];
-      }
+      if (last && t + count == segment.end && segment.write >= 0) store_window(segment.write);
     }
     if (gate_token_ < count) {
       shared_.decay[gate_token_][gate_head_] = gdn_decay(a_, rate_, bias_);
@@ -359,8 +381,19 @@ class Worker {
     for (int i = 0; i < kPasses; ++i) store_row<kLanes>(to + row(i) * kDim, lane_, s_[i]);
   }
 
+  /// Calls store(slot) for those of the segments but the last that end before row t.
+  template <class Store>
+  __device__ __forceinline__ void for_ended(const Segment& segment, int t, int& s,
+                                            const Store& store) const {
+    for (; s < segment.behind - 1 && p_.cu_q[s + 1] == t; ++s) store(p_.write_slot[s]);
+  }
+
   /// The outputs go to a finishing warp.
-  __device__ __forceinline__ void step(int count, int r) {
+  __device__ __forceinline__ void step(const Segment& segment, int count, int r) {
+    const auto store = [&](int slot) { store_state(slot, r); };
+    [[maybe_unused]] int ended = segment.index;
+    if constexpr (Several) for_ended(segment, segment.begin, ended, store);
+    if (count <= 0) return;
     const int turn = item_ % 2;
     wait(&shared_.o_empty[turn], (static_cast<uint32_t>(item_ / 2) & 1) ^ 1);
     for (int j = 0; j < count; ++j) {
@@ -372,6 +405,7 @@ class Worker {
         const float o = token.step(s_[i], y[(2 + r) * kDim + row(i)], decay, beta);
         if (lane_ == 0) shared_.o[turn][j][row(i)] = o;
       }
+      if constexpr (Several) for_ended(segment, segment.begin + j + 1, ended, store);
     }
     if (lane_ == 0) arrive(&shared_.o_full[turn]);
     ++item_;
@@ -388,7 +422,7 @@ class Worker {
   float s_[kPasses][16];
 };
 
-template <class State, int Owned>
+template <class State, int Owned, bool Several>
 __global__ void __launch_bounds__(kBlock, 1)
     gdn_stream_kernel(const __grid_constant__ GdnView p, int count) {
   extern __shared__ __align__(128) std::byte memory[];
@@ -412,7 +446,7 @@ __global__ void __launch_bounds__(kBlock, 1)
     if (helper >= 1 && helper <= kFinishers) {
       wait_for_predecessor();
       let_successor_begin();
-      finish(p, shared, count, hk);
+      finish<Several>(p, shared, count, hk);
     } else if (helper == 0 && elect_one()) {
       prefetch<State>(p, count, hk);
       wait_for_predecessor();
@@ -421,31 +455,41 @@ __global__ void __launch_bounds__(kBlock, 1)
     }
   } else {
     raise_registers_to<kRegisters>();
-    Worker<State, Owned> worker(p, shared, hk);
+    Worker<State, Owned, Several> worker(p, shared, hk);
     wait_for_predecessor();
     let_successor_begin();
     worker.run(count);
   }
 }
 
+/// Some chains, which may have several segments each.
+struct Chains {
+  int count;
+  bool several, overlap;
+};
+
 /// Blocks: as many a key head as there are multiprocessors for.
 template <class State, int Owned>
-void launch_stream(Stream& stream, const GdnView& p, int count, bool overlap) {
+void launch_stream(Stream& stream, const GdnView& p, const Chains& chains) {
   const int64_t width = (2 + p.value_heads / p.key_heads) * kDim;
-  const int blocks = p.key_heads * std::min(count, gdn_multiprocessors() / p.key_heads);
-  launch(stream,
-         {.grid = static_cast<unsigned>(blocks),
-          .block = kBlock,
-          .shared_bytes = sizeof(Shared<State>) + static_cast<size_t>(kBatch * width * 4),
-          .overlap = overlap},
-         gdn_stream_kernel<State, Owned>, p, count);
+  const int blocks = p.key_heads * std::min(chains.count, gdn_multiprocessors() / p.key_heads);
+  const LaunchShape shape{
+      .grid = static_cast<unsigned>(blocks),
+      .block = kBlock,
+      .shared_bytes = sizeof(Shared<State>) + static_cast<size_t>(kBatch * width * 4),
+      .overlap = chains.overlap};
+  if (chains.several) {
+    launch(stream, shape, gdn_stream_kernel<State, Owned, true>, p, chains.count);
+  } else {
+    launch(stream, shape, gdn_stream_kernel<State, Owned, false>, p, chains.count);
+  }
 }
 template <class State>
-void launch_group(Stream& stream, const GdnView& p, int count, bool overlap) {
+void launch_group(Stream& stream, const GdnView& p, const Chains& chains) {
   if (p.value_heads / p.key_heads <= 2) {
-    launch_stream<State, 2>(stream, p, count, overlap);
+    launch_stream<State, 2>(stream, p, chains);
   } else {
-    launch_stream<State, 3>(stream, p, count, overlap);
+    launch_stream<State, 3>(stream, p, chains);
   }
 }
 static_assert((2 + kMaxGroup) * kDim <= 3 * kThreads);
@@ -461,11 +505,13 @@ bool gdn_stream(Stream& stream, const GdnArgs& args, int first, int count) {
       reinterpret_cast<uintptr_t>(p.states) % 16 != 0) {
     return false;
   }
-  const bool overlap = first == 0;  // else the prompt's kernels wrote states just now
+  // Behind a prompt's chains its kernels wrote states just now.
+  const Chains chains{
+      .count = count, .several = args.num_segments > args.num_chains, .overlap = first == 0};
   if (p.half_states) {
-    launch_group<__nv_bfloat16>(stream, p, count, overlap);
+    launch_group<__nv_bfloat16>(stream, p, chains);
   } else {
-    launch_group<float>(stream, p, count, overlap);
+    launch_group<float>(stream, p, chains);
   }
   return true;
 }
