@@ -166,10 +166,9 @@ class Lossless {
   }
 
   Result<void> try_one(int pass, int index, SpeculationMethod method, int k) {
+    EngineChoice choice{.cache = kCaches[static_cast<size_t>(index + pass) % kCaches.size()]};
     // A GPU has no caches of float32.
-    std::vector<const char*> caches(kCaches.begin(), kCaches.end());
-    if (gpu()) std::erase(caches, std::string("float32"));
-    EngineChoice choice{.cache = caches[static_cast<size_t>(index + pass) % caches.size()]};
+    if (gpu() && choice.cache == kCaches[1]) choice.cache = kCaches[0];
     if (!plain_.contains(choice.cache)) {
       const auto local = TRY(start(choice));
       if (!chat_) chat_ = TRY(ChatFrontend::load(local->plan().directory));
