@@ -42,7 +42,7 @@ Json byte_level(const std::vector<std::pair<std::string, std::string>>& merges) 
       {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", list}}}};
 }
 
-Json added(int id, const std::string& content, Json flags = Json::object()) {
+Json added(int id, const std::string& content, const Json& flags = Json::object()) {
   Json token = {{"id", id}, {"content", content}, {"special", true}, {"normalized", false}};
   token.update(flags);
   return token;
@@ -68,7 +68,6 @@ TEST(Tokenizer, LongWordsMergeLikeShortOnes) {
                              {"b", "b"},
                              {"bb", "a"},
                              {"abab", "aa"}});
-  Json tight = j;
   const Tokenizer t = make(j);
   std::mt19937 random(3);
   for (int round = 0; round < 300; ++round) {
@@ -143,7 +142,7 @@ TEST(Tokenizer, BrokenUtf8IsReplaced) {
 TEST(Tokenizer, RefusesByName) {
   const Json good = byte_level({{"a", "b"}});
   ASSERT_EQ(error_of(good), "(loaded)");
-  const auto refused = [&](const char* pointer, Json value, const char* part) {
+  const auto refused = [&](const char* pointer, const Json& value, const char* part) {
     Json j = good;
     j[Json::json_pointer(pointer)] = value;
     EXPECT_THAT(error_of(j), ::testing::HasSubstr(part)) << pointer << " " << value;
