@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <set>
 
 #include "checkpoint/safetensors_writer.h"
 #include "kv/spec.h"
@@ -34,7 +35,9 @@ std::vector<CacheLayer> cache_layers(const ModelSpec& spec) {
   return out;
 }
 
-Result<std::vector<float>> to_floats(const TensorInfo& info, const std::vector<std::byte>& bytes) {
+/// `name` in messages.
+Result<std::vector<float>> to_floats(const std::string& name, const TensorInfo& info,
+                                     const std::vector<std::byte>& bytes) {
   std::vector<float> out;
   for (int64_t i = 0; i < info.num_elements(); ++i) {
     uint16_t half = 0;
@@ -50,11 +53,11 @@ Result<std::vector<float>> to_floats(const TensorInfo& info, const std::vector<s
         value = f16_to_float(half);
         break;
       default:
-        return unsupported(info.name + ": scales are F32, BF16 or F16, not " +
+        return unsupported(name + ": scales are F32, BF16 or F16, not " +
                            std::string(dtype_name(info.dtype)));
     }
     if (!(value > 0) || !std::isfinite(value)) {
-      return data_loss(info.name + ": a scale must be above 0, got " + std::to_string(value));
+      return data_loss(name + ": a scale must be above 0, got " + std::to_string(value));
     }
     out.push_back(value);
   }
@@ -84,7 +87,7 @@ Result<std::vector<float>> find_scales(const Checkpoint& checkpoint, const Cache
                                 x + "_proj.output_scale"};
   const auto load = [&](const std::string& name) -> Result<std::vector<float>> {
     const TensorInfo* info = checkpoint.find(name);
-    return spread(name, TRY(to_floats(*info, TRY(checkpoint.load(name)))), layer);
+    return spread(name, TRY(to_floats(name, *info, TRY(checkpoint.load(name)))), layer);
   };
   for (const std::string& suffix : direct) {
     if (checkpoint.find(layer.prefix + suffix)) return load(layer.prefix + suffix);
@@ -94,6 +97,11 @@ Result<std::vector<float>> find_scales(const Checkpoint& checkpoint, const Cache
   std::vector<float> out = TRY(load(ernie));
   for (float& scale : out) scale /= kv_largest_code(format);
   return out;
+}
+
+/// In a file of ranges: [heads, dims of a head].
+std::string range_name(size_t layer, const char* plane) {
+  return "layers." + std::to_string(layer) + "." + plane + "_range";
 }
 
 }  // namespace
@@ -124,28 +132,42 @@ Result<KvLayers> kv_scales_of(const ModelSpec& spec, const Checkpoint* checkpoin
 
 Result<KvLayers> read_kv_scales(const ModelSpec& spec, const std::string& path, KvFormat format) {
   const SafetensorsFile file = TRY(SafetensorsFile::open(path));
-  KvLayers out;
   const std::vector<CacheLayer> layers = cache_layers(spec);
+  std::set<std::string> names;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (!layers[i].attention) continue;
+    for (const char* plane : {"k", "v"}) names.insert(range_name(i, plane));
+  }
+  const std::string expected =
+      "; of the model's layers " + std::to_string(names.size() / 2) + " have a KV cache (" +
+      std::to_string(names.size()) + " tensors), and the file has " +
+      std::to_string(file.tensors().size()) + " tensors: it is of another model";
+  for (const TensorInfo& info : file.tensors()) {
+    if (!names.contains(info.name)) {
+      return data_loss(path + ": tensor " + info.name + " is of no such layer" + expected);
+    }
+  }
+  KvLayers out;
   for (size_t i = 0; i < layers.size(); ++i) {
     KvChannels& scales = out.emplace_back();
     if (!layers[i].attention) continue;
     const auto fill = [&](const char* plane) -> Result<std::vector<float>> {
-      const std::string name = "layers." + std::to_string(i) + "." + plane + "_range";
+      const std::string name = range_name(i, plane);
       const TensorInfo* info = file.find(name);
-      if (!info) {
-        return data_loss(path + ": no tensor " + name + "; the file is of another model");
+      if (!info) return data_loss(path + ": no tensor " + name + expected);
+      const int64_t heads = layers[i].heads(), dim = layers[i].dim();
+      if (info->shape != std::vector<int64_t>{heads, dim}) {
+        std::string shape;
+        for (const int64_t extent : info->shape) {
+          shape += (shape.empty() ? "" : ", ") + std::to_string(extent);
+        }
+        return data_loss(path + ": " + name + " is [" + shape + "], and the model's layer [" +
+                         std::to_string(heads) + ", " + std::to_string(dim) +
+                         "] (kv heads, dims of a head): it is of another model");
       }
-      std::vector<float> range = TRY(to_floats(*info, TRY(file.load(name))));
-      const auto heads = static_cast<size_t>(layers[i].heads());
-      const auto dim = static_cast<size_t>(layers[i].dim());
-      if (range.size() != heads * dim) {
-        return data_loss(path + ": " + name + " has " + std::to_string(range.size()) +
-                         " values, and the model's layer " + std::to_string(heads * dim) +
-                         " channels");
-      }
-      for (size_t g = 0; g < heads; ++g) {
-        const auto begin = range.begin() + static_cast<int64_t>(g * dim);
-        const auto end = begin + static_cast<int64_t>(dim);
+      std::vector<float> range = TRY(to_floats(path + ": " + name, *info, TRY(file.load(name))));
+      for (int64_t g = 0; g < heads; ++g) {
+        const auto begin = range.begin() + g * dim, end = begin + dim;
         const float largest = *std::max_element(begin, end);
         // A channel that calibration saw next to nothing of may wake up later.
         const float least = format == KvFormat::kFp8 ? largest : largest / 64;
@@ -167,7 +189,7 @@ Result<> write_kv_range(const std::string& path, const ModelSpec& spec, const Kv
   for (size_t i = 0; i < layers.size(); ++i) {
     if (!layers[i].attention) continue;
     for (const auto& [plane, values] : {std::pair("k", &range[i].k), {"v", &range[i].v}}) {
-      tensors.push_back({.name = "layers." + std::to_string(i) + "." + plane + "_range",
+      tensors.push_back({.name = range_name(i, plane),
                          .shape = {layers[i].heads(), layers[i].dim()},
                          .data = std::as_bytes(std::span(*values))});
     }

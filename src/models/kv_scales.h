@@ -24,7 +24,8 @@ using KvLayers = std::vector<KvChannels>;
 /// e4m3 holds is enough for most models) and int8 is an Error that points to the dynamic formats.
 Result<KvLayers> kv_scales_of(const ModelSpec& spec, const Checkpoint* checkpoint, KvFormat format);
 
-/// The same from a file that write_kv_range() wrote.
+/// The same from a file that write_kv_range() wrote. A file of more, fewer or other layers than the
+/// model's is an Error that names it, the tensor, and what the model has.
 Result<KvLayers> read_kv_scales(const ModelSpec& spec, const std::string& path, KvFormat format);
 
 /// Writes a safetensors file with layers.N.k_range and layers.N.v_range [G, D] f32.

@@ -107,10 +107,46 @@ TEST(KvScales, ARangeBecomesScalesOfEitherFormat) {
   const KvLayers fp8 = read_kv_scales(tiny_spec(), dir.file("s"), KvFormat::kFp8).value();
   EXPECT_EQ(fp8[1].v[1], 1.0f);
   EXPECT_EQ(fp8[1].v[5], 2.0f);
-  ModelSpec other = tiny_spec();
-  other.layers.push_back(other.layers.back());
-  EXPECT_THAT(read_kv_scales(other, dir.file("s"), KvFormat::kInt8).error().message,
-              HasSubstr("layers.2.k_range"));
+}
+
+TEST(KvScales, ARangeOfAnotherModelIsRefused) {
+  const TempDir dir;
+  const std::string path = dir.file("s");
+  const auto write = [&](const ModelSpec& spec) {
+    KvLayers range = unit_kv_scales(spec, KvFormat::kInt8);
+    ASSERT_TRUE(write_kv_range(path, spec, range).ok());
+  };
+  const auto message = [&](const ModelSpec& spec) {
+    const auto scales = read_kv_scales(spec, path, KvFormat::kInt8);
+    return scales.ok() ? "" : scales.error().message;
+  };
+  ModelSpec longer = tiny_spec();
+  longer.layers.push_back(longer.layers.back());
+  // Fewer layers than the model, more of them (of the same widths), one of another kind.
+  write(tiny_spec());
+  EXPECT_EQ(message(tiny_spec()), "");
+  EXPECT_EQ(
+      message(longer),
+      path +
+          ": no tensor layers.2.k_range; of the model's layers 2 have a KV cache (4 tensors), "
+          "and the file has 2 tensors: it is of another model");
+  write(longer);
+  EXPECT_EQ(message(tiny_spec()),
+            path +
+                ": tensor layers.2.k_range is of no such layer; of the model's layers 1 have a KV "
+                "cache (2 tensors), and the file has 4 tensors: it is of another model");
+  ModelSpec shifted = tiny_spec();
+  std::swap(shifted.layers[0], shifted.layers[1]);
+  write(shifted);
+  EXPECT_THAT(message(tiny_spec()), HasSubstr("tensor layers.0.k_range is of no such layer"));
+  // The same number of channels in other heads.
+  ModelSpec wider = tiny_spec();
+  wider.layers[1].mixer = AttentionSpec{.q_heads = 4, .kv_heads = 1, .head_dim = 8};
+  write(wider);
+  EXPECT_EQ(message(tiny_spec()),
+            path +
+                ": layers.1.k_range is [1, 8], and the model's layer [2, 4] (kv heads, dims of "
+                "a head): it is of another model");
 }
 
 }  // namespace
