@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "base/align.h"
 #include "base/check.h"
+#include "runtime/carver.h"
 
 namespace weft {
 namespace {
@@ -22,23 +22,19 @@ GpuLateRows::GpuLateRows(const Parts& parts, const StepLimits& limits)
       went_up_(GpuEvent::create().value()) {}
 
 GpuLateRows::Layout GpuLateRows::layout(std::byte* base, const StepLimits& limits) {
-  int64_t used = 0;
-  const auto take = [&]<class T>(T*& piece, int64_t count) {
-    piece = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
-    used += aligned(count * static_cast<int64_t>(sizeof(T)));
-  };
+  Carver carver(base);
   const int64_t rows = limits.max_rows, segments = limits.max_seqs;
   Layout out{};
-  take(out.ids, rows);
-  take(out.gather, rows);
-  take(out.index, rows);
-  take(out.delta, rows);
-  take(out.kv_slot, rows);
-  take(out.cu_q, segments + 1);
-  take(out.kv_start, segments);
-  take(out.last, segments);
-  take(out.block_table, segments * limits.max_table_width());
-  out.bytes = used;
+  carver.take(out.ids, rows);
+  carver.take(out.gather, rows);
+  carver.take(out.index, rows);
+  carver.take(out.delta, rows);
+  carver.take(out.kv_slot, rows);
+  carver.take(out.cu_q, segments + 1);
+  carver.take(out.kv_start, segments);
+  carver.take(out.last, segments);
+  carver.take(out.block_table, segments * limits.max_table_width());
+  out.bytes = carver.used();
   return out;
 }
 

@@ -5,6 +5,7 @@
 
 #include "base/align.h"
 #include "base/check.h"
+#include "runtime/carver.h"
 
 namespace weft {
 namespace {
@@ -24,9 +25,14 @@ int64_t result_bytes(const StepLimits& limits, const SpeculationConfig& config) 
   return limits.max_draft_seqs() * most_steps(config) * static_cast<int64_t>(sizeof(SampleResult));
 }
 
+/// The module's outputs behind a step, and behind rows that it went over late.
+int64_t kept_rows(const StepLimits& limits) {
+  return 2 * limits.max_seqs;
+}
+
 /// Rows of hidden states: of a step, kept behind it, of drafts.
 int64_t hidden_rows(const StepLimits& limits) {
-  return limits.all_rows() + 2 * limits.max_seqs + limits.max_draft_seqs();
+  return limits.all_rows() + kept_rows(limits) + limits.max_draft_seqs();
 }
 
 }  // namespace
@@ -46,22 +52,18 @@ GpuMtpDrafter::GpuMtpDrafter(const Parts& parts, const StepLimits& limits,
 
 GpuMtpDrafter::Layout GpuMtpDrafter::layout(std::byte* base, int64_t rows, int64_t steps,
                                             int64_t table_width) {
-  int64_t used = 0;
-  const auto take = [&]<class T>(T*& piece, int64_t count) {
-    piece = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
-    used += aligned(count * static_cast<int64_t>(sizeof(T)));
-  };
+  Carver carver(base);
   Layout out{};
-  take(out.biases, kMostBiases);
-  take(out.ids, kMostIds);
-  take(out.gather, rows);
-  take(out.delta, rows);
-  take(out.cu_q, rows + 1);
-  take(out.index, steps * rows);
-  take(out.kv_slot, steps * rows);
-  take(out.specs, steps * rows);
-  take(out.block_table, rows * table_width);
-  out.bytes = used;
+  carver.take(out.biases, kMostBiases);
+  carver.take(out.ids, kMostIds);
+  carver.take(out.gather, rows);
+  carver.take(out.delta, rows);
+  carver.take(out.cu_q, rows + 1);
+  carver.take(out.index, steps * rows);
+  carver.take(out.kv_slot, steps * rows);
+  carver.take(out.specs, steps * rows);
+  carver.take(out.block_table, rows * table_width);
+  out.bytes = carver.used();
   return out;
 }
 
@@ -107,9 +109,10 @@ Result<> GpuMtpDrafter::allocate(const SpeculationConfig& config, int64_t hidden
   device_ = TRY(Buffer::allocate(device, aligned(rows * row) + aligned(most_rows_ * 4) + results));
   std::byte* at = device_.data();
   const TensorView all(at, type, {rows, hidden});
-  hidden_ = all.rows(0, limits_.all_rows());
-  kept_ = all.rows(limits_.all_rows(), limits_.all_rows() + 2 * limits_.max_seqs);
-  previous_ = all.rows(limits_.all_rows() + 2 * limits_.max_seqs, rows);
+  const int64_t kept_at = limits_.all_rows(), previous_at = kept_at + kept_rows(limits_);
+  hidden_ = all.rows(0, kept_at);
+  kept_ = all.rows(kept_at, previous_at);
+  previous_ = all.rows(previous_at, rows);
   at += aligned(rows * row);
   drafts_ = TensorView(at, DType::kI32, {most_rows_});
   results_ = reinterpret_cast<SampleResult*>(at + aligned(most_rows_ * 4));

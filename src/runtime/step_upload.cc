@@ -6,26 +6,14 @@
 #include <string>
 #include <utility>
 
-#include "base/align.h"
 #include "base/check.h"
 #include "device/gpu.h"
 #include "nn/rope.h"
+#include "runtime/carver.h"
 #include "runtime/draft_state.h"
 
 namespace weft {
 namespace {
-
-/// Hands out pieces of one buffer; with a null base it only measures.
-struct Carver {
-  std::byte* base;
-  int64_t used = 0;
-  template <class T>
-  T* take(int64_t count) {
-    std::byte* at = base == nullptr ? nullptr : base + used;
-    used += aligned(count * static_cast<int64_t>(sizeof(T)));
-    return reinterpret_cast<T*>(at);
-  }
-};
 
 int64_t num_pieces(int64_t rows, const StepLimits& limits) {
   return (rows + limits.piece_rows() - 1) / limits.piece_rows();
@@ -87,28 +75,34 @@ int64_t PackedStep::bytes(const StepLimits& limits) {
 
 /// Lays the arrays of a step of these extents out; without memory it only measures.
 void PackedStep::carve(const Extents& extents) {
-  Carver carver{buffer_.data()};
-  ids_ = carver.take<int32_t>(extents.rows);
-  feed_ = carver.take<int32_t>(extents.rows);
-  logit_ids_ = carver.take<int32_t>(extents.rows);
-  index_ = carver.take<int32_t>(extents.rows);
-  delta_ = carver.take<int32_t>(extents.rows);
-  kv_slot_ = carver.take<int64_t>(extents.rows);
-  cu_q_ = carver.take<int32_t>(extents.segments + 1);
-  kv_start_ = carver.take<int32_t>(extents.segments);
-  sees_all_ = carver.take<int32_t>(extents.segments);
+  Carver carver(buffer_.data());
+  carver.take(ids_, extents.rows);
+  carver.take(feed_, extents.rows);
+  carver.take(logit_ids_, extents.rows);
+  carver.take(index_, extents.rows);
+  carver.take(delta_, extents.rows);
+  carver.take(kv_slot_, extents.rows);
+  carver.take(cu_q_, extents.segments + 1);
+  carver.take(kv_start_, extents.segments);
+  carver.take(sees_all_, extents.segments);
   const int64_t states = extents.segments + extents.drafts;
-  state_cu_q_ = limits_.spare_per_draft ? carver.take<int32_t>(states + 1) : cu_q_;
-  read_slot_ = carver.take<int32_t>(states);
-  write_slot_ = carver.take<int32_t>(states);
-  chains_ = carver.take<int32_t>(extents.segments + 1);
-  block_table_ = carver.take<int32_t>(extents.segments * extents.table_width);
-  triples_ = extents.triples ? carver.take<int32_t>(extents.rows * 3) : nullptr;
-  // The token behind a slice may be an image's too.
-  image_rows_ = extents.triples ? carver.take<int32_t>(extents.rows + extents.segments) : nullptr;
-  piece_cu_q_ = extents.pieces > 0 ? carver.take<int32_t>(2 * (extents.pieces + 1)) : nullptr;
-  piece_start_ = extents.pieces > 0 ? carver.take<int32_t>(extents.pieces + 1) : nullptr;
-  used_bytes_ = carver.used;
+  state_cu_q_ = cu_q_;
+  if (limits_.spare_per_draft) carver.take(state_cu_q_, states + 1);
+  carver.take(read_slot_, states);
+  carver.take(write_slot_, states);
+  carver.take(chains_, extents.segments + 1);
+  carver.take(block_table_, extents.segments * extents.table_width);
+  triples_ = image_rows_ = piece_cu_q_ = piece_start_ = nullptr;
+  if (extents.triples) {
+    carver.take(triples_, extents.rows * 3);
+    // The token behind a slice may be an image's too.
+    carver.take(image_rows_, extents.rows + extents.segments);
+  }
+  if (extents.pieces > 0) {
+    carver.take(piece_cu_q_, 2 * (extents.pieces + 1));
+    carver.take(piece_start_, extents.pieces + 1);
+  }
+  used_bytes_ = carver.used();
 }
 
 Result<PackedStep> PackedStep::create(const StepLimits& limits, DeviceKind device) {
