@@ -4,6 +4,11 @@
 
 namespace weft {
 
+DraftState& draft_state(ExecutorSequence& sequence) {
+  if (!sequence.drafts) sequence.drafts = std::make_unique<DraftState>(*sequence.request);
+  return *sequence.drafts;
+}
+
 std::span<const ImageRun> NextTokens::shift(PackedStep& step, const StepResult& result,
                                             int32_t* next) {
   const int64_t rows = step.batch().num_rows();

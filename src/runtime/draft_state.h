@@ -60,6 +60,9 @@ struct DraftState {
   DraftEstimates::Sequence estimates;
 };
 
+/// The sequence's, which begins where it is first asked for.
+DraftState& draft_state(ExecutorSequence& sequence);
+
 /// A sequence with rows that the MTP module has not seen.
 struct LateRows {
   ExecutorSequence* sequence = nullptr;

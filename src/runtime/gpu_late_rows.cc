@@ -69,14 +69,12 @@ void GpuLateRows::note(const PackedStep& step, const StepResult& result, int32_t
     const ResultRow& row = results[i];
     if (row.row < 0 || result.rows[i].tokens.empty()) continue;
     ExecutorSequence& sequence = *row.sequence;
-    if (!sequence.drafts) sequence.drafts = std::make_unique<DraftState>(*sequence.request);
-    DraftState& state = *sequence.drafts;
+    DraftState& state = draft_state(sequence);
     if (!has(state)) state.late_rows.clear();
     state.late_round = round_;
-    state.late_rows.push_back(
-        {.position = std::ssize(sequence.request->prompt) + sequence.history.num_generated() - 2,
-         .token = result.rows[i].tokens.back(),
-         .hidden = place + static_cast<int32_t>(row.row)});
+    state.late_rows.push_back({.position = sequence.last_index() - 1,
+                               .token = result.rows[i].tokens.back(),
+                               .hidden = place + static_cast<int32_t>(row.row)});
   }
 }
 
@@ -97,8 +95,7 @@ void GpuLateRows::catch_up(Arena& arena, std::span<const LateRows> sequences, Te
       }
       add_segment(late, rows.subspan(begin, end - begin));
     }
-    const int64_t last =
-        std::ssize(late.sequence->request->prompt) + late.sequence->history.num_generated() - 1;
+    const int64_t last = late.sequence->last_index();
     if (known && rows.back().position + 1 == last && kept.used + num_last_ < kept.rows.dim(0)) {
       state.hidden_at = last;
       state.hidden_row = kept.used + num_last_;

@@ -139,10 +139,9 @@ void GpuMtpDrafter::follow(Arena& arena, PackedStep& step, const StepResult& res
     const auto count = std::ssize(result.rows[i].tokens);
     if (row.row < 0 || count == 0 || num_kept == limits_.max_seqs) continue;
     ExecutorSequence& sequence = *row.sequence;
-    if (!sequence.drafts) sequence.drafts = std::make_unique<DraftState>(*sequence.request);
-    DraftState& state = *sequence.drafts;
-    state.hidden_at = std::ssize(sequence.request->prompt) + sequence.history.num_generated() - 1;
-    if (late_.has(state)) state.hidden_at = -1;  // the output would not know of those
+    DraftState& state = draft_state(sequence);
+    // With late rows the output would not know of those.
+    state.hidden_at = late_.has(state) ? -1 : sequence.last_index();
     state.hidden_row = num_kept;
     state.hidden_step = num_followed_;
     kept[num_kept++] = static_cast<int32_t>(row.row + count - 1);

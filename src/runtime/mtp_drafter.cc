@@ -74,8 +74,7 @@ void MtpDrafter::follow(StepContext& context, PackedStep& step, TensorView hidde
     DraftState& state = *row.sequence->drafts;
     const float* from = out.row<float>(row.row + count - 1);
     state.hidden.assign(from, from + out.dim(1));
-    state.hidden_at =
-        std::ssize(row.sequence->request->prompt) + row.sequence->history.num_generated() - 1;
+    state.hidden_at = row.sequence->last_index();
   }
 }
 
@@ -90,9 +89,8 @@ bool MtpDrafter::take_note(const PackedStep& step, TensorView hidden, const Step
   for (size_t i = 0; i < results.size(); ++i) {
     if (result.rows[i].tokens.empty()) continue;
     ExecutorSequence& sequence = *results[i].sequence;
-    if (!sequence.drafts) sequence.drafts = std::make_unique<DraftState>(*sequence.request);
-    DraftState& state = *sequence.drafts;
-    const int64_t at = std::ssize(sequence.request->prompt) + sequence.history.num_generated() - 2;
+    DraftState& state = draft_state(sequence);
+    const int64_t at = sequence.last_index() - 1;
     if (state.late_first + std::ssize(state.late_tokens) != at) state.forget_late();
     if (state.late_tokens.empty()) state.late_first = at;
     state.late_tokens.push_back(result.rows[i].tokens.back());

@@ -97,17 +97,13 @@ void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, Draft
       late_.push_back({&sequence, slice.blocks});
     }
     if (!from_device && drafts == 0) continue;
-    const auto prompt_len = std::ssize(sequence.request->prompt);
-    const int64_t first = prompt_len + sequence.history.num_generated() - 1;
+    const int64_t first = sequence.last_index();
     if (sequence.failed || first >= slice.limit) {
       slice.tokens = {};  // it has ended; the scheduler learns it before this result
       continue;
     }
     CHECK(first >= slice.first && (from_device || first == slice.first), "a slice out of place");
     slice.first = first;
-    if (!sequence.drafts) {
-      sequence.drafts = std::make_unique<DraftState>(*sequence.request);
-    }
     const int64_t room = now.drafting ? std::min<int64_t>(drafts, slice.limit - first - 1) : 0;
     rows_.push_back({.sequence = &sequence,
                      .first = first,
@@ -142,10 +138,10 @@ void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, Draft
 
 /// How many drafts the row wants, and from whom the first ones.
 void Speculator::choose_lengths(DraftRow& row) {
+  const DraftEstimates::Sequence& own = draft_state(*row.sequence).estimates;
   const bool text = config_.uses_ngram(), module = config_.uses_mtp();
   if (module) row.wanted = text ? std::min(row.most, config_.num_mtp_steps) : row.most;
   if (!config_.adaptive || row.most == 0 || (text && guess_)) return;
-  const DraftEstimates::Sequence& own = row.sequence->drafts->estimates;
   if (text) {
     const int matched = ngram_of(*row.sequence).propose({}).matched;
     if (!module || estimates_.trusts_ngram(matched)) {

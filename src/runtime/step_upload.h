@@ -60,6 +60,8 @@ struct ResultRow;
 struct ExecutorSequence {
   ExecutorSequence(std::shared_ptr<const Request> r, const StepLimits& limits);
   ~ExecutorSequence();
+  /// Of its last token, a prompt's or a generated one, in the request.
+  int64_t last_index() const { return std::ssize(request->prompt) + history.num_generated() - 1; }
 
   std::shared_ptr<const Request> request;
   TokenHistory history;
