@@ -198,9 +198,6 @@ void GpuMtpDrafter::propose(Arena& arena, std::span<DraftRow> rows) {
     if (uses_penalties(params)) {
       spec.counts_slot = row.sequence->device_slot;
       spec.counts_later = 1;
-      spec.repetition_penalty = params.repetition_penalty;
-      spec.frequency_penalty = params.frequency_penalty;
-      spec.presence_penalty = params.presence_penalty;
     }
     order_.push_back(&row);
     specs_.push_back(spec);

@@ -109,9 +109,6 @@ SampleSpec sampling_spec(const LogitRow& row, const std::vector<int32_t>& drafts
   const int64_t num_generated = row.position - static_cast<int64_t>(request.prompt.size());
   if (num_generated < params.min_tokens) spec.stop_rule = StopRule::kMasked;
   lists.add_draw(params, spec);
-  spec.repetition_penalty = params.repetition_penalty;
-  spec.frequency_penalty = params.frequency_penalty;
-  spec.presence_penalty = params.presence_penalty;
   spec.position = row.position;
   // Nobody else looks at the stop ids.
   if (spec.stop_rule != StopRule::kPlain) spec.stop_ids = lists.add(params.stop_ids);

@@ -35,12 +35,15 @@ struct SampleLists {
     return {begin, static_cast<int32_t>(biases.size()) - begin};
   }
 
-  /// What a draw by `params` depends on, but for penalties and what ends an answer.
+  /// What a draw by `params` depends on, but for what was counted and what ends an answer.
   void add_draw(const SamplingParams& params, SampleSpec& spec) {
     spec.temperature = params.temperature;
     spec.top_k = params.top_k;
     spec.top_p = params.top_p;
     spec.min_p = params.min_p;
+    spec.repetition_penalty = params.repetition_penalty;
+    spec.frequency_penalty = params.frequency_penalty;
+    spec.presence_penalty = params.presence_penalty;
     spec.seed = params.seed;
     spec.biases = add(params.logit_bias);
     spec.banned_ids = add(params.banned_ids);
