@@ -125,9 +125,9 @@ void DraftPolicy::end_trial(Batch& b) {
     if (b.none.count > 0) b.none_costs.add(b.none.median() / b.plain.median());
   }
   const bool pays = b.pays();
-  // What won again is doubted ever more seldom.
-  b.pause = pays == b.drafting ? std::min(2 * b.pause, kLongestPause) : kPause;
   const bool lost = pays == b.drafting;
+  // What won again is doubted ever more seldom.
+  b.pause = lost ? std::min(2 * b.pause, kLongestPause) : kPause;
   b.drafting = pays;
   b.until_trial = std::max(b.pause, lost ? b.steps_to_make_up() : 0);
 }
