@@ -38,8 +38,4 @@ std::span<const ImageRun> NextTokens::shift(PackedStep& step, const StepResult& 
   return runs_;
 }
 
-bool is_stop(const SamplingParams& params, int32_t token) {
-  return std::find(params.stop_ids.begin(), params.stop_ids.end(), token) != params.stop_ids.end();
-}
-
 }  // namespace weft

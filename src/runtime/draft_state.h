@@ -105,7 +105,4 @@ class NextTokens {
   std::vector<ImageRun> runs_;
 };
 
-/// Whether the sequence's answer may end with `token`.
-bool is_stop(const SamplingParams& params, int32_t token);
-
 }  // namespace weft

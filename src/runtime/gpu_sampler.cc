@@ -80,8 +80,7 @@ struct Lists : SampleLists {
 /// The grammar of the row's sequence behind the row's draft, where it allows that one: else the row
 /// counts for nothing.
 void go_ahead(GrammarMatcher& grammar, const LogitRow& row, GpuSampler::Flight& flight) {
-  const std::vector<int32_t>& stops = row.sequence->request->sampling.stop_ids;
-  if (std::find(stops.begin(), stops.end(), row.draft) != stops.end()) return;
+  if (is_stop(row.sequence->request->sampling, row.draft)) return;
   if (!grammar.accept(row.draft)) return;
   if (flight.ahead.empty() || flight.ahead.back().first != &grammar) {
     flight.ahead.emplace_back(&grammar, 0);

@@ -11,8 +11,7 @@ namespace {
 /// False: the grammar can't go on with `token`. `ends`: it allows nothing after it.
 bool advance_grammar(ExecutorSequence& sequence, int32_t token, bool& ends) {
   GrammarMatcher& grammar = *sequence.grammar;
-  const std::vector<int32_t>& stops = sequence.request->sampling.stop_ids;
-  if (std::find(stops.begin(), stops.end(), token) != stops.end()) return true;
+  if (is_stop(sequence.request->sampling, token)) return true;
   if (!grammar.accept(token)) return false;
   ends = grammar.exhausted();
   return true;
@@ -87,8 +86,7 @@ bool DraftRule::counts(const LogitRow& row, const StepResult& result) const {
   const int64_t before = row.position - std::ssize(sequence.request->prompt);
   if (sequence.history.num_generated() != before) return false;
   if (out.tokens.back() != row.draft) return false;
-  const std::vector<int32_t>& stops = sequence.request->sampling.stop_ids;
-  if (std::find(stops.begin(), stops.end(), row.draft) != stops.end()) return false;
+  if (is_stop(sequence.request->sampling, row.draft)) return false;
   return policy != AcceptPolicy::kSimulated || simulated_hit(row, row.position - 1, acceptance);
 }
 

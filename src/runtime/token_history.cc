@@ -32,6 +32,10 @@ bool uses_penalties(const SamplingParams& params) {
          params.frequency_penalty != 0.0f;
 }
 
+bool is_stop(const SamplingParams& params, int32_t token) {
+  return std::find(params.stop_ids.begin(), params.stop_ids.end(), token) != params.stop_ids.end();
+}
+
 namespace {
 
 int64_t planned_generated(const Request& request, int64_t max_generated) {

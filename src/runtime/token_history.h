@@ -53,5 +53,7 @@ class TokenHistory {
 
 /// True if the sampling of `params` looks at the tokens so far.
 bool uses_penalties(const SamplingParams& params);
+/// True if an answer may end with `token`.
+bool is_stop(const SamplingParams& params, int32_t token);
 
 }  // namespace weft
