@@ -3,17 +3,15 @@
 #include <algorithm>
 #include <cstring>
 
-#include "base/align.h"
 #include "base/check.h"
+#include "runtime/carver.h"
 
 namespace weft {
 namespace {
 
-int64_t buffer_bytes(const StepLimits& limits, int64_t hidden_size) {
-  const int64_t rows = limits.max_draft_seqs(), most = std::max(rows, DraftState::kMostLate);
-  return aligned(limits.all_rows() * 4) + aligned(most * hidden_size * 4) +
-         aligned(rows * limits.vocab_size * 4) + 3 * aligned(most * 4) + aligned((rows + 1) * 4) +
-         aligned(rows * 4) + aligned(rows * limits.max_table_width() * 4) + aligned(most * 8);
+/// Of a pass: a row a sequence, or late rows of some.
+int64_t most_rows(const StepLimits& limits) {
+  return std::max(limits.max_draft_seqs(), DraftState::kMostLate);
 }
 
 }  // namespace
@@ -24,8 +22,28 @@ MtpDrafter::MtpDrafter(const Parts& parts, const StepLimits& limits)
       sampler_(limits.vocab_size, parts.stream.pool().num_threads()),
       sampled_(static_cast<size_t>(limits.max_draft_seqs())) {}
 
+MtpDrafter::Layout MtpDrafter::layout(std::byte* base, const StepLimits& limits,
+                                      int64_t hidden_size) {
+  const int64_t rows = limits.max_draft_seqs(), most = most_rows(limits);
+  Carver carver(base);
+  Layout out{};
+  carver.take(out.next_ids, limits.all_rows());
+  carver.take(out.previous, most * hidden_size);
+  carver.take(out.logits, rows * limits.vocab_size);
+  carver.take(out.ids, most);
+  carver.take(out.index, most);
+  carver.take(out.delta, most);
+  carver.take(out.cu_q, rows + 1);
+  carver.take(out.kv_start, rows);
+  carver.take(out.block_table, rows * limits.max_table_width());
+  carver.take(out.kv_slot, most);
+  out.bytes = carver.used();
+  return out;
+}
+
 int64_t MtpDrafter::bytes(const StepLimits& limits, int64_t hidden_size, int num_threads) {
-  return buffer_bytes(limits, hidden_size) + Sampler::scratch_bytes(limits.vocab_size, num_threads);
+  return layout(nullptr, limits, hidden_size).bytes +
+         Sampler::scratch_bytes(limits.vocab_size, num_threads);
 }
 
 Result<MtpDrafter> MtpDrafter::create(const Model& model, KvStore& kv, Stream& stream,
@@ -33,25 +51,11 @@ Result<MtpDrafter> MtpDrafter::create(const Model& model, KvStore& kv, Stream& s
   CHECK(model.spec().mtp.has_value() && limits.max_draft_rows > 0);
   MtpDrafter out({model, kv, stream, ops}, limits);
   const int64_t hidden = model.spec().hidden, rows = limits.max_draft_seqs();
-  const int64_t most = std::max(rows, DraftState::kMostLate);
-  out.buffer_ = TRY(Buffer::allocate(DeviceKind::kCpu, buffer_bytes(limits, hidden)));
-  std::byte* at = out.buffer_.data();
-  const auto take = [&](int64_t bytes) {
-    std::byte* const piece = at;
-    at += aligned(bytes);
-    return piece;
-  };
-  out.next_ids_ = TensorView(take(limits.all_rows() * 4), DType::kI32, {limits.all_rows()});
-  out.previous_ = TensorView(take(most * hidden * 4), DType::kF32, {most, hidden});
-  out.logits_ =
-      TensorView(take(rows * limits.vocab_size * 4), DType::kF32, {rows, limits.vocab_size});
-  out.ids_ = reinterpret_cast<int32_t*>(take(most * 4));
-  out.index_ = reinterpret_cast<int32_t*>(take(most * 4));
-  out.delta_ = reinterpret_cast<int32_t*>(take(most * 4));
-  out.cu_q_ = reinterpret_cast<int32_t*>(take((rows + 1) * 4));
-  out.kv_start_ = reinterpret_cast<int32_t*>(take(rows * 4));
-  out.block_table_ = reinterpret_cast<int32_t*>(take(rows * limits.max_table_width() * 4));
-  out.kv_slot_ = reinterpret_cast<int64_t*>(take(most * 8));
+  out.buffer_ = TRY(Buffer::allocate(DeviceKind::kCpu, layout(nullptr, limits, hidden).bytes));
+  out.at_ = layout(out.buffer_.data(), limits, hidden);
+  out.next_ids_ = TensorView(out.at_.next_ids, DType::kI32, {limits.all_rows()});
+  out.previous_ = TensorView(out.at_.previous, DType::kF32, {most_rows(limits), hidden});
+  out.logits_ = TensorView(out.at_.logits, DType::kF32, {rows, limits.vocab_size});
   return out;
 }
 
@@ -117,36 +121,36 @@ void MtpDrafter::catch_up(Arena& arena, std::span<const LateRows> rows) {
 
 void MtpDrafter::catch_up_at_once(Arena& arena, std::span<const LateRows> rows) {
   int64_t count = 0, longest = 1;
-  cu_q_[0] = 0;
+  at_.cu_q[0] = 0;
   for (size_t s = 0; s < rows.size(); ++s) {
     const DraftState& state = *rows[s].sequence->drafts;
     const auto segment = static_cast<int64_t>(s), tokens = std::ssize(state.late_tokens);
     CHECK(count + tokens <= previous_.dim(0), "too many rows were put off");
     set_block_table(segment, rows[s].blocks);
-    kv_start_[s] = static_cast<int32_t>(state.late_first);
+    at_.kv_start[s] = static_cast<int32_t>(state.late_first);
     std::copy(state.late_hidden.begin(), state.late_hidden.end(), previous_.row<float>(count));
     for (int64_t i = 0; i < tokens; ++i, ++count) {
       const int64_t at = state.late_first + i, block = at / limits_.block_size;
-      ids_[count] = state.late_tokens[static_cast<size_t>(i)];
-      index_[count] = static_cast<int32_t>(at);
-      delta_[count] = rows[s].sequence->request->rope_delta;
-      kv_slot_[count] =
+      at_.ids[count] = state.late_tokens[static_cast<size_t>(i)];
+      at_.index[count] = static_cast<int32_t>(at);
+      at_.delta[count] = rows[s].sequence->request->rope_delta;
+      at_.kv_slot[count] =
           rows[s].blocks[static_cast<size_t>(block)].value * int64_t{limits_.block_size} +
           at % limits_.block_size;
     }
-    cu_q_[s + 1] = static_cast<int32_t>(count);
+    at_.cu_q[s + 1] = static_cast<int32_t>(count);
     longest = std::max(longest, tokens);
   }
   const auto segments = std::ssize(rows);
   set_batch(count, segments);
-  batch_.seqs.kv_start = TensorView(kv_start_, DType::kI32, {segments});
+  batch_.seqs.kv_start = TensorView(at_.kv_start, DType::kI32, {segments});
   batch_.max_decode_len = static_cast<int>(longest);
   const ArenaScope scope(arena);
   StepContext context{parts_.stream, parts_.ops, arena, batch_, parts_.kv};
   const TensorView out = parts_.model.mtp_hidden(context, previous_.rows(0, count));
   for (size_t s = 0; s < rows.size(); ++s) {
     DraftState& state = *rows[s].sequence->drafts;
-    const float* from = out.row<float>(cu_q_[s + 1] - 1);
+    const float* from = out.row<float>(at_.cu_q[s + 1] - 1);
     state.hidden.assign(from, from + out.dim(1));
     state.hidden_at = state.late_first + std::ssize(state.late_tokens);
     state.forget_late();
@@ -155,7 +159,7 @@ void MtpDrafter::catch_up_at_once(Arena& arena, std::span<const LateRows> rows) 
 
 void MtpDrafter::set_block_table(int64_t segment, std::span<const BlockId> blocks) {
   const int64_t width = limits_.max_table_width();
-  int32_t* table = block_table_ + segment * width;
+  int32_t* table = at_.block_table + segment * width;
   for (size_t b = 0; b < blocks.size(); ++b) table[b] = blocks[b].value;
   std::fill(table + blocks.size(), table + width, -1);
 }
@@ -163,14 +167,14 @@ void MtpDrafter::set_block_table(int64_t segment, std::span<const BlockId> block
 /// The batch over the arrays; a segment is one row unless the caller says more.
 void MtpDrafter::set_batch(int64_t rows, int64_t segments) {
   batch_ = {};
-  batch_.ids = TensorView(ids_, DType::kI32, {rows});
-  batch_.positions = {.index = TensorView(index_, DType::kI32, {rows}),
-                      .delta = TensorView(delta_, DType::kI32, {rows})};
-  batch_.kv_slot = TensorView(kv_slot_, DType::kI64, {rows});
-  batch_.seqs.cu_q = TensorView(cu_q_, DType::kI32, {segments + 1});
+  batch_.ids = TensorView(at_.ids, DType::kI32, {rows});
+  batch_.positions = {.index = TensorView(at_.index, DType::kI32, {rows}),
+                      .delta = TensorView(at_.delta, DType::kI32, {rows})};
+  batch_.kv_slot = TensorView(at_.kv_slot, DType::kI64, {rows});
+  batch_.seqs.cu_q = TensorView(at_.cu_q, DType::kI32, {segments + 1});
   batch_.seqs.kv_start = batch_.positions.index;
   batch_.seqs.block_table =
-      TensorView(block_table_, DType::kI32, {segments, limits_.max_table_width()});
+      TensorView(at_.block_table, DType::kI32, {segments, limits_.max_table_width()});
   batch_.seqs.num_segments = static_cast<int>(segments);
 }
 
@@ -225,16 +229,16 @@ void MtpDrafter::make_batch(std::span<DraftRow* const> rows, int step) {
   for (int64_t i = 0; i < count; ++i) {
     const DraftRow& row = *rows[static_cast<size_t>(i)];
     const int64_t at = row.first + step - 1;
-    cu_q_[i] = static_cast<int32_t>(i);
-    ids_[i] = step > 0 && row.count >= step ? row.drafts[static_cast<size_t>(step) - 1] : 0;
-    index_[i] = static_cast<int32_t>(std::max<int64_t>(at, 0));
-    delta_[i] = row.sequence->request->rope_delta;
+    at_.cu_q[i] = static_cast<int32_t>(i);
+    at_.ids[i] = step > 0 && row.count >= step ? row.drafts[static_cast<size_t>(step) - 1] : 0;
+    at_.index[i] = static_cast<int32_t>(std::max<int64_t>(at, 0));
+    at_.delta[i] = row.sequence->request->rope_delta;
     set_block_table(i, row.blocks);
-    const auto block = static_cast<size_t>(index_[i] / limits_.block_size);
-    kv_slot_[i] =
-        int64_t{row.blocks[block].value} * limits_.block_size + index_[i] % limits_.block_size;
+    const auto block = static_cast<size_t>(at_.index[i] / limits_.block_size);
+    at_.kv_slot[i] =
+        int64_t{row.blocks[block].value} * limits_.block_size + at_.index[i] % limits_.block_size;
   }
-  cu_q_[count] = static_cast<int32_t>(count);
+  at_.cu_q[count] = static_cast<int32_t>(count);
   set_batch(count, count);
 }
 

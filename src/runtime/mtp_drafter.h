@@ -42,6 +42,14 @@ class MtpDrafter final : public DraftModule {
     Stream& stream;
     const OpTable& ops;
   };
+  /// Its arrays; with a null base only measured.
+  struct Layout {
+    int32_t *next_ids, *ids, *index, *delta, *cu_q, *kv_start, *block_table;
+    float *previous, *logits;
+    int64_t* kv_slot;
+    int64_t bytes;
+  };
+  static Layout layout(std::byte* base, const StepLimits& limits, int64_t hidden_size);
   MtpDrafter(const Parts& parts, const StepLimits& limits);
   bool take_note(const PackedStep& step, TensorView hidden, const StepResult& result);
   void catch_up_at_once(Arena& arena, std::span<const LateRows> rows);
@@ -56,13 +64,7 @@ class MtpDrafter final : public DraftModule {
   TensorView next_ids_;  // [all_rows]
   TensorView previous_;  // [R or late rows, hidden]
   TensorView logits_;    // [R, V]
-  int32_t* ids_ = nullptr;
-  int32_t* index_ = nullptr;
-  int32_t* delta_ = nullptr;
-  int32_t* cu_q_ = nullptr;
-  int32_t* kv_start_ = nullptr;
-  int32_t* block_table_ = nullptr;
-  int64_t* kv_slot_ = nullptr;
+  Layout at_{};          // in buffer_
   bool put_off_ = false;
   StepBatch batch_;
   Sampler sampler_;
