@@ -254,7 +254,17 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     for (int round = 0;; ++round) {
       wait(shared.q_full + self.warpgroup, round & 1);
       const PrefillItem& item = shared.item(round);
-      if (item.tile.tokens == 0) break;
+      if (item.tile.tokens == 0) {
+        // A block without items: its warps make what the others wait for, in the unused ring.
+        if constexpr (C::kGathers) {
+          const int helper = warp - 4;
+          if (round == 0 && helper < C::kHelpers) {
+            gather_beside(source, shared.ring + helper * kGatherBytes,
+                          static_cast<int>(threadIdx.x) % 32);
+          }
+        }
+        break;
+      }
       self.run(item, params);
     }
   }

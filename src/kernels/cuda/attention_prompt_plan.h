@@ -109,6 +109,9 @@ struct PrefillShape {
   static constexpr int kShared = 227 * 1024 - 2048 - kAside;  // 2048: alignment, barriers, notes
   static constexpr int kFit = (kShared - Warpgroups * kQBytes) / kUnitBytes;
   static constexpr int kStages = kFit < 12 ? kFit : 12;
+  /// Warps of a block without items that gather too, in the memory of its ring.
+  static constexpr int kRingGathers = kStages * kUnitBytes / kGatherBytes;
+  static constexpr int kHelpers = kRingGathers < 4 * Warpgroups ? kRingGathers : 4 * Warpgroups;
   static constexpr int kSharedBytes = 2048 + Warpgroups * kQBytes + kStages * kUnitBytes + kAside;
   static_assert(kStages >= 2 * kUnits && Warpgroups <= 4);
   static_assert(Planned ? kRows <= HeadPlan::kBlock && !Gathers : !Overlap);
