@@ -331,7 +331,7 @@ Result<Node> number_node(GrammarRules& rules, const NumberBounds& bounds) {
       return unsupported("numbers of more than " + std::to_string(kExactDigits) +
                          " digits are not supported");
     }
-    (lower ? low : high) = {*bound, lower ? bounds.low_strict : bounds.high_strict};
+    (lower ? low : high) = Edge{*bound, lower ? bounds.low_strict : bounds.high_strict};
     integer_len = std::max(integer_len, bound->integer.size());
     fraction_len = std::max(fraction_len, bound->fraction.size());
   }
