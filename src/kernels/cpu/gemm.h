@@ -83,6 +83,13 @@ struct Block {
   int64_t ahead_bytes = 0;                  ///< of each to bring into the cache at once
 };
 
+/// What is read behind panel `panel` where `width` panels are read side by side, or null.
+WEFT_INLINE const std::byte* read_next(const Block& block, int panel, int width) {
+  const int next = panel + width;
+  if (next < block.count) return block.panels[next];
+  return block.ahead != nullptr ? block.ahead[next - block.count] : nullptr;
+}
+
 void multiply_bf16(const PackedRows& a, const Block& block);
 void multiply_f32(const PackedRows& a, const Block& block);
 /// int8 or int4 panels with the decode arithmetic: sum over groups g of

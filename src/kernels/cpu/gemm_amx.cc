@@ -93,11 +93,9 @@ void stream_block(const Block& block, const Activations& x, int panel, int64_t c
     _tile_zero(3);
   }
   const std::byte *b0 = b[0], *b1 = b[1], *b2 = b[2], *b3 = b[3];
-  const std::byte* next[4] = {};
-  if (block.ahead != nullptr) {
-    for (int i = 0; i < 4; ++i) next[i] = block.ahead[panel + i];
-  }
-  const Ahead ahead = best_ahead();
+  const std::byte* next[4];
+  for (int i = 0; i < 4; ++i) next[i] = read_next(block, panel + i, 4);
+  constexpr Ahead ahead = Ahead::kSecondLevel;
   for (int64_t s = 0; s < steps; ++s) {
     const int64_t left = (steps - s) * kTileBytes;
     const auto request_panel = [&](const std::byte* at, const std::byte* then) {
@@ -125,33 +123,32 @@ void stream_block(const Block& block, const Activations& x, int panel, int64_t c
 
 /// R rows, P panels by vector instructions with the bits of tdpbf16ps: per K step the even and the
 /// odd products are two chains of fused multiply-adds from zero, their sum is added to the result;
-/// denormals are zero (multiply_begin() sets that).
+/// denormals are zero (multiply_begin() sets that). Beside each line that is used, the line a step
+/// on is requested; behind the last step that is `jump` bytes from the panel's beginning.
 template <int R, int P>
-void vector_block(const PackedRows& a, const Block& block, int panel) {
+void vector_block(const PackedRows& a, const Block& block, int panel, int64_t jump) {
   const auto* x = reinterpret_cast<const int32_t*>(a.data) + block.step * a.rows * kStep / 2;
-  const std::byte *b[P], *next[P];
+  const std::byte* b[P];
   Vec acc[P][R];
   const int64_t c_panel = kRowTile * kPanelWidth;
   float* c = block.c + panel * c_panel;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
     b[p] = block.panels[panel + p];
-    next[p] = block.ahead != nullptr ? block.ahead[panel + p] : nullptr;
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
       acc[p][r] = block.accumulate ? vec_load(c + p * c_panel + r * kPanelWidth) : vec_zero();
   }
-  const Ahead ahead = best_ahead();
-  for (int64_t s = 0; s < block.steps; ++s) {
+  const int64_t end = block.steps * kTileBytes;
+  for (int64_t at = 0; at < end; at += kTileBytes) {
+    const int64_t ahead = at + kTileBytes < end ? at + kTileBytes : jump;
     Vec even[P][R], odd[P][R];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
-      request_ahead<kTileBytes>(ahead, b[p], (block.steps - s) * kTileBytes, next[p],
-                                ahead_distance(P));
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) even[p][r] = odd[p][r] = vec_zero();
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int pair = 0; pair < kStep / 2; ++pair) {
       __m512 xe[R], xo[R];
 #pragma GCC unroll 4
@@ -161,9 +158,11 @@ void vector_block(const PackedRows& a, const Block& block, int panel) {
         xo[r] = _mm512_castsi512_ps(
             _mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
       }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
-        const Vec we = vec_bf16_even(b[p] + pair * 64), wo = vec_bf16_odd(b[p] + pair * 64);
+        const std::byte* line = b[p] + pair * 64;
+        _mm_prefetch(reinterpret_cast<const char*>(line + ahead), _MM_HINT_T0);
+        const Vec we = vec_bf16_even(line + at), wo = vec_bf16_odd(line + at);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           even[p][r] = vec_fma({xe[r]}, we, even[p][r]);
@@ -172,25 +171,27 @@ void vector_block(const PackedRows& a, const Block& block, int panel) {
       }
     }
     x += a.rows * kStep / 2;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
-      b[p] += kTileBytes;
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) acc[p][r] = vec_add(acc[p][r], vec_add(even[p][r], odd[p][r]));
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) vec_store(c + p * c_panel + r * kPanelWidth, acc[p][r]);
   }
 }
 
+/// Panels from `panel` on, P at once, then what is left by half as many.
 template <int R, int P>
-void vector_rows(const PackedRows& a, const Block& block) {
-  int p = 0;
-  for (; p + P <= block.count; p += P) vector_block<R, P>(a, block, p);
-  for (; p < block.count; ++p) vector_block<R, 1>(a, block, p);
+void vector_rows(const PackedRows& a, const Block& block, int panel = 0) {
+  for (; panel + P <= block.count; panel += P) {
+    const std::byte* next = read_next(block, panel, P);
+    vector_block<R, P>(a, block, panel, next != nullptr ? next - block.panels[panel] : 0);
+  }
+  if constexpr (P > 1) vector_rows<R, P / 2>(a, block, panel);
 }
 
 /// Requests part `part` of `parts` of what the next block will read.
@@ -207,7 +208,7 @@ void bring(const Block& block, int64_t part, int64_t parts) {
 
 void multiply_bf16(const PackedRows& a, const Block& block) {
   switch (a.rows) {
-    case 1: vector_rows<1, 4>(a, block); return;
+    case 1: vector_rows<1, 8>(a, block); return;
     case 2: vector_rows<2, 4>(a, block); return;
     case 3: vector_rows<3, 2>(a, block); return;
     default: configure(a.rows);

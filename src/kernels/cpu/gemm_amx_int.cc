@@ -104,7 +104,7 @@ void panel_rows(const IntRows& a, const Block& block, int64_t row, int64_t rows,
       combine<R>(sums[s / 2 % 2][half], from + half * 32, scales + at, minus + at, acc);
     }
   };
-  const Ahead ahead = best_ahead();
+  constexpr Ahead ahead = Ahead::kSecondLevel;
   for (int64_t s = 0; s < block.steps; s += 2, pair += kPairBytes) {
     request<kPairBytes>(ahead, pair + ahead_distance(1));
     const std::byte* group[2] = {pair + 64, pair + 64 + kGroupBytes};

@@ -65,7 +65,7 @@ void prompt_block(const ColumnJob& job, const PanelList& list, int64_t tile, int
   const bool grouped = format == WeightFormat::kInt8 || format == WeightFormat::kInt4;
   const bool stream = tiles <= kStreamRows / kRowTile && !grouped;
   const int64_t pass = stream ? job.matrix.steps : kStepsPerPass;
-  const int per_pass = stream ? 4 : kPanelsPerPass;
+  const int per_pass = stream ? list.count : kPanelsPerPass;
   for (int64_t step = 0; step < job.matrix.steps; step += pass) {
     Block block;
     block.tile = tile;
@@ -74,8 +74,8 @@ void prompt_block(const ColumnJob& job, const PanelList& list, int64_t tile, int
     block.steps = min64(pass, job.matrix.steps - step);
     block.accumulate = step > 0;
     for (int p = 0; p < list.count; p += per_pass) {
-      const std::byte* panels[4];
-      const std::byte* ahead[4];
+      const std::byte* panels[kMaxPanels];
+      const std::byte* ahead[kMaxPanels];
       block.count = static_cast<int>(min64(per_pass, list.count - p));
       block.panels = panels;
       block.c = c + p * tiles * kRowTile * kPanelWidth;
@@ -149,6 +149,7 @@ ColumnCut cut_columns(const ColumnJob& job, int num_threads) {
   cut.stream = job.rows() <= kStreamRows;
   if (cut.stream) {
     cut.panels = 4 / fused;
+    cut.together = job.matrix.format == WeightFormat::kBf16 && job.rows() == 1 ? 2 : 1;
     cut.row_tiles = kMaxRowTiles;
   } else {
     // A few blocks a thread at least, so that none waits long for the others.
@@ -163,9 +164,10 @@ ColumnCut cut_columns(const ColumnJob& job, int num_threads) {
   return cut;
 }
 
-void compute_block(const ColumnJob& job, const ColumnCut& cut, int64_t index, std::byte* scratch) {
+void compute_blocks(const ColumnJob& job, const ColumnCut& cut, int64_t index, int64_t count,
+                    std::byte* scratch) {
   const int64_t begin = index / cut.row_blocks * cut.panels;
-  const int64_t end = min64(job.out_panels(), begin + cut.panels);
+  const int64_t end = min64(job.out_panels(), begin + count * cut.panels);
   const int64_t row_block = index % cut.row_blocks;
   const PanelList list = list_panels(job, begin, end);
   auto* c = reinterpret_cast<float*>(scratch);

@@ -34,12 +34,14 @@ struct ColumnCut {
   int64_t blocks = 0;      ///< of the whole job
   int64_t row_blocks = 1;  ///< row blocks a column block
   bool stream = false;     ///< few rows: each thread takes one run of consecutive blocks
+  int64_t together = 1;    ///< blocks that are best computed at once
 };
 ColumnCut cut_columns(const ColumnJob& job, int num_threads);
 
-/// Computes block `index` of the cut. Between multiply_begin() and multiply_end().
-/// `scratch`: kColumnScratchBytes of this thread.
-void compute_block(const ColumnJob& job, const ColumnCut& cut, int64_t index, std::byte* scratch);
+/// Computes `count` blocks of the cut (1 to `together`) from `index` on. Between multiply_begin()
+/// and multiply_end(). `scratch`: kColumnScratchBytes of this thread.
+void compute_blocks(const ColumnJob& job, const ColumnCut& cut, int64_t index, int64_t count,
+                    std::byte* scratch);
 
 /// out[i] = silu(gate_up[i]) * gate_up[inner + i], for an `inner` that panels don't divide.
 void silu_mul_row(const float* gate_up, int64_t inner, float* out);

@@ -128,7 +128,8 @@ template <int R, int P, bool Int4>
 void panel_rows(const IntRows& a, const Block& block, int64_t row, int panel, Ahead ahead) {
   constexpr int kPairBytes = Int4 ? kInt4PairBytes : kInt8PairBytes;
   constexpr int kGroupBytes = Int4 ? 256 : 512;
-  constexpr int64_t kAhead = ahead_distance(P);
+  constexpr int64_t kPairsAhead = Int4 ? 2 : 1;  // about 1 KiB of a stream
+  constexpr int64_t kFirstLines = (kPairBytes / 64 + 1) / 2 * 64;
   const int64_t first = block.tile * kRowTile + row, row_bytes = int_row_bytes(a.steps);
   const std::byte* x = a.data + first * row_bytes;
   const float* scale = a.scales + int_row_at(a, first);
@@ -139,17 +140,23 @@ void panel_rows(const IntRows& a, const Block& block, int64_t row, int panel, Ah
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
     pair[p] = block.panels[panel + p];
-    const int after = panel + P + p;
-    behind[p] = after < block.count ? block.panels[after] : block.ahead[after - block.count];
+    behind[p] = read_next(block, panel + p, P);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) acc[p][r] = vec_zero();
   }
   for (int64_t s = 0; s < block.steps; s += 2) {
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
-      request<kPairBytes>(ahead, s + 2 < block.steps ? pair[p] + kAhead : behind[p]);
+      const int64_t beyond = s + 2 * kPairsAhead - block.steps;
+      const std::byte* then =
+          beyond < 0 ? pair[p] + kPairsAhead * kPairBytes : behind[p] + beyond / 2 * kPairBytes;
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
+        if (half == 0) {
+          request<kFirstLines>(ahead, then);
+        } else {
+          request<kPairBytes - kFirstLines>(ahead, then + kFirstLines);
+        }
         Codes w[kQuads];
         load_codes(pair[p] + 64 + half * kGroupBytes, Int4, w);
         const Vec weight_scale = vec_f16(pair[p] + half * 32);

@@ -110,7 +110,7 @@ void register_tile(const PackedRows& a, const Block& block, int64_t row, int pan
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
     b[p] = block.panels[panel + p];
-    next[p] = block.ahead != nullptr ? block.ahead[panel + p] : nullptr;
+    next[p] = read_next(block, panel + p, P);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
       acc[r][p] = block.accumulate ? vec_load(c + p * c_panel + r * kPanelWidth) : vec_zero();

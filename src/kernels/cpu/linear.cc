@@ -14,15 +14,23 @@ struct alignas(64) Share {
   int64_t end;
 };
 
-/// The next block for `worker`, or -1.
-int64_t take_block(Share* shares, int threads, int worker) {
+struct Blocks {
+  int64_t first, count;
+};
+
+/// The next blocks for `worker`: `together` of them, or one where few are left, so that threads end
+/// close to each other. None: a count of 0.
+Blocks take_blocks(Share* shares, int threads, int worker, int64_t together) {
   for (int i = 0; i < threads; ++i) {
     Share& share = shares[worker + i < threads ? worker + i : worker + i - threads];
-    if (share.next.load(std::memory_order_relaxed) >= share.end) continue;
-    const int64_t block = share.next.fetch_add(1, std::memory_order_relaxed);
-    if (block < share.end) return block;
+    int64_t next = share.next.load(std::memory_order_relaxed);
+    while (next < share.end) {
+      const int64_t count = share.end - next >= 2 * together ? together : 1;
+      if (share.next.compare_exchange_weak(next, next + count, std::memory_order_relaxed))
+        return {next, count};
+    }
   }
-  return -1;
+  return {0, 0};
 }
 
 }  // namespace
@@ -89,8 +97,11 @@ void linear(Stream& stream, const LinearArgs& args) {
     pool.barrier();
     std::byte* mine = scratch + worker * kColumnScratchBytes;
     multiply_begin();
-    for (int64_t i; (i = take_block(shares, num_shares, cut.stream ? worker : 0)) >= 0;)
-      compute_block(job, cut, i, mine);
+    for (;;) {
+      const Blocks take = take_blocks(shares, num_shares, cut.stream ? worker : 0, cut.together);
+      if (take.count == 0) break;
+      compute_blocks(job, cut, take.first, take.count, mine);
+    }
     multiply_end();
     if (!split) return;
     pool.barrier();

@@ -137,7 +137,7 @@ void compute(const Plan& plan, ColumnJob Group::*job, ColumnCut Group::*cut, int
       end += (plan.groups[++group].*cut).blocks;
     }
     const Group& g = plan.groups[group];
-    compute_block(g.*job, g.*cut, index - base, scratch);
+    compute_blocks(g.*job, g.*cut, index - base, 1, scratch);
   }
   multiply_end();
 }
