@@ -11,8 +11,9 @@ namespace {
 
 constexpr int64_t kRounds = 40000;
 
-// One 64-byte line a step from each of `streams` places.
-template <int Streams>
+// 256 bytes a step from each of `streams` places; with each line, one `ahead` bytes on is
+// requested.
+template <int Streams, _mm_hint Hint>
 [[gnu::target("avx2")]] int64_t read_streams(const std::byte* data, int64_t bytes, int ahead) {
   const int64_t length = bytes / Streams / 256 * 256;
   __m256i sum[4] = {};
@@ -21,7 +22,7 @@ template <int Streams>
       const auto* p = reinterpret_cast<const __m256i*>(data + s * length + i);
       for (int k = 0; k < 8; ++k) {
         if (ahead > 0 && k % 2 == 0) {
-          _mm_prefetch(reinterpret_cast<const char*>(p + k) + ahead, _MM_HINT_T1);
+          _mm_prefetch(reinterpret_cast<const char*>(p + k) + ahead, Hint);
         }
         sum[k % 4] = _mm256_xor_si256(sum[k % 4], _mm256_load_si256(p + k));
       }
@@ -31,6 +32,19 @@ template <int Streams>
       _mm256_xor_si256(_mm256_xor_si256(sum[0], sum[1]), _mm256_xor_si256(sum[2], sum[3]));
   return _mm256_extract_epi64(all, 0) ^ _mm256_extract_epi64(all, 3);
 }
+
+struct ReadWay {
+  int64_t (*read)(const std::byte* data, int64_t bytes, int ahead);
+  int ahead;  // bytes; 0: nothing is requested
+};
+constexpr ReadWay kReadWays[] = {
+    {read_streams<1, _MM_HINT_T1>, 0},    {read_streams<1, _MM_HINT_T1>, 1024},
+    {read_streams<1, _MM_HINT_T1>, 2048}, {read_streams<2, _MM_HINT_T1>, 0},
+    {read_streams<2, _MM_HINT_T1>, 1024}, {read_streams<2, _MM_HINT_T1>, 2048},
+    {read_streams<4, _MM_HINT_T1>, 0},    {read_streams<4, _MM_HINT_T1>, 1024},
+    {read_streams<4, _MM_HINT_T1>, 2048}, {read_streams<4, _MM_HINT_T0>, 1024},
+    {read_streams<8, _MM_HINT_T0>, 1024}, {read_streams<16, _MM_HINT_T0>, 1024},
+};
 
 template <int Streams>
 [[gnu::target("avx2")]] void update_streams(std::byte* data, int64_t bytes, int ahead) {
@@ -113,18 +127,13 @@ double read_bandwidth(ThreadPool& pool, const std::byte* data, int64_t bytes, in
   std::atomic<int64_t> sink{0};
   double best = 0;
   for (int sample = 0; sample < samples; ++sample) {
-    for (int streams : {1, 2, 4}) {
-      for (int ahead : {0, 1024, 2048}) {
-        const double start = now();
-        pool.parallel([&](int worker) {
-          const int64_t part = bytes / pool.num_threads() / 4096 * 4096;
-          const std::byte* p = data + worker * part;
-          sink += streams == 1   ? read_streams<1>(p, part, ahead)
-                  : streams == 2 ? read_streams<2>(p, part, ahead)
-                                 : read_streams<4>(p, part, ahead);
-        });
-        best = std::max(best, static_cast<double>(bytes) / 1e9 / (now() - start));
-      }
+    for (const ReadWay& way : kReadWays) {
+      const double start = now();
+      pool.parallel([&](int worker) {
+        const int64_t part = bytes / pool.num_threads() / 4096 * 4096;
+        sink += way.read(data + worker * part, part, way.ahead);
+      });
+      best = std::max(best, static_cast<double>(bytes) / 1e9 / (now() - start));
     }
   }
   return best;
