@@ -8,6 +8,8 @@
 #include <memory>
 #include <optional>
 
+#include "base/hex.h"
+
 namespace weft {
 namespace {
 
@@ -19,13 +21,6 @@ Error bad_url() {
 }
 Error not_readable() {
   return invalid_argument("the file can't be read, or is not below the directory that is allowed");
-}
-
-int hex_digit(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return -1;
 }
 
 /// The path of "file:///path" or "file://localhost/path"; none: it is no such URL.
@@ -41,10 +36,9 @@ std::optional<std::string> path_of(const std::string& url) {
     if (url[i] == '?' || url[i] == '#') return std::nullopt;
     char c = url[i];
     if (c == '%') {
-      const int high = i + 2 < url.size() ? hex_digit(url[i + 1]) : -1;
-      const int low = i + 2 < url.size() ? hex_digit(url[i + 2]) : -1;
-      if (high < 0 || low < 0) return std::nullopt;
-      c = static_cast<char>(high << 4 | low);
+      const int byte = escaped_byte(url, i);
+      if (byte < 0) return std::nullopt;
+      c = static_cast<char>(byte);
       i += 2;
     }
     if (c == 0) return std::nullopt;

@@ -1,9 +1,10 @@
 #include "base/json_text.h"
 
+#include "base/hex.h"
+
 namespace weft {
 
 void append_json_escaped(char c, std::string& out, JsonControls controls) {
-  static constexpr char kHex[] = "0123456789abcdef";
   const bool with_letter = controls == JsonControls::kShort;
   switch (c) {
     case '"': out += "\\\""; return;
@@ -19,8 +20,7 @@ void append_json_escaped(char c, std::string& out, JsonControls controls) {
     out += c == '\b' ? "\\b" : "\\f";
   } else {
     out += "\\u00";
-    out += kHex[c >> 4];
-    out += kHex[c & 15];
+    append_hex(out, static_cast<uint8_t>(c));
   }
 }
 

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/hex.h"
 #include "checkpoint/hub_cache.h"
 
 namespace weft {
@@ -93,10 +94,7 @@ Result<> BlobWriter::finish() {
     unsigned length = 0;
     CHECK(EVP_DigestFinal_ex(hash_.get(), digest, &length) == 1);
     std::string hex;
-    for (unsigned i = 0; i < length; ++i) {
-      constexpr char kHex[] = "0123456789abcdef";
-      hex += {kHex[digest[i] >> 4], kHex[digest[i] & 15]};
-    }
+    for (unsigned i = 0; i < length; ++i) append_hex(hex, digest[i]);
     if (hex != request_->sha256) {
       ::unlink(request_->incomplete.c_str());
       return data_loss(request_->file + ": the SHA-256 of what arrived is " + hex +

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <utility>
 
+#include "base/hex.h"
+
 namespace weft {
 namespace {
 
@@ -45,12 +47,12 @@ Result<std::string> blob_of_link(int dir_fd, const std::string& path, const std:
 }  // namespace
 
 std::string in_quotes(std::string_view text) {
-  static constexpr char kHex[] = "0123456789abcdef";
   std::string out = "\"";
   for (const char c : text.substr(0, kMaxQuoted)) {
     const auto byte = static_cast<unsigned char>(c);
     if (byte < 0x20 || byte >= 0x7f) {
-      out += {'\\', 'x', kHex[byte >> 4], kHex[byte & 15]};
+      out += "\\x";
+      append_hex(out, byte);
     } else {
       out += c;
     }

@@ -1,5 +1,7 @@
 #include "grammar/char_reader.h"
 
+#include "base/hex.h"
+
 namespace weft {
 
 Error CharReader::error(const std::string& what) const {
@@ -41,11 +43,7 @@ Result<std::optional<int64_t>> CharReader::number() {
 Result<char32_t> CharReader::hex(int digits) {
   char32_t value = 0;
   for (int i = 0; i < digits; ++i, ++at_) {
-    const char c = peek();
-    const int digit = c >= '0' && c <= '9'   ? c - '0'
-                      : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                      : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                             : -1;
+    const int digit = hex_digit(peek());
     if (digit < 0) return error("a hexadecimal digit is missing");
     value = value << 4 | static_cast<char32_t>(digit);
   }

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/hex.h"
 #include "grammar/schema_reader.h"
 
 namespace weft {
@@ -212,12 +213,9 @@ class Parser {
     char32_t value = 0;
     for (size_t i = 0; i < digits; ++i) {
       const char32_t c = peek();
-      const char32_t d = digit(c)               ? c - '0'
-                         : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                         : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                                : 16;
-      if (!more() || d == 16) return bad("a bad \\x or \\u escape");
-      value = value * 16 + d;
+      const int d = c < 0x80 ? hex_digit(static_cast<char>(c)) : -1;
+      if (!more() || d < 0) return bad("a bad \\x or \\u escape");
+      value = value * 16 + static_cast<char32_t>(d);
       ++at_;
     }
     return value;

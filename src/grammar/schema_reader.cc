@@ -4,6 +4,7 @@
 #include <cctype>
 #include <set>
 
+#include "base/hex.h"
 #include "base/utf8.h"
 
 namespace weft {
@@ -46,20 +47,10 @@ const FlatSchema::Property* find_property(const FlatSchema& schema, std::string_
 /// A reference's token: %XX, then ~1 and ~0.
 std::string unescaped(std::string_view token) {
   std::string out;
-  const auto hex = [](char c) {
-    return c >= '0' && c <= '9'   ? c - '0'
-           : c >= 'a' && c <= 'f' ? c - 'a' + 10
-           : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                  : -1;
-  };
   for (size_t i = 0; i < token.size(); ++i) {
-    if (token[i] == '%' && i + 2 < token.size() && hex(token[i + 1]) >= 0 &&
-        hex(token[i + 2]) >= 0) {
-      out += static_cast<char>(hex(token[i + 1]) * 16 + hex(token[i + 2]));
-      i += 2;
-    } else {
-      out += token[i];
-    }
+    const int byte = escaped_byte(token, i);
+    out += byte < 0 ? token[i] : static_cast<char>(byte);
+    if (byte >= 0) i += 2;
   }
   std::string text;
   for (size_t i = 0; i < out.size(); ++i) {

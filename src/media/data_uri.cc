@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "base/hex.h"
 #include "media/image_errors.h"
 
 namespace weft {
@@ -26,21 +27,12 @@ bool is_space(char c) {
   return c == ' ' || (c >= '\t' && c <= '\r');
 }
 
-uint8_t hex_digit(char c) {
-  if (c >= '0' && c <= '9') return static_cast<uint8_t>(c - '0');
-  if (c >= 'a' && c <= 'f') return static_cast<uint8_t>(c - 'a' + 10);
-  if (c >= 'A' && c <= 'F') return static_cast<uint8_t>(c - 'A' + 10);
-  return kNone;
-}
-
 /// The character at `at`, which moves on; "%2B" is '+'.
 char next_char(std::string_view text, size_t& at) {
-  const char c = text[at++];
-  if (c != '%' || text.size() - at < 2) return c;
-  const uint8_t high = hex_digit(text[at]), low = hex_digit(text[at + 1]);
-  if (high == kNone || low == kNone) return c;
-  at += 2;
-  return static_cast<char>(high << 4 | low);
+  const int byte = escaped_byte(text, at);
+  if (byte < 0) return text[at++];
+  at += 3;
+  return static_cast<char>(byte);
 }
 
 bool equal_ignoring_case(std::string_view a, std::string_view lower) {

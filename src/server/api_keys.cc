@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <fstream>
 
+#include "base/hex.h"
+
 namespace weft {
 namespace {
 
@@ -30,12 +32,8 @@ std::string keyed_id(const std::array<uint8_t, 32>& key, const std::array<uint8_
   unsigned int len = mac.size();
   CHECK(HMAC(EVP_sha256(), key.data(), static_cast<int>(key.size()), data.data(), data.size(),
              mac.data(), &len));
-  constexpr std::string_view kHex = "0123456789abcdef";
   std::string id;
-  for (size_t i = 0; i < 16; ++i) {
-    id += kHex[mac[i] >> 4];
-    id += kHex[mac[i] & 15];
-  }
+  for (size_t i = 0; i < 16; ++i) append_hex(id, mac[i]);
   return id;
 }
 

@@ -4,6 +4,8 @@
 #include <array>
 #include <utility>
 
+#include "base/hex.h"
+
 namespace weft {
 namespace {
 
@@ -43,12 +45,6 @@ bool all(std::string_view text, uint8_t mask) {
 }
 bool is_digit(char c) {
   return c >= '0' && c <= '9';
-}
-int hex_digit(char c) {
-  if (is_digit(c)) return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return -1;
 }
 char lower(char c) {
   return c >= 'A' && c <= 'Z' ? static_cast<char>(c + ('a' - 'A')) : c;
@@ -94,10 +90,9 @@ Result<std::string> decode_path(std::string_view raw) {
     char c = raw[i];
     if (!is(c, kPath)) return invalid_argument("path: a byte that has no place in a path");
     if (c == '%') {
-      const int high = i + 2 < raw.size() ? hex_digit(raw[i + 1]) : -1;
-      const int low = i + 2 < raw.size() ? hex_digit(raw[i + 2]) : -1;
-      if (high < 0 || low < 0) return invalid_argument("path: '%' without two hex digits");
-      c = static_cast<char>(high * 16 + low);
+      const int byte = escaped_byte(raw, i);
+      if (byte < 0) return invalid_argument("path: '%' without two hex digits");
+      c = static_cast<char>(byte);
       if (c == '\\' || c == ';' || static_cast<uint8_t>(c) < 0x20 || c == 0x7f) {
         return invalid_argument("path: an encoded backslash, semicolon or control byte");
       }

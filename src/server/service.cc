@@ -8,6 +8,7 @@
 #include <span>
 
 #include "base/hash.h"
+#include "base/hex.h"
 #include "base/log.h"
 #include "server/page.h"
 
@@ -31,11 +32,10 @@ std::string request_id(const HttpRequest& request) {
       !given.empty() && given.size() <= kMaxRequestId &&
       std::all_of(given.begin(), given.end(), [](char c) { return c > 0x20 && c < 0x7F; });
   if (usable) return std::string(given);
-  static constexpr char kHex[] = "0123456789abcdef";
   const std::array<uint64_t, 2> bits = {random_key(), random_key()};
   std::string id;
   for (const uint64_t word : bits) {
-    for (int shift = 60; shift >= 0; shift -= 4) id += kHex[(word >> shift) & 15];
+    for (int i = 7; i >= 0; --i) append_hex(id, static_cast<uint8_t>(word >> 8 * i));
   }
   return id;
 }

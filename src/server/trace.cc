@@ -13,6 +13,7 @@
 #include <variant>
 #include <vector>
 
+#include "base/hex.h"
 #include "base/json_text.h"
 #include "base/log.h"
 
@@ -55,9 +56,8 @@ std::optional<TraceContext> parse_traceparent(std::string_view header) {
   }
   if (version == "ff" || all_zero(trace) || all_zero(parent)) return std::nullopt;
   if (header.size() > kLen && (version == "00" || header[kLen] != '-')) return std::nullopt;
-  const char low = flags[1];
-  const int digit = low <= '9' ? low - '0' : low - 'a' + 10;
-  return TraceContext{std::string(trace), std::string(parent), (digit & 1) != 0};
+  const bool sampled = (hex_digit(flags[1]) & 1) != 0;
+  return TraceContext{std::string(trace), std::string(parent), sampled};
 }
 
 struct TraceWriter::Impl {

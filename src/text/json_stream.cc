@@ -2,19 +2,13 @@
 
 #include <string_view>
 
+#include "base/hex.h"
 #include "base/json_text.h"
 
 namespace weft::text {
 namespace {
 
 constexpr std::string_view kReplacement = "\\ufffd";
-
-int hex_digit(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return -1;
-}
 
 bool is_digit(char c) {
   return c >= '0' && c <= '9';
