@@ -84,12 +84,8 @@ Result<Frontend::Prompt> Frontend::encode_chat(const GenerationRequest& request)
   EncodedChat encoded = TRY(chat_->encode(chat));
   Prompt prompt{std::move(encoded.ids), std::move(encoded.text), {}};
   if (request.images.empty() && videos.empty()) return prompt;
-  std::vector<ImageSource> images = request.images;
-  for (ImageSource& image : images) {
-    if (image.bounds == PixelBounds()) image.bounds = request.image_bounds;
-  }
-  prompt.images =
-      TRY(config_.images->expand(prompt.ids, TRY(config_.images->read_all(images)), videos));
+  const auto images = TRY(config_.images->read_all(request.images, request.image_bounds));
+  prompt.images = TRY(config_.images->expand(prompt.ids, images, videos));
   prompt.ids = std::move(prompt.images.ids);
   return prompt;
 }

@@ -68,10 +68,29 @@ TEST_F(FrontendTest, AModelWithoutEyesSaysSo) {
             "messages[0].content[0]: images are not supported by this model");
 }
 
+/// A picture of 8 x 8 pixels.
+constexpr char kPicture[] =
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mPkEpFjwAaYGHCA"
+    "wSkBADVcAEypK0uGAAAAAElFTkSuQmCC";
+
+TEST_F(FrontendTest, ImagesHaveTheBoundsOfTheirRequestUnlessTheySayTheirs) {
+  ImageInputConfig images;
+  images.processing.patch_size = 16;
+  images.processing.min_pixels = 32 * 32;
+  images.processing.max_pixels = 128 * 128;
+  images.image_token = 4088;
+  images.max_image_tokens = 100;
+  const FrontendConfig config{.images = std::make_shared<const ImageReader>(images)};
+  const Frontend frontend = make("<|image_pad|><|image_pad|>", config);
+  GenerationRequest request = chat("");
+  request.messages = R"([{"role":"user","content":[{"type":"image"},{"type":"image"}]}])";
+  request.images = {{"a", kPicture}, {"b", kPicture, {.max = 32 * 32}}};
+  EXPECT_EQ(frontend.tokenize(request).value().size(), 1u + 1u);
+  request.image_bounds = {.min = 128 * 128};
+  EXPECT_EQ(frontend.tokenize(request).value().size(), 16u + 1u);
+}
+
 TEST_F(FrontendTest, AVideoIsGroupsOfFramesWithTheirTimes) {
-  constexpr char kFrame[] =
-      "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mPkEpFjwAaYGHCAwSkBADVcAEypK0uGAAAA"
-      "AElFTkSuQmCC";
   ImageInputConfig images;
   images.processing.patch_size = 16;
   images.image_token = 4088;
@@ -89,8 +108,7 @@ TEST_F(FrontendTest, AVideoIsGroupsOfFramesWithTheirTimes) {
   request.messages = R"([{"role":"user","content":[{"type":"text","text":"<|video_pad|>?"},)"
                      R"({"type":"video"}]}])";
   request.videos = {
-      {.field = "messages[0].content[1]",
-       .frames = std::vector<std::string>(3, std::string("data:image/png;base64,") + kFrame)}};
+      {.field = "messages[0].content[1]", .frames = std::vector<std::string>(3, kPicture)}};
   const auto ids = frontend.tokenize(request);
   ASSERT_TRUE(ids.ok()) << ids.error().message;
   // 2 groups at 2 frames a second, frames of 32 x 32 pixels: 1 token each. As one text, with the

@@ -20,6 +20,10 @@ bool begins_with_ignoring_case(std::string_view text, std::string_view lower) {
          });
 }
 
+PixelBounds bounds_of(const ImageSource& source, PixelBounds usual) {
+  return source.bounds == PixelBounds() ? usual : source.bounds;
+}
+
 template <class T>
 void append(std::vector<uint8_t>& out, const T& value) {
   const auto* bytes = reinterpret_cast<const uint8_t*>(&value);
@@ -80,16 +84,17 @@ Result<std::vector<uint8_t>> ImageReader::bytes_of(const std::string& uri) const
   return unsupported("this server fetches no URLs; send the image as a data: URI");
 }
 
-Result<std::shared_ptr<const ImagePatches>> ImageReader::read(const ImageSource& source) const {
+Result<std::shared_ptr<const ImagePatches>> ImageReader::read(const ImageSource& source,
+                                                              PixelBounds usual) const {
   Result<std::vector<uint8_t>> bytes = bytes_of(source.uri);
   if (!bytes) return with_context(std::move(bytes).error(), source.field);
-  auto patches = read_bytes(*bytes, source.bounds);
+  auto patches = read_bytes(*bytes, bounds_of(source, usual));
   if (!patches) return with_context(std::move(patches).error(), source.field);
   return patches;
 }
 
 Result<std::vector<std::shared_ptr<const ImagePatches>>> ImageReader::read_all(
-    const std::vector<ImageSource>& sources) const {
+    const std::vector<ImageSource>& sources, PixelBounds usual) const {
   if (std::ssize(sources) > config_.max_images) {
     return invalid_argument("messages: they hold " + std::to_string(sources.size()) +
                             " images; allowed: at most " + std::to_string(config_.max_images));
@@ -97,12 +102,13 @@ Result<std::vector<std::shared_ptr<const ImagePatches>>> ImageReader::read_all(
   std::vector<std::shared_ptr<const ImagePatches>> out;
   for (size_t i = 0; i < sources.size(); ++i) {
     // The same picture in several turns is decoded once.
-    const auto same = std::find_if(
-        sources.begin(), sources.begin() + static_cast<int64_t>(i), [&](const auto& other) {
-          return other.uri == sources[i].uri && other.bounds == sources[i].bounds;
-        });
+    const auto same = std::find_if(sources.begin(), sources.begin() + static_cast<int64_t>(i),
+                                   [&](const auto& other) {
+                                     return other.uri == sources[i].uri &&
+                                            bounds_of(other, usual) == bounds_of(sources[i], usual);
+                                   });
     const auto index = static_cast<size_t>(same - sources.begin());
-    out.push_back(index < i ? out[index] : TRY(read(sources[i])));
+    out.push_back(index < i ? out[index] : TRY(read(sources[i], usual)));
   }
   return out;
 }

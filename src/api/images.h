@@ -17,9 +17,9 @@ namespace weft {
 
 /// An image as a request names it.
 struct ImageSource {
-  std::string field;  ///< where it stands, for errors
-  std::string uri;    ///< data:, or http(s): and file: where that is allowed
-  PixelBounds bounds = {};
+  std::string field;        ///< where it stands, for errors
+  std::string uri;          ///< data:, or http(s): and file: where that is allowed
+  PixelBounds bounds = {};  ///< none: the usual ones of its request
 };
 
 /// How a model takes images, and what requests may bring.
@@ -51,12 +51,14 @@ class ImageReader {
   explicit ImageReader(ImageInputConfig config);
 
   const ImageInputConfig& config() const { return config_; }
-  Result<std::shared_ptr<const ImagePatches>> read(const ImageSource& source) const;
+  /// `usual`: the bounds of an image that doesn't say its own.
+  Result<std::shared_ptr<const ImagePatches>> read(const ImageSource& source,
+                                                   PixelBounds usual = {}) const;
   Result<std::shared_ptr<const ImagePatches>> read_bytes(std::span<const uint8_t> file,
                                                          PixelBounds bounds = {}) const;
   /// All images of a request, in order; too many are an Error.
   Result<std::vector<std::shared_ptr<const ImagePatches>>> read_all(
-      const std::vector<ImageSource>& sources) const;
+      const std::vector<ImageSource>& sources, PixelBounds usual = {}) const;
 
   /// Of a config with videos: one, or all of a request, of `fps` frames a second where they don't
   /// say theirs.

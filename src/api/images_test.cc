@@ -75,9 +75,23 @@ TEST(ImageReader, BoundsOfARequestStayWithinThoseOfTheServer) {
   const auto small = read({0, 1}).value();
   EXPECT_EQ(small->num_tokens, 1);
   EXPECT_EQ(read({9, 8}).error().message, "f: min_pixels must not exceed max_pixels");
-  const auto both = reader.read_all({{"f", uri, {}}, {"g", uri, {0, 1}}}).value();
-  EXPECT_NE(both[0]->num_tokens, 0);
-  EXPECT_EQ(both[1]->num_tokens, 1);
+}
+
+TEST(ImageReader, UsualBoundsAreOfTheImagesThatSayNone) {
+  const ImageReader reader(config());
+  const std::string uri = std::string("data:;base64,") + kPng;
+  const PixelBounds tiny = {0, 1}, large = {config().processing.max_pixels, 0};
+  const std::vector<ImageSource> sources = {{"f", uri, {}}, {"g", uri, tiny}, {"h", uri, large}};
+  const auto plain = reader.read_all(sources).value(),
+             usual = reader.read_all(sources, large).value();
+  EXPECT_EQ(plain[0]->digest, reader.read({"f", uri}).value()->digest);
+  EXPECT_EQ(usual[0]->digest, reader.read({"f", uri, large}).value()->digest);
+  EXPECT_GT(usual[0]->num_tokens, plain[0]->num_tokens);
+  EXPECT_EQ(usual[1]->digest, plain[1]->digest) << "its own bounds";
+  EXPECT_EQ(usual[0], usual[2]) << "the same picture with the same bounds is decoded once";
+  EXPECT_NE(usual[0], usual[1]);
+  EXPECT_EQ(reader.read({"f", uri}, {9, 8}).error().message,
+            "f: min_pixels must not exceed max_pixels");
 }
 
 TEST(ImageReader, FilesAreReadWhereThatIsAllowed) {
