@@ -42,7 +42,7 @@ Result<std::optional<Animation>> find_animation(std::span<const uint8_t> file,
                 .height = features.height,
                 .num_frames = WebPDemuxGetI(demuxer.get(), WEBP_FF_FRAME_COUNT)};
   if (out.num_frames < 1) return image_error::damaged();
-  TRY(allocate_image(out.width, out.height, limits));
+  TRY(check_size(out.width, out.height, limits));
   int64_t milliseconds = 0;
   WebPIterator frame;
   if (!WebPDemuxGetFrame(demuxer.get(), 1, &frame)) return image_error::damaged();

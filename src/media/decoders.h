@@ -10,6 +10,9 @@ Result<Image> decode_png(std::span<const uint8_t> file, const ImageLimits& limit
 Result<Image> decode_jpeg(std::span<const uint8_t> file, const ImageLimits& limits);
 Result<Image> decode_webp(std::span<const uint8_t> file, const ImageLimits& limits);
 
+/// An Error when pictures of this size break the limits.
+Result<void> check_size(int64_t width, int64_t height, const ImageLimits& limits);
+
 /// An empty image of this size; an Error when it breaks the limits or memory is short.
 Result<Image> allocate_image(int64_t width, int64_t height, const ImageLimits& limits);
 

@@ -57,16 +57,21 @@ class Reader {
  public:
   explicit Reader(Bytes file) : file_(file) {}
 
-  /// The screen; false: cut off.
-  bool open() {
-    if (file_.size() < kHeader) return false;
+  /// The first frame; a file without one is damaged.
+  Result<Frame> open() {
+    if (file_.size() < kHeader) return image_error::damaged();
     at_ = kHeader + palette_bytes(file_[10]);
-    if (at_ > file_.size()) return false;
+    if (at_ > file_.size()) return image_error::damaged();
     palette_ = file_.subspan(kHeader, at_ - kHeader);
-    return true;
+    const std::optional<Frame> first = TRY(next());
+    if (!first) return image_error::damaged();
+    return *first;
   }
-  int width() const { return number(file_, 6); }
-  int height() const { return number(file_, 8); }
+  /// Of an open file: the screen, which the first frame may enlarge.
+  ImageSize canvas(const Frame& first) const {
+    return {std::max(number(file_, 6), first.left + first.width),
+            std::max(number(file_, 8), first.top + first.height)};
+  }
 
   /// The next frame; none at the end of the animation. Bytes between blocks are passed over.
   Result<std::optional<Frame>> next() {
@@ -272,15 +277,12 @@ class Player {
  public:
   explicit Player(Bytes file) : reader_(file) {}
 
-  /// The canvas, which the first frame may enlarge; nothing is unpacked.
-  Result<ImageSize> open(const ImageLimits& limits) {
-    if (!reader_.open()) return image_error::damaged();
-    first_ = TRY(reader_.next());
-    if (!first_) return image_error::damaged();
-    const ImageSize size{std::max(reader_.width(), first_->left + first_->width),
-                         std::max(reader_.height(), first_->top + first_->height)};
+  /// An empty canvas; nothing is unpacked.
+  Result<void> open(const ImageLimits& limits) {
+    first_ = TRY(reader_.open());
+    const ImageSize size = reader_.canvas(*first_);
     canvas_ = TRY(allocate_image(size.width, size.height, limits));
-    return size;
+    return {};
   }
 
   /// The next frame; null: there is none.
@@ -331,13 +333,13 @@ Result<Image> decode_gif(Bytes file, const ImageLimits& limits) {
 }
 
 Result<std::optional<Animation>> find_gif_animation(Bytes file, const ImageLimits& limits) {
-  Player player(file);
-  const ImageSize size = TRY(player.open(limits));
-  Animation out{.width = size.width, .height = size.height};
   Reader reader(file);
-  reader.open();
+  const Frame first = TRY(reader.open());
+  const ImageSize size = reader.canvas(first);
+  TRY(check_size(size.width, size.height, limits));
+  Animation out{.width = size.width, .height = size.height};
   int64_t milliseconds = 0;
-  while (const std::optional<Frame> frame = TRY(reader.next())) {
+  for (std::optional<Frame> frame = first; frame; frame = TRY(reader.next())) {
     ++out.num_frames;
     milliseconds +=
         frame->milliseconds > kShortMilliseconds ? frame->milliseconds : kUsualMilliseconds;

@@ -42,11 +42,16 @@ Result<Decoded> decode(std::span<const uint8_t> file, const ImageLimits& limits)
 
 }  // namespace
 
-Result<Image> allocate_image(int64_t width, int64_t height, const ImageLimits& limits) {
+Result<void> check_size(int64_t width, int64_t height, const ImageLimits& limits) {
   if (width < 1 || height < 1) return image_error::damaged();
   if (width > limits.max_side || height > limits.max_side || width * height > limits.max_pixels) {
     return image_error::too_many_pixels();
   }
+  return {};
+}
+
+Result<Image> allocate_image(int64_t width, int64_t height, const ImageLimits& limits) {
+  TRY(check_size(width, height, limits));
   Image image{.width = static_cast<int>(width), .height = static_cast<int>(height)};
   try {
     image.rgb.resize(static_cast<size_t>(width * height * 3));

@@ -10,6 +10,8 @@
 
 #include <string>
 
+#include "media/animation.h"
+
 namespace weft {
 namespace {
 
@@ -274,6 +276,24 @@ TEST(DecodeImage, AGifsFrameIsMeasuredBeforeItIsUnpacked) {
   EXPECT_EQ(error_of(file), "the image has too many pixels");
   EXPECT_EQ(error_of({file.begin(), file.begin() + 13}), kDamaged);
   EXPECT_EQ(error_of({file.begin(), file.begin() + 13 + 768}), kDamaged) << "no frame";
+}
+
+/// What an animation holds is told before there is memory for a frame of it, here 12 GB.
+TEST(FindAnimation, TakesNoCanvas) {
+  Bytes file = gif_of(sample(2, 2));
+  const Bytes frame(file.begin() + 13 + 768, file.end() - 1);
+  EXPECT_FALSE(find_animation(file, {}).value()) << "one frame";
+  file.insert(file.end() - 1, frame.begin(), frame.end());
+  EXPECT_EQ(find_animation(file, {}).value()->num_frames, 2);
+  for (size_t i = 6; i < 10; ++i) file[i] = 0xFF;
+  EXPECT_EQ(find_animation(file, {}).error().message, "the image has too many pixels");
+  const ImageLimits wide{.max_pixels = int64_t{1} << 32, .max_side = 65535};
+  const std::optional<Animation> animation = find_animation(file, wide).value();
+  ASSERT_TRUE(animation);
+  EXPECT_EQ(animation->width, 65535);
+  EXPECT_EQ(animation->height, 65535);
+  EXPECT_EQ(animation->num_frames, 2);
+  EXPECT_EQ(animation->seconds, 0.2);
 }
 
 TEST(DecodeImage, TurnsAsExifSays) {
