@@ -7,9 +7,9 @@ import {dirname, resolve} from 'node:path';
 import {setTimeout as sleep} from 'node:timers/promises';
 import assert from 'node:assert/strict';
 import {chromium} from 'playwright-core';
+import {MOVING} from './media.mjs';
 
 const [weft, shots] = process.argv.slice(2);
-const moving = Buffer.from('R0lGODlhCAAIAIEAAAoAAAEBAQAAAAAAACH5BAAZAAAALAAAAAAIAAgAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgcgAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgQAAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgVoAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgQcAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQADs=', 'base64');
 const picture = resolve(dirname(weft), '../../models/demo/eval/images/picture_color-0-0.png');
 let passed = 0, failed = 0;
 
@@ -103,7 +103,7 @@ await test('a picture is attached and seen', async () => {
 });
 await test('a video is attached and seen', async () => {
   const page = await open(demo.url);
-  await page.setInputFiles('#file', {name: 'moving.gif', mimeType: 'image/gif', buffer: moving});
+  await page.setInputFiles('#file', {name: 'moving.gif', mimeType: 'image/gif', buffer: MOVING});
   await page.waitForSelector('.thumb img[alt="Attached video 1"]');
   await send(page, 'How many shapes are in the picture?');
   await until(async () => /\d/.test(await text(page, '#log .answer')), 'a number');

@@ -8,7 +8,7 @@ build=$(cd "${1:?usage: tests/page/run.sh BUILD_DIR [FOLDER_FOR_SCREENSHOTS]}" &
 [ -x "$build/weft" ] || { echo "no $build/weft: build the target weft first"; exit 1; }
 modules=$build/page  # node's packages live in the build directory
 mkdir -p "$modules"
-cp "$here"/{package.json,package-lock.json,mock.mjs,states_test.mjs,page_test.mjs} "$modules/"
+cp "$here"/{package.json,package-lock.json,media.mjs,mock.mjs,states_test.mjs,page_test.mjs} "$modules/"
 [ -d "$modules/node_modules/playwright-core" ] || (cd "$modules" && npm ci --no-audit --no-fund --silent)
 shots=${2:+$(realpath "$2")}
 

@@ -4,6 +4,7 @@
 import {setTimeout as sleep} from 'node:timers/promises';
 import assert from 'node:assert/strict';
 import {chromium} from 'playwright-core';
+import {MOVING} from './media.mjs';
 import {Mock, liveAnswer} from './mock.mjs';
 
 const [root, shots] = process.argv.slice(2);
@@ -307,7 +308,6 @@ await test('pictures go along where the model takes them', async (page, mock) =>
   assert.equal(await page.locator('.thumb').count(), 0);
 }, {mock: {images: true}});
 
-const MOVING = Buffer.from('R0lGODlhCAAIAIEAAAoAAAEBAQAAAAAAACH5BAAZAAAALAAAAAAIAAgAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgcgAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgQAAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgVoAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQACH5BAAZAAAALAAAAAAIAAgAgQcAAAEBAQAAAAAAAAgPAAEIHEiwoMGDCBMqTBgQADs=', 'base64');
 await test('videos go along where the model takes them', async (page, mock) => {
   await page.setInputFiles('#file', {name: 'a.gif', mimeType: 'image/gif', buffer: MOVING});
   await page.waitForSelector('.thumb img[alt="Attached video 1"]');
