@@ -157,7 +157,6 @@ class Step {
 
   /// The same on the oracle, all pieces after each other.
   std::vector<float> oracle() {
-    const int64_t width = int64_t{heads_.q} * heads_.dim;
     KvShape shape{KvFormat::kF32, heads_.kv, heads_.dim, layout_.block_size};
     const int64_t block_bytes = ref::kv_block_bytes(shape);
     std::vector<std::byte> cache(static_cast<size_t>(num_blocks_ * block_bytes));
@@ -182,7 +181,6 @@ class Step {
     std::vector<float> out(q.size());
     args.q = TensorView(q.data(), DType::kF32, {cu_q_.back(), heads_.q, heads_.dim});
     args.out = TensorView(out.data(), DType::kF32, {cu_q_.back(), heads_.q, heads_.dim});
-    (void)width;
     const HeadPlan plan = host_plan();
     if (!plan_.kinds.empty()) args.heads = &plan;
     oracle_lse.resize(static_cast<size_t>(cu_q_.back() * heads_.q));
