@@ -107,7 +107,7 @@ class ChatSession {
   }
 
   void reset() {
-    media_ = {};
+    media_ = attached_ = {};
     messages_ = Json::array();
     if (!options_.system.empty())
       messages_.push_back({{"role", "system"}, {"content", options_.system}});
@@ -249,9 +249,9 @@ int chat_loop(ChatSession& session) {
   const bool terminal = isatty(STDIN_FILENO) != 0;
   if (terminal)
     std::fputs(
-        "Type a message. /image FILE sends a picture along with the next one, /video FILE... a "
-        "video "
-        "of these frames; /reset forgets the conversation, /quit ends, Ctrl-C stops an answer.\n",
+        "Type a message. /image FILE sends a picture along with the next one; /video FILE... a\n"
+        "video: an animated GIF or WebP, or its frames in order (a directory: the files in it).\n"
+        "/reset forgets the conversation, /quit ends, Ctrl-C stops an answer.\n",
         stderr);
   for (;;) {
     if (terminal) std::fputs("> ", stderr);

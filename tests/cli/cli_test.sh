@@ -106,6 +106,13 @@ else
   head -c 600 "$scratch/out" "$scratch/err"
 fi
 
+# What was attached belongs to the conversation that /reset forgets.
+printf 'Calculate 4 + 4.\n/reset\n/image %s\n/reset\nCalculate 4 + 4.\n' \
+  "$source_dir/models/demo/eval/images/picture_color-0-0.png" |
+  "$weft" run --temperature 0 --verbose >"$scratch/out" 2>"$scratch/err"
+same "/reset forgets attachments" \
+  "$(sed -nE 's/^.*\[([0-9]+) prompt tokens.*$/\1/p' "$scratch/err" | uniq -c | sed -E 's/ +([0-9]+) .*/\1/')" 2
+
 check "info" 0 'Qwen3_5ForConditionalGeneration' '*' info
 check "info json" 0 '"architecture"' '*' info --json
 check "doctor" 0 'kernels' '*' doctor
