@@ -41,12 +41,14 @@ struct Segment {
 struct Layout {
   uint64_t block_seed = 1;
   int spare_blocks = 3, table_slack = 0;
-  int extra_rows = 0;          ///< behind the segments, of none
-  int empty_segments = 0;      ///< behind the others
-  int max_len = 0;             ///< 0: of the longest
-  int prompt_rows = 0;         ///< one prompt segment of so many rows before them
-  bool wide = false;           ///< q and out are parts of longer rows
-  int64_t poisoned_from = -1;  ///< positions of all sequences from here on are NaN
+  int extra_rows = 0;                  ///< behind the segments, of none
+  int empty_segments = 0;              ///< behind the others
+  int max_len = 0;                     ///< 0: of the longest
+  int prompt_rows = 0;                 ///< one prompt segment of so many rows before them
+  bool wide = false;                   ///< q and out are parts of longer rows
+  int64_t poisoned_from = -1;          ///< positions of all sequences from here on are NaN
+  float q_by = 1, k_by = 1, v_by = 1;  ///< rows of each are multiplied by
+  float first_q_by = 1;                ///< the first dims of queries also by
 };
 
 std::vector<float> row_values(const Heads& h, uint64_t seed, int plane, int64_t position) {
@@ -57,6 +59,13 @@ std::vector<float> row_values(const Heads& h, uint64_t seed, int plane, int64_t 
 std::vector<float> query_values(const Heads& h, uint64_t seed, int64_t position) {
   return random_bf16(int64_t{h.q} * h.dim, seed * 7919 + 17 + static_cast<uint64_t>(position),
                      2.0f);
+}
+
+void scale(float& x, float by) {
+  x = bf16_to_float(float_to_bf16(x * by));
+}
+void scale(std::vector<float>& values, float by) {
+  for (float& x : values) scale(x, by);
 }
 
 class World {
@@ -167,7 +176,8 @@ class World {
                             heads_.block_size +
                         at % heads_.block_size);
         for (int plane = 0; plane < 2; ++plane) {
-          const std::vector<float> row = row_values(heads_, sequences_[i].seed, plane, at);
+          std::vector<float> row = row_values(heads_, sequences_[i].seed, plane, at);
+          scale(row, plane == 0 ? layout_.k_by : layout_.v_by);
           rows[plane].insert(rows[plane].end(), row.begin(), row.end());
         }
       }
@@ -226,8 +236,12 @@ class World {
       int64_t row = l.prompt_rows;
       for (const Segment& s : segments) {
         for (int i = 0; i < s.rows; ++i, ++row) {
-          const auto values = query_values(
-              w.heads_, w.sequences_[static_cast<size_t>(s.sequence)].seed, s.end - s.rows + i);
+          auto values = query_values(w.heads_, w.sequences_[static_cast<size_t>(s.sequence)].seed,
+                                     s.end - s.rows + i);
+          scale(values, l.q_by);
+          for (int head = 0; head < w.heads_.q; ++head) {
+            scale(values[static_cast<size_t>(head * w.heads_.dim)], l.first_q_by);
+          }
           std::copy(values.begin(), values.end(), q.begin() + row * row_heads * w.heads_.dim);
         }
       }
@@ -355,6 +369,30 @@ TEST(AttentionDecodeTest, VerificationRows) {
   }
 }
 
+// Whatever a format makes of q and the weights on the way to the tensor cores holds their range.
+TEST(AttentionDecodeTest, AnyMagnitude) {
+  for (const Heads& heads :
+       {Heads{8, 2, 128}, Heads{8, 2, 128, 64, kInt8}, Heads{8, 2, 128, 64, kInt4},
+        Heads{8, 2, 64, 16, kInt4}, Heads{8, 2, 256, 64, kInt4}}) {
+    Batch batch;
+    for (const int64_t keys : {1, 100, 700}) batch.add(keys, keys > 2 ? 3 : 1);
+    for (const auto& [q_by, k_by] : {std::pair(1e-30f, 1.0f),
+                                     {3.0f, 1.0f},
+                                     {1e-15f, 1e15f},
+                                     {1e15f, 1e-15f},
+                                     {1e30f, 1e-30f}}) {
+      for (const float first : {1.0f, 8.0f}) {
+        SCOPED_TRACE(testing::Message() << "q times " << q_by << ", the first " << first);
+        expect_oracle(heads, batch, {.q_by = q_by, .k_by = k_by, .first_q_by = first});
+      }
+    }
+    for (const float v_by : {1e-20f, 1e-8f, 1e10f, 1e30f}) {
+      SCOPED_TRACE(testing::Message() << "v times " << v_by);
+      expect_oracle(heads, batch, {.v_by = v_by});
+    }
+  }
+}
+
 TEST(AttentionDecodeTest, LongDecodeSegments) {
   Batch batch;
   batch.add(300, 77);
@@ -417,9 +455,10 @@ TEST(AttentionDecodeTest, PromptRowsAreLeftAlone) {
 // ---- Bits
 
 TEST(AttentionDecodeTest, ARowsBitsAreItsOwn) {
-  for (const Heads& heads : {Heads{4, 4, 64}, Heads{16, 2, 128, 16}, Heads{8, 1, 256},
-                             Heads{16, 2, 128, 16, kInt8}, Heads{8, 1, 64, 64, kFp8},
-                             Heads{8, 2, 128, 64, kInt4}, Heads{8, 2, 128, 64, kStaticInt8}}) {
+  for (const Heads& heads :
+       {Heads{4, 4, 64}, Heads{16, 2, 128, 16}, Heads{8, 1, 256}, Heads{16, 2, 128, 16, kInt8},
+        Heads{8, 1, 64, 64, kFp8}, Heads{8, 2, 128, 64, kInt4}, Heads{16, 1, 64, 16, kInt4},
+        Heads{8, 1, 256, 64, kInt4}, Heads{8, 2, 128, 64, kStaticInt8}}) {
     SCOPED_TRACE(testing::Message() << heads.q << "/" << heads.kv << " heads of " << heads.dim);
     Batch batch;
     for (const int64_t keys :
@@ -472,9 +511,10 @@ TEST(AttentionDecodeTest, ARowsBitsAreItsOwn) {
 }
 
 TEST(AttentionDecodeTest, AVerificationRowIsTheDecodeRow) {
-  for (const Heads& heads : {Heads{2, 2, 64}, Heads{8, 2, 128}, Heads{16, 1, 128}, Heads{8, 2, 256},
-                             Heads{8, 2, 128, 64, kFp8}, Heads{8, 2, 128, 64, kInt4},
-                             Heads{4, 1, 64, 64, kStaticInt8}}) {
+  for (const Heads& heads :
+       {Heads{2, 2, 64}, Heads{8, 2, 128}, Heads{16, 1, 128}, Heads{8, 2, 256},
+        Heads{8, 2, 128, 64, kFp8}, Heads{8, 2, 128, 64, kInt4}, Heads{16, 2, 64, 16, kInt4},
+        Heads{16, 1, 256, 64, kInt4}, Heads{4, 1, 64, 64, kStaticInt8}}) {
     SCOPED_TRACE(testing::Message() << heads.q << "/" << heads.kv << " heads of " << heads.dim);
     for (const int64_t end : {16, 70, 128, 135, 1030, 4100}) {
       for (const int rows : {2, 3, 7, 16}) {

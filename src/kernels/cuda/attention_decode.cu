@@ -21,6 +21,9 @@ namespace {
 
 using namespace decode;  // NOLINT: the other half of this op
 
+template <int D, int N>
+using Bf16Consumer = Consumer<KvBf16, D, N>;
+
 constexpr int kMaxSegments = kMaxDecodeSegments;
 constexpr int kMaxRows = 32;  // of q heads that a block takes at once
 constexpr int64_t kSlackKeys = 1024;
@@ -129,7 +132,8 @@ void attention_decode(Stream& stream, const AttnArgs& args) {
       stream.scratch().take(partial_bytes(padded, p.num_blocks, p.levels, p.partial_rows)));
   with_kv_format(kv.format, [&](auto format) {
     using Format = decltype(format);
-    if constexpr (std::is_same_v<Format, KvBf16>) launch_format<KvBf16>(stream, args, p, padded);
+    if constexpr (std::is_same_v<Format, KvBf16>)
+      launch_format<Bf16Consumer>(stream, args, p, padded);
     if constexpr (std::is_same_v<Format, KvInt8>) launch_int8(stream, args, p, padded);
     if constexpr (std::is_same_v<Format, KvFp8>) launch_fp8(stream, args, p, padded);
     if constexpr (std::is_same_v<Format, KvInt4>) launch_int4(stream, args, p, padded);

@@ -43,9 +43,9 @@ struct DecodeParams {
 /// Blocks of a processor: one computes while another waits for barriers, where registers (narrow
 /// tiles of rows) and stages (192 KiB for all) suffice.
 constexpr int blocks_per_processor(int padded_dim, int tile_rows, int code_bits) {
-  if (padded_dim > 128 || tile_rows > 16) return 1;
-  // At 128 dims of 4 bits three lose: 149 us where two take 127.
-  return code_bits == 4 && tile_rows == 8 && padded_dim <= 64 ? 3 : 2;
+  if (padded_dim > 128) return 1;
+  if (code_bits == 4) return tile_rows == 8 && padded_dim <= 64 ? 3 : 2;
+  return tile_rows > 16 ? 1 : 2;
 }
 /// What the values of column `column` are multiplied by at last.
 __device__ __forceinline__ float column_scale(const DecodeParams& p, int kv_head, int column) {

@@ -4,9 +4,15 @@
 #include "kernels/cuda/attention_decode_kernel.cuh"
 
 namespace weft::cuda::decode {
+namespace {
+
+template <int D, int N>
+using Fp8Consumer = Consumer<KvFp8, D, N>;
+
+}  // namespace
 
 void launch_fp8(Stream& stream, const AttnArgs& args, const DecodeParams& p, int padded_dim) {
-  launch_format<KvFp8>(stream, args, p, padded_dim);
+  launch_format<Fp8Consumer>(stream, args, p, padded_dim);
 }
 
 }  // namespace weft::cuda::decode

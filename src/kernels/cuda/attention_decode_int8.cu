@@ -4,9 +4,15 @@
 #include "kernels/cuda/attention_decode_kernel.cuh"
 
 namespace weft::cuda::decode {
+namespace {
+
+template <int D, int N>
+using Int8Consumer = Consumer<KvInt8, D, N>;
+
+}  // namespace
 
 void launch_int8(Stream& stream, const AttnArgs& args, const DecodeParams& p, int padded_dim) {
-  launch_format<KvInt8>(stream, args, p, padded_dim);
+  launch_format<Int8Consumer>(stream, args, p, padded_dim);
 }
 
 }  // namespace weft::cuda::decode

@@ -1,56 +1,31 @@
 #pragma once
 
-// The main kernel of attention_decode for any KV format: one .cu a format instantiates it. What it
-// does is told in attention_decode.cu.
+// The main kernel of attention_decode, and its consumers for formats of 8 and 16 bits: one .cu a
+// format instantiates it. What it does is told in attention_decode.cu.
 
 #include <algorithm>
 #include <climits>
 
 #include "kernels/args.h"
-#include "kernels/cuda/attention_decode_ring.h"
+#include "kernels/cuda/attention_decode_tree.h"
 
 namespace weft::cuda::decode {
-
-/// One thread's part: rows 8 n + 2 (lane % 4) + {0, 1}, two columns of each 16 (m) of the warp's
-/// quarter of the head (Consumer::column): o[m][n] is {first column: rows 0, 1; second: rows 0, 1}.
-template <int M, int N>
-struct State {
-  float o[M][N][4];
-  float top[N][2], sum[N][2];
-
-  __device__ __forceinline__ void fold(const State& other) {
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-      Factors f[2];
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        f[h] = fold_factors(top[n][h], sum[n][h], other.top[n][h], other.sum[n][h]);
-      }
-#pragma unroll
-      for (int m = 0; m < M; ++m) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          o[m][n][j] = fold_value(o[m][n][j], other.o[m][n][j], f[j % 2]);
-        }
-      }
-    }
-  }
-};
 
 /// One of the 4 warps that compute. For the scores (keys x rows) a warp has 32 keys of the chunk,
 /// for the outputs (columns x rows) a quarter of the columns; the weights between are exchanged in
 /// shared memory. N: tiles of 8 rows.
 template <class Format, int D, int N>
-class Consumer {
+class Consumer : Tree<Format, D, N> {
+  using Base = Tree<Format, D, N>;
+  using Base::kColumns, Base::kM, Base::kPairs, Base::kUnitDims, Base::kUnitTiles;
+  using Base::p, Base::plan, Base::lane, Base::warp;
+  using typename Base::Partial;
+
  public:
-  __device__ Consumer(const DecodeParams& params, const Plan& the_plan,
-                      Shared<Format, D, N>& memory, int at_warp)
-      : p(params),
-        plan(the_plan),
-        shared(memory),
-        lane(static_cast<int>(threadIdx.x) % 32),
-        warp(at_warp),
-        block(static_cast<int>(blockIdx.x)) {}
+  using Memory = Shared<Format, D, N>;
+
+  __device__ Consumer(const DecodeParams& params, const Plan& the_plan, Memory& memory, int at_warp)
+      : Base(params, the_plan, at_warp), shared(memory) {}
 
   /// All of the share whose first run is `run`.
   __device__ __forceinline__ void consume(Run run, int end) {
@@ -61,9 +36,11 @@ class Consumer {
       load_rows(run);
       for (int chunk = run.begin; chunk < run.end; ++chunk) {
         compute(run, chunk);
-        add_chunk(run, chunk, upper);
+#pragma unroll
+        for (int n = 0; n < N; ++n) Base::add_tile(run, chunk, n, chunk_state.tile[n]);
+        Base::end_chunk(run, chunk, upper);
       }
-      if (run.end < run.chunks) flush(run, upper);
+      if (run.end < run.chunks) Base::flush(run, upper);
       if (run.next == end) return;
       run = find_run(p, plan, run.segment, run.next, end);
       find_rows(run);
@@ -71,31 +48,18 @@ class Consumer {
   }
 
  private:
-  static constexpr int kColumns = D / kWarps;  // of a warp
-  static constexpr int kM = kColumns / 16;
-  /// Registers of a fragment that a word of codes becomes, and steps of 16 dimensions that one load
-  /// of matrices (32 bytes a key) gives.
-  static constexpr int kPairs = 16 / Format::kBits;
-  static constexpr int kUnitDims = 8 * kPairs;                         // of 16 bytes
-  static constexpr int kUnitTiles = kPairs == 1 ? 1 : kUnitDims / 16;  // of 16 columns
-  static constexpr int kParts = Shared<Format, D, N>::kParts;
-  static constexpr int kBlocks = blocks_per_processor(D, 8 * N, Format::kBits);
   static constexpr int kBatch = D * N <= 256 ? 4 : (D * N <= 512 ? 2 : 1);  // as registers allow
   static constexpr int kKeyBatch = kBatch < kPairs ? kPairs : kBatch;
-  static_assert(!Format::kZeros || kKeyBatch * 16 == kKvInt4Group);
-  using Partial = State<kM, N>;
   using Tile = Tiles<Format, D>;
+  static_assert(!Format::kZeros);
 
-  const DecodeParams& p;
-  const Plan& plan;
-  Shared<Format, D, N>& shared;
-  const int lane, warp, block;
-  Cursor<Shared<Format, D, N>::kStages> ring{.parity = 0};
+  Memory& shared;
+  Cursor<Memory::kStages> ring{.parity = 0};
   const __nv_bfloat16* q_rows[N];
   uint32_t q[D / 16][N][2];
-  int visible[N][2];          // keys that the thread's rows see
-  int seen_by_all;            // keys
-  Partial chunk_state, node;  // of the chunk; of the chunks since the last multiple of 8
+  int visible[N][2];  // keys that the thread's rows see
+  int seen_by_all;    // keys
+  Partial chunk_state;
 
   __device__ __forceinline__ void release() {
     __syncwarp();
@@ -140,7 +104,7 @@ class Consumer {
         }
       }
     }
-    if constexpr (Format::kScaled && !Format::kZeros) {
+    if constexpr (Format::kScaled) {
       if (p.channels) scale_rows(run);
     }
   }
@@ -200,18 +164,6 @@ class Consumer {
     // Loads go ahead in batches: neither they nor the products may be reordered by the compiler.
 #pragma unroll
     for (int first = 0; first < D / 16; first += kKeyBatch) {
-      if constexpr (Format::kZeros) {  // a batch is a group
-        if (first / kKeyBatch >= p.layout.scales) break;
-      }
-      float scale[2][2] = {};
-      uint32_t zeros[2][2] = {};
-      if constexpr (Format::kZeros) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          scale[i / 2][i % 2] = key_scale(first / kKeyBatch, i / 2, i % 2);
-          zeros[i / 2][i % 2] = Format::twice(Format::zero(scale[i / 2][i % 2]));
-        }
-      }
       uint32_t a[kKeyBatch][2][4];
 #pragma unroll
       for (int i = 0; i < kKeyBatch; i += kPairs) {
@@ -226,7 +178,7 @@ class Consumer {
               a[i][m][j] = codes[j];
             } else {
               uint32_t pairs[kPairs];
-              widen(pairs, codes[j], zeros[m][j % 2]);
+              widen(pairs, codes[j]);
 #pragma unroll
               for (int x = 0; x < kPairs; ++x) {
                 a[i + j / 2 * kUnitTiles + x / 2][m][j % 2 + x % 2 * 2] = pairs[x];
@@ -235,37 +187,23 @@ class Consumer {
           }
         }
       }
-      float group[2][N][4] = {};
 #pragma unroll
       for (int i = 0; i < kKeyBatch; ++i) {
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
 #pragma unroll
           for (int n = 0; n < N; ++n) {
-            mma_bf16(Format::kZeros ? group[m][n] : s[m][n], a[i][m], q[first + i][n][0],
-                     q[first + i][n][1]);
-          }
-        }
-      }
-      if constexpr (Format::kZeros) {
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-#pragma unroll
-          for (int n = 0; n < N; ++n) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              s[m][n][j] = fmaf(group[m][n][j], scale[m][j / 2], s[m][n][j]);
-            }
+            mma_bf16(s[m][n], a[i][m], q[first + i][n][0], q[first + i][n][1]);
           }
         }
       }
     }
-    if constexpr (Format::kScaled && !Format::kZeros) {
+    if constexpr (Format::kScaled) {
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const float scale = key_scale(0, m, j / 2);
+          const float scale = key_scale(m, j / 2);
 #pragma unroll
           for (int n = 0; n < N; ++n) s[m][n][j] *= scale;
         }
@@ -274,17 +212,12 @@ class Consumer {
     release();
   }
   /// Of the thread's keys of the stage.
-  __device__ __forceinline__ float key_scale(int group, int m, int half) const {
-    return shared.scales[ring.stage][group][warp * 32 + m * 16 + lane / 4 + half * 8];
+  __device__ __forceinline__ float key_scale(int m, int half) const {
+    return shared.scales[ring.stage][warp * 32 + m * 16 + lane / 4 + half * 8];
   }
-  static __device__ __forceinline__ void widen(uint32_t (&pairs)[kPairs], uint32_t word,
-                                               uint32_t zeros) {
-    pairs[0] = Format::template widen<0>(word, zeros);
-    pairs[1] = Format::template widen<1>(word, zeros);
-    if constexpr (kPairs == 4) {
-      pairs[2] = Format::template widen<2>(word, zeros);
-      pairs[3] = Format::template widen<3>(word, zeros);
-    }
+  static __device__ __forceinline__ void widen(uint32_t (&pairs)[kPairs], uint32_t word) {
+    pairs[0] = Format::template widen<0>(word);
+    pairs[1] = Format::template widen<1>(word);
   }
 
   /// Scores to weights in shared memory; top and sum of chunk_state.
@@ -307,7 +240,6 @@ class Consumer {
     }
     barrier_sync(1, kWarps * 32);
     if constexpr (Format::kScaled) wait(&shared.full[ring.stage], ring.parity);
-    if constexpr (Format::kZeros) store_zeros();
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       float all[2] = {minus_infinity(), minus_infinity()}, sum[2] = {0, 0};
@@ -320,8 +252,9 @@ class Consumer {
       float shift[2];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        chunk_state.top[n][h] = __fmul_rn(all[h], p.scale);
-        shift[h] = all[h] == minus_infinity() ? 0.0f : -chunk_state.top[n][h];
+        float& top_of_row = chunk_state.tile[n].top[h];
+        top_of_row = __fmul_rn(all[h], p.scale);
+        shift[h] = all[h] == minus_infinity() ? 0.0f : -top_of_row;
       }
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
@@ -331,12 +264,7 @@ class Consumer {
           sum[j % 2] += s[m][n][j];
         }
       }
-      // Two copies of it where registers are few and rows narrow: elsewhere they would spill.
-      if (!Format::kScaled || (kBlocks == 3 && !masked)) {
-        store_weights<false>(s, first_key, masked, n);
-      } else {
-        store_weights<true>(s, first_key, masked, n);
-      }
+      store_weights(s, first_key, masked, n);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
 #pragma unroll
@@ -356,66 +284,47 @@ class Consumer {
       for (int w = 0; w < kWarps; ++w) {
         of[w] = *reinterpret_cast<const float2*>(&shared.sums[w][n * 8 + my_row]);
       }
-      chunk_state.sum[n][0] = (of[0].x + of[1].x) + (of[2].x + of[3].x);
-      chunk_state.sum[n][1] = (of[0].y + of[1].y) + (of[2].y + of[3].y);
+      chunk_state.tile[n].sum[0] = (of[0].x + of[1].x) + (of[2].x + of[3].x);
+      chunk_state.tile[n].sum[1] = (of[0].y + of[1].y) + (of[2].y + of[3].y);
     }
   }
 
   /// Times the scales of the values; what a row doesn't see stays 0, whatever its scale.
-  template <bool MayMask>
   __device__ __forceinline__ void store_weights(const float (&s)[2][N][4],
                                                 [[maybe_unused]] int first_key,
                                                 [[maybe_unused]] bool masked, int n) {
+    uint32_t packed[4];
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      uint32_t packed[4];
+    for (int m = 0; m < 2; ++m) {
+      float w[4];
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        float w[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          w[j] = s[m][n][j];
-          if constexpr (Format::kScaled) w[j] = __fmul_rn(w[j], key_scale(part, m, j / 2));
-          if constexpr (MayMask) {
-            const int key = first_key + warp * 32 + m * 16 + lane / 4 + j / 2 * 8;
-            if (masked && key >= visible[n][j % 2]) w[j] = 0;
-          }
+      for (int j = 0; j < 4; ++j) {
+        w[j] = s[m][n][j];
+        if constexpr (Format::kScaled) {
+          w[j] = __fmul_rn(w[j], key_scale(m, j / 2));
+          const int key = first_key + warp * 32 + m * 16 + lane / 4 + j / 2 * 8;
+          if (masked && key >= visible[n][j % 2]) w[j] = 0;
         }
-        packed[2 * m] = pack_bf16(w[0], w[1]);
-        packed[2 * m + 1] = pack_bf16(w[2], w[3]);
       }
-      store_matrices<true>(
-          shared_address(&shared.weights[part][n * 8 + lane % 8][warp * 32 + lane / 8 * 8]),
-          packed);
+      packed[2 * m] = pack_bf16(w[0], w[1]);
+      packed[2 * m + 1] = pack_bf16(w[2], w[3]);
     }
-  }
-  /// The zero points of the values, as widen() wants them.
-  __device__ __forceinline__ void store_zeros() {
-    const int part = lane % 4;
-    if (part >= kParts) return;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      shared.zeros[part][zero_place(warp * 32 + i * 8 + lane / 4)] =
-          static_cast<uint16_t>(KvInt4::zero(key_scale(part, i / 2, i % 2)));
-    }
-  }
-  /// Those of a thread's keys of a step of 16 follow each other.
-  static __device__ __forceinline__ int zero_place(int key) {
-    return key / 16 * 16 + key % 8 / 2 * 4 + key / 8 % 2 * 2 + key % 2;
+    store_matrices<true>(
+        shared_address(&shared.weights[n * 8 + lane % 8][warp * 32 + lane / 8 * 8]), packed);
   }
 
-  /// chunk_state.o = V^T x weights. A row's product takes keys that it doesn't see as 0, whatever
-  /// the memory holds there (0 * NaN is NaN). In most steps of 16 keys all rows see the same keys;
-  /// where the rows of several tokens don't, each token's rows get a product of their own. Codes of
-  /// quantised formats are finite whatever they are: there weights of 0 suffice.
+  /// The outputs of chunk_state = V^T x weights. A row's product takes keys that it doesn't see as
+  /// 0, whatever the memory holds there (0 * NaN is NaN). In most steps of 16 keys all rows see the
+  /// same keys; where the rows of several tokens don't, each token's rows get a product of their
+  /// own. Codes of quantised formats are finite whatever they are: there weights of 0 suffice.
   __device__ __forceinline__ void multiply_values(const Run& run, int first_key) {
     const int start = p.kv_start[run.segment] + 1 - first_key;
     const int first_limit = start + run.first_row / p.group;
     const int last_limit = start + (run.first_row + run.rows - 1) / p.group;
 #pragma unroll
-    for (auto& tile : chunk_state.o) {
+    for (auto& tile : chunk_state.tile) {
 #pragma unroll
-      for (auto& x : tile) x[0] = x[1] = x[2] = x[3] = 0;
+      for (auto& x : tile.o) x[0] = x[1] = x[2] = x[3] = 0;
     }
     wait(&shared.full[ring.stage], ring.parity);
     if (Format::kScaled || first_limit >= kKeys) {
@@ -459,17 +368,12 @@ class Consumer {
                       base + Tile::offset((k + i) * 16 + lane % (16 * kAtOnce), tile / kUnitTiles));
 #pragma unroll
           for (int j = 0; j < kAtOnce; ++j) {
-            uint2 zeros = {};
-            if constexpr (Format::kZeros) {
-              zeros = *reinterpret_cast<const uint2*>(
-                  &shared.zeros[warp_part()][(k + i + j) * 16 + lane % 4 * 4]);
-            }
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
               uint32_t word = codes[j * 2 + half];
               if constexpr (kStep < kUnitTiles) word >>= tile % kUnitTiles * 2 * Format::kBits;
               uint32_t pairs[kPairs];
-              widen(pairs, word, half == 0 ? zeros.x : zeros.y);
+              widen(pairs, word);
 #pragma unroll
               for (int x = 0; x < 2 * kStep; ++x) {
                 a[i + j][m + x / 2][half * 2 + x % 2] = pairs[x];
@@ -480,13 +384,8 @@ class Consumer {
       }
     }
   }
-  /// Which scales the warp's columns have.
-  __device__ __forceinline__ int warp_part() const {
-    return kParts == 1 ? 0 : warp * kColumns / kKvInt4Group;
-  }
   __device__ __forceinline__ uint32_t weights_at(int k, int n) const {
-    return shared_address(
-        &shared.weights[warp_part()][n * 8 + lane % 8][k * 16 + lane / 8 % 2 * 8]);
+    return shared_address(&shared.weights[n * 8 + lane % 8][k * 16 + lane / 8 % 2 * 8]);
   }
   /// Keys of steps [first, first + Steps).
   template <int Steps>
@@ -519,7 +418,9 @@ class Consumer {
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
 #pragma unroll
-        for (int n = 0; n < N; ++n) mma_bf16(chunk_state.o[m][n], a[i][m], b[i][n][0], b[i][n][1]);
+        for (int n = 0; n < N; ++n) {
+          mma_bf16(chunk_state.tile[n].o[m], a[i][m], b[i][n][0], b[i][n][1]);
+        }
       }
     }
   }
@@ -543,113 +444,11 @@ class Consumer {
       for (int n = 0; n < N; ++n) {
         uint32_t b[2];
         load_matrices(b, weights_at(k, n));
-        float(&o)[4] = chunk_state.o[m][n];
+        float(&o)[4] = chunk_state.tile[n].o[m];
         float product[4] = {o[0], o[1], o[2], o[3]};
         mma_bf16(product, a[m], b[0], b[1]);
 #pragma unroll
         for (int j = 0; j < 4; ++j) o[j] = visible[n][j % 2] == seen ? product[j] : o[j];
-      }
-    }
-  }
-
-  /// Climbs the tree from chunk `chunk`: a node joins its parent when the parent begins in this
-  /// run, and is left for the second kernel otherwise.
-  __device__ __forceinline__ void add_chunk(const Run& run, int chunk, Partial* upper) {
-    if (chunk / kFan * kFan < run.begin) {
-      store(run, chunk_state, 0, chunk % kFan);
-      return;
-    }
-    if (chunk % kFan == 0) {
-      node = chunk_state;
-    } else {
-      node.fold(chunk_state);
-    }
-    if (chunk % kFan == kFan - 1 || chunk + 1 == run.chunks) {
-      climb(run, chunk / kFan, chunk + 1, upper);
-    }
-  }
-  /// From the complete node `index` of level 1, which ends at chunk `end`. upper[i] is the open
-  /// node of level i + 1.
-  __device__ __forceinline__ void climb(const Run& run, int index, int end, Partial* upper) {
-    int64_t span = kFan;  // chunks of a node of this level
-    for (int level = 1;; ++level, span *= kFan, index /= kFan) {
-      if (run.begin == 0 && run.end == run.chunks && span >= run.chunks) {
-        write(run, node);
-        return;
-      }
-      if (index / kFan * kFan * span < run.begin) {
-        store(run, node, level, index % kFan);
-        return;
-      }
-      if (index % kFan == 0) {
-        upper[level] = node;
-      } else {
-        upper[level].fold(node);
-      }
-      if (index % kFan != kFan - 1 && end < run.chunks) return;
-      node = upper[level];
-    }
-  }
-  /// The nodes that the end of the run leaves unfinished.
-  __device__ __forceinline__ void flush(const Run& run, const Partial* upper) {
-    int64_t span = kFan;
-    for (int level = 1; span / kFan <= run.end; ++level, span *= kFan) {
-      // The open node of this level: it began in this run, and has a complete child.
-      if (run.end / span * span < run.begin || run.end % span / (span / kFan) == 0) continue;
-      // Not `level == 1 ? node : ...`: the choice of an address would put all state in local
-      // memory.
-      if (level > 1) node = upper[level - 1];
-      store(run, node, level - 1, 0);
-    }
-  }
-
-  __device__ __forceinline__ int column(int m, int j) const {
-    if constexpr (kPairs == 1) return warp * kColumns + m * 16 + lane / 4 + j / 2 * 8;
-    const int tile = warp * kM + m, pair = tile % kUnitTiles * 2 + j / 2;
-    return tile / kUnitTiles * kUnitDims + lane / 8 * 2 * kPairs + pair * 2 + lane / 4 % 2;
-  }
-  __device__ __forceinline__ void store(const Run& run, const Partial& x, int level, int child) {
-    float* to = p.partials + partial_offset(p, D, block, level, child);
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int row = n * 8 + lane % 4 * 2 + h;
-        if (row >= run.rows) continue;
-#pragma unroll
-        for (int m = 0; m < kM; ++m) {
-          to[row * D + column(m, 0)] = x.o[m][n][h];
-          to[row * D + column(m, 2)] = x.o[m][n][h + 2];
-        }
-        if (warp == 0 && lane < 4) {
-          *reinterpret_cast<float2*>(to + p.partial_rows * D + 2 * row) = {x.top[n][h],
-                                                                           x.sum[n][h]};
-        }
-      }
-    }
-  }
-  __device__ __forceinline__ void write(const Run& run, const Partial& x) const {
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int row = n * 8 + lane % 4 * 2 + h;
-        if (row >= run.rows) continue;
-        const QRow at = locate(p, run, row);
-        __nv_bfloat16* to = p.out + at.token * p.out_row + at.head * p.out_head;
-        const float scale = inverse(x.sum[n][h]);
-#pragma unroll
-        for (int m = 0; m < kM; ++m) {
-#pragma unroll
-          for (int j = h; j < 4; j += 2) {
-            if (column(m, j) >= p.head_dim) continue;
-            float value = x.o[m][n][j] * scale;
-            if constexpr (Format::kScaled && !Format::kZeros) {
-              value *= column_scale(p, run.kv_head, column(m, j));
-            }
-            to[column(m, j)] = __float2bfloat16(value);
-          }
-        }
       }
     }
   }
@@ -667,26 +466,25 @@ __device__ inline void clear_rest(const DecodeParams& p) {
   }
 }
 
-template <class Format, int D, int N>
-__global__ __launch_bounds__(
-    kWarps * 32 + 32,
-    blocks_per_processor(
-        D, 8 * N, Format::kBits)) void decode_kernel(const __grid_constant__ CUtensorMap map,
-                                                     const __grid_constant__ DecodeParams p) {
+/// `Consumer`: of one format, padded head dim and number of row tiles.
+template <class Consumer>
+__global__ __launch_bounds__(kWarps * 32 + 32, Consumer::Memory::kBlocks) void decode_kernel(
+    const __grid_constant__ CUtensorMap map, const __grid_constant__ DecodeParams p) {
+  using Memory = typename Consumer::Memory;
   extern __shared__ __align__(1024) unsigned char memory[];
-  Shared<Format, D, N>& shared = *reinterpret_cast<Shared<Format, D, N>*>(memory);
+  Memory& shared = *reinterpret_cast<Memory*>(memory);
   const int warp = warp_index();
   let_successor_begin();
   if (threadIdx.x == 0) {
     prefetch_map(&map);
-    for (int i = 0; i < Shared<Format, D, N>::kStages; ++i) {
-      barrier_init(&shared.full[i], scales_are_stored<Format>(p) ? 32 : 1);
-      barrier_init(&shared.empty[i], kWarps);
+    for (int i = 0; i < Memory::kStages; ++i) {
+      barrier_init(&shared.full[i], scales_are_stored<typename Memory::Format>(p) ? 32 : 1);
+      barrier_init(&shared.empty[i], Memory::kReaders);
     }
     fence_barrier_init();
   }
   // The SeqMap comes from copies, which a programmatic launch never overtakes.
-  const Plan plan(memory + sizeof(Shared<Format, D, N>), p.num_segments);
+  const Plan plan(memory + sizeof(Memory), p.num_segments);
   make_plan(p, plan);
   const Shares shares(plan.starts[p.num_segments], p.num_blocks);
   const int block = static_cast<int>(blockIdx.x);
@@ -696,18 +494,20 @@ __global__ __launch_bounds__(
   } else {
     const Run run = find_run(p, plan, find_segment(p, plan, begin), begin, end);
     if (warp == kWarps) {
-      produce<Format, D, N>(p, &map, plan, shared, run, end);
+      produce(p, &map, plan, shared, run, end);
     } else {
-      Consumer<Format, D, N>(p, plan, shared, warp).consume(run, end);
+      Consumer(p, plan, shared, warp).consume(run, end);
     }
   }
   clear_rest(p);
 }
 
-template <class Format, int D, int N>
+template <class Consumer>
 void launch_decode(Stream& stream, const AttnArgs& args, const DecodeParams& p) {
   // A box is as many keys as lie together: up to a tile.
-  using Tile = Tiles<Format, D>;
+  using Memory = typename Consumer::Memory;
+  using Format = typename Memory::Format;
+  using Tile = Tiles<Format, Memory::kDim>;
   MapShape shape;
   shape.type = Format::kBits == 16 ? MapType::kBF16 : MapType::kE4M3;
   shape.swizzle = MapSwizzle::k128;
@@ -728,26 +528,27 @@ void launch_decode(Stream& stream, const AttnArgs& args, const DecodeParams& p) 
   launch(stream,
          {.grid = dim3(grid),
           .block = dim3(kWarps * 32 + 32),
-          .shared_bytes = sizeof(Shared<Format, D, N>) + plan,
+          .shared_bytes = sizeof(Memory) + plan,
           .overlap = true},
-         decode_kernel<Format, D, N>, map, p);
-  merge(stream, p, D);
+         decode_kernel<Consumer>, map, p);
+  merge(stream, p, Memory::kDim);
 }
 
-template <class Format>
+/// `Consumer` of a format, by padded head dim and number of row tiles.
+template <template <int, int> class Consumer>
 void launch_format(Stream& stream, const AttnArgs& args, const DecodeParams& p, int padded_dim) {
   const auto choose = [&](auto narrow, auto middle, auto wide) {
     (p.tile_rows == 8 ? narrow : (p.tile_rows == 16 ? middle : wide))(stream, args, p);
   };
   if (padded_dim == 64) {
-    choose(launch_decode<Format, 64, 1>, launch_decode<Format, 64, 2>,
-           launch_decode<Format, 64, 4>);
+    choose(launch_decode<Consumer<64, 1>>, launch_decode<Consumer<64, 2>>,
+           launch_decode<Consumer<64, 4>>);
   } else if (padded_dim == 128) {
-    choose(launch_decode<Format, 128, 1>, launch_decode<Format, 128, 2>,
-           launch_decode<Format, 128, 4>);
+    choose(launch_decode<Consumer<128, 1>>, launch_decode<Consumer<128, 2>>,
+           launch_decode<Consumer<128, 4>>);
   } else {
-    choose(launch_decode<Format, 256, 1>, launch_decode<Format, 256, 2>,
-           launch_decode<Format, 256, 2>);
+    choose(launch_decode<Consumer<256, 1>>, launch_decode<Consumer<256, 2>>,
+           launch_decode<Consumer<256, 2>>);
   }
 }
 

@@ -42,20 +42,36 @@ constexpr int kGroups = !Format::kScaled ? 0
                         : Format::kZeros ? D / kKvInt4Group
                                          : 1;
 
-template <class Format, int D, int N>
-struct Shared {
-  static constexpr int kStageBytes = kKeys * D * Format::kBits / 8;  // K or V of one chunk
-  static constexpr int kStages = 192 * 1024 / blocks_per_processor(D, 8 * N, Format::kBits) /
-                                 (kStageBytes + kKeys * 4 * kGroups<Format, D>);
-  static constexpr int kWeightRow = kKeys + 8;  // padded: rows shift by 4 banks
+/// The stages of a block's memory, each K or V of one chunk. `Readers` warps read a stage;
+/// `Together` chunks come together: first K of all, then V of all.
+template <class TheFormat, int D, int Blocks, int Stages, int Readers, int Together>
+struct Ring {
+  using Format = TheFormat;
+  static constexpr int kDim = D;
+  static constexpr int kBlocks = Blocks;  // of a processor
+  static constexpr int kStages = Stages, kReaders = Readers, kTogether = Together;
   static constexpr int kParts = kGroups<Format, D> > 1 ? kGroups<Format, D> : 1;
-  alignas(1024) unsigned char ring[kStages][kStageBytes];
-  alignas(16) float scales[Format::kScaled ? kStages : 1][kParts][kKeys];
-  alignas(16) __nv_bfloat16 weights[kParts][8 * N][kWeightRow];   // times the scales of the values
-  alignas(8) uint16_t zeros[Format::kZeros ? kParts : 1][kKeys];  // of the values, see KvInt4
+  alignas(1024) unsigned char ring[kStages][kKeys * D * Format::kBits / 8];
+  alignas(16) float scales[Format::kScaled ? kStages : 1][kParts * kKeys];
+  Barrier full[kStages], empty[kStages];
+
+  /// Where a key's scale of part `part` lies: all of a box's follow each other, as in a block that
+  /// a box takes whole. A box is a power of two.
+  static __device__ __forceinline__ int scale_place(int part, int key, int box_rows) {
+    const int in_box = key & (box_rows - 1);
+    return (key - in_box) * kParts + part * box_rows + in_box;
+  }
+};
+/// Bytes of a stage.
+template <class Format, int D>
+constexpr int kStageBytes = kKeys*(D* Format::kBits / 8 + 4 * kGroups<Format, D>);
+
+template <class Format, int D, int N, int Blocks = blocks_per_processor(D, 8 * N, Format::kBits)>
+struct Shared : Ring<Format, D, Blocks, 192 * 1024 / Blocks / kStageBytes<Format, D>, kWarps, 1> {
+  static constexpr int kWeightRow = kKeys + 8;           // padded: rows shift by 4 banks
+  alignas(16) __nv_bfloat16 weights[8 * N][kWeightRow];  // times the scales of the values
   alignas(8) float tops[kWarps][8 * N];
   alignas(8) float sums[kWarps][8 * N];
-  Barrier full[kStages], empty[kStages];
 };
 
 /// As load_matrices<true>(), two matrices of lanes 0..15.
@@ -79,6 +95,11 @@ struct Cursor {
       stage = 0;
       parity ^= 1;
     }
+  }
+  /// `count` stages further, at most all.
+  __device__ __forceinline__ Cursor after(int count) const {
+    const int at = stage + count;
+    return at < Stages ? Cursor{at, parity} : Cursor{at - Stages, parity ^ 1};
   }
 };
 
@@ -118,60 +139,84 @@ __device__ __forceinline__ void fill_scales(const DecodeParams& p, float* scales
   for (int i = 0; i < kKeys; i += 32) scales[lane + i] = scale;
 }
 
-/// The warp that fills the ring: K, V, K, V ... of the share whose first run is `run`. Lane i
-/// copies box i of a chunk (box_rows keys each). Boxes beyond the context aren't copied.
-template <class Format, int D, int N>
+/// The warp that fills the ring with the share whose first run is `run`. Lane i copies box i of a
+/// chunk (box_rows keys each). Boxes beyond the context aren't copied. Chunks that come together
+/// don't lie on both sides of a multiple of kTogether.
+template <class Memory>
 __device__ void produce(const DecodeParams& p, const CUtensorMap* map, const Plan& plan,
-                        Shared<Format, D, N>& shared, Run run, int end) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  Cursor<Shared<Format, D, N>::kStages> ring{.parity = 1};
-  prefetch_chunks<Format, D>(p, map, run);
+                        Memory& shared, Run run, int end) {
+  using Format = typename Memory::Format;
+  using Tile = Tiles<Format, Memory::kDim>;
+  constexpr int kTogether = Memory::kTogether;
+  const int lane = static_cast<int>(threadIdx.x) % 32, in_chunk = lane * p.box_rows;
+  const int key_bytes = Tile::kKeyBytes + p.layout.scales * 4;
+  // The scales of a box are one copy where a box is a block.
+  const bool together = p.layout.scales == Memory::kParts && p.box_rows == p.block_size;
+  const int copies = together ? 1 : p.layout.scales;
+  const auto scale_bytes = static_cast<uint32_t>(p.box_rows * p.layout.scales * 4 / max(copies, 1));
+  Cursor<Memory::kStages> ring{.parity = 1};
+  prefetch_chunks<Format, Memory::kDim>(p, map, run);
   for (bool first = true;; first = false) {
     const int32_t* table = p.table + run.segment * p.table_row;
-    const auto block_of = [&](int chunk) {
-      const int key = chunk * kKeys + lane * p.box_rows;
-      return lane * p.box_rows < kKeys && key < run.keys ? table[key / p.block_size] : -1;
+    /// Of the lane's box of a chunk; block -1: none.
+    struct Box {
+      int block, row;
     };
-    int block = block_of(run.begin);
-    if (first) wait_for_predecessor();
-    for (int chunk = run.begin; chunk < run.end; ++chunk) {
-      const int next_block = chunk + 1 < run.end ? block_of(chunk + 1) : -1;
-      const int key = chunk * kKeys + lane * p.box_rows;
-      const int boxes = (min(kKeys, run.keys - chunk * kKeys) + p.box_rows - 1) / p.box_rows;
-      const int key_bytes = Tiles<Format, D>::kKeyBytes + p.layout.scales * 4;
-      const auto bytes = static_cast<uint32_t>(boxes * p.box_rows * key_bytes);
-      for (int plane = 0; plane < 2; ++plane) {
-        Barrier* full = &shared.full[ring.stage];
-        wait(&shared.empty[ring.stage], ring.parity);
-        if (scales_are_stored<Format>(p)) {
-          fill_scales(p, shared.scales[ring.stage][0], plane, run.kv_head);
-          if (lane != 0) arrive(full);
-        }
-        if (lane == 0) arrive_expect(full, bytes);
-        __syncwarp();
-        if (block >= 0) {
-          using Tile = Tiles<Format, D>;
-          const int in_chunk = lane * p.box_rows;
-          unsigned char* to = shared.ring[ring.stage] + Tile::row_offset(in_chunk);
-          const int row = ((plane * p.kv_heads + run.kv_head) * p.block_size + key % p.block_size) /
-                          Tile::kKeysARow;
+    const auto find_boxes = [&](int chunk, Box(&boxes)[kTogether]) {
 #pragma unroll
-          for (int c = 0; c < Tile::kBeside; ++c) {
-            tma_load(to + c * Tile::kBytes, map, full, Coords<3>{{c * Tile::kElements, row, block}},
-                     L2Hint::kEvictFirst);
+      for (int i = 0; i < kTogether; ++i) {
+        const int key = (chunk + i) * kKeys + in_chunk, index = key / p.block_size;
+        boxes[i].row = key - index * p.block_size;
+        boxes[i].block =
+            chunk + i < run.end && in_chunk < kKeys && key < run.keys ? table[index] : -1;
+      }
+    };
+    Box boxes[kTogether], next_boxes[kTogether];
+    find_boxes(run.begin, boxes);
+    if (first) wait_for_predecessor();
+    for (int chunk = run.begin, count = 0; chunk < run.end; chunk += count) {
+      count = min(kTogether - chunk % kTogether, run.end - chunk);
+      find_boxes(chunk + count, next_boxes);
+      for (int plane = 0; plane < 2; ++plane) {
+        const int first_row = (plane * p.kv_heads + run.kv_head) * p.block_size;
+        const int64_t scales_at = p.layout.scale_offset(plane, run.kv_head, 0, 0);
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          if (i >= count) break;
+          // Boxes are copied whole.
+          const int keys = min(kKeys, run.keys - (chunk + i) * kKeys);
+          const int rows = (keys + p.box_rows - 1) & ~(p.box_rows - 1);
+          Barrier* full = &shared.full[ring.stage];
+          wait(&shared.empty[ring.stage], ring.parity);
+          if (scales_are_stored<Format>(p)) {
+            fill_scales(p, shared.scales[ring.stage], plane, run.kv_head);
+            if (lane != 0) arrive(full);
           }
-          if constexpr (Format::kScaled) {
-            for (int g = 0; g < p.layout.scales; ++g) {
-              bulk_load(&shared.scales[ring.stage][g][in_chunk],
-                        p.cache + block * p.block_bytes +
-                            p.layout.scale_offset(plane, run.kv_head, g, key % p.block_size),
-                        static_cast<uint32_t>(p.box_rows * 4), full);
+          if (lane == 0) arrive_expect(full, static_cast<uint32_t>(rows * key_bytes));
+          __syncwarp();
+          if (boxes[i].block >= 0) {
+            unsigned char* to = shared.ring[ring.stage] + Tile::row_offset(in_chunk);
+            const int row = (first_row + boxes[i].row) / Tile::kKeysARow;
+#pragma unroll
+            for (int c = 0; c < Tile::kBeside; ++c) {
+              tma_load(to + c * Tile::kBytes, map, full,
+                       Coords<3>{{c * Tile::kElements, row, boxes[i].block}}, L2Hint::kEvictFirst);
+            }
+            if constexpr (Format::kScaled) {
+              float* scales_to = &shared.scales[ring.stage][in_chunk * Memory::kParts];
+              const std::byte* from =
+                  p.cache + boxes[i].block * p.block_bytes + scales_at + boxes[i].row * 4;
+              for (int g = 0; g < copies; ++g) {
+                bulk_load(scales_to + g * p.box_rows, from + g * p.block_size * 4, scale_bytes,
+                          full);
+              }
             }
           }
+          ring.next();
         }
-        ring.next();
       }
-      block = next_block;
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) boxes[i] = next_boxes[i];
     }
     if (run.next == end) return;
     run = find_run(p, plan, run.segment, run.next, end);
