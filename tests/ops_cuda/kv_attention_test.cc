@@ -1,0 +1,160 @@
+// Attention over quantised caches on the GPU: against float64 over what the cache holds, and
+// against float64 over the rows before they were stored, within a bound.
+
+#include "tests/ops_cuda/kv_world.h"
+#include "tests/support/kv_bound.h"
+
+namespace weft {
+namespace {
+
+constexpr KvFormat kFormats[] = {KvFormat::kInt8Dynamic, KvFormat::kFp8Block, KvFormat::kInt8,
+                                 KvFormat::kFp8, KvFormat::kInt4};
+// Relative L2 of a call or a piece. Weights (times the scale of the value) and outputs are bf16,
+// which moves a row of one key by up to 2^-8 twice, in one direction.
+constexpr double kTolerance = 6e-3;
+
+double error_of(const std::vector<float>& got, const std::vector<float>& want) {
+  for (const float x : got) EXPECT_FALSE(std::isnan(x));
+  return relative_l2(got, want);
+}
+
+TEST(KvAttentionTest, EveryFormatAndShapeMatchesFloat64) {
+  double worst_decode = 0, worst_prompt = 0;
+  // Prompts; prompts behind a hit; decode; verification rows of ragged lengths.
+  const std::vector<Piece> prompts[] = {{{1, 0, 63}, {2, 0, 17}, {3, 0, 0}, {4, 0, 1}},
+                                        {{5, 128, 12}, {6, 64, 20}, {7, 192, 130}}};
+  const std::vector<Piece> decodes[] = {
+      {{1, 0, 1}, {2, 14, 1}, {3, 15, 1}, {4, 63, 1}, {5, 64, 1}, {6, 126, 1}, {8, 139, 1}},
+      {{8, 135, 5}, {5, 60, 5}, {3, 62, 1}, {6, 0, 16}, {7, 300, 2}}};
+  for (const KvFormat format : kFormats) {
+    for (const int dim : {64, 128, 256}) {
+      for (const int group : {1, 4, 8, 16}) {
+        SCOPED_TRACE(testing::Message()
+                     << kv_format_name(format) << " D " << dim << " group " << group);
+        const int kv_heads = group == 1 ? 3 : 1;
+        const KvCase of{format, {group * kv_heads, kv_heads, dim}, dim == 128 ? 32 : 64, 1.7f};
+        for (const auto& pieces : prompts) {
+          KvWorld world(of, pieces, 7);
+          const double error = error_of(world.prompts(), world.oracle());
+          worst_prompt = std::max(worst_prompt, error);
+          EXPECT_LE(error, kTolerance);
+        }
+        for (const auto& pieces : decodes) {
+          KvWorld world(of, pieces, 7);
+          const double error = error_of(world.decoded(), world.oracle());
+          worst_decode = std::max(worst_decode, error);
+          EXPECT_LE(error, kTolerance);
+        }
+      }
+    }
+  }
+  std::printf("largest relative L2: decode %.2e, prompts %.2e\n", worst_decode, worst_prompt);
+}
+
+// Tiles of which rows see all, some or nothing, wherever the tile's border lies.
+TEST(KvAttentionTest, EveryNumberOfKeysBeforeTheRows) {
+  double worst = 0;
+  for (const KvFormat format :
+       {KvFormat::kBf16, KvFormat::kInt8Dynamic, KvFormat::kFp8, KvFormat::kInt4}) {
+    for (const int dim : {64, 128, 256}) {
+      const KvCase of{format, {4, 1, dim}, 64, 1.7f};
+      std::vector<Piece> pieces;
+      for (int before = 0; before <= 256; ++before) {  // k_len - q_len
+        pieces.push_back({static_cast<uint64_t>(before + 1), before, 1 + before % 5});
+      }
+      KvWorld world(of, pieces, 5);
+      const std::vector<float> want = world.oracle(), decoded = world.decoded(),
+                               prompts = world.prompts();
+      size_t at = 0;
+      for (const Piece& piece : pieces) {
+        const size_t end = at + static_cast<size_t>(piece.rows * 4 * dim);
+        const auto of_piece = [&](const std::vector<float>& x) {
+          return std::vector<float>(x.begin() + static_cast<std::ptrdiff_t>(at),
+                                    x.begin() + static_cast<std::ptrdiff_t>(end));
+        };
+        for (const auto* got : {&decoded, &prompts}) {
+          const double error = error_of(of_piece(*got), of_piece(want));
+          worst = std::max(worst, error);
+          EXPECT_LE(error, kTolerance)
+              << kv_format_name(format) << " D " << dim << ", " << piece.start << " keys before "
+              << piece.rows << (got == &decoded ? " decoded" : " of a prompt");
+        }
+        at = end;
+      }
+    }
+  }
+  std::printf("largest relative L2 of a piece: %.2e\n", worst);
+}
+
+TEST(KvAttentionTest, StoringMovesResultsWithinTheBound) {
+  constexpr int kDim = 64, kHeads = 8, kKeys = 17, kSequences = 500;
+  int64_t cases = 0, beyond[2] = {0, 0};
+  for (const KvFormat format : kFormats) {
+    for (uint64_t kind = 0; kind < 5; ++kind) {
+      const auto change = [&](const Piece&, int position, int, std::vector<float>& row) {
+        for (size_t i = 0; i < row.size(); ++i) {
+          if (kind == 1 && i % kDim == 5) row[i] *= 64;                    // outlier channels
+          if (kind == 2 && position == 3) row[i] *= 512;                   // one huge token
+          if (kind == 3) row[i] = row[i / kDim * kDim];                    // constant rows
+          if (kind == 4 && i % kDim >= 32) row[i] = std::abs(row[i]) + 2;  // all of one sign
+        }
+      };
+      const KvCase of{format, {kHeads, kHeads, kDim}, 32, 1.7f, true, change};
+      std::vector<Piece> pieces;
+      for (uint64_t s = 0; s < kSequences; ++s) {
+        pieces.push_back({1 + s + kind * kSequences, kKeys - 1, 1});
+      }
+      KvWorld world(of, pieces, 50 + kind);
+      const std::vector<float> got[2] = {world.decoded(), world.prompts()};
+      std::vector<float> tops[2];
+      for (auto& top : tops) top.resize(kHeads * kDim);
+      std::vector<std::vector<float>> rows[2];
+      for (const Piece& piece : pieces) {
+        for (int t = 0; t < kKeys; ++t) {
+          for (const int plane : {0, 1}) {
+            rows[plane].push_back(world.row_of(piece, t, plane + 1));
+            for (size_t i = 0; i < kHeads * kDim; ++i) {
+              tops[plane][i] = std::max(tops[plane][i], std::abs(rows[plane].back()[i]));
+            }
+          }
+        }
+      }
+      for (auto& top : tops) {
+        for (size_t i = 0; i < top.size() && format == KvFormat::kFp8; i += kDim) {  // of a head
+          const auto begin = top.begin() + static_cast<std::ptrdiff_t>(i), end = begin + kDim;
+          std::fill(begin, end, *std::max_element(begin, end));
+        }
+      }
+      for (size_t s = 0; s < pieces.size(); ++s) {
+        const std::vector<float> q = world.q_of(pieces[s], kKeys - 1);
+        for (int h = 0; h < kHeads; ++h) {
+          const auto part = [&](const std::vector<float>& from) {
+            return std::vector<float>(from.begin() + h * kDim, from.begin() + (h + 1) * kDim);
+          };
+          KvRows of_head{.q = part(q), .keys = kKeys, .dim = kDim};
+          if (kv_has_static_scales(format)) {
+            of_head.k_top = part(tops[0]);
+            of_head.v_top = part(tops[1]);
+          }
+          for (size_t t = 0; t < kKeys; ++t) {
+            for (const auto& [to, plane] : {std::pair(&of_head.k, 0), {&of_head.v, 1}}) {
+              const std::vector<float> row = part(rows[plane][s * kKeys + t]);
+              to->insert(to->end(), row.begin(), row.end());
+            }
+          }
+          for (int i = 0; i < 2; ++i) {
+            ++cases;
+            const float* at = got[i].data() + (static_cast<int64_t>(s) * kHeads + h) * kDim;
+            beyond[i] += !within_bound(of_head, at, format, 1 / std::sqrt(double{kDim}));
+          }
+        }
+      }
+    }
+  }
+  EXPECT_EQ(beyond[0], 0) << "decode rows of " << cases / 2;
+  EXPECT_EQ(beyond[1], 0) << "prompt rows of " << cases / 2;
+  EXPECT_EQ(cases, 200000);
+}
+
+}  // namespace
+}  // namespace weft
