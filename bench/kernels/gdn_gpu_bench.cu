@@ -12,6 +12,7 @@
 #include "bench/kernels/gpu.h"
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/gdn_slots.h"
 #include "kernels/ref/ref.h"
 
 namespace weft::bench {
@@ -38,6 +39,9 @@ Buffer upload(const std::vector<T>& values) {
 struct Load {
   int sequences, tokens;
   bool prompt;
+  /// Kept rows that come first (gdn_slots.h), and rows that are kept where there are several; -1:
+  /// the slots have no room for them.
+  int kept = -1;
   int64_t rows() const { return int64_t{sequences} * tokens; }
 };
 
@@ -54,7 +58,9 @@ class World {
     conv_ = upload(uniform(c * 4, 4, -1, 1));
     a_log_ = upload(uniform(heads, 5, -5, 0));
     bias_ = upload(uniform(heads, 6, -1, 1));
-    windows_ = upload(uniform(slots * 3 * c, 7, -1, 1));
+    if (load.kept >= 0)
+      window_rows_ += kept_window_rows(c, heads, std::max(load.kept, load.tokens));
+    windows_ = upload(uniform(slots * window_rows_ * c, 7, -1, 1));
     states_ = Buffer::allocate(DeviceKind::kCuda, slots * state_floats() * 4).value();
     const Buffer one = upload(uniform(state_floats(), 8, -0.3f, 0.3f));
     for (int64_t i = 0; i < slots; ++i) {
@@ -65,15 +71,19 @@ class World {
     out_ = Buffer::allocate(DeviceKind::kCuda, load.rows() * heads * shape.value_dim * 2).value();
     z_ = random_device_bf16(gpu, rows * heads * shape.value_dim, 9);
     weight_ = upload(uniform(shape.value_dim, 10, 0, 1));
-    std::vector<int32_t> slot_ids, chains;
+    std::vector<int32_t> reads, writes, chains;
     for (int i = 0; i <= load.sequences; ++i) {
       cu_q_host_.push_back(i * load.tokens);
       chains.push_back(i);
     }
-    for (int64_t i = 0; i < slots; ++i) slot_ids.push_back(static_cast<int32_t>(i));
+    for (int i = 0; i < slots; ++i) {
+      reads.push_back(load.kept > 0 ? read_with_kept(i, load.kept) : i);
+      writes.push_back(load.kept >= 0 && load.tokens > 1 ? keep_in(i) : i);
+    }
     cu_q_ = upload(cu_q_host_);
     chains_ = upload(chains);
-    slots_ = upload(slot_ids);
+    reads_ = upload(reads);
+    writes_ = upload(writes);
   }
 
   int64_t channels() const {
@@ -96,11 +106,12 @@ class World {
     args.conv = {conv_.data(), DType::kF32, {c, 4}};
     args.a_log = {a_log_.data(), DType::kF32, {heads}};
     args.dt_bias = {bias_.data(), DType::kF32, {heads}};
-    args.state = {{windows_.data(), DType::kF32, {slots, 3, c}},
+    args.state = {{windows_.data(), DType::kF32, {slots, window_rows_, c}},
                   {states_.data(), state_, {slots, heads, shape_.value_dim, shape_.key_dim}}};
     args.cu_q = {cu_q_.data(), DType::kI32, {load_.sequences + 1}};
-    args.read_slot = args.write_slot = {
-        slots_.data() + set * load_.sequences * 4, DType::kI32, {load_.sequences}};
+    const int64_t first = set * load_.sequences * 4;
+    args.read_slot = {reads_.data() + first, DType::kI32, {load_.sequences}};
+    args.write_slot = {writes_.data() + first, DType::kI32, {load_.sequences}};
     args.num_segments = args.num_chains = load_.sequences;
     args.num_prompt_segments = args.num_prompt_chains = load_.prompt ? load_.sequences : 0;
     args.chains = {chains_.data(), DType::kI32, {load_.sequences + 1}};
@@ -130,8 +141,9 @@ class World {
   Load load_;
   int sets_;
   DType state_;
+  int64_t window_rows_ = 3;
   Buffer qkv_, a_, b_, conv_, a_log_, bias_, windows_, states_, out_, z_, weight_, cu_q_, chains_,
-      slots_;
+      reads_, writes_;
   std::vector<int32_t> cu_q_host_;
 };
 
@@ -228,20 +240,23 @@ struct Step {
   int batch, tokens;
   bool norm = false;
   DType state = DType::kF32;
+  int kept = -1;  // Load::kept
 };
 
 void bench_decode(Gpu& gpu, const GdnShape& shape, const Step& step, const char* filter) {
-  const auto [batch, tokens, norm, state] = step;
+  const auto [batch, tokens, norm, state, kept] = step;
   Row row{.kernel = "gated_delta_decode",
           .shape = heads(shape) + " B" + std::to_string(batch) +
-                   (tokens > 1 ? " verify " + std::to_string(tokens) : "") + (norm ? " norm" : ""),
+                   (tokens > 1 ? " verify " + std::to_string(tokens) : "") +
+                   (kept >= 0 ? " behind " + std::to_string(kept) + " kept" : "") +
+                   (norm ? " norm" : ""),
           .dtype = state == DType::kF32 ? "f32 state" : "bf16 state"};
   if (!wanted(filter, row)) return;
   const int64_t dtype_bytes = state == DType::kF32 ? 4 : 2;
   const int64_t set_bytes =
       int64_t{batch} * shape.value_heads * shape.value_dim * shape.key_dim * dtype_bytes;
   const int sets = static_cast<int>(std::max<int64_t>(2, (int64_t{200} << 20) / set_bytes + 1));
-  World world(gpu, shape, {batch, tokens, false}, sets, state);
+  World world(gpu, shape, {batch, tokens, false, kept}, sets, state);
   row.us = gpu.time_us([&](int i) { cuda::gdn(gpu.stream(), world.args(i, step.norm)); },
                        std::max(20, sets));
   const double bytes =
@@ -315,6 +330,12 @@ void bench_all(const char* filter) {
   for (const int batch : {1, 32, 64}) bench_decode(gpu, shape(16, 32), {batch, 1, true}, filter);
   for (const int batch : {1, 16, 64}) bench_decode(gpu, shape(16, 32), {batch, 4, true}, filter);
   bench_decode(gpu, shape(16, 32), {64, 16, true}, filter);
+  for (const int batch : {1, 8, 16, 64}) {
+    for (const int kept : {0, 1, 2, 4}) {
+      const int tokens = kept == 0 ? 1 : 4;
+      bench_decode(gpu, shape(16, 32), {batch, tokens, true, DType::kF32, kept}, filter);
+    }
+  }
   for (const int batch : {1, 32, 64, 256}) {
     bench_decode(gpu, shape(16, 32), {batch, 1, true, DType::kBF16}, filter);
   }

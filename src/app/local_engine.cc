@@ -268,7 +268,8 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   // On a GPU a draft would read as much for its logits as for all its layers, and more.
   plan.load.draft_head = gpu && options.speculation.uses_mtp();
   plan.footprint = measure_model(plan.spec, plan.load, ops, weights ? &*weights : nullptr);
-  plan.cache = cache_bytes(plan.footprint.cache_specs, ops);
+  plan.cache =
+      cache_bytes(plan.footprint.cache_specs, ops, kept_rows(options.speculation, ops.device));
   plan.memory = TRY(plan_for(plan, options, cpu, gpu));
   if (gpu) TRY(GpuExecutor::check_limits(plan.memory.limits));
   plan.load.max_model_len = plan.memory.max_model_len;
@@ -307,8 +308,8 @@ Result<void> LocalEngine::load(const EngineOptions& options, const EngineConfig&
       TRY(Model::load(plan_.spec, checkpoint ? &*checkpoint : nullptr, plan_.load, *stream_, ops));
   plan_.load.progress = nullptr;
 
-  kv_ = std::make_unique<KvStore>(
-      TRY(KvStore::create(model_->cache_specs(), ops, limits.num_blocks, limits.all_slots())));
+  kv_ = std::make_unique<KvStore>(TRY(KvStore::create(model_->cache_specs(), ops, limits.num_blocks,
+                                                      limits.all_slots(), limits.kept_rows)));
   const MemoryPlan& memory = plan_.memory;
   TRY(kv_->reserve_swap(memory.num_swap_blocks, memory.num_swap_slots));
   std::unique_ptr<Executor> executor;

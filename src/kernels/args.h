@@ -206,8 +206,8 @@ struct GdnArgs {
   TensorView dt_bias;  ///< [HV] f32
   StateSlots state;
   TensorView cu_q;        ///< [S+1] i32
-  TensorView read_slot;   ///< [S] i32
-  TensorView write_slot;  ///< [S] i32
+  TensorView read_slot;   ///< [S] i32; of decode segments on a GPU also what gdn_slots.h says
+  TensorView write_slot;  ///< [S] i32; likewise
   int num_segments = 0, num_prompt_segments = 0;
   /// [chains + 1] i32: chain c is the segments chains[c] .. chains[c + 1] of one sequence, all of
   /// the same arithmetic; prompt chains first. Undefined on the CPU, which goes by the slots.

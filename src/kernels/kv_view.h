@@ -69,7 +69,7 @@ struct PagedKv {
 
 /// Recurrent state of one gated-delta-rule layer.
 struct StateSlots {
-  TensorView conv;  ///< [slots, W-1, C] f32: the last W-1 rows before the convolution
+  TensorView conv;  ///< [slots, W-1, C] f32: the last rows before the convolution; gdn_slots.h
   /// [slots, HV, V, K] f32, or bf16: then S is rounded (nearest even) after every token of a decode
   /// segment and after every chunk of 64 tokens of a prompt segment.
   TensorView recurrent;

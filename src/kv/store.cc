@@ -4,6 +4,7 @@
 
 #include "base/align.h"
 #include "device/gpu.h"
+#include "kernels/gdn_slots.h"
 
 namespace weft {
 namespace {
@@ -12,23 +13,32 @@ int64_t conv_channels(const GdnShape& s) {
   return int64_t{2} * s.key_heads * s.key_dim + int64_t{s.value_heads} * s.value_dim;
 }
 
-/// Bytes of one slot of one layer: the convolution's window and the recurrent state. Each plane of
-/// a layer starts at a multiple of 64 bytes.
-int64_t conv_bytes(const GdnShape& s) {
-  return (s.conv_width - 1) * conv_channels(s) * 4;
+int64_t window_rows(const GdnShape& s, int64_t kept_rows) {
+  return s.conv_width - 1 + kept_window_rows(conv_channels(s), s.value_heads, kept_rows);
+}
+/// Bytes of one slot of one layer: the convolution's window with kept rows, and the recurrent
+/// state. Each plane of a layer starts at a multiple of 64 bytes.
+int64_t conv_bytes(const GdnShape& s, int64_t kept_rows) {
+  return window_rows(s, kept_rows) * conv_channels(s) * 4;
 }
 int64_t recurrent_bytes(const StateSpec& spec) {
   const GdnShape& s = spec.shape;
   return int64_t{s.value_heads} * s.value_dim * s.key_dim * dtype_size(spec.dtype);
 }
 
+/// Counts of a cache.
+struct Extent {
+  int64_t blocks = 0, slots = 0, kept_rows = 0;
+};
+
 /// Bytes of a layer's cache.
-int64_t layer_bytes(const CacheSpec& spec, const OpTable& ops, int64_t blocks, int64_t slots) {
+int64_t layer_bytes(const CacheSpec& spec, const OpTable& ops, const Extent& n) {
   if (const auto* paged = std::get_if<PagedSpec>(&spec)) {
-    return blocks * ops.kv_block_bytes(*paged) + aligned(blocks * paged->planned_heads * 4);
+    return n.blocks * ops.kv_block_bytes(*paged) + aligned(n.blocks * paged->planned_heads * 4);
   }
   if (const auto* state = std::get_if<StateSpec>(&spec)) {
-    return aligned(slots * conv_bytes(state->shape)) + aligned(slots * recurrent_bytes(*state));
+    return aligned(n.slots * conv_bytes(state->shape, n.kept_rows)) +
+           aligned(n.slots * recurrent_bytes(*state));
   }
   return 0;
 }
@@ -41,12 +51,12 @@ int64_t kept_width(const GdnShape& shape) {
   return (2 * keys + values + 2 * int64_t{shape.value_heads} + 15) / 16 * 16;
 }
 
-CacheBytes cache_bytes(std::span<const CacheSpec> specs, const OpTable& ops) {
+CacheBytes cache_bytes(std::span<const CacheSpec> specs, const OpTable& ops, int64_t kept_rows) {
   CacheBytes out;
   for (const CacheSpec& spec : specs) {
-    out.per_block += layer_bytes(spec, ops, 1, 0);
+    out.per_block += layer_bytes(spec, ops, {.blocks = 1});
     if (const auto* state = std::get_if<StateSpec>(&spec)) {
-      out.per_slot += conv_bytes(state->shape) + recurrent_bytes(*state);
+      out.per_slot += conv_bytes(state->shape, kept_rows) + recurrent_bytes(*state);
       out.per_kept_row += kept_width(state->shape) * static_cast<int64_t>(sizeof(float));
     }
   }
@@ -54,10 +64,12 @@ CacheBytes cache_bytes(std::span<const CacheSpec> specs, const OpTable& ops) {
 }
 
 Result<KvStore> KvStore::create(std::span<const CacheSpec> specs, const OpTable& ops,
-                                int64_t num_blocks, int64_t num_slots) {
-  CHECK(num_blocks >= 0 && num_slots >= 0);
+                                int64_t num_blocks, int64_t num_slots, int64_t kept_rows) {
+  CHECK(num_blocks >= 0 && num_slots >= 0 && kept_rows >= 0 && kept_rows <= kMostKeptRows);
+  CHECK(kept_rows == 0 || ops.device == DeviceKind::kCuda);
+  const Extent extent{num_blocks, num_slots, kept_rows};
   int64_t total = 0;
-  for (const CacheSpec& spec : specs) total += layer_bytes(spec, ops, num_blocks, num_slots);
+  for (const CacheSpec& spec : specs) total += layer_bytes(spec, ops, extent);
   KvStore out;
   out.device_ = ops.device;
   out.num_blocks_ = num_blocks;
@@ -84,14 +96,15 @@ Result<KvStore> KvStore::create(std::span<const CacheSpec> specs, const OpTable&
     } else if (const auto* state = std::get_if<StateSpec>(&spec)) {
       const GdnShape& s = state->shape;
       StateSlots slots;
-      slots.conv = TensorView(at, DType::kF32, {num_slots, s.conv_width - 1, conv_channels(s)});
-      slots.recurrent = TensorView(at + aligned(num_slots * conv_bytes(s)), state->dtype,
+      slots.conv =
+          TensorView(at, DType::kF32, {num_slots, window_rows(s, kept_rows), conv_channels(s)});
+      slots.recurrent = TensorView(at + aligned(num_slots * conv_bytes(s, kept_rows)), state->dtype,
                                    {num_slots, s.value_heads, s.value_dim, s.key_dim});
       out.layers_.push_back(slots);
     } else {
       out.layers_.push_back(std::monostate{});
     }
-    at += layer_bytes(spec, ops, num_blocks, num_slots);
+    at += layer_bytes(spec, ops, extent);
   }
   return out;
 }

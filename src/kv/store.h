@@ -13,21 +13,22 @@ namespace weft {
 /// Bytes that a model's caches take.
 struct CacheBytes {
   int64_t per_block = 0;  ///< all paged layers, one block of block_size tokens
-  int64_t per_slot = 0;   ///< all recurrent layers, one state slot
+  int64_t per_slot = 0;   ///< all recurrent layers, one state slot with its kept rows
   int64_t per_kept_row =
       0;  ///< all recurrent layers, the inputs of one row (nn/step.h, KeptInputs)
 };
 
 /// Values of one row that a recurrent layer goes through, [q | k | v | b | a], and padding.
 int64_t kept_width(const GdnShape& shape);
-CacheBytes cache_bytes(std::span<const CacheSpec> specs, const OpTable& ops);
+CacheBytes cache_bytes(std::span<const CacheSpec> specs, const OpTable& ops, int64_t kept_rows = 0);
 
 /// Owns the memory of all layers' caches. Which block belongs to whom is the scheduler's business.
 class KvStore {
  public:
-  /// Zeroed memory of the device of `ops`.
+  /// Zeroed memory of the device of `ops`. A GPU's slots may have room for `kept_rows` rows behind
+  /// their windows (kernels/gdn_slots.h).
   static Result<KvStore> create(std::span<const CacheSpec> specs, const OpTable& ops,
-                                int64_t num_blocks, int64_t num_slots);
+                                int64_t num_blocks, int64_t num_slots, int64_t kept_rows = 0);
 
   const LayerCache& layer(LayerId id) const { return layers_[static_cast<size_t>(id.value)]; }
   int64_t num_blocks() const { return num_blocks_; }

@@ -99,10 +99,6 @@ void GdnMixer::forward(StepContext& context, LayerId layer, const RmsNormArgs& n
   const StepBatch& batch = context.batch;
   const TensorView z = qkvz.columns(channels(), channels() + value_width());
   GdnArgs gdn = args(context, layer, qkv, ba);
-  if (batch.state_cu_q.defined()) {
-    gdn.cu_q = batch.state_cu_q;
-    gdn.num_segments = batch.num_state_segments;
-  }
   gdn.num_prompt_segments = batch.num_prompt_segments;
   gdn.chains = batch.chains;
   gdn.num_chains = batch.num_chains;
@@ -122,6 +118,9 @@ GdnArgs GdnMixer::args(const StepContext& context, LayerId layer, TensorView qkv
                        TensorView ba) const {
   const StepBatch& batch = context.batch;
   const int64_t heads = spec_.shape.value_heads;
+  StateSlots state = std::get<StateSlots>(context.kv.layer(layer));
+  // Kernels that know of kept rows are a little slower where there are none.
+  if (!batch.kept_rows) state.conv.shape[1] = spec_.shape.conv_width - 1;
   return {.shape = spec_.shape,
           .qkv = qkv,
           .a = ba.columns(heads, 2 * heads),
@@ -129,7 +128,7 @@ GdnArgs GdnMixer::args(const StepContext& context, LayerId layer, TensorView qkv
           .conv = conv_,
           .a_log = a_log_,
           .dt_bias = dt_bias_,
-          .state = std::get<StateSlots>(context.kv.layer(layer)),
+          .state = state,
           .cu_q = batch.seqs.cu_q,
           .read_slot = batch.read_slot,
           .write_slot = batch.write_slot,

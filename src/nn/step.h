@@ -28,13 +28,10 @@ struct StepBatch {
   RopePositions positions;
   TensorView kv_slot;  ///< [T] i64: where each row's K and V go; undefined without paged layers
   SeqMap seqs;
-  /// Segments of recurrent layers where they are others: rows of drafts may be segments of their
-  /// own there. Undefined: those of seqs. Prompt segments are the same.
-  TensorView state_cu_q;
-  int num_state_segments = 0;
-  TensorView read_slot;   ///< [S] i32; undefined without recurrent layers
-  TensorView write_slot;  ///< [S] i32
-  TensorView chains;      ///< [chains + 1] i32, see GdnArgs
+  TensorView read_slot;    ///< [S] i32, as in GdnArgs; undefined without recurrent layers
+  TensorView write_slot;   ///< [S] i32
+  bool kept_rows = false;  ///< a segment keeps rows, or some come first (kernels/gdn_slots.h)
+  TensorView chains;       ///< [chains + 1] i32, see GdnArgs
   int num_chains = 0, num_prompt_chains = 0;
   ImageRows images;
   int64_t prompt_rows = 0;
@@ -49,8 +46,8 @@ struct StepBatch {
   int64_t num_rows() const { return ids.dim(0); }
 };
 
-/// Inputs of recurrent layers that are kept beyond their step: where fewer of its drafts were
-/// right, the layer goes through the right ones again, from the state before.
+/// Inputs of recurrent layers that are kept beyond their step on the CPU: where fewer of its drafts
+/// were right, the layer goes through the right ones again, from the state before.
 struct KeptInputs {
   struct Rows {
     int64_t first = 0, count = 0;  ///< in the batch

@@ -60,7 +60,7 @@ GpuExecutor::GpuExecutor(const Parts& parts, const StepLimits& limits,
       graphs_(options.graphs) {
   if (options.speculation.on()) {
     speculator_.emplace(options.speculation, limits, /*on_gpu=*/true);
-    if (limits.recurrent) state_slots_ = std::make_unique<StateSlotMap>(limits);
+    if (limits.recurrent) kept_rows_ = std::make_unique<KeptRows>(limits);
   }
   padded_.reserve(static_cast<size_t>(limits.max_seqs + limits.max_draft_rows));
 }
@@ -75,7 +75,7 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
                                                          const GpuExecutorOptions& options) {
   const SpeculationConfig& drafts = options.speculation;
   CHECK(drafts.on() == (limits.max_draft_rows > 0));
-  CHECK(drafts.on() == limits.spare_per_draft);
+  CHECK(!drafts.on() || !limits.recurrent || limits.kept_rows > drafts.num_speculative_tokens);
   const DraftRule rule{drafts.accept, drafts.simulated_acceptance};
   std::unique_ptr<GpuExecutor> out(
       new GpuExecutor({model, kv, stream, ops}, limits, options,
@@ -109,7 +109,7 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
                .done = TRY(GpuEvent::create()),
                .result = {}});
     PackedStep& step = out->flights_[i]->step;
-    step.set_state_slots(out->state_slots_.get());
+    step.set_kept_rows(out->kept_rows_.get());
     if (out->vision_) step.set_image_features(out->vision_->features());
   }
   for (size_t i = 0; i < 2 * kStepsInFlight; ++i) {
@@ -173,8 +173,9 @@ int64_t GpuExecutor::num_new_graphs() const {
 }
 
 GpuGraphs::Key GpuExecutor::key(const Flight& flight) const {
-  return {flight.shape.rows, flight.shape.segments, flight.step.batch().max_decode_len,
-          static_cast<int64_t>(flight.index)};
+  const StepBatch& batch = flight.step.batch();
+  return {flight.shape.rows, flight.shape.segments, batch.max_decode_len,
+          static_cast<int64_t>(flight.index), batch.kept_rows ? 1 : 0};
 }
 
 void GpuExecutor::launch(const StepPlan& given) {
@@ -197,7 +198,7 @@ void GpuExecutor::launch(const StepPlan& given) {
   for (const BlockCopy& copy : flight.step.copies()) {
     parts_.kv.copy_block(parts_.stream, copy.from, copy.to);
   }
-  swap_displaced(parts_.stream, parts_.kv, flight.step, state_slots_.get());
+  swap_displaced(parts_.stream, parts_.kv, flight.step, nullptr);
   sampler_.admit(parts_.stream, flight.step, flight.sampling);
   const bool any_rows = flight.step.batch().num_rows() > 0;
   if (any_rows) flight.step.upload(parts_.stream);
@@ -308,7 +309,7 @@ void GpuExecutor::finish(Flight& flight) {
   flight.result.device_us = now.end.microseconds_since(now.begin);
   flight.result.device_idle_us =
       flight.number == 0 ? 0 : now.begin.microseconds_since(times(flight.number - 1).end);
-  if (state_slots_) state_slots_->keep(flight.step.results(), flight.result);
+  if (kept_rows_) kept_rows_->accept(flight.step.results(), flight.result);
   if (speculator_) speculator_->learn(flight.step, flight.result);
   if (flight.aside >= 0) {
     mtp_->note(flight.step, flight.result, flight.aside);

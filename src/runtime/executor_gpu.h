@@ -17,7 +17,7 @@ namespace weft {
 
 struct GpuExecutorOptions {
   bool graphs = true;             ///< decode steps are captured once a batch size and replayed
-  SpeculationConfig speculation;  ///< its limits have spare_per_draft
+  SpeculationConfig speculation;  ///< with recurrent layers its limits and the cache have kept_rows
 };
 
 /// Runs steps of one model on a GPU: launch() packs and enqueues on the calling thread and returns;
@@ -101,8 +101,8 @@ class GpuExecutor : public Executor {
   uint64_t num_launched_ = 0, num_collected_ = 0;
   PackedStep::Sequences sequences_;
   std::optional<Speculator> speculator_;
-  OwnedPlan plan_;                             // with speculation: of the step that is packed
-  std::unique_ptr<StateSlotMap> state_slots_;  // with speculation and recurrent layers
+  OwnedPlan plan_;                       // with speculation: of the step that is packed
+  std::unique_ptr<KeptRows> kept_rows_;  // with speculation and recurrent layers
   Arena arena_;
   Buffer logit_buffer_;
   TensorView gathered_;  // [logit rows, hidden]

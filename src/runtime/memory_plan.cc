@@ -22,9 +22,9 @@ constexpr int64_t kLeastSlots = 3;
 constexpr int64_t kCheckpointSlots = 64;
 /// Drafts of a step on the CPU: where that many rows are computed anyway, more cost what they win.
 constexpr int64_t kMaxDraftRows = 32;
-/// On a GPU, where a row more costs little; of what the weights leave their states take this share.
-constexpr int64_t kMaxDraftRowsGpu = 256, kDraftStateShare = 5;
-constexpr int64_t kDraftStateBytes = 1024 * kMiB;  ///< of the recurrent states behind them
+/// On a GPU, where a row more costs little.
+constexpr int64_t kMaxDraftRowsGpu = 256;
+constexpr int64_t kSpareStateBytes = 1024 * kMiB;  ///< of the recurrent states behind drafts
 
 int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -109,20 +109,20 @@ class Planner {
     const int64_t window = std::min(model_.plan_tokens, length);
     if (window > out.max_rows - out.max_seqs) out.layered_rows = window;
     out.max_draft_rows = draft_rows();
-    out.spare_per_draft = on_gpu() && out.max_draft_rows > 0;
+    out.kept_rows = model_.recurrent() ? kept_rows(options_.speculation, options_.device) : 0;
     return out;
   }
 
-  /// Drafts of one step: everybody's, up to where a step has no more to win by them. A recurrent
-  /// state for each sequence that has some is kept meanwhile, on a GPU one for each draft.
+  /// Drafts of one step: everybody's, up to where a step has no more to win by them. On the CPU a
+  /// recurrent state for each sequence that has some is kept meanwhile.
   int64_t draft_rows() const {
     if (!options_.speculation.on()) return 0;
     const int64_t most = options_.speculation.num_speculative_tokens;
     int64_t rows =
         std::min(most * options_.max_num_seqs, on_gpu() ? kMaxDraftRowsGpu : kMaxDraftRows);
-    int64_t states = kDraftStateBytes;
-    if (on_gpu()) states = std::max(states, (limit_ - model_.weight_bytes) / kDraftStateShare);
-    if (model_.recurrent()) rows = std::min(rows, states / model_.cache.per_slot);
+    if (model_.recurrent() && !on_gpu()) {
+      rows = std::min(rows, kSpareStateBytes / model_.cache.per_slot);
+    }
     return std::max(rows, most);
   }
 
@@ -131,11 +131,10 @@ class Planner {
     out.weight_bytes = model_.weight_bytes;
     // The arena of the step and the scratch memory of one op: each of this size at most.
     out.arena_bytes = 2 * model_.arena_bytes(options_.max_num_batched_tokens + draft_rows());
-    if (model_.recurrent()) {
+    if (model_.recurrent() && !on_gpu()) {
       const int64_t drafting = std::min<int64_t>(options_.max_num_seqs, draft_rows());
       out.slot_bytes =
-          on_gpu() ? cache_of(0, draft_rows())
-                   : cache_of(0, drafting) + (drafting + draft_rows()) * model_.cache.per_kept_row;
+          cache_of(0, drafting) + (drafting + draft_rows()) * model_.cache.per_kept_row;
     }
     out.image_bytes = model_.image_bytes;
     add_swap(out);
@@ -241,6 +240,11 @@ class Planner {
 };
 
 }  // namespace
+
+int64_t kept_rows(const SpeculationConfig& speculation, DeviceKind device) {
+  return device == DeviceKind::kCuda && speculation.on() ? speculation.num_speculative_tokens + 1
+                                                         : 0;
+}
 
 Result<MemoryPlan> plan_memory(const ModelMemory& model, const MemoryOptions& options,
                                int64_t available_bytes) {

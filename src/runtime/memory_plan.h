@@ -24,10 +24,13 @@ struct MemoryOptions {
   int64_t swap_bytes = 0;  ///< host memory for what preempted sequences have computed
 };
 
+/// Rows that each state slot keeps under speculation (StepLimits::kept_rows).
+int64_t kept_rows(const SpeculationConfig& speculation, DeviceKind device);
+
 /// What a model will take, known from its config before anything is loaded.
 struct ModelMemory {
   int64_t weight_bytes = 0;
-  CacheBytes cache;
+  CacheBytes cache;  ///< with kept_rows()
   int block_size = 64;
   int64_t max_positions = 0;       ///< longest sequence the model was made for
   int64_t bytes_per_position = 0;  ///< rope table
@@ -55,7 +58,7 @@ struct MemoryPlan {
   int64_t limit_bytes = 0;  ///< what may be used of them
   int64_t weight_bytes = 0;
   int64_t block_bytes = 0;      ///< all blocks
-  int64_t slot_bytes = 0;       ///< all state slots, those between drafts too
+  int64_t slot_bytes = 0;       ///< all state slots, spare ones and kept rows too
   int64_t arena_bytes = 0;      ///< temporaries of a step and of one op
   int64_t image_bytes = 0;      ///< the vision tower at work, features of images
   int64_t logit_bytes = 0;      ///< logits, sampling, step buffers

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "device/gpu.h"
+#include "kernels/gdn_slots.h"
 #include "nn/rope.h"
 #include "runtime/carver.h"
 #include "runtime/draft_state.h"
@@ -52,11 +53,29 @@ void StateSlotMap::exchange(SlotId slot, int64_t spare) {
   std::swap(slots_[static_cast<size_t>(slot.value)], spares_[static_cast<size_t>(spare)]);
 }
 
-void StateSlotMap::keep(std::span<const ResultRow> rows, const StepResult& result) {
+KeptRows::Codes KeptRows::pack(const Slice& slice) {
+  Codes out{slice.state_read.value, slice.state_write.value};
+  const int kept = slice.state_read.valid() ? count(slice.state_read) : 0;
+  CHECK(kept == 0 || slice.arithmetic == Arithmetic::kDecode, "a prompt behind drafts");
+  CHECK(slice.max_drafts < room_ || slice.max_drafts == 0, name(slice));
+  if (kept > 0) out.read = read_with_kept(out.read, kept);
+  counts_[static_cast<size_t>(slice.state_write.value)] = 0;
+  if (slice.max_drafts > 0) out.write = keep_in(out.write);
+  return out;
+}
+
+void KeptRows::swap(const StateSwap& swap) {
+  const auto host = static_cast<size_t>(swap.host);
+  if (host >= swapped_.size()) swapped_.resize(host + 1);
+  int& here = counts_[static_cast<size_t>(swap.slot.value)];
+  (swap.out ? swapped_[host] : here) = swap.out ? here : swapped_[host];
+}
+
+void KeptRows::accept(std::span<const ResultRow> rows, const StepResult& result) {
   for (size_t i = 0; i < rows.size(); ++i) {
-    const auto count = std::ssize(result.rows[i].tokens);
-    if (count == 0 || count > rows[i].num_drafts) continue;
-    exchange(rows[i].state, rows[i].spare + count - 1);
+    if (rows[i].num_drafts == 0) continue;
+    counts_[static_cast<size_t>(rows[i].state.value)] =
+        static_cast<int>(result.rows[i].tokens.size());
   }
 }
 
@@ -64,12 +83,10 @@ int64_t PackedStep::bytes(const StepLimits& limits) {
   PackedStep measured;
   measured.limits_ = limits;
   const int64_t width = limits.max_table_width();
-  measured.carve(
-      {limits.all_rows(), limits.max_segments(), width, limits.max_draft_rows, limits.multimodal});
+  measured.carve({limits.all_rows(), limits.max_segments(), width, limits.multimodal});
   const int64_t bytes = measured.used_bytes_;
   if (limits.layered_rows == 0) return bytes;
-  measured.carve(
-      {limits.layered_rows, 1, width, 0, false, num_pieces(limits.layered_rows, limits)});
+  measured.carve({limits.layered_rows, 1, width, false, num_pieces(limits.layered_rows, limits)});
   return std::max(bytes, measured.used_bytes_);
 }
 
@@ -85,11 +102,8 @@ void PackedStep::carve(const Extents& extents) {
   carver.take(cu_q_, extents.segments + 1);
   carver.take(kv_start_, extents.segments);
   carver.take(sees_all_, extents.segments);
-  const int64_t states = extents.segments + extents.drafts;
-  state_cu_q_ = cu_q_;
-  if (limits_.spare_per_draft) carver.take(state_cu_q_, states + 1);
-  carver.take(read_slot_, states);
-  carver.take(write_slot_, states);
+  carver.take(read_slot_, extents.segments);
+  carver.take(write_slot_, extents.segments);
   carver.take(chains_, extents.segments + 1);
   carver.take(block_table_, extents.segments * extents.table_width);
   triples_ = image_rows_ = piece_cu_q_ = piece_start_ = nullptr;
@@ -175,7 +189,10 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, const PaddedSh
 
   int64_t num_rows = 0, num_drafts = 0, num_segments = 0;
   bool triples = false;
-  num_rows_ = num_state_segments_ = num_spares_ = 0;
+  num_rows_ = num_spares_ = 0;
+  for (const StateSwap& swap : plan.state_swaps) {
+    if (kept_ != nullptr) kept_->swap(swap);
+  }
   table_width_ = 0;
   for (const Slice& slice : plan.slices) {
     num_rows += static_cast<int64_t>(slice.tokens.size());
@@ -200,9 +217,8 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, const PaddedSh
   }
   CHECK(!layered || !triples, "a prompt with images is computed layer by layer");
   carve({std::max(num_rows, padded.rows), std::max(num_segments, padded.segments), table_width_,
-         padded.rows > 0 ? padded.rows - padded.segments : num_drafts, triples,
-         layered ? num_pieces(num_rows, limits_) : 0});
-  cu_q_[0] = state_cu_q_[0] = 0;
+         triples, layered ? num_pieces(num_rows, limits_) : 0});
+  cu_q_[0] = 0;
   chain_seq_ = {};
   // Deciding slices first, then the other prompt slices, then those of decode.
   for (const int part : {0, 1, 2}) {
@@ -255,8 +271,7 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, const PaddedSh
   }
 }
 
-/// Rows that are written nowhere, and segments and chains without rows. Every row of a decode step
-/// with drafts has a state segment; those of the padding belong to no chain.
+/// Rows that are written nowhere, and segments and chains without rows.
 void PackedStep::pad(const PaddedShape& shape) {
   if (shape.rows == 0) return;
   const auto real = static_cast<int32_t>(num_rows_);
@@ -266,19 +281,15 @@ void PackedStep::pad(const PaddedShape& shape) {
     kv_slot_[i] = -1;
     index_[i] = delta_[i] = 0;
   }
-  const auto states = static_cast<int32_t>(num_state_segments_);
-  for (int64_t i = states; i < shape.rows; ++i) {
-    state_cu_q_[i + 1] = real;
-    read_slot_[i] = write_slot_[i] = -1;
-  }
   for (int64_t i = batch_.seqs.num_segments; i < shape.segments; ++i) {
     cu_q_[i + 1] = real;
     kv_start_[i] = sees_all_[i] = 0;
-    chains_[i] = states;
+    read_slot_[i] = write_slot_[i] = -1;
     std::fill_n(block_table_ + i * table_width_, table_width_, -1);
   }
-  chains_[shape.segments] = states;
-  num_rows_ = num_state_segments_ = shape.rows;
+  std::fill(chains_ + batch_.num_chains, chains_ + shape.segments + 1,
+            static_cast<int32_t>(batch_.seqs.num_segments));
+  num_rows_ = shape.rows;
   batch_.seqs.num_segments = batch_.num_chains = static_cast<int>(shape.segments);
 }
 
@@ -291,7 +302,7 @@ TensorView PackedStep::view(void* host, DType dtype, std::initializer_list<int64
 
 void PackedStep::make_views(bool padded) {
   const int64_t segments = batch_.seqs.num_segments;
-  if (!padded) chains_[batch_.num_chains] = static_cast<int32_t>(num_state_segments_);
+  if (!padded) chains_[batch_.num_chains] = static_cast<int32_t>(segments);
   batch_.ids = view(ids_, DType::kI32, {num_rows_});
   feed_view_ = view(feed_, DType::kI32, {num_rows_});
   const auto num_logits = static_cast<int64_t>(logit_rows_.size());
@@ -320,12 +331,8 @@ void PackedStep::make_views(bool padded) {
     batch_.seqs.block_table = view(block_table_, DType::kI32, {segments, table_width_});
   }
   if (limits_.recurrent) {
-    batch_.read_slot = view(read_slot_, DType::kI32, {num_state_segments_});
-    batch_.write_slot = view(write_slot_, DType::kI32, {num_state_segments_});
-    if (limits_.spare_per_draft) {
-      batch_.state_cu_q = view(state_cu_q_, DType::kI32, {num_state_segments_ + 1});
-      batch_.num_state_segments = static_cast<int>(num_state_segments_);
-    }
+    batch_.read_slot = view(read_slot_, DType::kI32, {segments});
+    batch_.write_slot = view(write_slot_, DType::kI32, {segments});
     batch_.chains = view(chains_, DType::kI32, {batch_.num_chains + 1});
   }
 }
@@ -376,7 +383,7 @@ void PackedStep::add_slice(const Slice& slice, ExecutorSequence& sequence, int r
   const auto count = static_cast<int64_t>(slice.tokens.size());
   num_rows_ += count;
   if (slice.seq != chain_seq_) {
-    chains_[batch_.num_chains++] = static_cast<int32_t>(num_state_segments_);
+    chains_[batch_.num_chains++] = static_cast<int32_t>(segment);
     chain_seq_ = slice.seq;
   }
   if (slice.arithmetic == Arithmetic::kDecode) {
@@ -385,7 +392,7 @@ void PackedStep::add_slice(const Slice& slice, ExecutorSequence& sequence, int r
   cu_q_[segment + 1] = static_cast<int32_t>(row + count);
   kv_start_[segment] = static_cast<int32_t>(slice.first);
   sees_all_[segment] = std::ssize(sequence.request->prompt) < limits_.sparse_from ? 1 : 0;
-  add_states(slice, row, result);
+  add_states(slice, segment, row + count, result);
   if (limits_.paged) {
     int32_t* table = block_table_ + segment * table_width_;
     for (size_t i = 0; i < slice.blocks.size(); ++i) table[i] = slice.blocks[i].value;
@@ -401,38 +408,30 @@ void PackedStep::add_slice(const Slice& slice, ExecutorSequence& sequence, int r
   if (result >= 0) add_logit_rows(slice, sequence, row, result);
 }
 
-/// Drafts go to a spare slot: whether they are right is not known yet. With spare_per_draft each
-/// row before the last is a segment of its own, whose state goes to one.
-void PackedStep::add_states(const Slice& slice, int64_t row, int result) {
+/// What drafts make of a state goes to a spare slot, or nowhere: whether they are right is not
+/// known yet. `end`: the row behind the slice.
+void PackedStep::add_states(const Slice& slice, int64_t segment, int64_t end, int result) {
   const auto physical = [&](SlotId slot) {
     return state_slots_ != nullptr ? state_slots_->of(slot) : slot.value;
   };
-  const int64_t end = row + std::ssize(slice.tokens);
-  const bool drafts = slice.max_drafts > 0 && state_slots_ != nullptr;
-  int32_t read = physical(slice.state_read), write = physical(slice.state_write);
+  int32_t& read = read_slot_[segment] = physical(slice.state_read);
+  int32_t& write = write_slot_[segment] = physical(slice.state_write);
   if (result >= 0 && slice.sample) {
     ResultRow& out = results_[static_cast<size_t>(result)];
     out.row = end - 1 - slice.max_drafts;
     out.state = slice.state_write;
     out.num_drafts = slice.max_drafts;
-    if (drafts) {
+    if (slice.max_drafts > 0 && state_slots_ != nullptr) {
       out.state_read = read;
-      out.spare = num_spares_;
+      out.spare = num_spares_++;
+      write = state_slots_->spare(out.spare);
     }
   }
-  if (drafts && !limits_.spare_per_draft) write = state_slots_->spare(num_spares_++);
-  for (int64_t i = 0; limits_.spare_per_draft && i < slice.max_drafts; ++i) {
-    const int32_t kept = drafts ? state_slots_->spare(num_spares_++) : -1;
-    add_state_segment(read, kept, row + i + 1);
-    read = kept;
-  }
-  add_state_segment(read, write, end);
-}
-
-void PackedStep::add_state_segment(int32_t read, int32_t write, int64_t end) {
-  read_slot_[num_state_segments_] = read;
-  write_slot_[num_state_segments_] = write;
-  state_cu_q_[++num_state_segments_] = static_cast<int32_t>(end);
+  if (kept_ == nullptr) return;
+  const KeptRows::Codes codes = kept_->pack(slice);
+  batch_.kept_rows |= codes.read != read || codes.write != write;
+  read = codes.read;
+  write = codes.write;
 }
 
 void PackedStep::add_next_token(const Slice& slice, const ExecutorSequence& sequence, int64_t row) {

@@ -31,14 +31,13 @@ struct StepLimits {
   bool multimodal = false;   ///< its rope takes (t, h, w) positions
   int64_t layered_rows = 0;  ///< tokens of a prompt that is computed layer by layer; 0: none is
   int64_t sparse_from = 0;   ///< heads of shorter prompts see all keys
-  /// Drafts that are verified in one step beside max_rows. With recurrent layers there is a state
-  /// slot behind num_slots for every sequence that may have some, or for every draft.
+  /// Drafts that are verified in one step beside max_rows.
   int64_t max_draft_rows = 0;
-  bool spare_per_draft = false;  ///< the states between drafts are kept, each in a slot
+  /// On a GPU: rows that every state slot keeps (kernels/gdn_slots.h), a sequence's drafts and one.
+  /// 0: there is a spare state slot behind num_slots for every sequence that may have drafts.
+  int64_t kept_rows = 0;
   int64_t max_draft_seqs() const { return std::min(max_seqs, max_draft_rows); }
-  int64_t max_spares() const {
-    return !recurrent ? 0 : spare_per_draft ? max_draft_rows : max_draft_seqs();
-  }
+  int64_t max_spares() const { return recurrent && kept_rows == 0 ? max_draft_seqs() : 0; }
 
   int64_t all_rows() const { return max_rows + max_draft_rows; }
   int64_t all_slots() const { return num_slots + max_spares(); }
@@ -73,8 +72,7 @@ struct ExecutorSequence {
 
 /// Which slot of the device holds a state slot of the scheduler. Verification leaves the state
 /// after all drafts of a sequence in a spare slot; where all were right it changes places with what
-/// the scheduler knows, and nothing is copied. With spare_per_draft the state after all drafts lies
-/// where the scheduler wants it, and those after fewer of them in spare slots.
+/// the scheduler knows, and nothing is copied.
 class StateSlotMap {
  public:
   explicit StateSlotMap(const StepLimits& limits);
@@ -83,12 +81,32 @@ class StateSlotMap {
   }
   int32_t spare(int64_t i) const { return spares_[static_cast<size_t>(i)]; }
   void exchange(SlotId slot, int64_t spare);
-  /// With a spare slot a draft, when the step is done: the state of a sequence is the one after its
-  /// last accepted draft.
-  void keep(std::span<const ResultRow> rows, const StepResult& result);
 
  private:
   std::vector<int32_t> slots_, spares_;
+};
+
+/// With kept rows: how many of them the state in each slot lacks. A step with drafts leaves there
+/// the state before them; when it is done, the right ones are what the next reader has to go
+/// through first. Whoever writes a slot makes its state whole, and kept rows go where their slot is
+/// swapped.
+class KeptRows {
+ public:
+  explicit KeptRows(const StepLimits& limits)
+      : room_(limits.kept_rows), counts_(static_cast<size_t>(limits.num_slots)) {}
+  int count(SlotId slot) const { return counts_[static_cast<size_t>(slot.value)]; }
+  /// Takes down what a slice does, in the order of a step.
+  struct Codes {
+    int32_t read = -1, write = -1;  ///< for GdnArgs
+  };
+  Codes pack(const Slice& slice);
+  void swap(const StateSwap& swap);
+  /// When the step is done.
+  void accept(std::span<const ResultRow> rows, const StepResult& result);
+
+ private:
+  int64_t room_;
+  std::vector<int> counts_, swapped_;  // of the slots, of the entries of the swap space
 };
 
 /// A row of the step whose logits are needed: to sample, or for a prompt logprob.
@@ -122,10 +140,8 @@ struct ResultRow {
   int64_t row = -1;             ///< in the batch, of the last known token, where one is sampled
   SlotId state;                 ///< where its state belongs
   int32_t state_read = -1;      ///< the slot of the device with the state before `row`
-  /// Index of the spare slot with the state after all drafts; with spare_per_draft of the first of
-  /// num_drafts slots with the states after `row`, after its first draft, ... -1: none.
-  int64_t spare = -1;
-  int num_drafts = 0;  ///< rows behind `row`
+  int64_t spare = -1;           ///< index of the spare slot with the state after all drafts
+  int num_drafts = 0;           ///< rows behind `row`
 };
 
 /// The token behind a slice that samples none.
@@ -161,6 +177,8 @@ class PackedStep {
   void set_image_features(const TensorView& features) { image_features_ = features; }
   /// For models with recurrent layers under speculation; null: slots are what they are called.
   void set_state_slots(const StateSlotMap* slots) { state_slots_ = slots; }
+  /// Likewise where the slots have kept rows.
+  void set_kept_rows(KeptRows* kept) { kept_ = kept; }
   /// One copy of everything that was packed, in the order of the stream. Nothing on the CPU.
   void upload(Stream& stream);
 
@@ -199,7 +217,7 @@ class PackedStep {
 
  private:
   struct Extents {
-    int64_t rows = 0, segments = 0, table_width = 0, drafts = 0;
+    int64_t rows = 0, segments = 0, table_width = 0;
     bool triples = false;
     int64_t pieces = 0;  // of a prompt that is computed layer by layer
   };
@@ -215,8 +233,7 @@ class PackedStep {
   void add_images(const Slice& slice, const ExecutorSequence& sequence, int64_t row);
   void add_encodings(const StepPlan& plan);
   void add_logit_rows(const Slice& slice, ExecutorSequence& sequence, int64_t row, int result);
-  void add_states(const Slice& slice, int64_t row, int result);
-  void add_state_segment(int32_t read, int32_t write, int64_t end);
+  void add_states(const Slice& slice, int64_t segment, int64_t end, int result);
   void add_next_token(const Slice& slice, const ExecutorSequence& sequence, int64_t row);
   int64_t next_image_row(const Slice& slice, const Request& request);
   const ImageUse* find_use(SeqId seq, size_t image) const;
@@ -235,7 +252,6 @@ class PackedStep {
   int32_t* image_rows_ = nullptr;  // likewise
   int64_t* kv_slot_ = nullptr;
   int32_t* cu_q_ = nullptr;
-  int32_t* state_cu_q_ = nullptr;  // cu_q_ without spare_per_draft
   int32_t* kv_start_ = nullptr;
   int32_t* sees_all_ = nullptr;
   int32_t* read_slot_ = nullptr;
@@ -249,8 +265,9 @@ class PackedStep {
   LayerRange layers_;
   std::vector<StepBatch> pieces_;
   StepBatch ends_;
-  int64_t num_rows_ = 0, num_state_segments_ = 0, num_spares_ = 0;
+  int64_t num_rows_ = 0, num_spares_ = 0;
   const StateSlotMap* state_slots_ = nullptr;
+  KeptRows* kept_ = nullptr;
   int64_t table_width_ = 0;  // blocks a row of block_table in this step
   TensorView feed_view_, logit_row_ids_;
   SeqId chain_seq_;  // of the last segment

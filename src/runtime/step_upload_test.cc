@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "kernels/gdn_slots.h"
 #include "kernels/ref/ref.h"
 
 namespace weft {
@@ -130,8 +131,12 @@ TEST(PackedStepPlans, ShortPromptsSeeAllKeysInEveryChunk) {
 class DraftingPair {
  public:
   explicit DraftingPair(const StepLimits& limits)
-      : step_(PackedStep::create(limits).value()), map_(limits) {
-    step_.set_state_slots(&map_);
+      : step_(PackedStep::create(limits).value()), map_(limits), kept_(limits) {
+    if (limits.kept_rows > 0) {
+      step_.set_kept_rows(&kept_);
+    } else {
+      step_.set_state_slots(&map_);
+    }
     plan_.admitted = {a_, b_};
     plan_.slices = {{a_->id, 0, piece(*a_, 0, 3), Arithmetic::kPrompt, true, blocks_, {}, {1}},
                     {b_->id, 0, piece(*b_, 0, 3), Arithmetic::kPrompt, true, blocks_, {}, {2}}};
@@ -154,7 +159,7 @@ class DraftingPair {
     plan_.slices = {{b_->id, 3, three_, Arithmetic::kDecode, true, blocks_, {2}, {2}, 2, 320}};
   }
   const PackedStep& step() const { return step_; }
-  StateSlotMap& map() { return map_; }
+  KeptRows& kept() { return kept_; }
 
  private:
   const std::vector<BlockId> blocks_ = {{7}};
@@ -162,57 +167,68 @@ class DraftingPair {
   const std::shared_ptr<Request> a_ = make_request(1, 3), b_ = make_request(2, 3);
   PackedStep step_;
   StateSlotMap map_;
+  KeptRows kept_;
   PackedStep::Sequences sequences_;
   StepPlan plan_;
 };
 
 TEST(PackedStepDrafts, LeaveTheirStatesInSpareSlots) {
-  for (const bool per_draft : {false, true}) {
-    StepLimits limits = small_limits();
-    limits.max_draft_rows = 6;
-    limits.spare_per_draft = per_draft;
-    EXPECT_EQ(limits.all_slots(), per_draft ? 11 : 9);
-    DraftingPair pair(limits);
-    const StepBatch& batch = pair.pack();
-    const PackedStep& step = pair.step();
-    StateSlotMap& map = pair.map();
-    EXPECT_THAT(values<int32_t>(batch.seqs.cu_q), ElementsAre(0, 3, 4));
-    if (per_draft) {  // a slot after each row, the last one where the scheduler wants it
-      EXPECT_THAT(values<int32_t>(batch.state_cu_q), ElementsAre(0, 1, 2, 3, 4));
-      EXPECT_THAT(values<int32_t>(batch.read_slot), ElementsAre(1, 5, 6, 2));
-      EXPECT_THAT(values<int32_t>(batch.write_slot), ElementsAre(5, 6, 1, 2));
-      EXPECT_THAT(values<int32_t>(batch.chains), ElementsAre(0, 3, 4));
-    } else {
-      EXPECT_FALSE(batch.state_cu_q.defined());
-      EXPECT_THAT(values<int32_t>(batch.read_slot), ElementsAre(1, 2));
-      EXPECT_THAT(values<int32_t>(batch.write_slot), ElementsAre(5, 2));
-      EXPECT_THAT(values<int32_t>(batch.chains), ElementsAre(0, 1, 2));
-    }
-    EXPECT_EQ(step.results()[0].num_drafts, 2);
-    EXPECT_EQ(step.results()[0].spare, 0);
-    EXPECT_EQ(step.results()[1].spare, -1);
-    if (!per_draft) continue;
-    StepResult result;
-    result.rows.resize(2);
-    result.rows[0].tokens = {6, 7, 8};  // both right
-    result.rows[1].tokens = {9};
-    map.keep(step.results(), result);
-    EXPECT_EQ(map.of(SlotId{1}), 1);
-    result.rows[0].tokens = {6, 9};  // the first alone
-    map.keep(step.results(), result);
-    EXPECT_EQ(map.of(SlotId{1}), 6);
-    EXPECT_EQ(map.spare(1), 1);
-    EXPECT_EQ(map.of(SlotId{2}), 2);
-    result.rows[0].tokens.clear();  // a numeric error
-    map.keep(step.results(), result);
-    EXPECT_EQ(map.of(SlotId{1}), 6);
-  }
+  StepLimits limits = small_limits();
+  limits.max_draft_rows = 6;
+  EXPECT_EQ(limits.all_slots(), 9);
+  DraftingPair pair(limits);
+  const StepBatch& batch = pair.pack();
+  EXPECT_THAT(values<int32_t>(batch.seqs.cu_q), ElementsAre(0, 3, 4));
+  EXPECT_THAT(values<int32_t>(batch.read_slot), ElementsAre(1, 2));
+  EXPECT_THAT(values<int32_t>(batch.write_slot), ElementsAre(5, 2));
+  EXPECT_THAT(values<int32_t>(batch.chains), ElementsAre(0, 1, 2));
+  EXPECT_EQ(pair.step().results()[0].num_drafts, 2);
+  EXPECT_EQ(pair.step().results()[0].spare, 0);
+  EXPECT_EQ(pair.step().results()[1].spare, -1);
+}
+
+TEST(PackedStepDrafts, KeepTheirRowsForTheNextStep) {
+  StepLimits limits = small_limits();
+  limits.max_draft_rows = 6;
+  limits.kept_rows = 3;
+  EXPECT_EQ(limits.all_slots(), 5);
+  DraftingPair pair(limits);
+  const StepBatch& batch = pair.pack();
+  KeptRows& kept = pair.kept();
+  EXPECT_THAT(values<int32_t>(batch.read_slot), ElementsAre(1, 2));
+  EXPECT_THAT(values<int32_t>(batch.write_slot), ElementsAre(keep_in(1), 2));
+  EXPECT_THAT(values<int32_t>(batch.chains), ElementsAre(0, 1, 2));
+  StepResult result;
+  result.rows.resize(2);
+  result.rows[0].tokens = {6, 9};  // the first draft alone was right
+  result.rows[1].tokens = {9};
+  kept.accept(pair.step().results(), result);
+  EXPECT_EQ(kept.count(SlotId{1}), 2);
+  EXPECT_EQ(kept.count(SlotId{2}), 0);
+  pair.pack();
+  EXPECT_THAT(values<int32_t>(batch.read_slot), ElementsAre(read_with_kept(1, 2), 2));
+  EXPECT_EQ(kept.count(SlotId{1}), 0) << "who reads a slot makes it whole";
+  result.rows[0].tokens = {6, 7, 8};
+  kept.accept(pair.step().results(), result);
+  // The rows go to the swap space and come back to another slot with the state.
+  kept.swap({SlotId{1}, 7, true});
+  EXPECT_EQ(kept.count(SlotId{1}), 3);
+  kept.swap({SlotId{3}, 7, false});
+  EXPECT_EQ(kept.count(SlotId{3}), 3);
+  // Whoever gets the slot writes it without reading.
+  pair.leave_b();
+  pair.pack();
+  EXPECT_THAT(values<int32_t>(batch.write_slot), ElementsAre(keep_in(2)));
+  result.rows.resize(1);
+  result.rows[0].tokens.clear();  // a numeric error
+  kept.accept(pair.step().results(), result);
+  EXPECT_EQ(kept.count(SlotId{2}), 0);
 }
 
 TEST(PackedStepDrafts, PaddingTouchesNothing) {
   StepLimits limits = small_limits();
   limits.max_draft_rows = 6;
-  limits.spare_per_draft = true;
+  limits.kept_rows = 3;
   DraftingPair pair(limits);
   const PaddedShape shape{.rows = 6, .segments = 3};
   const StepBatch& batch = pair.pack(shape);
@@ -221,10 +237,9 @@ TEST(PackedStepDrafts, PaddingTouchesNothing) {
   EXPECT_EQ(batch.seqs.num_segments, 3);
   EXPECT_THAT(values<int32_t>(batch.seqs.cu_q), ElementsAre(0, 3, 4, 4));
   EXPECT_THAT(values<int64_t>(batch.kv_slot), ElementsAre(451, 452, 453, 451, -1, -1));
-  EXPECT_THAT(values<int32_t>(batch.state_cu_q), ElementsAre(0, 1, 2, 3, 4, 4, 4));
-  EXPECT_THAT(values<int32_t>(batch.read_slot), ElementsAre(1, 5, 6, 2, -1, -1));
-  EXPECT_THAT(values<int32_t>(batch.write_slot), ElementsAre(5, 6, 1, 2, -1, -1));
-  EXPECT_THAT(values<int32_t>(batch.chains), ElementsAre(0, 3, 4, 4)) << "no chain has the padding";
+  EXPECT_THAT(values<int32_t>(batch.read_slot), ElementsAre(1, 2, -1));
+  EXPECT_THAT(values<int32_t>(batch.write_slot), ElementsAre(keep_in(1), 2, -1));
+  EXPECT_THAT(values<int32_t>(batch.chains), ElementsAre(0, 1, 2, 2)) << "no chain has the padding";
   // Steps of one shape lie in one place, whatever of it is real.
   const void* const slots = batch.write_slot.data;
   const void* const tables = batch.seqs.block_table.data;
@@ -232,7 +247,7 @@ TEST(PackedStepDrafts, PaddingTouchesNothing) {
   pair.pack(shape);
   EXPECT_EQ(batch.write_slot.data, slots);
   EXPECT_EQ(batch.seqs.block_table.data, tables);
-  EXPECT_THAT(values<int32_t>(batch.chains), ElementsAre(0, 3, 3, 3));
+  EXPECT_THAT(values<int32_t>(batch.chains), ElementsAre(0, 1, 1, 1));
 }
 
 TEST_F(PackedStepTest, PositionsOfImagesAndBehindThem) {

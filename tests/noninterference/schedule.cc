@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "runtime/executor_gpu.h"
 #include "runtime/executor_local.h"
+#include "runtime/memory_plan.h"
 
 namespace weft {
 namespace {
@@ -323,8 +324,10 @@ Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptio
   limits.sparse_from = c.sparse_from;
   limits.layered_rows = c.plan_tokens > 0 ? c.max_model_len : 0;
   limits.max_draft_rows = options.max_draft_rows;
-  limits.spare_per_draft = ops.device == DeviceKind::kCuda && limits.max_draft_rows > 0;
-  KvStore kv = KvStore::create(model.cache_specs(), ops, c.num_blocks, limits.all_slots()).value();
+  if (limits.recurrent) limits.kept_rows = kept_rows(options.speculation, ops.device);
+  KvStore kv =
+      KvStore::create(model.cache_specs(), ops, c.num_blocks, limits.all_slots(), limits.kept_rows)
+          .value();
   kv.reserve_swap(c.num_swap_blocks, c.num_swap_slots).value();
   int64_t scratch = model.arena_bytes(limits.all_rows());
   if (model.vision()) {

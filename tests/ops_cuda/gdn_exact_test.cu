@@ -70,8 +70,8 @@ TEST(GdnCudaExact, VerifyingTokensIsDecodingThemOneByOne) {
   }
 }
 
-/// Segments that go on from where the one before them writes, with states kept on the way, and
-/// those that don't: one chain has the bits of a call for each.
+/// Segments that go on from where the one before them writes, and those that don't: one chain has
+/// the bits of a call for each.
 TEST(GdnCudaExact, StatesBetweenTheTokensOfAChain) {
   const GdnChain chain = {{1, 3, 5}, {1, 5, 6}, {0, 6, 7},  {2, 7, 0},  {0, 0, 1}, {9, 1, 1},
                           {1, 4, 4}, {1, 4, 3}, {1, -1, 2}, {1, 2, -1}, {1, -1, 6}};
@@ -100,6 +100,115 @@ TEST(GdnCudaExact, StatesBetweenTheTokensOfAChain) {
         for (int slot = 0; slot < 8; ++slot) {
           EXPECT_TRUE(same_bits(apart.slot(slot), together.slot(slot))) << slot;
         }
+      }
+    }
+  }
+}
+
+/// Steps of a sequence whose drafts are not all right: n rows, of which the first m count.
+struct Verified {
+  int n, m;
+};
+
+/// The outputs of such steps and of one row behind them, in slot 7 at last, by states that are gone
+/// through one after the other.
+std::vector<float> plain_steps(GdnWorld& world, std::span<const Verified> steps) {
+  std::vector<float> out;
+  int read = 3, first = 0;
+  const auto call = [&](const GdnPart& part) {
+    GdnWorld step = world.cut(first, part.rows);
+    const std::vector<float> got = gdn_on_gpu(step, {{}, {{part}}});
+    world.windows = step.windows;
+    world.states = step.states;
+    return got;
+  };
+  const auto add = [&](const std::vector<float>& more) {
+    out.insert(out.end(), more.begin(), more.end());
+  };
+  for (const Verified& step : steps) {
+    add(call({step.n, read, -1}));
+    call({step.m, read, 5});
+    read = 5;
+    first += step.n;
+  }
+  add(call({1, read, 7}));
+  return out;
+}
+
+TEST(GdnCudaExact, KeptRowsAreGoneThroughInTheNextStep) {
+  const std::vector<std::vector<Verified>> runs = {
+      {{4, 1}, {4, 4}}, {{4, 4}, {4, 2}, {1, 1}}, {{16, 16}, {16, 9}}, {{5, 3}, {9, 9}, {2, 1}},
+      {{8, 8}, {8, 1}}, {{3, 0}, {1, 1}},         {{16, 8}, {1, 0}},   {{2, 2}, {6, 6}, {7, 2}}};
+  for (const GdnShape& shape : kShapes) {
+    GdnWorld base(shape, 40, 25);
+    base.add_kept_rows(16);
+    for (const bool norm : {false, true}) {
+      if (norm) base.add_norm(26);
+      if (norm && shape.key_heads == 2) base.halve_states();
+      for (const int empty : {0, 400}) {  // chains besides; many have a kernel of their own
+        for (const std::vector<Verified>& run : runs) {
+          GdnWorld plain = base, world = base;
+          plain.kept.clear();
+          const std::vector<float> want = plain_steps(plain, run);
+          std::vector<float> got;
+          int first = 0, read = 3;
+          for (size_t i = 0; i <= run.size(); ++i) {
+            const bool last = i == run.size();
+            const int rows = last ? 1 : run[i].n;
+            GdnCall call{{}, {{{rows, read, last ? 7 : keep_in(4)}}}};
+            call.decode.resize(1 + static_cast<size_t>(empty));
+            GdnWorld step = world.cut(first, rows);
+            const std::vector<float> out = gdn_on_gpu(step, call);
+            got.insert(got.end(), out.begin(), out.end());
+            world.windows = step.windows;
+            world.states = step.states;
+            world.kept = step.kept;
+            first += rows;
+            if (!last) read = read_with_kept(4, run[i].m);
+          }
+          EXPECT_TRUE(same_bits(got, want));
+          EXPECT_TRUE(same_bits(world.slot(7), plain.slot(7)));
+          for (const int slot : {0, 1, 2, 3, 5, 6}) {
+            EXPECT_TRUE(same_bits(world.slot(slot), base.slot(slot))) << slot;
+          }
+        }
+      }
+    }
+  }
+}
+
+/// Many chains with kept rows, each in its slot, against each alone.
+TEST(GdnCudaExact, KeptRowsOfManyChains) {
+  constexpr int kChains = 70, kRows = 9;
+  for (const GdnShape& shape : {GdnShape{4, 8, 128, 128, 4}, {4, 12, 128, 128, 4}}) {
+    GdnCall calls[3];
+    for (int i = 0; i < kChains; ++i) {
+      const int n = 1 + i % kRows, m = 1 + i * 5 % n, more = 1 + i * 3 % 8, then = 1 + i % more;
+      const bool drafts = i % 11 != 10;
+      calls[0].decode.push_back({{n, i, drafts ? keep_in(i) : i}});
+      calls[1].decode.push_back({{more, drafts ? read_with_kept(i, m) : i, keep_in(i)}});
+      calls[2].decode.push_back({{1, read_with_kept(i, then), i}});
+    }
+    GdnWorld together(shape, kChains * kRows, 73, kChains);
+    together.add_kept_rows(kRows);
+    together.add_norm(74);
+    if (shape.value_heads == 12) together.halve_states();
+    GdnWorld apart = together;
+    for (const GdnCall& call : calls) {
+      const std::vector<float> want = gdn_on_gpu(together, call);
+      int64_t row = 0;
+      for (int i = 0; i < kChains; ++i) {
+        const GdnChain& chain = call.decode[static_cast<size_t>(i)];
+        if (i % 7 == 3) {
+          GdnWorld alone = apart.cut(row, chain[0].rows);
+          EXPECT_TRUE(same_bits(gdn_on_gpu(alone, {{}, {chain}}),
+                                rows_of(want, apart.out_width(), row, chain[0].rows)));
+          EXPECT_TRUE(same_bits(alone.slot(i), together.slot(i))) << i;
+          apart.windows = alone.windows;
+          apart.states = alone.states;
+          apart.kept = alone.kept;
+        }
+        row += chain[0].rows;
       }
     }
   }

@@ -181,6 +181,11 @@ void GdnWorld::add_norm(uint64_t seed) {
   norm_weight = random_f32(shape.value_dim, seed + 1, 1);
 }
 
+void GdnWorld::add_kept_rows(int64_t count) {
+  const int64_t window_rows = kept_window_rows(channels(), shape.value_heads, count);
+  kept.assign(static_cast<size_t>(slots * window_rows * channels()), kNaN);
+}
+
 void GdnWorld::halve_states() {
   half_states = true;
   for (float& x : states) x = bf16_to_float(float_to_bf16(x));
@@ -223,7 +228,16 @@ std::vector<float> gdn_on_gpu(GdnWorld& w, const GdnCall& call) {
   const DeviceTensor b(DType::kF32, {w.rows, heads + kPad}, padded(w.b, w.rows, heads));
   const DeviceTensor conv(DType::kF32, {c, s.conv_width}, w.conv);
   const DeviceTensor a_log(DType::kF32, {heads}, w.a_log), bias(DType::kF32, {heads}, w.dt_bias);
-  const DeviceTensor windows(DType::kF32, {w.slots, s.conv_width - 1, c}, w.windows);
+  const int64_t window = w.window_size(), kept = std::ssize(w.kept) / w.slots;
+  std::vector<float> both;  // a slot's window, then its kept rows
+  for (int64_t slot = 0; slot < w.slots; ++slot) {
+    const auto add = [&](const std::vector<float>& x, int64_t width) {
+      both.insert(both.end(), x.begin() + slot * width, x.begin() + (slot + 1) * width);
+    };
+    add(w.windows, window);
+    add(w.kept, kept);
+  }
+  const DeviceTensor windows(DType::kF32, {w.slots, (window + kept) / c, c}, both);
   const DeviceTensor states(w.half_states ? DType::kBF16 : DType::kF32,
                             {w.slots, heads, s.value_dim, s.key_dim}, w.states);
   const DeviceTensor cu(cu_q), reads(read), writes(write), chain_list(chains);
@@ -260,7 +274,12 @@ std::vector<float> gdn_on_gpu(GdnWorld& w, const GdnCall& call) {
       std::max<int64_t>(64, cuda::gdn_scratch(s, w.rows, static_cast<int64_t>(read.size()))));
   cuda::gdn(stream, args);
   stream.sync();
-  w.windows = windows.floats();
+  both = windows.floats();
+  for (int64_t slot = 0; slot < w.slots; ++slot) {
+    const auto from = both.begin() + slot * (window + kept);
+    std::copy_n(from, window, w.windows.begin() + slot * window);
+    std::copy_n(from + window, kept, w.kept.begin() + slot * kept);
+  }
   w.states = states.floats();
   return out.floats();
 }

@@ -6,13 +6,14 @@
 #include <string>
 #include <vector>
 
+#include "kernels/gdn_slots.h"
 #include "tests/ops_cuda/support.h"
 
 namespace weft {
 
 struct GdnPart {  // a segment of the call
   int rows;
-  int read, write;
+  int read, write;  // or what gdn_slots.h says
 };
 using GdnChain = std::vector<GdnPart>;
 
@@ -28,6 +29,7 @@ struct GdnWorld {
   int64_t rows, slots;
   std::vector<float> qkv, a, b, conv, a_log, dt_bias, windows, states;
   std::vector<float> z, norm_weight;  // the layer's norm of the outputs, if not empty
+  std::vector<float> kept;            // the slots' kept rows as they lie there, on the GPU alone
   GateActivation activation = GateActivation::kSilu;
   bool half_states = false;  // bf16 on the GPU
 
@@ -43,6 +45,7 @@ struct GdnWorld {
   void copy_slot(int64_t from, int64_t to);
   void poison(int64_t slot);
   void add_norm(uint64_t seed);
+  void add_kept_rows(int64_t rows);
   void halve_states();
   /// The rows [first, first + count) as a world of their own, with the same slots.
   GdnWorld cut(int64_t first, int64_t count) const;

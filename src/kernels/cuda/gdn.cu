@@ -38,7 +38,8 @@ __device__ void load_token(const GdnView& p, const Slice& slice, const GdnHistor
                                : p.v_channel(slice.hv) + slice.row + i - 2 * kd;
     float sum = 0;
     for (int j = 0; j < p.width; ++j) {
-      sum = fmaf(p.conv[c * p.conv_row + j], gdn_input(p, history, t - p.width + 1 + j, c), sum);
+      sum = fmaf(p.conv[c * p.conv_row + j], gdn_input<true>(p, history, t - p.width + 1 + j, c),
+                 sum);
     }
     y[i] = gdn_silu(sum);
   }
@@ -55,12 +56,17 @@ __device__ void load_token(const GdnView& p, const Slice& slice, const GdnHistor
   __syncthreads();
 }
 
-__device__ void step_slice(const GdnView& p, const Slice& slice, int t, const float* y, float* s) {
+struct Gates {
+  float a, b;
+};
+
+/// A token; without `out` (of the slice's rows) for its state alone.
+__device__ void step_slice(const GdnView& p, const Slice& slice, const Gates& gates, const float* y,
+                           float* s, __nv_bfloat16* out) {
   const int kd = p.key_dim, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const float* k = y + kd;
-  const float decay =
-      expf(gdn_log_decay(p.a[t * p.a_row + slice.hv], p.a_log[slice.hv], p.dt_bias[slice.hv]));
-  const float beta = gdn_beta(p.b[t * p.b_row + slice.hv]);
+  const float decay = expf(gdn_log_decay(gates.a, p.a_log[slice.hv], p.dt_bias[slice.hv]));
+  const float beta = gdn_beta(gates.b);
   for (int i = warp; i < slice.rows; i += kThreads / 32) {
     float* row = s + i * kd;
     float predicted = 0;
@@ -76,10 +82,7 @@ __device__ void step_slice(const GdnView& p, const Slice& slice, int t, const fl
       row[j] = p.half_states ? gdn_round_bf16(x) : x;
     }
     sum = warp_sum(sum);
-    if (lane == 0) {
-      p.out[int64_t{t} * p.out_row + slice.hv * p.out_head + slice.row + i] =
-          __float2bfloat16_rn(sum);
-    }
+    if (lane == 0 && out != nullptr) out[i] = __float2bfloat16_rn(sum);
   }
 }
 
@@ -99,23 +102,54 @@ __device__ void run_slice(const GdnView& p, const Slice& slice, int first, int l
                           float* y) {
   const int floats = slice.rows * p.key_dim;
   const int64_t at = slice.hv * p.state_head + int64_t{slice.row} * p.key_dim;
-  for (int segment = first; segment < last; ++segment) {
-    const int read = p.read_slot[segment], write = p.write_slot[segment];
-    for (int i = threadIdx.x; i < floats; i += kThreads) {
-      s[i] = read < 0 ? 0.0f : load_state(p, read * p.state_slot + at + i);
+  // The next segment may read such a slot: each thread reads what it wrote.
+  const auto store = [&](int slot) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < floats && slot >= 0; i += kThreads) {
+      store_state(p, slot * p.state_slot + at + i, s[i]);
     }
-    const GdnHistory history = gdn_history(p, segment, first);
-    for (int t = p.cu_q[segment]; t < p.cu_q[segment + 1]; ++t) {
-      load_token(p, slice, history, t, y);
-      step_slice(p, slice, t, y, s);
+    __syncthreads();
+  };
+  for (int segment = first; segment < last; ++segment) {
+    const GdnSlots slots = gdn_slots(p, segment);
+    for (int i = threadIdx.x; i < floats; i += kThreads) {
+      s[i] = slots.read < 0 ? 0.0f : load_state(p, slots.read * p.state_slot + at + i);
+    }
+    const GdnHistory history = gdn_history<true>(p, segment, first);
+    for (int i = 0; i < slots.count; ++i) {
+      const float* gates = p.kept_gates(slots.read, i) + slice.hv;
+      load_token(p, slice, history, p.cu_q[segment] - slots.count + i, y);
+      step_slice(p, slice, {gates[0], gates[p.value_heads]}, y, s, nullptr);
       __syncthreads();
     }
-    __syncthreads();
-    // The next segment may read this slot: each thread reads what it wrote.
-    for (int i = threadIdx.x; i < floats && write >= 0; i += kThreads) {
-      store_state(p, write * p.state_slot + at + i, s[i]);
+    store(slots.keep);
+    for (int t = p.cu_q[segment]; t < p.cu_q[segment + 1]; ++t) {
+      load_token(p, slice, history, t, y);
+      step_slice(p, slice, {p.a[t * p.a_row + slice.hv], p.b[t * p.b_row + slice.hv]}, y, s,
+                 p.out + int64_t{t} * p.out_row + slice.hv * p.out_head + slice.row);
+      __syncthreads();
     }
-    __syncthreads();
+    store(slots.write);
+  }
+}
+
+/// The inputs of channel c, when nobody needs the kept rows before them any more.
+__device__ void keep_rows(const GdnView& p, int first, int last, int c) {
+  for (int s = first; s < last; ++s) {
+    const int keep = gdn_slots(p, s).keep, begin = p.cu_q[s];
+    for (int t = begin; t < p.cu_q[s + 1] && keep >= 0; ++t) {
+      p.kept(keep, t - begin)[c] = p.qkv[int64_t{t} * p.qkv_row + c];
+    }
+  }
+}
+__device__ void keep_gates(const GdnView& p, int first, int last, int hv) {
+  for (int s = first; s < last; ++s) {
+    const int keep = gdn_slots(p, s).keep, begin = p.cu_q[s];
+    for (int t = begin; t < p.cu_q[s + 1] && keep >= 0; ++t) {
+      float* gates = p.kept_gates(keep, t - begin) + hv;
+      gates[0] = p.a[t * p.a_row + hv];
+      gates[p.value_heads] = p.b[t * p.b_row + hv];
+    }
   }
 }
 
@@ -135,8 +169,10 @@ __global__ void __launch_bounds__(kThreads) gdn_recurrent_kernel(GdnView p, int 
     const int c = i < p.key_dim       ? hk * p.key_dim + i
                   : i < 2 * p.key_dim ? p.k_channel(hk) + i - p.key_dim
                                       : p.v_channel(hk * group) + i - 2 * p.key_dim;
-    gdn_store_windows<kMaxWidth>(p, first, last, c);
+    gdn_store_windows<kMaxWidth, false, true>(p, first, last, c);
+    keep_rows(p, first, last, c);
   }
+  for (int r = threadIdx.x; r < group; r += kThreads) keep_gates(p, first, last, hk * group + r);
 }
 
 /// Whether the outputs already have their norm.
@@ -196,6 +232,9 @@ GdnView gdn_view(const GdnArgs& args) {
   p.key_dim = args.shape.key_dim;
   p.value_dim = args.shape.value_dim;
   p.width = args.shape.conv_width;
+  if (windows.dim(1) > p.width - 1) {
+    p.kept_row = kept_row_bytes(windows.dim(2), args.shape.value_heads);
+  }
   p.num_slots = static_cast<int>(states.dim(0));
   if (args.norm.z.defined()) {
     p.z = static_cast<const __nv_bfloat16*>(args.norm.z.data);
@@ -233,6 +272,7 @@ void gdn(Stream& stream, const GdnArgs& args) {
   CHECK(args.qkv.dtype == DType::kBF16 && args.out.dtype == DType::kBF16);
   CHECK(args.state.conv.dtype == DType::kF32);
   CHECK(args.state.recurrent.dtype == DType::kF32 || args.state.recurrent.dtype == DType::kBF16);
+  CHECK(args.state.conv.dim(0) <= kMostStateSlots);
   if (args.num_chains == 0) return;
   CHECK(args.chains.defined());
   const int64_t rows = args.out.dim(0);

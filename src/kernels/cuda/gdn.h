@@ -8,6 +8,7 @@
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/common/math.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/gdn_slots.h"
 
 namespace weft::cuda {
 
@@ -23,6 +24,7 @@ struct GdnView {
   const int32_t *cu_q, *read_slot, *write_slot, *chains;
   int64_t qkv_row, a_row, b_row, conv_row, window_slot, window_row, state_slot, state_head, out_row,
       out_head;
+  int64_t kept_row;  // bytes; 0: the slots have no kept rows (gdn_slots.h)
   int key_heads, value_heads, key_dim, value_dim, width;
   int first_chain;  // blocks count chains from here
   int num_slots;
@@ -36,6 +38,16 @@ struct GdnView {
   __device__ int group() const { return value_heads / key_heads; }
   __device__ int k_channel(int hk) const { return (key_heads + hk) * key_dim; }
   __device__ int v_channel(int hv) const { return 2 * key_heads * key_dim + hv * value_dim; }
+
+  /// Kept row `row` of a slot, and its gates.
+  __device__ __nv_bfloat16* kept(int slot, int row) const {
+    return reinterpret_cast<__nv_bfloat16*>(
+        reinterpret_cast<char*>(windows + slot * window_slot + (width - 1) * window_row) +
+        row * kept_row);
+  }
+  __device__ float* kept_gates(int slot, int row) const {
+    return reinterpret_cast<float*>(kept(slot, row) + v_channel(value_heads));
+  }
 };
 
 GdnView gdn_view(const GdnArgs& args);
@@ -94,55 +106,60 @@ __device__ __forceinline__ float gdn_beta(float b) {
   return gdn_reciprocal(1.0f + exp2_approx(-1.4426950408889634f * b));
 }
 
+/// What a segment says of slots (gdn_slots.h); -1: none.
+struct GdnSlots {
+  int read = -1, write = -1;
+  int count = 0;  // kept rows of `read` that come first
+  int keep = -1;  // takes the state before the segment's own rows, and their inputs
+};
+__device__ __forceinline__ GdnSlots gdn_slots(const GdnView& p, int segment) {
+  const int read = p.read_slot[segment], write = p.write_slot[segment];
+  return {read < 0 ? -1 : read % kMostStateSlots, max(write, -1),
+          read < 0 ? 0 : read / kMostStateSlots, write < -1 ? -2 - write : -1};
+}
+
 /// Where the convolution's input before a segment comes from: rows of the step from `begin` on,
 /// before them the window in `slot` (-1: zeros). A segment that reads the slot that its predecessor
-/// in the chain writes continues its rows.
+/// in the chain writes continues its rows. `Kept`: between the two are `count` kept rows.
 struct GdnHistory {
-  int begin, slot;
+  int begin = 0, slot = -1, count = 0;
 };
+template <bool Kept = false>
 __device__ __forceinline__ GdnHistory gdn_history(const GdnView& p, int segment, int first) {
   int s = segment;
   while (s > first && p.read_slot[s] >= 0 && p.read_slot[s] == p.write_slot[s - 1]) --s;
-  return {p.cu_q[s], p.read_slot[s]};
+  if constexpr (!Kept) return {p.cu_q[s], p.read_slot[s]};
+  const GdnSlots slots = gdn_slots(p, s);
+  return {p.cu_q[s], slots.read, slots.count};
 }
-/// Input of channel c at row t >= history.begin - (W - 1).
+/// Input of channel c at row t >= history.begin - history.count - (W - 1).
+template <bool Kept = false>
 __device__ __forceinline__ float gdn_input(const GdnView& p, const GdnHistory& history, int t,
                                            int c) {
   if (t >= history.begin) return __bfloat162float(p.qkv[int64_t{t} * p.qkv_row + c]);
   if (history.slot < 0) return 0.0f;
-  return p.windows[history.slot * p.window_slot +
-                   int64_t{p.width - 1 + t - history.begin} * p.window_row + c];
+  const int row = t - history.begin + (Kept ? history.count : 0);
+  if (Kept && row >= 0) return __bfloat162float(p.kept(history.slot, row)[c]);
+  return p.windows[history.slot * p.window_slot + int64_t{p.width - 1 + row} * p.window_row + c];
 }
 
 /// Writes the windows of channel c for all segments of a chain, in order, by one thread, after
 /// everything that reads the chain's windows. W is the width of the convolution, at most.
-template <int W, bool Exact = false>
+template <int W, bool Exact = false, bool Kept = false>
 __device__ __forceinline__ void gdn_store_windows(const GdnView& p, int first, int last, int c) {
   const int rows = Exact ? W - 1 : p.width - 1;
   float window[W - 1] = {};  // before row `begin`
   int begin = 0;
-  for (int s = first; s < last; ++s) {
-    const int read = p.read_slot[s], write = p.write_slot[s], end = p.cu_q[s + 1];
-    if (s == first || read < 0 || read != p.write_slot[s - 1]) {
-      begin = p.cu_q[s];
-      if (end - begin < rows) {  // else nobody looks back that far
-#pragma unroll
-        for (int i = 0; i < W - 1; ++i) {
-          if (i < rows) {
-            window[i] =
-                read < 0 ? 0.0f : p.windows[read * p.window_slot + int64_t{i} * p.window_row + c];
-          }
-        }
-      }
-    }
-    if (write < 0) continue;
+  GdnHistory history;
+  const auto store = [&](int end, int slot) {
     float x[W - 1];
 #pragma unroll
     for (int i = 0; i < W - 1; ++i) {
       const int t = end - rows + i;
       x[i] = 0;
       if (i < rows && t >= begin) {
-        x[i] = __bfloat162float(p.qkv[int64_t{t} * p.qkv_row + c]);
+        x[i] = Kept ? gdn_input<true>(p, history, t, c)
+                    : __bfloat162float(p.qkv[int64_t{t} * p.qkv_row + c]);
       } else {
 #pragma unroll
         for (int j = 0; j < W - 1; ++j) x[i] = j == rows + t - begin ? window[j] : x[i];
@@ -150,8 +167,28 @@ __device__ __forceinline__ void gdn_store_windows(const GdnView& p, int first, i
     }
 #pragma unroll
     for (int i = 0; i < W - 1; ++i) {
-      if (i < rows) p.windows[write * p.window_slot + int64_t{i} * p.window_row + c] = x[i];
+      if (i < rows) p.windows[slot * p.window_slot + int64_t{i} * p.window_row + c] = x[i];
     }
+  };
+  for (int s = first; s < last; ++s) {
+    const GdnSlots slots = Kept ? gdn_slots(p, s) : GdnSlots{p.read_slot[s], p.write_slot[s]};
+    const int end = p.cu_q[s + 1];
+    if (s == first || slots.read < 0 || p.read_slot[s] != p.write_slot[s - 1]) {
+      history = {p.cu_q[s], slots.read, slots.count};
+      begin = history.begin - slots.count;
+      if (Kept || end - begin < rows) {  // else nobody looks back that far
+#pragma unroll
+        for (int i = 0; i < W - 1; ++i) {
+          if (i < rows) {
+            window[i] = slots.read < 0
+                            ? 0.0f
+                            : p.windows[slots.read * p.window_slot + int64_t{i} * p.window_row + c];
+          }
+        }
+      }
+    }
+    if (Kept && slots.keep >= 0) store(p.cu_q[s], slots.keep);
+    if (slots.write >= 0) store(end, slots.write);
   }
 }
 

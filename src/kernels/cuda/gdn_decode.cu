@@ -53,19 +53,28 @@ struct Outputs {
   Barrier sent[2];                   // a turn's squares are here
 };
 
-template <int K, int V, int Rows>
+/// Each thread's window before a segment's own rows.
+template <int Owned, bool Kept>
+struct KeptWindow {
+  float x[Owned][kWidth - 1][kThreads];
+};
+template <int Owned>
+struct KeptWindow<Owned, false> {};
+
+template <int K, int V, int Rows, bool Kept>
 struct Shared {
   Token<K, Rows> tokens[2];
   Outputs<V, Rows> outputs;
+  KeptWindow<Tile<K, V, Rows>::kOwned, Kept> window;
 };
 
-/// `Several`: built for chains of several segments.
-template <int K, int V, int Rows, class State, bool Several>
+/// `Kept`: built for slots with kept rows (gdn_slots.h).
+template <int K, int V, int Rows, class State, bool Kept>
 class Block {
   using T = Tile<K, V, Rows>;
 
  public:
-  __device__ Block(const GdnView& p, Shared<K, V, Rows>& shared) : p_(p), shared_(shared) {
+  __device__ Block(const GdnView& p, Shared<K, V, Rows, Kept>& shared) : p_(p), shared_(shared) {
     const int blocks = p.group() * T::kSlices;
     const int rank = static_cast<int>(blockIdx.x) % blocks;
     const int unit = static_cast<int>(blockIdx.x) / blocks;
@@ -101,7 +110,7 @@ class Block {
     first_ = p_.chains[chain_];
     last_ = p_.chains[chain_ + 1];
     if (first_ == last_) return;
-    const int read = p_.read_slot[first_];
+    const int read = slots_of(first_).read;
     if (read < 0 || read >= p_.num_slots) return;
     const State* row = state(read, 0);
     constexpr int kLine = 128 / sizeof(State);
@@ -116,19 +125,17 @@ class Block {
   }
 
   __device__ void run() {
-    for (int s = first_; s < last_;) {
-      int end = s + 1;
-      while (Several && end < last_ && p_.read_slot[end] >= 0 &&
-             p_.read_slot[end] == p_.write_slot[end - 1]) {
-        ++end;
-      }
+    for (int s = first_; s < last_; ++s) {
       if (s > first_) cluster_sync();  // the windows of the segments before are written
-      run_segments(s, end);
-      s = end;
+      run_segment(p_.cu_q[s], p_.cu_q[s + 1], slots_of(s));
     }
   }
 
  private:
+  __device__ GdnSlots slots_of(int segment) const {
+    if constexpr (Kept) return gdn_slots(p_, segment);
+    return {p_.read_slot[segment], p_.write_slot[segment]};
+  }
   /// Channel i of this thread (a thread beyond the last channel repeats the last one).
   __device__ int channel(int i) const {
     const int at = min(static_cast<int>(threadIdx.x) + i * kThreads, T::kChannels - 1);
@@ -145,13 +152,10 @@ class Block {
            int64_t{row_ + pass * T::kGroups + group_} * K;
   }
 
-  /// Segments [segment, behind), each of which goes on from where the one before it writes: state
-  /// and windows stay in registers.
-  __device__ void run_segments(int segment, int behind) {
-    const int last = behind - 1;
-    const int begin = p_.cu_q[segment], end = p_.cu_q[behind];
-    const int read = p_.read_slot[segment], write = p_.write_slot[last];
-    if (begin < end) load_inputs(begin);
+  /// Kept rows first, whose outputs nobody wants: at [-slots.count, 0) from `begin`.
+  __device__ void run_segment(int begin, int end, const GdnSlots& slots) {
+    const int read = slots.read, write = slots.write, kept = Kept ? slots.count : 0;
+    if (begin - kept < end) load_inputs(begin - kept, begin, read, kept);
     __nv_bfloat16 z[T::kNormed];
     load_z(begin, end, z);
 #pragma unroll
@@ -171,26 +175,47 @@ class Block {
         load_row<T::kLanes>(state(read, pass), lane_, s_[pass]);
       }
     }
-    cluster_arrive();  // this block has read the windows
+    int turn = 0;  // of the two tokens
+    if constexpr (Kept) {
+      for (int t = begin - kept; t < begin; ++t, turn ^= 1) {
+        Token<K, Rows>& token = shared_.tokens[turn];
+        convolve(token);
+        if (t + 1 < end) load_inputs(t + 1, begin, read, kept);
+        __syncthreads();
+        advance(token);
+      }
+      if (slots.keep >= 0) store_state(slots.keep);
+#pragma unroll
+      for (int i = 0; i < T::kOwned; ++i) {
+#pragma unroll
+        for (int j = 0; j < kWidth - 1; ++j) shared_.window.x[i][j][threadIdx.x] = window_[i][j];
+      }
+    }
+    cluster_arrive();  // this block has read windows and kept rows
     bool met = false;
-    [[maybe_unused]] const auto store_ended = [&](int t) {
-      for (; segment < last && p_.cu_q[segment + 1] == t; ++segment) {
-        const int kept = p_.write_slot[segment];
-        store_state(kept);
-        if (!met) cluster_wait();
+    const auto keep_window = [&] {
+      if constexpr (Kept) {
+        if (met || slots.keep < 0) return;
+        cluster_wait();
         met = true;
-        store_windows(kept);
+        store_windows(slots.keep,
+                      [&](int i, int j) { return shared_.window.x[i][j][threadIdx.x]; });
       }
     };
-    if constexpr (Several) store_ended(begin);
     int t = begin, first = begin;
     do {
-      for (; t < min(first + kBatch, end); ++t) {
-        Token<K, Rows>& token = shared_.tokens[(t - begin) % 2];
-        convolve(t, end, token);
+      for (; t < min(first + kBatch, end); ++t, turn ^= 1) {
+        Token<K, Rows>& token = shared_.tokens[turn];
+        [[maybe_unused]] Inputs inputs;
+        if constexpr (Kept) inputs = inputs_;
+        convolve(token);
+        if (t + 1 < end) load_inputs(t + 1, begin, read, kept);
         __syncthreads();
         step(t, t - first, token);
-        if constexpr (Several) store_ended(t + 1);
+        if constexpr (Kept) {
+          keep_window();
+          if (slots.keep >= 0) store_inputs(slots.keep, t - begin, inputs);
+        }
       }
       // The state is stored while the squares are on their way.
       const bool norm = p_.z != nullptr && first < t;
@@ -200,9 +225,10 @@ class Block {
       if (t < end) load_z(t, end, z);
       first = t;
     } while (t < end);
+    keep_window();
     if (!met) cluster_wait();
-    if (write >= 0) store_windows(write);
-    __syncthreads();  // the tokens are free for the next segments
+    if (write >= 0) store_windows(write, [&](int i, int j) { return window_[i][j]; });
+    __syncthreads();  // the tokens are free for the next segment
   }
 
   __device__ void store_state(int slot) const {
@@ -212,11 +238,38 @@ class Block {
     }
   }
 
-  __device__ void load_inputs(int t) {
+  /// What a token takes of this thread.
+  struct Inputs {
+    __nv_bfloat16 x[T::kOwned];
+    float a, b;
+  };
+  /// Of row t of a segment that begins at `begin` behind `kept` kept rows of slot `read`.
+  __device__ void load_inputs(int t, int begin, int read, int kept) {
+    if (Kept && t < begin) {
+      const __nv_bfloat16* row = p_.kept(read, t - begin + kept);
+      const float* gates = p_.kept_gates(read, t - begin + kept) + hv_;
 #pragma unroll
-    for (int i = 0; i < T::kOwned; ++i) x_[i] = p_.qkv[t * p_.qkv_row + channel(i)];
-    a_ = p_.a[t * p_.a_row + hv_];
-    b_ = p_.b[t * p_.b_row + hv_];
+      for (int i = 0; i < T::kOwned; ++i) inputs_.x[i] = row[channel(i)];
+      inputs_.a = gates[0];
+      inputs_.b = gates[p_.value_heads];
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < T::kOwned; ++i) inputs_.x[i] = p_.qkv[t * p_.qkv_row + channel(i)];
+    inputs_.a = p_.a[t * p_.a_row + hv_];
+    inputs_.b = p_.b[t * p_.b_row + hv_];
+  }
+  __device__ void store_inputs(int slot, int kept, const Inputs& inputs) const {
+    __nv_bfloat16* row = p_.kept(slot, kept);
+#pragma unroll
+    for (int i = 0; i < T::kOwned; ++i) {
+      if (stores_channel(i)) row[channel(i)] = inputs.x[i];
+    }
+    if (row_ == 0 && threadIdx.x == 0) {
+      float* gates = p_.kept_gates(slot, kept) + hv_;
+      gates[0] = inputs.a;
+      gates[p_.value_heads] = inputs.b;
+    }
   }
   /// Of the next kBatch tokens from `first` on.
   __device__ void load_z(int first, int end, __nv_bfloat16 (&z)[T::kNormed]) const {
@@ -230,17 +283,26 @@ class Block {
     }
   }
 
-  __device__ void convolve(int t, int end, Token<K, Rows>& token) {
+  __device__ void convolve(Token<K, Rows>& token) {
 #pragma unroll
     for (int i = 0; i < T::kOwned; ++i) {
-      const float y = gdn_convolve(taps_[i], window_[i], __bfloat162float(x_[i]));
+      const float y = gdn_convolve(taps_[i], window_[i], __bfloat162float(inputs_.x[i]));
       if (has_channel(i)) token.y[threadIdx.x + i * kThreads] = y;
     }
     if (threadIdx.x == kThreads - 1) {
-      token.decay = gdn_decay(a_, rate_, bias_);
-      token.beta = gdn_beta(b_);
+      token.decay = gdn_decay(inputs_.a, rate_, bias_);
+      token.beta = gdn_beta(inputs_.b);
     }
-    if (t + 1 < end) load_inputs(t + 1);
+  }
+
+  /// A kept row: the state goes on.
+  __device__ void advance(const Token<K, Rows>& token) {
+    const GdnKey<K, State> key(token.y + K, lane_);
+    const float decay = token.decay, beta = token.beta;
+#pragma unroll
+    for (int pass = 0; pass < T::kPasses; ++pass) {
+      key.advance(s_[pass], token.y[2 * K + pass * T::kGroups + group_], decay, beta);
+    }
   }
 
   __device__ void step(int t, int at, const Token<K, Rows>& token) {
@@ -301,33 +363,38 @@ class Block {
     ++turns_;
   }
 
-  __device__ void store_windows(int slot) {
+  /// All blocks of the cluster have q and k: the first one stores their channels.
+  __device__ bool stores_channel(int i) const {
+    const bool shared = static_cast<int>(threadIdx.x) + i * kThreads < 2 * K;
+    return has_channel(i) && (!shared || rank_ == 0);
+  }
+  template <class Value>
+  __device__ void store_windows(int slot, const Value& value) const {
 #pragma unroll
     for (int i = 0; i < T::kOwned; ++i) {
-      const bool shared = static_cast<int>(threadIdx.x) + i * kThreads < 2 * K;
-      if (!has_channel(i) || (shared && rank_ != 0)) continue;
+      if (!stores_channel(i)) continue;
       float* window = p_.windows + slot * p_.window_slot + channel(i);
 #pragma unroll
-      for (int j = 0; j < kWidth - 1; ++j) window[j * p_.window_row] = window_[i][j];
+      for (int j = 0; j < kWidth - 1; ++j) window[j * p_.window_row] = value(i, j);
     }
   }
 
   const GdnView& p_;
-  Shared<K, V, Rows>& shared_;
+  Shared<K, V, Rows, Kept>& shared_;
   int turns_ = 0;
   float weight_ = 0;
   int chain_, hk_, hv_, row_, rank_, lane_, group_, first_, last_;
   float taps_[T::kOwned][kWidth], window_[T::kOwned][kWidth - 1];
-  __nv_bfloat16 x_[T::kOwned];
-  float a_, b_, rate_, bias_;
+  Inputs inputs_;
+  float rate_, bias_;
   float s_[T::kPasses][16];
 };
 
-template <int K, int V, int Rows, class State, bool Several>
-__global__ void __launch_bounds__(kThreads, Rows == 64 || Several ? 3 : 4)
+template <int K, int V, int Rows, class State, bool Kept>
+__global__ void __launch_bounds__(kThreads, Rows == 64 || Kept ? 3 : 4)
     gdn_decode_kernel(const __grid_constant__ GdnView p) {
-  __shared__ Shared<K, V, Rows> shared;
-  Block<K, V, Rows, State, Several> block(p, shared);
+  __shared__ Shared<K, V, Rows, Kept> shared;
+  Block<K, V, Rows, State, Kept> block(p, shared);
   block.prepare();
   block.meet();
   wait_for_predecessor();
@@ -335,10 +402,9 @@ __global__ void __launch_bounds__(kThreads, Rows == 64 || Several ? 3 : 4)
   block.run();
 }
 
-/// Some chains, which may have several segments each.
 struct Chains {
   int count;
-  bool several, overlap;
+  bool overlap;
 };
 
 template <int K, int V, int Rows, class State = float>
@@ -349,7 +415,7 @@ bool try_tile(Stream& stream, const GdnView& p, const Chains& chains) {
                           .block = kThreads,
                           .cluster = static_cast<unsigned>(cluster),
                           .overlap = chains.overlap};
-  if (chains.several) {
+  if (p.kept_row > 0) {
     launch(stream, shape, gdn_decode_kernel<K, V, Rows, State, true>, p);
   } else {
     launch(stream, shape, gdn_decode_kernel<K, V, Rows, State, false>, p);
@@ -366,8 +432,7 @@ bool gdn_decode(Stream& stream, const GdnArgs& args, int first, int count) {
   static_assert(kWidth == 4);
   if (!gdn_decode_supports(s) || p.state_slot % 8 != 0 || p.state_head % 8 != 0) return false;
   // Behind a prompt's chains its kernels wrote states just now.
-  const Chains chains{
-      .count = count, .several = args.num_segments > args.num_chains, .overlap = first == 0};
+  const Chains chains{.count = count, .overlap = first == 0};
   // Small tiles only where they are needed to reach every multiprocessor; the bits are the same.
   const bool small = int64_t{count} * s.value_heads < 128;
   if (s.key_dim == 128 && p.half_states) {

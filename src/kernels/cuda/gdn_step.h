@@ -91,27 +91,77 @@ __device__ __forceinline__ float gdn_decay(float a, float rate, float dt_bias) {
   return exp2_approx(-1.4426950408889634f * rate * gdn_softplus(a + dt_bias));
 }
 
-/// q and k of a token as the convolution left them, and what l2norm makes of their products.
+/// k of a token as the convolution left it, and what l2norm makes of its products: all that the
+/// state behind the token needs.
 template <int K, class State>
-struct GdnQueryKey {
+struct GdnKey {
   static constexpr int kLanes = K / 16;
-  float q[16], k[16];
-  float q_factor, k_factor, qk;
+  float k[16];
+  float k_factor;
 
-  __device__ __forceinline__ GdnQueryKey(const float* from_q, const float* from_k, int lane) {
+  __device__ __forceinline__ GdnKey(const float* from, int lane, float factor) : k_factor(factor) {
+    load_pieces<kLanes, kGdnPiece<State>>(from, lane, k);
+  }
+  __device__ __forceinline__ GdnKey(const float* from, int lane) : GdnKey(from, lane, 0.0f) {
+    float kk = 0;
+#pragma unroll
+    for (int j = 0; j < 16; ++j) kk = fmaf(k[j], k[j], kk);
+    k_factor = rsqrtf(sum_lanes<kLanes>(kk) + kGdnL2Eps);
+  }
+
+  /// One row s of S, of which v is the value and `sk` this lane's part of s.k: u.
+  __device__ __forceinline__ float write(float (&s)[16], float sk, float v, float decay,
+                                         float beta) const {
+    sk = sum_lanes<kLanes>(sk) * k_factor;
+    const float u = beta * fmaf(-decay, sk, v);
+    const float uk = u * k_factor;
+#pragma unroll
+    for (int j = 0; j < 16; ++j) s[j] = fmaf(uk, k[j], decay * s[j]);
+    if (sizeof(State) == 2) round_row(s);
+    return u;
+  }
+  /// The same without an output.
+  __device__ __forceinline__ void advance(float (&s)[16], float v, float decay, float beta) const {
+    float sk = 0;
+#pragma unroll
+    for (int j = 0; j < 16; ++j) sk = fmaf(s[j], k[j], sk);
+    write(s, sk, v, decay, beta);
+  }
+};
+
+/// What l2norm makes of the products of a token's q and k, for those who need them again.
+struct GdnFactors {
+  float q, k, qk;
+};
+
+/// q and k of a token.
+template <int K, class State>
+struct GdnQueryKey : GdnKey<K, State> {
+  using Key = GdnKey<K, State>;
+  using Key::k, Key::k_factor, Key::kLanes;
+  float q[16];
+  float q_factor, qk;
+
+  __device__ __forceinline__ GdnQueryKey(const float* from_q, const float* from_k, int lane,
+                                         const GdnFactors& factors)
+      : Key(from_k, lane, factors.k), q_factor(factors.q), qk(factors.qk) {
     load_pieces<kLanes, kGdnPiece<State>>(from_q, lane, q);
-    load_pieces<kLanes, kGdnPiece<State>>(from_k, lane, k);
-    float qq = 0, kk = 0, both = 0;
+  }
+  __device__ __forceinline__ GdnQueryKey(const float* from_q, const float* from_k, int lane)
+      : Key(from_k, lane) {
+    load_pieces<kLanes, kGdnPiece<State>>(from_q, lane, q);
+    float qq = 0, both = 0;
 #pragma unroll
     for (int j = 0; j < 16; ++j) {
       qq = fmaf(q[j], q[j], qq);
-      kk = fmaf(k[j], k[j], kk);
       both = fmaf(q[j], k[j], both);
     }
     q_factor =
         rsqrtf(sum_lanes<kLanes>(qq) + kGdnL2Eps) * (K == 128 ? 0.08838834764831845f : 0.125f);
-    k_factor = rsqrtf(sum_lanes<kLanes>(kk) + kGdnL2Eps);
     qk = sum_lanes<kLanes>(both) * q_factor * k_factor;
+  }
+  __device__ __forceinline__ GdnFactors factors() const {
+    return {q_factor, k_factor, qk};
   }
 
   /// One row s of S, of which v is the value: the output. Both products with the old row come from
@@ -123,14 +173,8 @@ struct GdnQueryKey {
       sk = fmaf(s[j], k[j], sk);
       sq = fmaf(s[j], q[j], sq);
     }
-    sk = sum_lanes<kLanes>(sk) * k_factor;
     sq = sum_lanes<kLanes>(sq) * q_factor;
-    const float u = beta * fmaf(-decay, sk, v);
-    const float uk = u * k_factor;
-#pragma unroll
-    for (int j = 0; j < 16; ++j) s[j] = fmaf(uk, k[j], decay * s[j]);
-    if (sizeof(State) == 2) round_row(s);
-    return fmaf(decay, sq, u * qk);
+    return fmaf(decay, sq, this->write(s, sk, v, decay, beta) * qk);
   }
 };
 

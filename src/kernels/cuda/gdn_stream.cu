@@ -31,7 +31,6 @@ constexpr int kLanes = kDim / 16;
 constexpr int kGroups = kThreads / kLanes;  // rows at a time
 constexpr int kPasses = kDim / kGroups;
 constexpr int kBatch = 8;     // tokens that are convolved together
-constexpr int kAhead = 4;     // of them, those whose inputs are loaded a chain ahead
 constexpr int kMaxGroup = 4;  // value heads a key head
 constexpr int kRing = 3 * kDim * kDim * 4;
 
@@ -41,6 +40,8 @@ struct Shared {
   alignas(128) State ring[kStages][kDim * kDim];
   float o[2][kBatch][kDim];  // by turns
   float decay[kBatch][kMaxGroup], beta[kBatch][kMaxGroup];
+  GdnFactors
+      factors[kBatch];  // where there are kept rows: several tokens' cost more than a meeting
   Barrier full[kStages], empty[kStages];
   Barrier o_full[2], o_empty[2];
   alignas(16) float y[1];  // [kBatch][2 K + group V]: q, k, v after the convolution
@@ -63,11 +64,12 @@ struct Place {
 struct Chain {
   int first = 0, last = 0;
 };
-/// Rows, and the slots before and behind them, of the segments [index, behind), of which each but
-/// the first goes on from where the one before it writes.
+/// A segment's rows are counted from its first kept one: those from slots.count on are the step's
+/// from `begin` on.
 struct Segment {
-  int begin = 0, end = 0, read = -1, write = -1, index = 0, behind = 0;
-  __device__ __forceinline__ int rows() const { return end - begin; }
+  int begin = 0, end = 0;
+  GdnSlots slots;
+  __device__ __forceinline__ int rows() const { return slots.count + end - begin; }
   __device__ __forceinline__ bool is_short() const { return rows() <= kBatch; }
 };
 
@@ -83,24 +85,14 @@ __device__ __forceinline__ int num_chains(const GdnView& p, int count) {
   const int own = static_cast<int>(blockIdx.x) / p.key_heads;
   return (count - own + step - 1) / step;
 }
-/// Segment s of a chain that ends before `last`; with `Several` those that go on from it, up to
-/// kBatch rows.
-template <bool Several>
-__device__ __forceinline__ Segment load_segment(const GdnView& p, int s, int last) {
-  Segment out{p.cu_q[s], p.cu_q[s + 1], p.read_slot[s], p.write_slot[s], s, s + 1};
-  if constexpr (Several) {
-    while (out.behind < last && out.write >= 0 && p.read_slot[out.behind] == out.write) {
-      const int end = p.cu_q[out.behind + 1];
-      if (end - out.begin > kBatch) break;
-      out.end = end;
-      out.write = p.write_slot[out.behind++];
-    }
-  }
-  return out;
+template <bool Kept>
+__device__ __forceinline__ Segment load_segment(const GdnView& p, int s) {
+  if constexpr (Kept) return {p.cu_q[s], p.cu_q[s + 1], gdn_slots(p, s)};
+  return {p.cu_q[s], p.cu_q[s + 1], {p.read_slot[s], p.write_slot[s]}};
 }
-template <bool Several = false>
+template <bool Kept>
 __device__ __forceinline__ Segment load_first(const GdnView& p, const Chain& chain) {
-  return chain.first < chain.last ? load_segment<Several>(p, chain.first, chain.last) : Segment{};
+  return chain.first < chain.last ? load_segment<Kept>(p, chain.first) : Segment{};
 }
 
 template <class State>
@@ -110,30 +102,29 @@ __device__ __forceinline__ State* head_state(const GdnView& p, int slot, int hv)
 
 /// The first chain's states on their way to L2 while the kernels in front finish (the slot numbers
 /// are from the host and older than any kernel of the step).
-template <class State>
+template <bool Kept, class State>
 __device__ void prefetch(const GdnView& p, int count, int hk) {
-  const Segment segment = load_first(p, load_chain(p, count, 0));
-  if (segment.read < 0 || segment.read >= p.num_slots) return;
+  const int read = load_first<Kept>(p, load_chain(p, count, 0)).slots.read;
+  if (read < 0 || read >= p.num_slots) return;
   for (int r = 0; r < p.group(); ++r) {
-    bulk_prefetch(head_state<State>(p, segment.read, hk * p.group() + r),
-                  kDim * kDim * sizeof(State));
+    bulk_prefetch(head_state<State>(p, read, hk * p.group() + r), kDim * kDim * sizeof(State));
   }
 }
 
 /// One thread: the first segment's states of all chains, in order.
-template <class State>
+template <bool Kept, class State>
 __device__ void fetch(const GdnView& p, Shared<State>& shared, int count, int hk) {
   constexpr uint32_t kBytes = kDim * kDim * sizeof(State);
   Place<Shared<State>::kStages> place;
   const int group = p.group(), chains = num_chains(p, count);
   for (int i = 0; i < chains; ++i) {
-    const Segment segment = load_first(p, load_chain(p, count, i));
-    if (segment.read < 0) continue;
+    const int read = load_first<Kept>(p, load_chain(p, count, i)).slots.read;
+    if (read < 0) continue;
     for (int r = 0; r < group; ++r) {
       wait(&shared.empty[place.stage], place.phase ^ 1);
       arrive_expect(&shared.full[place.stage], kBytes);
-      bulk_load(shared.ring[place.stage], head_state<State>(p, segment.read, hk * group + r),
-                kBytes, &shared.full[place.stage]);
+      bulk_load(shared.ring[place.stage], head_state<State>(p, read, hk * group + r), kBytes,
+                &shared.full[place.stage]);
       place.next();
     }
   }
@@ -141,7 +132,7 @@ __device__ void fetch(const GdnView& p, Shared<State>& shared, int count, int hk
 
 /// A warp: every second of the outputs, as the workers give them, through the layer's norm to
 /// memory.
-template <bool Several, class State>
+template <bool Kept, class State>
 __device__ void finish(const GdnView& p, Shared<State>& shared, int count, int hk) {
   const int own = warp_index() - kWarps - 1, lane = static_cast<int>(threadIdx.x) % 32;
   float weight[4];
@@ -149,16 +140,19 @@ __device__ void finish(const GdnView& p, Shared<State>& shared, int count, int h
   for (int i = 0; i < 4; ++i) weight[i] = p.z != nullptr ? p.norm_weight[32 * i + lane] : 0.0f;
   const int chains = num_chains(p, count), group = p.group();
   int item = 0;
-  const auto finish_rows = [&](int t, int rows, int hv) {
+  // Outputs [first, behind) of an item; number 0 is row t.
+  const auto finish_rows = [&](int t, int first, int behind, int hv) {
     const __nv_bfloat16* from = p.z + t * p.z_row + hv * p.z_head + lane;
     __nv_bfloat16* out = p.out + t * p.out_row + hv * p.out_head + lane;
-    for (int j = 0; j < rows; ++j) {
+    if (Kept && first >= behind)
+      wait(&shared.o_full[item % 2], static_cast<uint32_t>(item / 2) & 1);
+    for (int j = first; j < behind; ++j) {
       __nv_bfloat16 z[4];
       if (p.z != nullptr) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) z[i] = from[j * p.z_row + 32 * i];
       }
-      if (j == 0) wait(&shared.o_full[item % 2], static_cast<uint32_t>(item / 2) & 1);
+      if (j == first) wait(&shared.o_full[item % 2], static_cast<uint32_t>(item / 2) & 1);
       float o[4], squares[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -177,22 +171,26 @@ __device__ void finish(const GdnView& p, Shared<State>& shared, int count, int h
   };
   for (int i = 0; i < chains; ++i) {
     const Chain chain = load_chain(p, count, i);
-    for (int s = chain.first; s < chain.last;) {
-      const Segment segment = load_segment<Several>(p, s, chain.last);
-      const int end = segment.end;
+    for (int s = chain.first; s < chain.last; ++s) {
+      const Segment segment = load_segment<Kept>(p, s);
+      const int rows = segment.rows(), kept = segment.slots.count;
       for (int r = 0; r < group; ++r) {
-        for (int t = segment.begin; t < end; t += kBatch, ++item) {
-          if (item % kFinishers == own) finish_rows(t, min(kBatch, end - t), hk * group + r);
+        for (int v = 0; v < rows; v += kBatch, ++item) {
+          if (item % kFinishers != own) continue;
+          finish_rows(segment.begin - kept + v, max(kept - v, 0), min(kBatch, rows - v),
+                      hk * group + r);
         }
       }
-      s = segment.behind;
     }
   }
 }
 
-/// `Owned`: channels of q, k and v a thread. `Several`: built for chains of several segments.
-template <class State, int Owned, bool Several>
+/// `Owned`: channels of q, k and v a thread. `Kept`: built for slots with kept rows.
+template <class State, int Owned, bool Kept>
 class Worker {
+  // Rows whose inputs are loaded a chain ahead.
+  static constexpr int kAhead = Kept ? kBatch : kBatch / 2;
+
  public:
   __device__ Worker(const GdnView& p, Shared<State>& shared, int hk)
       : p_(p), shared_(shared), hk_(hk) {
@@ -219,18 +217,18 @@ class Worker {
     // The loads of chain i + 1's inputs need its first segment, that needs where it begins.
     Chain now = load_chain(p_, count, 0), next = load_chain(p_, count, 1),
           after = load_chain(p_, count, 2);
-    Segment first = load_first<Several>(p_, now), next_first = load_first<Several>(p_, next);
-    load_inputs(first, first.begin);
+    Segment first = load_first<Kept>(p_, now), next_first = load_first<Kept>(p_, next);
+    load_inputs(first, 0);
     for (int i = 0; i < chains; ++i) {
-      const Segment after_first = load_first<Several>(p_, after);
+      const Segment after_first = load_first<Kept>(p_, after);
       const Chain later = load_chain(p_, count, i + 3);
-      if (now.first == now.last) load_inputs(next_first, next_first.begin);
-      for (int s = now.first; s < now.last;) {
+      if (now.first == now.last) load_inputs(next_first, 0);
+      for (int s = now.first; s < now.last; ++s) {
         const bool is_first = s == now.first;
-        const Segment segment = is_first ? first : load_segment<Several>(p_, s, now.last);
-        s = segment.behind;
-        if (!is_first) load_inputs(segment, segment.begin);
-        run_segment(segment, is_first && first.read >= 0, s == now.last ? next_first : Segment{});
+        const Segment segment = is_first ? first : load_segment<Kept>(p_, s);
+        if (!is_first) load_inputs(segment, 0);
+        run_segment(segment, is_first && first.slots.read >= 0,
+                    s + 1 == now.last ? next_first : Segment{});
       }
       now = next;
       next = after;
@@ -259,27 +257,41 @@ class Worker {
                            : p_.v_channel(hk_ * group_) + at - 2 * kDim;
   }
 
-  /// What convolve() needs of tokens t.. of the segment; the window at its beginning.
-  __device__ __forceinline__ void load_inputs(const Segment& segment, int t) {
-    const int count = segment.end - t;
+  /// Row v of a segment.
+  __device__ __forceinline__ const __nv_bfloat16* input_row(const Segment& segment, int v) const {
+    if (Kept && v < segment.slots.count) return p_.kept(segment.slots.read, v);
+    return p_.qkv + (segment.begin + v - segment.slots.count) * p_.qkv_row;
+  }
+
+  /// What convolve() needs of rows v.. of the segment; the window at its beginning.
+  __device__ __forceinline__ void load_inputs(const Segment& segment, int v) {
+    const int count = segment.rows() - v, read = segment.slots.read;
 #pragma unroll
-    for (int i = 0; i < Owned; ++i) {
-      const __nv_bfloat16* input = p_.qkv + t * p_.qkv_row + channel(i);
+    for (int j = 0; j < kAhead; ++j) {
+      if (j >= count) continue;
+      const __nv_bfloat16* input = input_row(segment, v + j);
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        if (j < count) x_[i][j] = input[j * p_.qkv_row];
-      }
-      if (t != segment.begin) continue;
-      const float* window = p_.windows + segment.read * p_.window_slot + channel(i);
+      for (int i = 0; i < Owned; ++i) x_[i][j] = input[channel(i)];
+    }
+    if (v == 0) {
 #pragma unroll
-      for (int j = 0; j < 3; ++j) {
-        window_[i][j] = segment.read < 0 ? 0.0f : window[j * p_.window_row];
+      for (int i = 0; i < Owned; ++i) {
+        const float* window = p_.windows + read * p_.window_slot + channel(i);
+#pragma unroll
+        for (int j = 0; j < 3; ++j) window_[i][j] = read < 0 ? 0.0f : window[j * p_.window_row];
       }
     }
     if (gate_token_ < count) {
-      const int hv = hk_ * group_ + gate_head_;
-      a_ = p_.a[(t + gate_token_) * p_.a_row + hv];
-      b_ = p_.b[(t + gate_token_) * p_.b_row + hv];
+      const int hv = hk_ * group_ + gate_head_, gate = v + gate_token_;
+      if (Kept && gate < segment.slots.count) {
+        const float* gates = p_.kept_gates(read, gate) + hv;
+        a_ = gates[0];
+        b_ = gates[p_.value_heads];
+      } else {
+        const int t = segment.begin + gate - segment.slots.count;
+        a_ = p_.a[t * p_.a_row + hv];
+        b_ = p_.b[t * p_.b_row + hv];
+      }
     }
   }
 
@@ -287,64 +299,85 @@ class Worker {
   __device__ __forceinline__ void run_segment(const Segment& segment, bool fetched,
                                               const Segment& next) {
     const bool is_short = segment.is_short();
+    const int rows = segment.rows();
     // A short segment's q, k, v are made once for all heads.
     if (is_short) {
-      convolve(segment, segment.begin, segment.rows(), true);
-      load_inputs(next, next.begin);
+      convolve(segment, 0, rows, true);
+      load_inputs(next, 0);
     }
     for (int r = 0; r < group_; ++r) {
-      load_state(segment.read, r, fetched);
-      int t = segment.begin;
+      load_state(segment.slots.read, r, fetched);
+      int v = 0;
       do {
-        const int count = min(kBatch, segment.end - t);
+        const int count = min(kBatch, rows - v);
         if (!is_short) {
-          if (r > 0 || t > segment.begin) load_inputs(segment, t);
-          convolve(segment, t, count, r == group_ - 1);
+          if (r > 0 || v > 0) load_inputs(segment, v);
+          convolve(segment, v, count, r == group_ - 1);
         }
-        step(segment, count, r);
-        t += count;
-        if (t == segment.end && segment.write >= 0) store_state(segment.write, r);
-      } while (t < segment.end);
+        step(segment, v, count, r);
+        v += count;
+      } while (v < rows);
+      if (segment.slots.write >= 0) store_state(segment.slots.write, r);
     }
-    if (!is_short) load_inputs(next, next.begin);
+    if (!is_short) load_inputs(next, 0);
   }
 
-  /// q, k, v and gates of tokens [t, t + count) into shared memory. The window stays in registers
-  /// from one call of a segment to the next and is stored at the segment's end if `last`.
-  __device__ __forceinline__ void convolve(const Segment& segment, int t, int count, bool last) {
+  /// q, k, v and gates of rows [v, v + count) into shared memory. The window stays in registers
+  /// from one call of a segment to the next; if `last`, it is stored at the segment's end, and what
+  /// the segment keeps.
+  __device__ __forceinline__ void convolve(const Segment& segment, int v, int count, bool last) {
+    const GdnSlots& slots = segment.slots;
+    const int own = slots.count - v;  // the first one that is no kept row
+    const bool keeps = Kept && last && slots.keep >= 0;
     sync();  // y is free
 #pragma unroll
     for (int i = 0; i < Owned; ++i) {
       if (!has_channel(i)) continue;
-      const __nv_bfloat16* input = p_.qkv + t * p_.qkv_row + channel(i);
-      __nv_bfloat16 more[kBatch - kAhead];
+      const int column_channel = channel(i);
+      __nv_bfloat16 more[kBatch];  // behind those that are loaded
 #pragma unroll
       for (int j = kAhead; j < kBatch; ++j) {
-        if (j < count) more[j - kAhead] = input[j * p_.qkv_row];
+        if (j < count) more[j] = input_row(segment, v + j)[column_channel];
       }
       float* y = shared_.y + column(i);
-      const int column_channel = channel(i);
       const auto store_window = [&](int slot) {
         float* window = p_.windows + slot * p_.window_slot + column_channel;
 #pragma unroll
         for (int j = 0; j < 3; ++j) window[j * p_.window_row] = window_[i][j];
       };
-      [[maybe_unused]] int ended = segment.index;
-      if constexpr (Several) for_ended(segment, t, ended, store_window);
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
         if (j >= count) continue;
-        const __nv_bfloat16 x = j < kAhead ? x_[i][j % kAhead] : more[j % kAhead];
+        const __nv_bfloat16 x = j < kAhead ? x_[i][j % kAhead] : more[j];
+        if (keeps && j == own) store_window(slots.keep);
+        if (keeps && j >= own) p_.kept(slots.keep, j - own)[column_channel] = x;
         y[j * width_] = gdn_convolve(taps_[i], window_[i], __bfloat162float(x));
-        if constexpr (Several) for_ended(segment, t + j + 1, ended, store_window);
       }
-      if (last && t + count == segment.end && segment.write >= 0) store_window(segment.write);
+      if (last && v + count == segment.rows()) {
+        if (keeps && own == count) store_window(slots.keep);
+        if (slots.write >= 0) store_window(slots.write);
+      }
     }
     if (gate_token_ < count) {
       shared_.decay[gate_token_][gate_head_] = gdn_decay(a_, rate_, bias_);
       shared_.beta[gate_token_][gate_head_] = gdn_beta(b_);
     }
     sync();
+    if constexpr (Kept) {
+      // A token's lanes are of one warp, all of whose lanes take part.
+      const int token = min(thread_ / kLanes, count - 1);
+      if (thread_ / 32 * (32 / kLanes) < count) {
+        const float* y = shared_.y + token * width_;
+        const GdnQueryKey<kDim, State> both(y, y + kDim, lane_);
+        if (lane_ == 0) shared_.factors[token] = both.factors();
+      }
+      sync();
+    }
+    if (keeps && gate_token_ >= own && gate_token_ < count) {
+      float* gates = p_.kept_gates(slots.keep, gate_token_ - own) + hk_ * group_ + gate_head_;
+      gates[0] = a_;
+      gates[p_.value_heads] = b_;
+    }
   }
 
   /// This thread's part of row `pass` of a head.
@@ -381,34 +414,49 @@ class Worker {
     for (int i = 0; i < kPasses; ++i) store_row<kLanes>(to + row(i) * kDim, lane_, s_[i]);
   }
 
-  /// Calls store(slot) for those of the segments but the last that end before row t.
-  template <class Store>
-  __device__ __forceinline__ void for_ended(const Segment& segment, int t, int& s,
-                                            const Store& store) const {
-    for (; s < segment.behind - 1 && p_.cu_q[s + 1] == t; ++s) store(p_.write_slot[s]);
+  /// Of token j in y.
+  __device__ __forceinline__ GdnQueryKey<kDim, State> query_key(int j) const {
+    const float* y = shared_.y + j * width_;
+    if constexpr (Kept) return {y, y + kDim, lane_, shared_.factors[j]};
+    return {y, y + kDim, lane_};
   }
 
-  /// The outputs go to a finishing warp.
-  __device__ __forceinline__ void step(const Segment& segment, int count, int r) {
-    const auto store = [&](int slot) { store_state(slot, r); };
-    [[maybe_unused]] int ended = segment.index;
-    if constexpr (Several) for_ended(segment, segment.begin, ended, store);
-    if (count <= 0) return;
-    const int turn = item_ % 2;
-    wait(&shared_.o_empty[turn], (static_cast<uint32_t>(item_ / 2) & 1) ^ 1);
-    for (int j = 0; j < count; ++j) {
-      const float* y = shared_.y + j * width_;
-      const GdnQueryKey<kDim, State> token(y, y + kDim, lane_);
-      const float decay = shared_.decay[j][r], beta = shared_.beta[j][r];
+  /// Rows [v, v + count) of a segment: kept ones for the state alone; the outputs of the others go
+  /// to a finishing warp.
+  __device__ __forceinline__ void step(const Segment& segment, int v, int count, int r) {
+    const int own = Kept ? segment.slots.count - v : 0;
+    const bool keeps = Kept && segment.slots.keep >= 0;
+    if (count > 0) {
+      const int turn = item_ % 2;
+      int j = 0;
+      if constexpr (Kept) {
+        for (; j < min(own, count); ++j) {
+          const float* y = shared_.y + j * width_;
+          const GdnKey<kDim, State> token(y + kDim, lane_, shared_.factors[j].k);
+          const float decay = shared_.decay[j][r], beta = shared_.beta[j][r];
 #pragma unroll
-      for (int i = 0; i < kPasses; ++i) {
-        const float o = token.step(s_[i], y[(2 + r) * kDim + row(i)], decay, beta);
-        if (lane_ == 0) shared_.o[turn][j][row(i)] = o;
+          for (int i = 0; i < kPasses; ++i) {
+            token.advance(s_[i], y[(2 + r) * kDim + row(i)], decay, beta);
+          }
+        }
+        if (keeps && j == own && j < count) store_state(segment.slots.keep, r);
       }
-      if constexpr (Several) for_ended(segment, segment.begin + j + 1, ended, store);
+      wait(&shared_.o_empty[turn], (static_cast<uint32_t>(item_ / 2) & 1) ^ 1);
+      for (; j < count; ++j) {
+        const float* y = shared_.y + j * width_;
+        const GdnQueryKey<kDim, State> token = query_key(j);
+        const float decay = shared_.decay[j][r], beta = shared_.beta[j][r];
+#pragma unroll
+        for (int i = 0; i < kPasses; ++i) {
+          const float o = token.step(s_[i], y[(2 + r) * kDim + row(i)], decay, beta);
+          if (lane_ == 0) shared_.o[turn][j][row(i)] = o;
+        }
+      }
+      if (lane_ == 0) arrive(&shared_.o_full[turn]);
+      ++item_;
     }
-    if (lane_ == 0) arrive(&shared_.o_full[turn]);
-    ++item_;
+    // Nothing but kept rows.
+    if (keeps && own == count && v + count == segment.rows()) store_state(segment.slots.keep, r);
   }
 
   const GdnView& p_;
@@ -422,7 +470,7 @@ class Worker {
   float s_[kPasses][16];
 };
 
-template <class State, int Owned, bool Several>
+template <class State, int Owned, bool Kept>
 __global__ void __launch_bounds__(kBlock, 1)
     gdn_stream_kernel(const __grid_constant__ GdnView p, int count) {
   extern __shared__ __align__(128) std::byte memory[];
@@ -446,26 +494,25 @@ __global__ void __launch_bounds__(kBlock, 1)
     if (helper >= 1 && helper <= kFinishers) {
       wait_for_predecessor();
       let_successor_begin();
-      finish<Several>(p, shared, count, hk);
+      finish<Kept>(p, shared, count, hk);
     } else if (helper == 0 && elect_one()) {
-      prefetch<State>(p, count, hk);
+      prefetch<Kept, State>(p, count, hk);
       wait_for_predecessor();
       let_successor_begin();
-      fetch(p, shared, count, hk);
+      fetch<Kept>(p, shared, count, hk);
     }
   } else {
     raise_registers_to<kRegisters>();
-    Worker<State, Owned, Several> worker(p, shared, hk);
+    Worker<State, Owned, Kept> worker(p, shared, hk);
     wait_for_predecessor();
     let_successor_begin();
     worker.run(count);
   }
 }
 
-/// Some chains, which may have several segments each.
 struct Chains {
   int count;
-  bool several, overlap;
+  bool overlap;
 };
 
 /// Blocks: as many a key head as there are multiprocessors for.
@@ -478,7 +525,7 @@ void launch_stream(Stream& stream, const GdnView& p, const Chains& chains) {
       .block = kBlock,
       .shared_bytes = sizeof(Shared<State>) + static_cast<size_t>(kBatch * width * 4),
       .overlap = chains.overlap};
-  if (chains.several) {
+  if (p.kept_row > 0) {
     launch(stream, shape, gdn_stream_kernel<State, Owned, true>, p, chains.count);
   } else {
     launch(stream, shape, gdn_stream_kernel<State, Owned, false>, p, chains.count);
@@ -506,8 +553,7 @@ bool gdn_stream(Stream& stream, const GdnArgs& args, int first, int count) {
     return false;
   }
   // Behind a prompt's chains its kernels wrote states just now.
-  const Chains chains{
-      .count = count, .several = args.num_segments > args.num_chains, .overlap = first == 0};
+  const Chains chains{.count = count, .overlap = first == 0};
   if (p.half_states) {
     launch_group<__nv_bfloat16>(stream, p, chains);
   } else {
