@@ -16,7 +16,8 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kMaxWidth = 8;
 constexpr int kSliceFloats = 16 * 1024;
-constexpr int kManyUnits = 256;  // chains times key heads
+// Chains times key heads that the streaming kernel is for; with kept rows, which are more tokens.
+constexpr int kManyUnits = 256, kManyKeptUnits = 128;
 
 struct Slice {
   int hk, hv, row, rows;  // of S: rows [row, row + rows) of value head hv
@@ -179,7 +180,8 @@ __global__ void __launch_bounds__(kThreads) gdn_recurrent_kernel(GdnView p, int 
 bool run(Stream& stream, const GdnArgs& args, int first, int count) {
   if (count == 0) return true;
   // Many chains: the bits are the same.
-  const bool many = int64_t{count} * args.shape.key_heads >= kManyUnits;
+  const bool kept = args.state.conv.dim(1) >= args.shape.conv_width;
+  const bool many = int64_t{count} * args.shape.key_heads >= (kept ? kManyKeptUnits : kManyUnits);
   if (many && gdn_stream(stream, args, first, count)) return true;
   if (gdn_decode(stream, args, first, count)) return true;
   gdn_recurrent(stream, args, first, count);

@@ -110,8 +110,10 @@ class Block {
     first_ = p_.chains[chain_];
     last_ = p_.chains[chain_ + 1];
     if (first_ == last_) return;
-    const int read = slots_of(first_).read;
+    const GdnSlots slots = slots_of(first_);
+    const int read = slots.read;
     if (read < 0 || read >= p_.num_slots) return;
+    if constexpr (Kept) prefetch_kept(slots);
     const State* row = state(read, 0);
     constexpr int kLine = 128 / sizeof(State);
     for (int i = static_cast<int>(threadIdx.x) * kLine; i < Rows * K; i += kThreads * kLine) {
@@ -135,6 +137,20 @@ class Block {
   __device__ GdnSlots slots_of(int segment) const {
     if constexpr (Kept) return gdn_slots(p_, segment);
     return {p_.read_slot[segment], p_.write_slot[segment]};
+  }
+  /// Kept rows are older than what L2 holds: two lines of q and of k, the slice's v, the gates.
+  __device__ void prefetch_kept(const GdnSlots& slots) const {
+    constexpr int kLines = 6, kLine = 64;
+    for (int i = static_cast<int>(threadIdx.x); i < slots.count * kLines; i += kThreads) {
+      const __nv_bfloat16* row = p_.kept(slots.read, i / kLines);
+      const int line = i % kLines;
+      const void* at = line < 2   ? row + hk_ * K + line * (K - kLine)
+                       : line < 4 ? row + p_.k_channel(hk_) + (line - 2) * (K - kLine)
+                       : line == 4
+                           ? row + p_.v_channel(hv_) + row_
+                           : static_cast<const void*>(p_.kept_gates(slots.read, i / kLines) + hv_);
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+    }
   }
   /// Channel i of this thread (a thread beyond the last channel repeats the last one).
   __device__ int channel(int i) const {
