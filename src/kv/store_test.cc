@@ -105,6 +105,8 @@ TEST(KvStore, CountsBytesOfABlockAndOfASlot) {
   const CacheBytes bytes = cache_bytes(specs, ref_ops());
   EXPECT_EQ(bytes.per_block, 2 * (2 * 16 * 2 * 8 * 2));
   EXPECT_EQ(bytes.per_slot, 4 * (3 * (2 * 4 + 3 * 2) + 3 * 2 * 4));
+  // Two kept rows of 52 bytes take two rows of the window's 14 values.
+  EXPECT_EQ(cache_bytes(specs, ref_ops(), 2).per_slot, bytes.per_slot + 2 * 14 * 4);
   CacheSpec half = kState;
   std::get<StateSpec>(half).dtype = DType::kBF16;
   EXPECT_EQ(cache_bytes(std::span(&half, 1), ref_ops()).per_slot,

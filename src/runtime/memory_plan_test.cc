@@ -144,6 +144,24 @@ TEST(MemoryPlan, TheSwapSpaceOfAGpuIsTheHosts) {
   EXPECT_EQ(cpu.swap_bytes, with.host_swap_bytes);
 }
 
+/// A GPU needs no spare states for drafts: every slot keeps rows.
+TEST(MemoryPlan, DraftsOfAGpuTakeNoStates) {
+  const ModelMemory model = hybrid_model();
+  MemoryOptions options{.max_model_len = 4096, .max_num_seqs = 64, .max_num_batched_tokens = 512};
+  options.device = DeviceKind::kCuda;
+  options.speculation.method = SpeculationMethod::kNgram;
+  options.speculation.num_speculative_tokens = 3;
+  const MemoryPlan plan = plan_memory(model, options, 16 * kGiB).value();
+  expect_sound(plan, model, options);
+  EXPECT_EQ(plan.limits.max_draft_rows, 192);
+  EXPECT_EQ(plan.limits.kept_rows, 4);
+  EXPECT_EQ(plan.limits.all_slots(), plan.num_slots);
+  options.device = DeviceKind::kCpu;
+  const MemoryPlan cpu = plan_memory(model, options, 16 * kGiB).value();
+  EXPECT_EQ(cpu.limits.kept_rows, 0);
+  EXPECT_EQ(cpu.limits.all_slots(), cpu.num_slots + cpu.limits.max_draft_seqs());
+}
+
 TEST(MemoryPlan, ErrorsNameFlagAndValues) {
   MemoryOptions options;
   options.max_model_len = 50000;
