@@ -106,6 +106,10 @@ struct GdnKey {
     float kk = 0;
 #pragma unroll
     for (int j = 0; j < 16; ++j) kk = fmaf(k[j], k[j], kk);
+    set_factor(kk);
+  }
+  /// From this lane's part of k.k.
+  __device__ __forceinline__ void set_factor(float kk) {
     k_factor = rsqrtf(sum_lanes<kLanes>(kk) + kGdnL2Eps);
   }
 
@@ -148,14 +152,16 @@ struct GdnQueryKey : GdnKey<K, State> {
     load_pieces<kLanes, kGdnPiece<State>>(from_q, lane, q);
   }
   __device__ __forceinline__ GdnQueryKey(const float* from_q, const float* from_k, int lane)
-      : Key(from_k, lane) {
+      : Key(from_k, lane, 0.0f) {
     load_pieces<kLanes, kGdnPiece<State>>(from_q, lane, q);
-    float qq = 0, both = 0;
+    float qq = 0, kk = 0, both = 0;
 #pragma unroll
     for (int j = 0; j < 16; ++j) {
       qq = fmaf(q[j], q[j], qq);
+      kk = fmaf(k[j], k[j], kk);
       both = fmaf(q[j], k[j], both);
     }
+    this->set_factor(kk);
     q_factor =
         rsqrtf(sum_lanes<kLanes>(qq) + kGdnL2Eps) * (K == 128 ? 0.08838834764831845f : 0.125f);
     qk = sum_lanes<kLanes>(both) * q_factor * k_factor;
