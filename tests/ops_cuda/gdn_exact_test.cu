@@ -214,6 +214,29 @@ TEST(GdnCudaExact, KeptRowsOfManyChains) {
   }
 }
 
+TEST(GdnCudaExact, SmallKeptRowsForSanitizers) {
+  for (const GdnShape& shape :
+       {GdnShape{1, 2, 128, 128, 4}, {1, 2, 64, 64, 4}, {1, 2, 32, 16, 4}}) {
+    for (const int empty : {0, 128}) {
+      GdnWorld world(shape, 3, 27, 2);
+      world.add_norm(28);
+      GdnWorld plain = world;
+      world.add_kept_rows(3);
+      for (const GdnPart& part : {GdnPart{3, 0, keep_in(0)},
+                                  {2, read_with_kept(0, 2), keep_in(0)},
+                                  {1, read_with_kept(0, 1), 0}}) {
+        GdnCall call{{}, {{part}}};
+        call.decode.resize(1 + static_cast<size_t>(empty));
+        gdn_on_gpu(world, call);
+      }
+      for (const GdnPart& part : {GdnPart{2, 0, 0}, {1, 0, 0}, {1, 0, 0}}) {
+        gdn_on_gpu(plain, {{}, {{part}}});
+      }
+      EXPECT_TRUE(same_bits(world.slot(0), plain.slot(0)));
+    }
+  }
+}
+
 /// Two prompts and decode rows among each other, and each alone in other slots of a poisoned pool.
 TEST(GdnCudaExact, NeighboursOrderAndSlotsDontShowInTheBits) {
   for (const GdnShape& shape : kShapes) {
