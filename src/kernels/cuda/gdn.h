@@ -63,6 +63,15 @@ bool gdn_stream(Stream& stream, const GdnArgs& args, int first, int count);
 /// Of the current device.
 int gdn_multiprocessors();
 
+/// Chains that are computed token by token, as their kernels are built and launched.
+struct GdnChains {
+  int count;
+  bool overlap;  ///< not behind a prompt's chains, whose kernels wrote states just now
+};
+inline GdnChains gdn_chains(int first, int count) {
+  return {count, first == 0};
+}
+
 #ifdef __CUDACC__
 
 constexpr float kGdnL2Eps = 1e-6f;

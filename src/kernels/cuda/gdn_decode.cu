@@ -418,13 +418,8 @@ __global__ void __launch_bounds__(kThreads, Rows == 64 || Kept ? 3 : 4)
   block.run();
 }
 
-struct Chains {
-  int count;
-  bool overlap;
-};
-
 template <int K, int V, int Rows, class State = float>
-bool try_tile(Stream& stream, const GdnView& p, const Chains& chains) {
+bool try_tile(Stream& stream, const GdnView& p, const GdnChains& chains) {
   const int cluster = p.value_heads / p.key_heads * Tile<K, V, Rows>::kSlices;
   if (cluster > kMaxCluster) return false;
   const LaunchShape shape{.grid = static_cast<unsigned>(chains.count * p.key_heads * cluster),
@@ -447,8 +442,7 @@ bool gdn_decode(Stream& stream, const GdnArgs& args, int first, int count) {
   const GdnShape& s = args.shape;
   static_assert(kWidth == 4);
   if (!gdn_decode_supports(s) || p.state_slot % 8 != 0 || p.state_head % 8 != 0) return false;
-  // Behind a prompt's chains its kernels wrote states just now.
-  const Chains chains{.count = count, .overlap = first == 0};
+  const GdnChains chains = gdn_chains(first, count);
   // Small tiles only where they are needed to reach every multiprocessor; the bits are the same.
   const bool small = int64_t{count} * s.value_heads < 128;
   if (s.key_dim == 128 && p.half_states) {

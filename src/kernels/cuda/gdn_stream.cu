@@ -510,14 +510,9 @@ __global__ void __launch_bounds__(kBlock, 1)
   }
 }
 
-struct Chains {
-  int count;
-  bool overlap;
-};
-
 /// Blocks: as many a key head as there are multiprocessors for.
 template <class State, int Owned>
-void launch_stream(Stream& stream, const GdnView& p, const Chains& chains) {
+void launch_stream(Stream& stream, const GdnView& p, const GdnChains& chains) {
   const int64_t width = (2 + p.value_heads / p.key_heads) * kDim;
   const int blocks = p.key_heads * std::min(chains.count, gdn_multiprocessors() / p.key_heads);
   const LaunchShape shape{
@@ -532,7 +527,7 @@ void launch_stream(Stream& stream, const GdnView& p, const Chains& chains) {
   }
 }
 template <class State>
-void launch_group(Stream& stream, const GdnView& p, const Chains& chains) {
+void launch_group(Stream& stream, const GdnView& p, const GdnChains& chains) {
   if (p.value_heads / p.key_heads <= 2) {
     launch_stream<State, 2>(stream, p, chains);
   } else {
@@ -552,8 +547,7 @@ bool gdn_stream(Stream& stream, const GdnArgs& args, int first, int count) {
       reinterpret_cast<uintptr_t>(p.states) % 16 != 0) {
     return false;
   }
-  // Behind a prompt's chains its kernels wrote states just now.
-  const Chains chains{.count = count, .overlap = first == 0};
+  const GdnChains chains = gdn_chains(first, count);
   if (p.half_states) {
     launch_group<__nv_bfloat16>(stream, p, chains);
   } else {
