@@ -12,6 +12,7 @@
 #include "bench/kernels/gpu.h"
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/fused_ops.h"
 
 namespace weft::bench {
 namespace {
@@ -27,9 +28,9 @@ struct Shape {
 constexpr Shape kShapes[] = {{"0.6b", 1024, 3072, 151936, 16, 8, 128, 28},
                              {"8b", 4096, 12288, 151936, 32, 8, 128, 36}};
 
-enum Part { kQkv, kPrepare, kAttention, kOut, kGateUp, kDown, kHead, kNothing };
-constexpr const char* kNames[] = {"norm + qkv",     "qkv_prepare", "attention",  "o",
-                                  "norm + gate_up", "down",        "norm + head"};
+enum Part { kQkv, kAttention, kOut, kGateUp, kDown, kHead, kNothing };
+constexpr const char* kNames[] = {
+    "norm + qkv", "qkv_prepare + attention", "o", "norm + gate_up", "down", "norm + head"};
 
 template <class T>
 Buffer upload(const std::vector<T>& values) {
@@ -146,22 +147,20 @@ class Step {
       PagedKv kv = kv_;
       kv.data = pool_.data() + layer % caches_ * kv_.num_blocks * kv_.block_bytes;
       if (without != kQkv) product(qkv_[set], normed, mixed, Epilogue::kStore, true);
-      if (without != kPrepare) {
-        QkvPrepareArgs args;
-        args.q = q;
-        args.k = mixed.columns(q_width, q_width + kv_width).split_last(s_.kv_heads, s_.head_dim);
-        args.v = mixed.columns(q_width + kv_width, s_.qkv()).split_last(s_.kv_heads, s_.head_dim);
-        args.q_norm = args.k_norm = {norm_.data(), DType::kF32, {s_.head_dim}};
-        args.rope.cos_sin = {
-            rope_.data(), DType::kF32, {rope_.bytes() / 4 / s_.head_dim, s_.head_dim / 2, 2}};
-        args.rope.axis = {axis_.data(), DType::kU8, {s_.head_dim / 2}};
-        args.rope.rotary_dim = s_.head_dim;
-        args.positions.index = {index_.data(), DType::kI32, {rows_}};
-        args.kv_slot = {slots_.data(), DType::kI64, {rows_}};
-        args.kv = kv;
-        ops.qkv_prepare(stream, args);
-      }
       if (without != kAttention) {
+        QkvPrepareArgs prepare;
+        prepare.q = q;
+        prepare.k = mixed.columns(q_width, q_width + kv_width).split_last(s_.kv_heads, s_.head_dim);
+        prepare.v =
+            mixed.columns(q_width + kv_width, s_.qkv()).split_last(s_.kv_heads, s_.head_dim);
+        prepare.q_norm = prepare.k_norm = {norm_.data(), DType::kF32, {s_.head_dim}};
+        prepare.rope.cos_sin = {
+            rope_.data(), DType::kF32, {rope_.bytes() / 4 / s_.head_dim, s_.head_dim / 2, 2}};
+        prepare.rope.axis = {axis_.data(), DType::kU8, {s_.head_dim / 2}};
+        prepare.rope.rotary_dim = s_.head_dim;
+        prepare.positions.index = {index_.data(), DType::kI32, {rows_}};
+        prepare.kv_slot = {slots_.data(), DType::kI64, {rows_}};
+        prepare.kv = kv;
         AttnArgs args;
         args.shape = {s_.q_heads, s_.kv_heads, s_.head_dim,
                       1 / std::sqrt(static_cast<float>(s_.head_dim))};
@@ -172,7 +171,7 @@ class Step {
         args.seqs.kv_start = {start_.data(), DType::kI32, {rows_}};
         args.seqs.block_table = {table_.data(), DType::kI32, {rows_, width_}};
         args.seqs.num_segments = static_cast<int>(rows_);
-        ops.attention(stream, args);
+        prepare_and_attend(ops, stream, prepare, args);
       }
       if (without != kOut) product(out_[set], attended, residual, Epilogue::kAdd, false);
       if (without != kGateUp) product(gate_up_[set], normed, act, Epilogue::kSiluMul, true);

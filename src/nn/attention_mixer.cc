@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/fused_ops.h"
+
 namespace weft {
 
 int64_t AttentionMixer::q_width() const {
@@ -92,16 +94,16 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, const RmsNormA
   if (planner_ && planner_->routed() && context.batch.num_deciding > 0) {
     planner_->decide(context, kv, layer, keys, k_norm_.weight());
   }
-  context.ops.qkv_prepare(context.stream, {.q = q,
-                                           .k = keys,
-                                           .v = v.split_last(spec_.kv_heads, head_dim),
-                                           .q_norm = q_norm_.weight(),
-                                           .k_norm = k_norm_.weight(),
-                                           .eps = options_.eps,
-                                           .rope = *options_.rope,
-                                           .positions = context.batch.positions,
-                                           .kv_slot = context.batch.kv_slot,
-                                           .kv = kv});
+  const QkvPrepareArgs prepare{.q = q,
+                               .k = keys,
+                               .v = v.split_last(spec_.kv_heads, head_dim),
+                               .q_norm = q_norm_.weight(),
+                               .k_norm = k_norm_.weight(),
+                               .eps = options_.eps,
+                               .rope = *options_.rope,
+                               .positions = context.batch.positions,
+                               .kv_slot = context.batch.kv_slot,
+                               .kv = kv};
   const TensorView heads = attended.split_last(q_heads, head_dim);
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
   AttnArgs attention{.shape = {spec_.q_heads, spec_.kv_heads, spec_.head_dim, scale},
@@ -112,12 +114,14 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, const RmsNormA
                      .prompt_rows = context.batch.prompt_rows,
                      .num_prompt_segments = context.batch.num_prompt_segments,
                      .max_decode_len = context.batch.max_decode_len};
-  HeadPlan plan;
   if (planner_ && planner_->needed(context.batch)) {
-    plan = planner_->plan(context, layer, attention);
+    context.ops.qkv_prepare(context.stream, prepare);
+    const HeadPlan plan = planner_->plan(context, layer, attention);
     attention.heads = &plan;
+    context.ops.attention(context.stream, attention);
+  } else {
+    prepare_and_attend(context.ops, context.stream, prepare, attention);
   }
-  context.ops.attention(context.stream, attention);
   if (spec_.output_gate) {
     context.ops.mul_sigmoid(context.stream,
                             {.x = heads, .gate = q_part.columns(head_dim, 2 * head_dim)});

@@ -13,7 +13,9 @@
 #include <climits>
 #include <type_traits>
 
+#include "kernels/cuda/attention_decode_few.h"
 #include "kernels/cuda/attention_decode_kernel.cuh"
+#include "kernels/cuda/attention_prepared.h"
 #include "kernels/cuda/cuda_ops.h"
 
 namespace weft::cuda {
@@ -77,7 +79,10 @@ int64_t attention_decode_scratch(const AttnShape& shape, int64_t num_sequences, 
   return bytes + 64;
 }
 
-void attention_decode(Stream& stream, const AttnArgs& args) {
+namespace {
+
+/// With `prepare` where few_prepares().
+void decode_segments(Stream& stream, const AttnArgs& args, const QkvPrepareArgs* prepare) {
   const int first = args.num_prompt_segments, segments = args.seqs.num_segments - first;
   if (segments <= 0 || args.out.dim(0) == 0) return;
   const AttnShape& shape = args.shape;
@@ -127,6 +132,7 @@ void attention_decode(Stream& stream, const AttnArgs& args) {
   p.channels = kv.format == KvFormat::kInt8;
   p.max_pairs = static_cast<int>((rows + p.tile_rows - 1) / p.tile_rows) * p.kv_heads;
   p.partial_rows = static_cast<int>(std::min<int64_t>(rows + rows % 2, p.tile_rows));
+  if (takes_few(args)) return launch_few(stream, args, prepare, p);
   const ArenaScope scope(stream.scratch());
   p.partials = static_cast<float*>(
       stream.scratch().take(partial_bytes(padded, p.num_blocks, p.levels, p.partial_rows)));
@@ -138,6 +144,18 @@ void attention_decode(Stream& stream, const AttnArgs& args) {
     if constexpr (std::is_same_v<Format, KvFp8>) launch_fp8(stream, args, p, padded);
     if constexpr (std::is_same_v<Format, KvInt4>) launch_int4(stream, args, p, padded);
   });
+}
+
+}  // namespace
+
+void attention_decode(Stream& stream, const AttnArgs& args) {
+  decode_segments(stream, args, nullptr);
+}
+
+bool attention_prepared(Stream& stream, const QkvPrepareArgs& prepare, const AttnArgs& args) {
+  if (args.out.dim(0) == 0 || !few_prepares(args)) return false;
+  decode_segments(stream, args, &prepare);
+  return true;
 }
 
 }  // namespace weft::cuda

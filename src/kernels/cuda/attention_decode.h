@@ -167,12 +167,13 @@ struct Shares {
   }
 };
 
-/// Chunks [begin, end) of one pair.
+/// Chunks begin, begin + step ... below end of one pair.
 struct Run {
   int segment, kv_head, first_row;  // first_row: of the group of rows, counted in q heads
   int begin, end, chunks;
   int rows, keys;  // of the pair: q rows from first_row on (at most tile_rows); keys of the segment
   int next;        // the unit where the next run begins
+  int step = 1;    // 1 but for attention_decode_few.cu
 };
 
 /// The run of the share [at, end) that begins at unit `at`; `segment` is one at or before its own.

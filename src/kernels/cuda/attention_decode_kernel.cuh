@@ -15,7 +15,8 @@ namespace weft::cuda::decode {
 /// for the outputs (columns x rows) a quarter of the columns; the weights between are exchanged in
 /// shared memory. N: tiles of 8 rows.
 template <class Format, int D, int N>
-class Consumer : Tree<Format, D, N> {
+class Consumer : protected Tree<Format, D, N> {
+ protected:
   using Base = Tree<Format, D, N>;
   using Base::kColumns, Base::kM, Base::kPairs, Base::kUnitDims, Base::kUnitTiles;
   using Base::p, Base::plan, Base::lane, Base::warp;
@@ -35,7 +36,8 @@ class Consumer : Tree<Format, D, N> {
     for (;;) {
       load_rows(run);
       for (int chunk = run.begin; chunk < run.end; ++chunk) {
-        compute(run, chunk);
+        score(chunk * kKeys);
+        multiply_values(run, chunk * kKeys);
 #pragma unroll
         for (int n = 0; n < N; ++n) Base::add_tile(run, chunk, n, chunk_state.tile[n]);
         Base::end_chunk(run, chunk, upper);
@@ -47,7 +49,7 @@ class Consumer : Tree<Format, D, N> {
     }
   }
 
- private:
+ protected:
   static constexpr int kBatch = D * N <= 256 ? 4 : (D * N <= 512 ? 2 : 1);  // as registers allow
   static constexpr int kKeyBatch = kBatch < kPairs ? kPairs : kBatch;
   using Tile = Tiles<Format, D>;
@@ -128,9 +130,8 @@ class Consumer : Tree<Format, D, N> {
     }
   }
 
-  /// chunk_state of chunk `chunk`.
-  __device__ __forceinline__ void compute(const Run& run, int chunk) {
-    const int first_key = chunk * kKeys;
+  /// The weights of a chunk; top and sum of chunk_state.
+  __device__ __forceinline__ void score(int first_key) {
     float s[2][N][4];  // the warp's keys 16 m + lane / 4 + {0, 8} x the thread's rows
     multiply_keys(s);
     const int last_key = first_key + kKeys;
@@ -149,7 +150,6 @@ class Consumer : Tree<Format, D, N> {
       }
     }
     weigh(s, first_key, masked);
-    multiply_values(run, first_key);
   }
 
   __device__ __forceinline__ void multiply_keys(float (&s)[2][N][4]) {
@@ -318,9 +318,7 @@ class Consumer : Tree<Format, D, N> {
   /// same keys; where the rows of several tokens don't, each token's rows get a product of their
   /// own. Codes of quantised formats are finite whatever they are: there weights of 0 suffice.
   __device__ __forceinline__ void multiply_values(const Run& run, int first_key) {
-    const int start = p.kv_start[run.segment] + 1 - first_key;
-    const int first_limit = start + run.first_row / p.group;
-    const int last_limit = start + (run.first_row + run.rows - 1) / p.group;
+    const int first_limit = seen_by_all - first_key;
 #pragma unroll
     for (auto& tile : chunk_state.tile) {
 #pragma unroll
@@ -334,6 +332,8 @@ class Consumer : Tree<Format, D, N> {
       // Keys that all rows see, up to a multiple of 16; then masked steps.
       const int clean = max(first_limit, 0) / 16;
       for (int k = 0; k < clean; ++k) multiply_steps<1>(k);
+      const int last_limit =
+          p.kv_start[run.segment] + 1 - first_key + (run.first_row + run.rows - 1) / p.group;
       const int steps = min((last_limit + 15) / 16, kKeys / 16);
       for (int limit = first_limit; limit <= last_limit; ++limit) {
         for (int k = clean; k < steps; ++k) multiply_token(k, limit, limit + first_key);
@@ -502,10 +502,9 @@ __global__ __launch_bounds__(kWarps * 32 + 32, Consumer::Memory::kBlocks) void d
   clear_rest(p);
 }
 
-template <class Consumer>
-void launch_decode(Stream& stream, const AttnArgs& args, const DecodeParams& p) {
-  // A box is as many keys as lie together: up to a tile.
-  using Memory = typename Consumer::Memory;
+/// Boxes of the cache: as many keys as lie together, up to a tile.
+template <class Memory>
+CUtensorMap encode_cache(const AttnArgs& args, const DecodeParams& p) {
   using Format = typename Memory::Format;
   using Tile = Tiles<Format, Memory::kDim>;
   MapShape shape;
@@ -522,7 +521,12 @@ void launch_decode(Stream& stream, const AttnArgs& args, const DecodeParams& p) 
   shape.box[0] = Tile::kElements;
   shape.box[1] = static_cast<uint32_t>(p.box_rows / Tile::kKeysARow);
   shape.box[2] = 1;
-  const CUtensorMap map = encode_map(args.kv.data, shape);
+  return encode_map(args.kv.data, shape);
+}
+
+template <class Consumer>
+void launch_decode(Stream& stream, const AttnArgs& args, const DecodeParams& p) {
+  using Memory = typename Consumer::Memory;
   const auto grid = static_cast<unsigned>(p.num_blocks);
   const auto plan = static_cast<size_t>(plan_bytes(p.num_segments));
   launch(stream,
@@ -530,7 +534,7 @@ void launch_decode(Stream& stream, const AttnArgs& args, const DecodeParams& p) 
           .block = dim3(kWarps * 32 + 32),
           .shared_bytes = sizeof(Memory) + plan,
           .overlap = true},
-         decode_kernel<Consumer>, map, p);
+         decode_kernel<Consumer>, encode_cache<Memory>(args, p), p);
   merge(stream, p, Memory::kDim);
 }
 

@@ -109,7 +109,8 @@ template <class Format, int D>
 __device__ void prefetch_chunks(const DecodeParams& p, const CUtensorMap* map, const Run& run) {
   const int lane = static_cast<int>(threadIdx.x) % 32, boxes = kKeys / p.box_rows;
   for (int item = lane; item < kPrefetched * boxes; item += 32) {
-    const int key = run.begin * kKeys + item * p.box_rows;
+    const int chunk = item / boxes;
+    const int key = (run.begin + chunk * run.step) * kKeys + (item - chunk * boxes) * p.box_rows;
     if (key >= run.keys || key >= run.end * kKeys) return;
     const int block = p.table[run.segment * p.table_row + key / p.block_size];
     for (int plane = 0; plane < 2; ++plane) {
@@ -174,9 +175,9 @@ __device__ void produce(const DecodeParams& p, const CUtensorMap* map, const Pla
     Box boxes[kTogether], next_boxes[kTogether];
     find_boxes(run.begin, boxes);
     if (first) wait_for_predecessor();
-    for (int chunk = run.begin, count = 0; chunk < run.end; chunk += count) {
+    for (int chunk = run.begin, count = 0; chunk < run.end; chunk += count * run.step) {
       count = min(kTogether - chunk % kTogether, run.end - chunk);
-      find_boxes(chunk + count, next_boxes);
+      find_boxes(chunk + count * run.step, next_boxes);
       for (int plane = 0; plane < 2; ++plane) {
         const int first_row = (plane * p.kv_heads + run.kv_head) * p.block_size;
         const int64_t scales_at = p.layout.scale_offset(plane, run.kv_head, 0, 0);

@@ -16,6 +16,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/common/cluster.h"
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/common/ptx.h"
 #include "kernels/cuda/common/tensor_map.h"
@@ -26,14 +27,6 @@
 
 namespace weft::cuda {
 
-/// To another block of the cluster; counts at its barrier.
-__device__ __forceinline__ void send(uint32_t to, const float4& v, uint32_t barrier) {
-  asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
-      "[%5];" ::"r"(to),
-      "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier)
-      : "memory");
-}
 __device__ __forceinline__ float4 operator+(const float4& a, const float4& b) {
   return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
 }

@@ -1,6 +1,8 @@
 #include <algorithm>
 
+#include "kernels/cuda/attention_prepared.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/fused_ops.h"
 
 namespace weft {
 namespace {
@@ -130,6 +132,11 @@ const OpTable* cuda_ops() {
       .gated_norm = cuda::gated_norm,
   };
   return &kOps;
+}
+
+const FusedOps* fused_ops(const OpTable& ops) {
+  static constexpr FusedOps kFused{.prepared_attention = cuda::attention_prepared};
+  return &ops == cuda_ops() ? &kFused : nullptr;
 }
 
 }  // namespace weft
