@@ -18,10 +18,14 @@ namespace {
 
 constexpr int kMostThreads = 256;  ///< that multiply
 constexpr int kMostRows = 8;
+constexpr int kMostChains = 8;      ///< (rank, turn) pairs
 constexpr int kMostPieces = 32;     ///< of W in a block
 constexpr int kPiecesUnderWay = 2;  ///< at a time
 constexpr int kNormUnits = 4;       ///< pieces of 256 values of x that a warp norms, at most
 constexpr int kMostGroups = 16;     ///< of 256 values of a row of x that is normed
+/// One row is attended to by one kernel, and W of the kernel behind comes while memory is idle: of
+/// the one behind a product this small (o, which waits for attention), and behind gate and up.
+constexpr int64_t kEarlyValues = int64_t{2} << 20;
 
 struct FewParams {
   const std::byte* w;
@@ -39,6 +43,7 @@ struct FewParams {
   int64_t out_stride;
   Epilogue epilogue;
   bool out_f32;
+  bool early;  ///< the next kernel may begin before the predecessor has ended
 
   /// Bytes from row to row of W and x in shared memory: eight rows lie in different banks.
   __host__ __device__ int pitch() const { return 2 * k + 16; }
@@ -103,6 +108,16 @@ __device__ __forceinline__ void load_x(const FewParams& p, std::byte* to, int th
   }
 }
 
+/// warp_sum() of the groups' sums, one a lane.
+__device__ __forceinline__ float sum_groups(const float* sums, int groups) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (groups > 4) return warp_sum(lane < groups ? sums[lane] : 0.0f);
+  // The butterfly's last two steps; the others add zeros.
+  const float4 of = *reinterpret_cast<const float4*>(sums);
+  return (of.x + (groups > 2 ? of.z : 0.0f)) +
+         ((groups > 1 ? of.y : 0.0f) + (groups > 3 ? of.w : 0.0f));
+}
+
 /// The rms_norm of x into shared memory, with the bits of rms_norm() (norm.cu): a warp sums 256
 /// values of a row, a butterfly the warps' sums.
 __device__ __forceinline__ void norm_x(const FewParams& p, std::byte* to, const float* norm,
@@ -134,8 +149,7 @@ __device__ __forceinline__ void norm_x(const FewParams& p, std::byte* to, const 
   for (int j = 0; j < kNormUnits; ++j) {
     const int unit = warp + j * warps, row = unit / groups;
     if (row >= p.rows) break;
-    const float mean = warp_sum(lane < groups ? partial[row * kMostGroups + lane] : 0.0f) /
-                       static_cast<float>(p.k);
+    const float mean = sum_groups(partial + row * kMostGroups, groups) / static_cast<float>(p.k);
     const float scale = rsqrtf(mean + p.eps);
     const int at = (unit - row * groups) * 256 + lane * 8;
     if (at >= p.k) continue;
@@ -163,16 +177,21 @@ struct Step {
   }
 };
 
-/// out of a column: the sums of turns, then of ranks.
+/// out of a column: the sums of turns, then of ranks. All are loaded before the first is added.
 __device__ __forceinline__ float sum_of(const FewParams& p, const float* sums, int row, int at) {
-  const int next = p.rows * p.sums_pitch();
+  const int next = p.rows * p.sums_pitch(), chains = p.split * p.turns;
   const float* from = sums + row * p.sums_pitch() + at;
-  float all = 0;
-  for (int rank = 0; rank < p.split; ++rank) {
-    float sum = *from;
-    from += next;
-    for (int turn = 1; turn < p.turns; ++turn, from += next) sum += *from;
-    all = rank == 0 ? sum : all + sum;
+  float of[kMostChains];
+#pragma unroll
+  for (int i = 0; i < kMostChains; ++i) of[i] = i < chains ? from[i * next] : 0.0f;
+  float all = 0, sum = 0;
+#pragma unroll
+  for (int i = 0; i < kMostChains; ++i) {
+    if (i >= chains) break;
+    const bool first = p.turns == 1 || i % 2 == 0;
+    sum = first ? of[i] : sum + of[i];
+    if (p.turns == 2 && first) continue;
+    all = i < p.turns ? sum : all + sum;
   }
   return all;
 }
@@ -208,8 +227,10 @@ __global__ void __launch_bounds__(kMostThreads + 32, 3)
   const int columns = p.up_row > 0 ? 8 * p.chunks : 16 * p.chunks;
   const int first = static_cast<int>(blockIdx.x) * columns;
   const int limit = p.up_row > 0 ? p.up_row : p.n;
+  if (p.early) let_successor_begin();
   wait_for_predecessor();
-  // Not before: W of kernels further behind would delay what this one and the next ones read.
+  // Elsewhere not before: W of kernels further behind would delay what this one and the next ones
+  // read.
   let_successor_begin();
 
   // The first of this thread's values that are added to is asked for before x.
@@ -321,10 +342,13 @@ void decode_few(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut) {
   p.out = gemm.out.data;
   p.out_stride = gemm.out.stride[0];
   p.out_f32 = gemm.out.dtype == DType::kF32;
+  p.early = p.rows == 1 && (gemm.epilogue == Epilogue::kSiluMul ||
+                            (gemm.epilogue == Epilogue::kAdd && shape.n * shape.k <= kEarlyValues));
   const int threads = 32 * cut.chunks * cut.split * cut.turns;
   CHECK(p.rows > 0 && p.rows <= kMostRows && p.k % 64 == 0 && x.dim(1) == shape.k &&
             x.stride[0] % 8 == 0 && threads <= kMostThreads &&
-            cut.chunks * cut.split <= kMostPieces,
+            cut.chunks * cut.split <= kMostPieces && cut.turns <= 2 &&
+            cut.split * cut.turns <= kMostChains,
         "decode gemm: few rows");
   const int columns = (p.up_row > 0 ? 8 : 16) * cut.chunks;
   const LaunchShape at{
