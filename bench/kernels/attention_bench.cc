@@ -15,15 +15,14 @@
 
 #include "base/philox.h"
 #include "bench/kernels/ceilings.h"
+#include "bench/kernels/flags.h"
 #include "kernels/op_table.h"
 
 namespace weft::bench {
 namespace {
 
-struct Options {
-  CpuIsa isa = CpuIsa::kAvx2;
-  int threads = 1, samples = 10;
-  AttnShape shape{16, 8, 128, 0.08838835f};
+struct Options : CpuFlags {
+  AttnShape shape{16, 8, 128};
   int context = 4096;
   int sequences = 1;
   KvFormat format = KvFormat::kBf16;
@@ -174,51 +173,31 @@ void time_decode(Stream& stream, const Options& options, ThreadPool& pool) {
       best * 1e6, rate, read, rate / read);
 }
 
-bool parse(int argc, char** argv, Options& o) {
-  const CpuInfo info = cpu_info();
-  o.isa = info.isa;
-  o.threads = info.num_cpus;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string flag = argv[i], value = argv[i + 1];
-    const int number = std::atoi(argv[i + 1]);
-    if (flag == "--isa") {
-      for (int k = 0; k <= static_cast<int>(info.isa); ++k) {
-        if (cpu_isa_name(static_cast<CpuIsa>(k)) == value) o.isa = static_cast<CpuIsa>(k);
-      }
-    } else if (flag == "--cache") {
-      for (const KvFormat f :
-           {KvFormat::kF32, KvFormat::kBf16, KvFormat::kInt8Dynamic, KvFormat::kFp8Block,
-            KvFormat::kInt8, KvFormat::kFp8, KvFormat::kInt4}) {
-        if (kv_format_name(f) == value) o.format = f;
-      }
-    } else if (flag == "--threads") {
-      o.threads = number;
-    } else if (flag == "--samples") {
-      o.samples = number;
-    } else if (flag == "--heads") {
-      o.shape.q_heads = number;
-    } else if (flag == "--kv-heads") {
-      o.shape.kv_heads = number;
-    } else if (flag == "--dim") {
-      o.shape.head_dim = number;
-      o.shape.scale = 1 / std::sqrt(static_cast<float>(number));
-    } else if (flag == "--context") {
-      o.context = number;
-    } else if (flag == "--sequences") {
-      o.sequences = number;
-    } else {
-      return false;
+bool parse(std::vector<std::string> arguments, Options& o) {
+  const auto format = [&o](const std::string& flag, const std::string& value) {
+    for (const KvFormat f :
+         {KvFormat::kF32, KvFormat::kBf16, KvFormat::kInt8Dynamic, KvFormat::kFp8Block,
+          KvFormat::kInt8, KvFormat::kFp8, KvFormat::kInt4}) {
+      if (flag != "--cache" || kv_format_name(f) != value) continue;
+      o.format = f;
+      return true;
     }
-  }
-  return argc % 2 == 1;
+    return false;
+  };
+  const bool good = read_flags(std::move(arguments), o,
+                               {{"--heads", &o.shape.q_heads},
+                                {"--kv-heads", &o.shape.kv_heads},
+                                {"--dim", &o.shape.head_dim},
+                                {"--context", &o.context},
+                                {"--sequences", &o.sequences}},
+                               format);
+  o.shape.scale = 1 / std::sqrt(static_cast<float>(o.shape.head_dim));
+  return good;
 }
 
-int run(int argc, char** argv) {
+int run(std::vector<std::string> arguments) {
   Options options;
-  if (!parse(argc, argv, options)) {
-    std::fprintf(stderr, "unknown flag; see the head of bench/kernels/attention_bench.cc\n");
-    return 2;
-  }
+  if (!parse(std::move(arguments), options)) return 2;
   ThreadPool pool(options.threads);
   Arena arena(Buffer::allocate(DeviceKind::kCpu, int64_t{64} << 20).value());
   Stream stream(pool, arena);
@@ -233,5 +212,5 @@ int run(int argc, char** argv) {
 }  // namespace weft::bench
 
 int main(int argc, char** argv) {
-  return weft::bench::run(argc, argv);
+  return weft::bench::run({argv + 1, argv + argc});
 }

@@ -18,6 +18,7 @@
 
 #include "base/philox.h"
 #include "bench/kernels/ceilings.h"
+#include "bench/kernels/flags.h"
 #include "kernels/op_table.h"
 
 namespace weft::bench {
@@ -25,9 +26,7 @@ namespace {
 
 constexpr int64_t kHidden = 2048;
 
-struct Options {
-  CpuIsa isa = CpuIsa::kAvx2;
-  int threads = 1, samples = 10;
+struct Options : CpuFlags {
   GdnShape shape{16, 32, 128, 128, 4};
   int tokens = 4096;
   int sequences = 1;  // of a prompt
@@ -278,46 +277,26 @@ void time_decode(const Options& options, Stream& stream, ThreadPool& pool, bool 
   }
 }
 
-bool parse(int argc, char** argv, Options& o) {
-  const CpuInfo info = cpu_info();
-  o.isa = info.isa;
-  o.threads = info.num_cpus;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string flag = argv[i], value = argv[i + 1];
-    const int number = std::atoi(argv[i + 1]);
-    if (flag == "--isa") {
-      for (int k = 0; k <= static_cast<int>(info.isa); ++k) {
-        if (cpu_isa_name(static_cast<CpuIsa>(k)) == value) o.isa = static_cast<CpuIsa>(k);
-      }
-    } else if (flag == "--threads") {
-      o.threads = number;
-    } else if (flag == "--samples") {
-      o.samples = number;
-    } else if (flag == "--key-heads") {
-      o.shape.key_heads = number;
-    } else if (flag == "--value-heads") {
-      o.shape.value_heads = number;
-    } else if (flag == "--dim") {
-      o.shape.key_dim = o.shape.value_dim = number;
-    } else if (flag == "--tokens") {
-      o.tokens = number;
-    } else if (flag == "--sequences") {
-      o.sequences = number;
-    } else if (flag == "--parts") {
-      o.parts = value;
-    } else {
-      return false;
-    }
-  }
-  return argc % 2 == 1;
+bool parse(std::vector<std::string> arguments, Options& o) {
+  int dim = o.shape.key_dim;
+  const auto parts = [&o](const std::string& flag, const std::string& value) {
+    o.parts = value;
+    return flag == "--parts";
+  };
+  const bool good = read_flags(std::move(arguments), o,
+                               {{"--key-heads", &o.shape.key_heads},
+                                {"--value-heads", &o.shape.value_heads},
+                                {"--dim", &dim},
+                                {"--tokens", &o.tokens},
+                                {"--sequences", &o.sequences}},
+                               parts);
+  o.shape.key_dim = o.shape.value_dim = dim;
+  return good;
 }
 
-int run(int argc, char** argv) {
+int run(std::vector<std::string> arguments) {
   Options options;
-  if (!parse(argc, argv, options)) {
-    std::fprintf(stderr, "unknown flag; see the head of bench/kernels/gdn_bench.cc\n");
-    return 2;
-  }
+  if (!parse(std::move(arguments), options)) return 2;
   ThreadPool pool(options.threads);
   Arena arena(Buffer::allocate(DeviceKind::kCpu, int64_t{128} << 20).value());
   Stream stream(pool, arena);
@@ -334,5 +313,5 @@ int run(int argc, char** argv) {
 }  // namespace weft::bench
 
 int main(int argc, char** argv) {
-  return weft::bench::run(argc, argv);
+  return weft::bench::run({argv + 1, argv + argc});
 }

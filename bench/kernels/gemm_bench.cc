@@ -13,15 +13,13 @@
 #include <vector>
 
 #include "bench/kernels/ceilings.h"
+#include "bench/kernels/flags.h"
 #include "kernels/op_table.h"
 
 namespace weft::bench {
 namespace {
 
-struct Options {
-  CpuIsa isa = CpuIsa::kAvx2;
-  int threads = 1;
-  int samples = 10;
+struct Options : CpuFlags {
   int layers = 28;
   std::vector<WeightFormat> formats = {WeightFormat::kBf16, WeightFormat::kInt8,
                                        WeightFormat::kInt4};
@@ -206,35 +204,32 @@ class Bench {
   double peak_ = 0;
 };
 
-Options parse(int argc, char** argv) {
-  const CpuInfo info = cpu_info();
+bool parse(std::vector<std::string> arguments, Options& o) {
+  const auto format = [&o](const std::string& flag, const std::string& value) {
+    for (const WeightFormat f :
+         {WeightFormat::kF32, WeightFormat::kBf16, WeightFormat::kInt8, WeightFormat::kInt4}) {
+      if (flag != "--format" || weight_format_name(f) != value) continue;
+      o.formats = {f};
+      return true;
+    }
+    return false;
+  };
+  int rows = 0;
+  const bool good =
+      read_flags(std::move(arguments), o, {{"--layers", &o.layers}, {"--rows", &rows}}, format);
+  if (rows > 0) o.rows = {rows};
+  return good;
+}
+
+int run(std::vector<std::string> arguments) {
   Options options;
-  options.isa = info.isa;
-  options.threads = info.num_cpus;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string flag = argv[i], value = argv[i + 1];
-    if (flag == "--threads") options.threads = std::atoi(value.c_str());
-    if (flag == "--samples") options.samples = std::atoi(value.c_str());
-    if (flag == "--layers") options.layers = std::atoi(value.c_str());
-    if (flag == "--rows") options.rows = {std::atoll(value.c_str())};
-    if (flag == "--isa") {
-      for (CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAmx}) {
-        if (value == cpu_isa_name(isa) && isa <= info.isa) options.isa = isa;
-      }
-    }
-    if (flag == "--format") {
-      for (WeightFormat f :
-           {WeightFormat::kF32, WeightFormat::kBf16, WeightFormat::kInt8, WeightFormat::kInt4}) {
-        if (value == weight_format_name(f)) options.formats = {f};
-      }
-    }
-  }
-  return options;
+  if (!parse(std::move(arguments), options)) return 2;
+  return Bench(options).run() ? 0 : 1;
 }
 
 }  // namespace
 }  // namespace weft::bench
 
 int main(int argc, char** argv) {
-  return weft::bench::Bench(weft::bench::parse(argc, argv)).run() ? 0 : 1;
+  return weft::bench::run({argv + 1, argv + argc});
 }
