@@ -5,9 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <string>
 
+#include "base/cgroup.h"
 #include "base/check.h"
 
 namespace weft {
@@ -16,22 +15,6 @@ namespace {
 constexpr int kSpins = 20000;          // about 0.3 ms of pauses before a worker sleeps
 constexpr int kSpinsAlone = 4000;      // by then the one waited for has probably lost its CPU
 constexpr int kSpinsBeforeYield = 64;  // when there are more threads than CPUs, let others run
-
-/// CPUs granted by a cgroup quota, or 0 when there is none.
-double cgroup_cpus() {
-  if (std::ifstream v2("/sys/fs/cgroup/cpu.max"); v2) {
-    std::string quota;
-    double period = 0;
-    if (v2 >> quota >> period && quota != "max" && period > 0) return std::stod(quota) / period;
-    return 0;
-  }
-  std::ifstream quota_file("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
-  std::ifstream period_file("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-  double quota = 0, period = 0;
-  if (quota_file >> quota && period_file >> period && quota > 0 && period > 0)
-    return quota / period;
-  return 0;
-}
 
 void relax(int spin, bool oversubscribed) {
   const bool yield = oversubscribed || spin > kSpinsAlone;
@@ -49,8 +32,8 @@ int usable_cpus() {
   CPU_ZERO(&set);
   int cpus = 1;
   if (sched_getaffinity(0, sizeof(set), &set) == 0) cpus = std::max(1, CPU_COUNT(&set));
-  if (const double quota = cgroup_cpus(); quota > 0) {
-    cpus = std::min(cpus, std::max(1, static_cast<int>(std::ceil(quota))));
+  if (const auto quota = read_cgroup_limits().cpus) {
+    cpus = std::min(cpus, std::max(1, static_cast<int>(std::ceil(*quota))));
   }
   return cpus;
 }

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <fstream>
-#include <sstream>
 
+#include "base/cgroup.h"
 #include "base/thread_pool.h"
 
 namespace weft {
@@ -59,12 +59,6 @@ int64_t proc_value(const char* path, const std::string& key) {  // "Key:   123 k
   return 0;
 }
 
-int64_t read_number(const char* path) {
-  std::ifstream file(path);
-  int64_t value = -1;
-  return file >> value ? value : -1;
-}
-
 std::string model_name() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
@@ -99,17 +93,12 @@ CpuInfo cpu_info() {
   info.l3_bytes = std::max(0L, sysconf(_SC_LEVEL3_CACHE_SIZE));
   info.memory_bytes = proc_value("/proc/meminfo", "MemTotal");
   info.available_bytes = proc_value("/proc/meminfo", "MemAvailable");
-  // A cgroup limit (v2, then v1) below the machine's memory is what the process really has.
-  int64_t limit = read_number("/sys/fs/cgroup/memory.max");
-  int64_t used = read_number("/sys/fs/cgroup/memory.current");
-  if (limit <= 0) {
-    limit = read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes");
-    used = read_number("/sys/fs/cgroup/memory/memory.usage_in_bytes");
+  const CgroupLimits limits = read_cgroup_limits();
+  if (limits.memory_bytes && *limits.memory_bytes < info.memory_bytes) {
+    info.memory_bytes = *limits.memory_bytes;
   }
-  if (limit > 0 && limit < info.memory_bytes) {
-    info.memory_bytes = limit;
-    info.available_bytes =
-        std::min(info.available_bytes, std::max<int64_t>(0, limit - std::max<int64_t>(used, 0)));
+  if (limits.available_bytes) {
+    info.available_bytes = std::min(info.available_bytes, *limits.available_bytes);
   }
   return info;
 }
