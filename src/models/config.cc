@@ -91,15 +91,23 @@ Result<double> scaling_factor(const ConfigJson& p) {
   return p.number_in("factor", 1.0, 1e4);
 }
 
+constexpr const char* kOriginalPositions = "original_max_position_embeddings";
+
+/// The length that a scaled rope was trained with. transformers lets the field outside the rope
+/// parameters go before the one inside.
+Result<int64_t> original_positions(const ConfigJson& p, const ConfigJson& text) {
+  return (text.has(kOriginalPositions) ? text : p).integer_in(kOriginalPositions, 1, kMaxPositions);
+}
+
 Result<RopeScaling> parse_yarn(const ConfigJson& p, const ConfigJson& text) {
   YarnScaling yarn;
-  if (p.has("original_max_position_embeddings")) {
-    yarn.original_positions =
-        TRY(p.integer_in("original_max_position_embeddings", 1, kMaxPositions));
+  const bool has_original = p.has(kOriginalPositions) || text.has(kOriginalPositions);
+  if (has_original) {
+    yarn.original_positions = TRY(original_positions(p, text));
   } else {
     yarn.original_positions = TRY(text.integer_in("max_position_embeddings", 1, kMaxPositions));
   }
-  if (p.has("factor") || !p.has("original_max_position_embeddings")) {
+  if (p.has("factor") || !has_original) {
     yarn.factor = TRY(scaling_factor(p));
   } else {
     yarn.factor =
@@ -119,7 +127,7 @@ Result<RopeScaling> parse_yarn(const ConfigJson& p, const ConfigJson& text) {
   return RopeScaling(yarn);
 }
 
-Result<RopeScaling> parse_llama3(const ConfigJson& p) {
+Result<RopeScaling> parse_llama3(const ConfigJson& p, const ConfigJson& text) {
   Llama3Scaling s;
   s.factor = TRY(scaling_factor(p));
   s.low_freq_factor = TRY(positive(p, "low_freq_factor", 1e6));
@@ -127,7 +135,7 @@ Result<RopeScaling> parse_llama3(const ConfigJson& p) {
   if (s.high_freq_factor <= s.low_freq_factor) {
     return not_allowed(p, "high_freq_factor", "must be above low_freq_factor");
   }
-  s.original_positions = TRY(p.integer_in("original_max_position_embeddings", 1, kMaxPositions));
+  s.original_positions = TRY(original_positions(p, text));
   return RopeScaling(s);
 }
 
@@ -138,7 +146,7 @@ Result<RopeScaling> parse_scaling(const ConfigJson& p, const ConfigJson& text) {
   if (type == "default" || type == "mrope") return RopeScaling();
   if (type == "linear") return RopeScaling(LinearScaling{TRY(scaling_factor(p))});
   if (type == "yarn") return parse_yarn(p, text);
-  if (type == "llama3") return parse_llama3(p);
+  if (type == "llama3") return parse_llama3(p, text);
   return unsupported(p.field(field) + " \"" + type +
                      "\" is not supported; default, linear, yarn and llama3 are");
 }

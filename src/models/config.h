@@ -68,6 +68,6 @@ Result<RopeSpec> parse_rope(const ConfigJson& text, int64_t head_dim,
 extern const ModelFamily kQwen2, kQwen3, kLlama, kPawQwen3, kQwen3Moe, kQwen3Next;
 extern const ModelFamily kQwen35, kQwen35Image, kQwen35Moe, kQwen35MoeImage;
 extern const ModelFamily kQwen25Image, kQwen3Image;
-extern const ModelFamily kErnie45, kErnie45Moe;
+extern const ModelFamily kErnie45, kErnie45First, kErnie45Moe;
 
 }  // namespace weft

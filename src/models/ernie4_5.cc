@@ -52,6 +52,8 @@ Result<ModelSpec> parse_ernie4_5_moe(const ConfigJson& config) {
 }  // namespace
 
 const ModelFamily kErnie45{"Ernie4_5ForCausalLM", parse_dense_part};
+/// As the first releases call it, from before transformers knew the family.
+const ModelFamily kErnie45First{"Ernie4_5_ForCausalLM", parse_dense_part};
 const ModelFamily kErnie45Moe{"Ernie4_5_MoeForCausalLM", parse_ernie4_5_moe};
 
 }  // namespace weft

@@ -7,10 +7,10 @@ namespace {
 
 /// Every architecture that weft runs. A new family adds its file and its line here.
 constexpr const ModelFamily* kFamilies[] = {
-    &kQwen3,       &kQwen2,          &kLlama,   &kPawQwen3,     //
-    &kQwen3Moe,    &kQwen3Next,      &kQwen35,  &kQwen35Image,  //
-    &kQwen35Moe,   &kQwen35MoeImage, &kErnie45, &kErnie45Moe,   //
-    &kQwen25Image, &kQwen3Image,
+    &kQwen3,      &kQwen2,          &kLlama,      &kPawQwen3,      //
+    &kQwen3Moe,   &kQwen3Next,      &kQwen35,     &kQwen35Image,   //
+    &kQwen35Moe,  &kQwen35MoeImage, &kErnie45,    &kErnie45First,  //
+    &kErnie45Moe, &kQwen25Image,    &kQwen3Image,
 };
 
 std::string joined(const std::vector<std::string_view>& names) {

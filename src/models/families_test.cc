@@ -48,6 +48,38 @@ TEST(Families, OldAndNewFormOfRopeAreTheSame) {
   EXPECT_GT(rope_attention_factor(b.rope), 1.1);
 }
 
+TEST(Families, TheOriginalLengthMayStandBesideTheRope) {
+  const auto frequencies = [](const std::string& changes) {
+    return rope_inverse_frequencies(parse(qwen3(changes))->rope);
+  };
+  const auto inside = frequencies(R"("rope_scaling": {"type": "yarn", "factor": 4.0,
+                                     "original_max_position_embeddings": 128})");
+  EXPECT_EQ(frequencies(R"("rope_scaling": {"type": "yarn", "factor": 4.0},
+                           "original_max_position_embeddings": 128)"),
+            inside);
+  EXPECT_EQ(frequencies(R"("rope_scaling": {"type": "yarn", "factor": 4.0,
+                           "original_max_position_embeddings": 256},
+                           "original_max_position_embeddings": 128)"),
+            inside);
+  EXPECT_NE(frequencies(R"("rope_scaling": {"type": "yarn", "factor": 4.0})"), inside);
+  const std::string llama3 =
+      R"("rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+         "high_freq_factor": 4.0)";
+  EXPECT_EQ(frequencies(llama3 + R"(, "original_max_position_embeddings": 128})"),
+            frequencies(llama3 + R"(}, "original_max_position_embeddings": 128)"));
+}
+
+TEST(Families, ErnieHasTheNameOfItsFirstReleasesToo) {
+  const auto ernie = [](const std::string& name) {
+    return parse(R"({"architectures": [")" + name + R"("], "hidden_size": 64,
+        "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "vocab_size": 256, "max_position_embeddings": 2048})");
+  };
+  ASSERT_TRUE(ernie("Ernie4_5_ForCausalLM").ok());
+  EXPECT_EQ(count_parameters(*ernie("Ernie4_5_ForCausalLM")),
+            count_parameters(*ernie("Ernie4_5ForCausalLM")));
+}
+
 TEST(Families, RefusesByName) {
   EXPECT_THAT(problem(R"("rope_scaling": {"rope_type": "longrope"})"), HasSubstr("longrope"));
   EXPECT_THAT(problem(R"("rope_scaling": {"type": "dynamic", "factor": 2.0})"),
