@@ -356,7 +356,7 @@ bool Interpreter::sequence_filter(const std::string& name, const Value& v, const
       parts.push_back(a[1] && !a[1]->is(Kind::kNone) ? attribute_path(item, *a[1], nullptr) : item);
       if (parts.back().is_undefined()) parts.back() = Value::string("");
     }
-    *result = Value::string(join_texts(parts).text());
+    *result = join_texts(parts, /*markup=*/false);
   } else if (name == "items") {
     bind(args, where, {});
     if (v.is_undefined()) {

@@ -340,7 +340,7 @@ Value Interpreter::eval_kind(const Node* node) {
       std::vector<Value> parts;
       for (const Node* child : c) parts.push_back(eval(child));
       at(node);
-      return join_texts(parts);
+      return join_texts(parts, /*markup=*/false);
     }
     case NodeKind::kAttribute: {
       const Value object = eval(c[0]);

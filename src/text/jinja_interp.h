@@ -109,7 +109,10 @@ class Interpreter {
   Value add(const Value& a, const Value& b);
   Value repeat(const Value& a, const Value& b);
   Value power(const Value& a, const Value& b);
-  Value join_texts(const std::vector<Value>& parts);
+  /// The parts behind each other; as `markup`, those that are no markup are escaped. (Only `+` and
+  /// a markup's own join() do that: `~` and the filter are those of an environment that escapes
+  /// nothing.)
+  Value join_texts(const std::vector<Value>& parts, bool markup);
   int64_t integer(const Value& v, const char* what);
 
   // jinja_filters.cc, jinja_text_filters.cc, jinja_tests.cc

@@ -332,7 +332,7 @@ Value Interpreter::string_method(const Value& self, const std::string& name, con
       if (i++ > 0) parts.push_back(self);
       parts.push_back(item);
     }
-    return join_texts(parts);
+    return join_texts(parts, self.as<StringObject>().markup);
   }
   if (name == "find" || name == "rfind" || name == "index" || name == "rindex" || name == "count") {
     const auto a = bind(args, where, {"sub", "start", "end"});

@@ -317,14 +317,18 @@ bool Interpreter::contains(const Value& container, const Value& wanted) {
 
 // ---- arithmetic
 
-Value Interpreter::join_texts(const std::vector<Value>& parts) {
-  const bool markup = std::any_of(parts.begin(), parts.end(), [](const Value& v) {
-    return v.is_string() && v.as<StringObject>().markup;
-  });
+namespace {
+
+bool is_markup(const Value& v) {
+  return v.is_string() && v.as<StringObject>().markup;
+}
+
+}  // namespace
+
+Value Interpreter::join_texts(const std::vector<Value>& parts, bool markup) {
   Tagged out;
   for (const Value& v : parts) {
-    const bool plain = markup && !(v.is_string() && v.as<StringObject>().markup);
-    const Tagged s = plain ? escape_html(to_text(v)) : to_text(v);
+    const Tagged s = markup && !is_markup(v) ? escape_html(to_text(v)) : to_text(v);
     if (out.size() + s.size() > limits_.max_output_bytes)
       fail("a string grows beyond the output limit");
     out.append(s);
@@ -334,7 +338,7 @@ Value Interpreter::join_texts(const std::vector<Value>& parts) {
 }
 
 Value Interpreter::add(const Value& a, const Value& b) {
-  if (a.is_string() && b.is_string()) return join_texts({a, b});
+  if (a.is_string() && b.is_string()) return join_texts({a, b}, is_markup(a) || is_markup(b));
   if (a.is_sequence() && a.kind == b.kind) {
     std::vector<Value> items = a.items();
     spend(4 * (items.size() + b.items().size()));

@@ -61,7 +61,7 @@ class Generator:
                "map(attribute='role')|list", "select|list", "reject('none')|list", "selectattr('role')|list",
                "selectattr('role', 'equalto', 'user')|list", "rejectattr('role', 'eq', 'user')|list", "items|list", "dictsort",
                "batch(2)|list", "slice(2)|list", "max", "min", "sum", "round", "round(1)", "e", "wordcount", "truncate(9)",
-               "truncate(8, true)", "center(12)", "urlencode", "format(1)", "count", "tojson(sort_keys=true)", "safe", "d",
+               "truncate(8, true)", "center(12)", "urlencode", "format(1)", "count", "tojson(sort_keys=true)", "safe", "tojson|safe", "d",
                "groupby('role')|list", "round(0, 'floor')", "map('string')|join('-')", "int(7)", "attr('x')", "forceescape"]
     TESTS = ["defined", "undefined", "none", "string", "number", "integer", "float", "mapping", "sequence", "iterable", "boolean",
              "true", "false", "odd", "even", "divisibleby(3)", "eq(1)", "ne 'a'", "in [1, 'a']", "lower", "upper", "callable",
@@ -226,6 +226,8 @@ class Generator:
         value = {"messages": [self.message() for _ in range(r.randrange(5))], "add_generation_prompt": r.random() < 0.5}
         if r.random() < 0.5:
             value["tools"] = [{"type": "function", "function": {"name": "f", "description": r.choice(self.TEXTS), "parameters": self.value()}}]
+        if r.random() < 0.2:
+            value["documents"] = [{"title": "t", "text": r.choice(self.TEXTS)} for _ in range(r.randrange(3))]
         for name in ("enable_thinking", "add_vision_id"):
             if r.random() < 0.5:
                 value[name] = r.random() < 0.5

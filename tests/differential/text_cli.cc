@@ -29,6 +29,8 @@ Json render(const Json& line) {
       input.messages_json = value.dump();
     } else if (key == "tools") {
       input.tools_json = value.dump();
+    } else if (key == "documents") {
+      input.documents_json = value.dump();
     } else if (key == "add_generation_prompt") {
       input.add_generation_prompt = value;
     } else {
