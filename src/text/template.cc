@@ -66,6 +66,48 @@ Result<Value> parse_value(const std::string& text, const std::string& field, siz
   }
 }
 
+/// A JSON file of a model directory; without one it has no fields.
+struct JsonFile {
+  std::filesystem::path path;
+  std::string text;
+  json::parser parser;
+  json::element root;
+  bool present = false;
+
+  Result<void> read(std::filesystem::path file) {
+    path = std::move(file);
+    std::error_code error;
+    if (!std::filesystem::exists(path, error)) return {};
+    text = TRY(text::read_file(path, kMaxConfigBytes));
+    if (const auto e = parser.parse(text).get(root)) {
+      return invalid_argument(path.string() + ": not valid JSON: " + simdjson::error_message(e));
+    }
+    present = true;
+    return {};
+  }
+  bool find(const char* name, json::element& out) const {
+    return present && root[name].get(out) == simdjson::SUCCESS;
+  }
+  bool has(const char* name) const {
+    json::element ignored;
+    return find(name, ignored);
+  }
+};
+
+/// The special tokens that transformers gives to templates.
+constexpr const char* kTokenNames[] = {"bos_token", "eos_token", "unk_token", "sep_token",
+                                       "pad_token", "cls_token", "mask_token"};
+
+/// A token that stands as its text, or as an object with the text as content.
+std::optional<std::string> token_text(const JsonFile& file, const char* name) {
+  json::element token;
+  std::string_view text;
+  if (!file.find(name, token)) return std::nullopt;
+  if (token.is_object() && token["content"].get(token) != simdjson::SUCCESS) return std::nullopt;
+  if (token.get(text) != simdjson::SUCCESS) return std::nullopt;
+  return std::string(text);
+}
+
 std::string position(const std::string& name, const jinja::Failure& f) {
   if (f.line == 0) return name + ": " + f.message;
   return name + ":" + std::to_string(f.line) + ":" + std::to_string(f.column) + ": " + f.message;
@@ -82,6 +124,50 @@ struct ChatTemplate::Parts {
   std::optional<Named> tool_use;
   std::vector<std::pair<std::string, std::string>> tokens;
   std::string source;
+
+  static Result<Named> compile(std::string_view source, std::string name) {
+    Named named{std::move(name), {}};
+    try {
+      named.program = jinja::parse(source);
+    } catch (const jinja::Failure& f) {
+      return invalid_argument(position(named.name, f));
+    }
+    return named;
+  }
+
+  /// The field chat_template of a JSON file, called `name` in errors: one template, or named ones.
+  Result<void> read_field(const json::element& field, const std::string& name) {
+    std::string_view text;
+    if (field.get(text) == simdjson::SUCCESS) {
+      source = text;
+      main = TRY(compile(text, name));
+      return {};
+    }
+    const Error wrong =
+        invalid_argument(name + " must be a string or an array of {name, template}");
+    json::array list;
+    if (field.get(list) != simdjson::SUCCESS) return wrong;
+    bool has_default = false;
+    for (const json::element item : list) {
+      std::string_view which;
+      if (item["name"].get(which) != simdjson::SUCCESS ||
+          item["template"].get(text) != simdjson::SUCCESS) {
+        return wrong;
+      }
+      if (which != "default" && which != "tool_use") continue;
+      Named named = TRY(compile(text, name + "[" + std::string(which) + "]"));
+      source += text;
+      source += '\n';
+      if (which == "default") {
+        main = std::move(named);
+        has_default = true;
+      } else {
+        tool_use = std::move(named);
+      }
+    }
+    if (!has_default) return invalid_argument(name + " has no template named 'default'");
+    return {};
+  }
 };
 
 ChatTemplate::ChatTemplate(std::unique_ptr<const Parts> parts) : parts_(std::move(parts)) {}
@@ -97,85 +183,47 @@ Result<ChatTemplate> ChatTemplate::parse(std::string_view source,
                                          std::vector<std::pair<std::string, std::string>> tokens,
                                          std::string name) {
   auto parts = std::make_unique<Parts>();
-  parts->main.name = std::move(name);
+  parts->main = TRY(Parts::compile(source, std::move(name)));
   parts->tokens = std::move(tokens);
   parts->source = source;
-  try {
-    parts->main.program = jinja::parse(source);
-  } catch (const jinja::Failure& f) {
-    return invalid_argument(position(parts->main.name, f));
-  }
   return ChatTemplate(std::move(parts));
 }
 
 Result<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dir,
                                         const std::filesystem::path& replacement) {
-  std::error_code error;
-  const auto config_path = dir / "tokenizer_config.json";
-  const auto file = replacement.empty() ? dir / "chat_template.jinja" : replacement;
-  std::vector<std::pair<std::string, std::string>> tokens;
-  json::parser parser;
-  json::element config;
-  const bool has_config = std::filesystem::exists(config_path, error);
-  std::string config_text;
-  if (has_config) {
-    config_text = TRY(text::read_file(config_path, kMaxConfigBytes));
-    if (const auto e = parser.parse(config_text).get(config)) {
-      return invalid_argument(config_path.string() +
-                              ": not valid JSON: " + simdjson::error_message(e));
-    }
-    for (const char* name : {"bos_token", "eos_token", "pad_token", "unk_token"}) {
-      json::element token = config;
-      std::string_view text;
-      if (config[name].get(token) != simdjson::SUCCESS) continue;
-      if (token.is_object() && token["content"].get(token) != simdjson::SUCCESS) continue;
-      if (token.get(text) == simdjson::SUCCESS) tokens.emplace_back(name, text);
-    }
-  }
-  if (!replacement.empty() || std::filesystem::exists(file, error)) {
-    return parse(TRY(text::read_file(file, kMaxConfigBytes)), std::move(tokens),
-                 file.filename().string());
-  }
-  json::element field;
-  const std::string name = "tokenizer_config.json: chat_template";
-  if (!has_config || config["chat_template"].get(field) != simdjson::SUCCESS || field.is_null()) {
-    return not_found(
-        dir.string() +
-        ": no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)");
-  }
-  std::string_view source;
-  if (field.get(source) == simdjson::SUCCESS) return parse(source, std::move(tokens), name);
-  json::array list;
-  if (field.get(list) != simdjson::SUCCESS) {
-    return invalid_argument(name + " must be a string or an array of {name, template}");
-  }
+  JsonFile config, map, legacy;
+  TRY(config.read(dir / "tokenizer_config.json"));
+  TRY(map.read(dir / "special_tokens_map.json"));
   auto parts = std::make_unique<Parts>();
-  parts->tokens = std::move(tokens);
-  bool has_default = false;
-  for (const json::element item : list) {
-    std::string_view which;
-    if (item["name"].get(which) != simdjson::SUCCESS ||
-        item["template"].get(source) != simdjson::SUCCESS) {
-      return invalid_argument(name + " must be a string or an array of {name, template}");
-    }
-    if (which != "default" && which != "tool_use") continue;
-    Parts::Named named{name + "[" + std::string(which) + "]", {}};
-    try {
-      named.program = jinja::parse(source);
-    } catch (const jinja::Failure& f) {
-      return invalid_argument(position(named.name, f));
-    }
-    parts->source += source;
-    parts->source += '\n';
-    if (which == "default") {
-      parts->main = std::move(named);
-      has_default = true;
-    } else {
-      parts->tool_use = std::move(named);
-    }
+  for (const char* name : kTokenNames) {
+    // As in transformers, where a null means that there is none.
+    const JsonFile& source = config.has(name) ? config : map;
+    if (auto text = token_text(source, name)) parts->tokens.emplace_back(name, std::move(*text));
   }
-  if (!has_default) return invalid_argument(name + " has no template named 'default'");
-  return ChatTemplate(std::move(parts));
+  std::error_code error;
+  const auto file = replacement.empty() ? dir / "chat_template.jinja" : replacement;
+  if (!replacement.empty() || std::filesystem::exists(file, error)) {
+    parts->source = TRY(text::read_file(file, kMaxConfigBytes));
+    parts->main = TRY(Parts::compile(parts->source, file.filename().string()));
+    const auto tools = dir / "additional_chat_templates" / "tool_use.jinja";
+    if (replacement.empty() && std::filesystem::exists(tools, error)) {
+      const std::string source = TRY(text::read_file(tools, kMaxConfigBytes));
+      parts->tool_use = TRY(Parts::compile(source, tools.filename().string()));
+      parts->source += "\n" + source;
+    }
+    return ChatTemplate(std::move(parts));
+  }
+  if (!config.has("chat_template")) TRY(legacy.read(dir / "chat_template.json"));
+  for (const JsonFile* holder : {&config, &legacy}) {
+    json::element field;
+    if (!holder->find("chat_template", field) || field.is_null()) continue;
+    TRY(parts->read_field(field, holder->path.filename().string() + ": chat_template"));
+    return ChatTemplate(std::move(parts));
+  }
+  return not_found(
+      dir.string() +
+      ": no chat template (chat_template.jinja, or chat_template in tokenizer_config.json or in "
+      "chat_template.json)");
 }
 
 Result<Rendered> ChatTemplate::render(const ChatInput& input, const RenderLimits& limits) const {

@@ -52,9 +52,11 @@ struct Rendered {
 /// any number of threads may render at once.
 class ChatTemplate {
  public:
-  /// chat_template.jinja of a model directory, else chat_template of its tokenizer_config.json: a
+  /// chat_template.jinja of a model directory (with additional_chat_templates/tool_use.jinja where
+  /// tools are given), else chat_template of its tokenizer_config.json or chat_template.json: a
   /// string, or a list of {name, template} of which "default" is taken, and "tool_use" where tools
-  /// are given. bos_token, eos_token, pad_token and unk_token come from tokenizer_config.json.
+  /// are given. bos_token, eos_token and the like come from tokenizer_config.json, or from
+  /// special_tokens_map.json where they are not in it.
   /// `replacement`: a file that takes the place of the model's own template.
   /// Errors: kNotFound without a template; kInvalidArgument "file:line:column: ..." for its syntax.
   static Result<ChatTemplate> load(const std::filesystem::path& dir,

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "base/temp_dir.h"
 #include "tests/support/oracle.h"
 
 namespace weft {
@@ -201,6 +202,16 @@ TEST(Template, Provenance) {
             "####" + std::string(11, '#'));
 }
 
+TEST(Template, SafeTextsAreJoinedAsTheyAre) {
+  // What Qwen3-Coder's template does with the keys of a tool that it does not know.
+  EXPECT_EQ(render("{{ '<k>' ~ (['a', 1] | tojson | safe) ~ '</k>' }}"), "<k>[\"a\", 1]</k>");
+  EXPECT_EQ(render("{{ ['<', '&' | safe] | join('>' | safe) }}"), "<>&");
+  EXPECT_EQ(render("{{ '<'.join(['>' | safe, '>']) }}"), "><>");
+  EXPECT_EQ(render("{{ ('<' ~ ('a' | safe)) + '<' }}"), "<a<");
+  EXPECT_EQ(render("{{ '<' + ('<' | safe) }}"), "&lt;<");
+  EXPECT_EQ(render("{{ ('<' | safe).join(['>', '>']) }}"), "&gt;<&gt;");
+}
+
 TEST(Template, HuggingFaceFunctions) {
   ChatInput input;
   std::tm now{};
@@ -216,6 +227,61 @@ TEST(Template, HuggingFaceFunctions) {
   input.extra = {{"raise_exception", "1"}};
   EXPECT_THAT(t.render(input).error().message,
               ::testing::HasSubstr("'raise_exception' is a function"));
+}
+
+/// A model directory with these files.
+class TemplateFiles : public testing::Test {
+ protected:
+  void put(const std::string& name, const std::string& text) {
+    const std::filesystem::path path = directory_.file(name);
+    std::filesystem::create_directories(path.parent_path());
+    std::ofstream(path) << text;
+  }
+  std::string render(bool tools = false) const {
+    const auto chat = ChatTemplate::load(directory_.path());
+    if (!chat.ok()) return "error: " + chat.error().message;
+    ChatInput input;
+    if (tools) input.tools_json = R"([{"type": "function"}])";
+    const auto out = chat->render(input);
+    return out.ok() ? out->text : "error: " + out.error().message;
+  }
+
+  TempDir directory_;
+};
+
+TEST_F(TemplateFiles, AFileGoesBeforeTheFieldsOfJson) {
+  EXPECT_THAT(render(), ::testing::HasSubstr("no chat template"));
+  put("chat_template.json", R"({"chat_template": "processor"})");
+  EXPECT_EQ(render(), "processor");
+  put("tokenizer_config.json", R"({"chat_template": null})");
+  EXPECT_THAT(render(), ::testing::HasSubstr("no chat template"));
+  put("tokenizer_config.json", R"({"chat_template": "config"})");
+  EXPECT_EQ(render(), "config");
+  put("chat_template.jinja", "file");
+  EXPECT_EQ(render(), "file");
+}
+
+TEST_F(TemplateFiles, ToolsHaveATemplateOfTheirOwn) {
+  put("tokenizer_config.json", R"({"chat_template": [{"name": "rag", "template": "{% broken"},
+      {"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]})");
+  EXPECT_EQ(render(), "plain");
+  EXPECT_EQ(render(/*tools=*/true), "tools");
+  put("chat_template.jinja", "file");
+  EXPECT_EQ(render(/*tools=*/true), "file");
+  put("additional_chat_templates/tool_use.jinja", "tools of a file");
+  EXPECT_EQ(render(), "file");
+  EXPECT_EQ(render(/*tools=*/true), "tools of a file");
+  put("additional_chat_templates/tool_use.jinja", "{{ 1 +");
+  EXPECT_THAT(render(), ::testing::HasSubstr("tool_use.jinja:1:"));
+}
+
+TEST_F(TemplateFiles, SpecialTokensStandInEitherFile) {
+  put("chat_template.jinja", "{{ bos_token }} {{ cls_token }} {{ sep_token is defined }}");
+  EXPECT_EQ(render(), "  False");
+  put("special_tokens_map.json", R"({"bos_token": "<s>", "cls_token": {"content": "<c>"}})");
+  EXPECT_EQ(render(), "<s> <c> False");
+  put("tokenizer_config.json", R"({"bos_token": null, "sep_token": {"content": "<p>"}})");
+  EXPECT_EQ(render(), " <c> True");
 }
 
 }  // namespace

@@ -47,12 +47,14 @@ class Tokenizer {
  public:
   static constexpr size_t kMaxInputBytes = size_t{256} << 20;
 
-  /// Reads tokenizer.json and, if there, tokenizer_config.json of a model directory.
+  /// Reads tokenizer.json and, if there, tokenizer_config.json and special_tokens_map.json of a
+  /// model directory.
   /// Errors: kNotFound, kInvalidArgument and kUnsupported with the file and the field.
   static Result<Tokenizer> load(const std::filesystem::path& dir);
-  /// The same from the texts of both files; `tokenizer_config_json` may be empty.
+  /// The same from the texts of the files; the last two may be empty.
   static Result<Tokenizer> from_json(std::string_view tokenizer_json,
-                                     std::string_view tokenizer_config_json);
+                                     std::string_view tokenizer_config_json,
+                                     std::string_view special_tokens_map_json = {});
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();
@@ -86,7 +88,8 @@ class Tokenizer {
   bool is_byte_token(int32_t id) const;
   const DecodeRules& decode_rules() const;
 
-  /// From tokenizer_config.json; nothing where it is absent, null or not a token.
+  /// From tokenizer_config.json, or from special_tokens_map.json where that has no word of it;
+  /// nothing where it is absent, null or not a token.
   std::optional<int32_t> bos_id() const;
   std::optional<int32_t> eos_id() const;
   std::optional<int32_t> pad_id() const;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <fstream>
+#include <set>
 #include <unordered_map>
 
 #include "text/read_file.h"
@@ -126,8 +127,9 @@ Result<json::element> parse(json::parser& parser, std::string_view text) {
 /// Builds Tokenizer::Parts from the two JSON files, field by field.
 class TokenizerLoader {
  public:
-  Result<Tokenizer> load(std::string_view tokenizer_json, std::string_view config_json) {
-    json::parser parser, config_parser;
+  Result<Tokenizer> load(std::string_view tokenizer_json, std::string_view config_json,
+                         std::string_view map_json) {
+    json::parser parser, config_parser, map_parser;
     auto root = parse(parser, tokenizer_json);
     if (!root.ok()) return with_context(root.error(), "tokenizer.json");
     if (auto r = read_tokenizer(*root); !r.ok()) return with_context(r.error(), "tokenizer.json");
@@ -138,6 +140,11 @@ class TokenizerLoader {
         return with_context(r.error(), "tokenizer_config.json");
       }
       read_config_names(*config);
+    }
+    if (!map_json.empty()) {
+      auto map = parse(map_parser, map_json);
+      if (!map.ok()) return with_context(map.error(), "special_tokens_map.json");
+      read_config_names(*map);
     }
     if (auto r = parts_->build(tables_); !r.ok()) return with_context(r.error(), "tokenizer.json");
     return Tokenizer(std::move(parts_));
@@ -524,38 +531,44 @@ class TokenizerLoader {
     return {};
   }
 
+  /// The special tokens that `config` names; what an earlier file says of one (null: there is none)
+  /// counts.
   void read_config_names(const json::element& config) {
-    const auto find = [&](std::string_view key) -> std::optional<int32_t> {
-      auto e = member(config, key);
+    for (const auto& [key, id] : {std::pair{"bos_token", &parts_->bos},
+                                  {"eos_token", &parts_->eos},
+                                  {"pad_token", &parts_->pad},
+                                  {"unk_token", &parts_->unk}}) {
+      json::element token;
+      if (config[key].get(token) != simdjson::SUCCESS || !named_.insert(key).second) continue;
       std::string_view name;
-      if (e && e->is_object()) e = member(*e, "content");
-      if (!e || e->get(name) != simdjson::SUCCESS) return std::nullopt;
-      const int32_t id = parts_->names.find(name);
-      return id == text::kNoToken ? std::nullopt : std::optional(id);
-    };
-    parts_->bos = find("bos_token");
-    parts_->eos = find("eos_token");
-    parts_->pad = find("pad_token");
-    parts_->unk = find("unk_token");
+      if (token.is_object() && token["content"].get(token) != simdjson::SUCCESS) continue;
+      if (token.get(name) != simdjson::SUCCESS) continue;
+      const int32_t found = parts_->names.find(name);
+      if (found != text::kNoToken) *id = found;
+    }
   }
 
   std::unique_ptr<Tokenizer::Parts> parts_ = std::make_unique<Tokenizer::Parts>();
   text::TokenTables tables_;
+  std::set<std::string_view> named_;  // special tokens that a file has told of
 };
 
 Result<Tokenizer> Tokenizer::from_json(std::string_view tokenizer_json,
-                                       std::string_view tokenizer_config_json) {
-  return TokenizerLoader().load(tokenizer_json, tokenizer_config_json);
+                                       std::string_view tokenizer_config_json,
+                                       std::string_view special_tokens_map_json) {
+  return TokenizerLoader().load(tokenizer_json, tokenizer_config_json, special_tokens_map_json);
 }
 
 Result<Tokenizer> Tokenizer::load(const std::filesystem::path& dir) {
   const std::string tokenizer = TRY(text::read_file(dir / "tokenizer.json", kMaxFileBytes));
-  std::string config;
+  std::string config, map;
   std::error_code error;
-  if (std::filesystem::exists(dir / "tokenizer_config.json", error)) {
-    config = TRY(text::read_file(dir / "tokenizer_config.json", kMaxFileBytes));
+  for (const auto& [name, content] :
+       {std::pair{"tokenizer_config.json", &config}, {"special_tokens_map.json", &map}}) {
+    if (!std::filesystem::exists(dir / name, error)) continue;
+    *content = TRY(text::read_file(dir / name, kMaxFileBytes));
   }
-  auto loaded = from_json(tokenizer, config);
+  auto loaded = from_json(tokenizer, config, map);
   if (!loaded.ok()) return with_context(loaded.error(), dir.string());
   return loaded;
 }

@@ -286,5 +286,22 @@ TEST(Tokenizer, OneLongWordIsNotQuadratic) {
   }
 }
 
+TEST(Tokenizer, SpecialTokensAreNamedInEitherFile) {
+  const std::string json = byte_level({{"a", "b"}}).dump();
+  const auto names = [&](const std::string& config, const std::string& map) {
+    const auto tokenizer = Tokenizer::from_json(json, config, map);
+    EXPECT_TRUE(tokenizer.ok()) << (tokenizer.ok() ? "" : tokenizer.error().message);
+    return std::pair{tokenizer->bos_id(), tokenizer->eos_id()};
+  };
+  const auto reference = Tokenizer::from_json(json, "");
+  const std::optional<int32_t> a = reference->token_to_id("a"), none;
+  EXPECT_EQ(names("", R"({"bos_token": "a", "eos_token": {"content": "a"}})"), std::pair(a, a));
+  EXPECT_EQ(names(R"({"bos_token": null})", R"({"bos_token": "a", "eos_token": "a"})"),
+            std::pair(none, a));
+  EXPECT_EQ(names(R"({"bos_token": "a"})", R"({"bos_token": 1, "eos_token": "no such token"})"),
+            std::pair(a, none));
+  EXPECT_FALSE(Tokenizer::from_json(json, "", "[]").ok());
+}
+
 }  // namespace
 }  // namespace weft
