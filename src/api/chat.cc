@@ -1,5 +1,6 @@
 #include "api/chat.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 namespace weft {
@@ -116,6 +117,13 @@ Result<EncodedChat> ChatFrontend::encode(const ChatRequest& request) const {
   out.ids = TRY(tokenizer_.encode_segments(rendered.segments(), /*add_special_tokens=*/false));
   out.text = std::move(rendered.text);
   return out;
+}
+
+GenerationDefaults with_eos_of(const Tokenizer& tokenizer, GenerationDefaults defaults) {
+  const std::optional<int32_t> eos = tokenizer.eos_id();
+  std::vector<int32_t>& ids = defaults.eos_ids;
+  if (eos && std::find(ids.begin(), ids.end(), *eos) == ids.end()) ids.push_back(*eos);
+  return defaults;
 }
 
 Result<std::vector<int32_t>> ChatFrontend::encode_text(const std::string& text, bool allow_special,

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "api/validate.h"
 #include "api/videos.h"
 #include "base/result.h"
 #include "text/template.h"
@@ -58,5 +59,9 @@ class ChatFrontend {
   Tokenizer tokenizer_;
   std::optional<ChatTemplate> template_;
 };
+
+/// The defaults with the tokenizer's end-of-sequence token among what ends an answer, as vLLM has
+/// them: the configurations of fine-tunes often name their base model's token alone.
+GenerationDefaults with_eos_of(const Tokenizer& tokenizer, GenerationDefaults defaults);
 
 }  // namespace weft

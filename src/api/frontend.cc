@@ -58,8 +58,10 @@ int64_t PreparedRequest::num_prompt_tokens() const {
 Frontend::Frontend(ChatFrontend chat, FrontendConfig config)
     : chat_(std::make_unique<const ChatFrontend>(std::move(chat))),
       config_(std::move(config)),
-      constraints_(std::make_unique<ConstraintFactory>(
-          chat_->tokenizer(), config_.limits.vocab_size, config_.format)) {}
+      constraints_(std::make_unique<ConstraintFactory>(chat_->tokenizer(),
+                                                       config_.limits.vocab_size, config_.format)) {
+  config_.defaults = with_eos_of(chat_->tokenizer(), std::move(config_.defaults));
+}
 
 Result<Frontend::Prompt> Frontend::encode_chat(const GenerationRequest& request) const {
   ChatRequest chat{.messages = request.messages,

@@ -60,6 +60,17 @@ TEST_F(FrontendTest, DocumentsAreTheUsersText) {
   EXPECT_EQ(ids->back(), end);
 }
 
+TEST_F(FrontendTest, TheTokenizersEndOfSequenceEndsAnAnswer) {
+  const Frontend frontend = make("x", {.defaults = {.eos_ids = {7}}});
+  const int32_t eos = *frontend.tokenizer().eos_id();
+  const Result<PreparedRequest> prepared = frontend.prepare(chat("hi"), 0);
+  ASSERT_TRUE(prepared.ok()) << prepared.error().message;
+  EXPECT_EQ(prepared->sequences[0].sampling.stop_ids, (std::vector<int32_t>{7, eos}));
+  const Frontend knows = make("x", {.defaults = {.eos_ids = {eos, 7}}});
+  EXPECT_EQ(knows.prepare(chat("hi"), 0)->sequences[0].sampling.stop_ids,
+            (std::vector<int32_t>{eos, 7}));
+}
+
 TEST_F(FrontendTest, AModelWithoutEyesSaysSo) {
   const Frontend frontend = make("x");
   GenerationRequest request = chat("hi");

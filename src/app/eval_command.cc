@@ -57,8 +57,9 @@ Result<Running> submit_item(const EvalItem& item, const Tools& tools, TaskScore&
                       request));
   score.prompt_tokens += static_cast<int64_t>(request.prompt.size());
   SamplingRequest sampling{.temperature = 0, .max_tokens = item.max_tokens};
-  request.sampling = TRY(validate_sampling(sampling, tools.local.defaults(), tools.local.limits(),
-                                           static_cast<int64_t>(request.prompt.size()), 0));
+  request.sampling =
+      TRY(validate_sampling(sampling, with_eos_of(tools.chat->tokenizer(), tools.local.defaults()),
+                            tools.local.limits(), static_cast<int64_t>(request.prompt.size()), 0));
   TextOptions answer{.stop_ids = request.sampling.stop_ids, .skip_special = false};
   Running running{.item = &item,
                   .stream = std::make_unique<AnswerStream>(&tools.chat->tokenizer(), answer)};

@@ -182,9 +182,9 @@ class ChatSession {
     request.images = std::move(encoded.images);
     request.positions = std::move(encoded.positions);
     request.rope_delta = encoded.rope_delta;
-    request.sampling = TRY(validate_sampling(options_.sampling, local_.defaults(), local_.limits(),
-                                             static_cast<int64_t>(request.prompt.size()),
-                                             options_.engine.seed + num_turns_));
+    request.sampling = TRY(validate_sampling(
+        options_.sampling, with_eos_of(chat_.tokenizer(), local_.defaults()), local_.limits(),
+        static_cast<int64_t>(request.prompt.size()), options_.engine.seed + num_turns_));
     ++num_turns_;
     TextOptions answer_options{.stop_ids = request.sampling.stop_ids};
     if (!options_.sampling.stop.empty()) {
