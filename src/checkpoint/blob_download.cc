@@ -31,6 +31,12 @@ struct Range {
   uint64_t end;
 };
 
+/// Why an attempt failed that may do better next time, and how long the server asks to wait.
+struct Trouble {
+  std::string why;
+  double wait_s = 0;
+};
+
 /// "bytes 5-9/20": the first byte and the total, when they are as expected.
 bool content_range_fits(const std::string& text, uint64_t begin, uint64_t size) {
   return text.starts_with(fmt::format("bytes {}-", begin)) &&
@@ -132,24 +138,24 @@ class Pool {
     for (int attempt = 0; bytes.size() < wanted;) {
       const size_t before = bytes.size();
       const std::string url = url_of(*range.blob);
-      std::string problem;
-      TRY(attempt_once(client, range, url, bytes, problem));
+      Trouble trouble;
+      TRY(attempt_once(client, range, url, bytes, trouble));
       if (bytes.size() == wanted) break;
       if (bytes.size() > before) attempt = 0;
       if (session_.stopped()) return unavailable(range.blob->request.file + ": stopped");
       if (attempt >= session_.options().num_retries) {
         return unavailable(range.blob->request.file + ": the download failed after " +
                            std::to_string(attempt + 1) +
-                           " attempts without a new byte: " + problem);
+                           " attempts without a new byte: " + trouble.why);
       }
-      session_.wait_before_retry(range.blob->request.file, problem, attempt++);
+      session_.wait_before_retry(range.blob->request.file, trouble.why, attempt++, trouble.wait_s);
     }
     return {};
   }
 
-  /// One attempt. An error is final; what may be better next time goes into `problem`.
+  /// One attempt. An error is final; what may be better next time goes into `trouble`.
   Result<> attempt_once(FetchClient& client, const Range& range, const std::string& url,
-                        std::vector<std::byte>& bytes, std::string& problem) {
+                        std::vector<std::byte>& bytes, Trouble& trouble) {
     Blob& blob = *range.blob;
     const uint64_t begin = range.begin + bytes.size();
     std::optional<Error> refused;
@@ -176,23 +182,24 @@ class Pool {
     const auto answer = session_.send(client, request);
     if (refused) return *refused;
     if (!answer.ok()) {
-      problem = answer.error().message;
+      trouble.why = answer.error().message;
       return {};
     }
     const int status = answer->response.status;
+    trouble.wait_s = HubSession::retry_after(answer->response);
     if (status >= 200 && status < 300) {
       if (!session_.is_own_url(answer->url)) set_direct_url(blob, answer->url);
-      problem = "the connection was closed early";
+      trouble.why = "the connection was closed early";
       return {};
     }
     if (!session_.is_own_url(answer->url)) {  // a storage server: its link may have expired
       set_direct_url(blob, "");
-      problem = "the storage server answered with HTTP status " + std::to_string(status);
+      trouble.why = "the storage server answered with HTTP status " + std::to_string(status);
       return {};
     }
     const Error error = session_.error_of(answer->response, blob.request.file);
     if (!HubSession::is_transient(status)) return error;
-    problem = error.message;
+    trouble.why = error.message;
     return {};
   }
 

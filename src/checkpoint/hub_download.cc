@@ -166,8 +166,9 @@ Result<std::vector<FileInfo>> read_file_infos(HubSession& session, const std::st
   return out;
 }
 
-std::string gib(uint64_t bytes) {
-  return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / (1 << 30));
+std::string size_text(uint64_t bytes) {
+  const double mib = static_cast<double>(bytes) / (1 << 20);
+  return mib < 1024 ? fmt::format("{:.2f} MiB", mib) : fmt::format("{:.2f} GiB", mib / 1024);
 }
 
 /// The blobs that are not in the cache, each once.
@@ -191,9 +192,9 @@ Result<> check_disk(const HubSession& session, const HubCache& cache,
   const uint64_t free = TRY(options.free_space ? options.free_space(options.cache_dir)
                                                : free_space(options.cache_dir));
   if (needed <= free) return {};
-  return exhausted(session.model().text() + ": " + gib(needed) +
-                   " are still to be downloaded, but " + options.cache_dir + " has " + gib(free) +
-                   " free; free some space or set HF_HUB_CACHE to another disk");
+  return exhausted(session.model().text() + ": " + size_text(needed) +
+                   " are still to be downloaded, but " + options.cache_dir + " has " +
+                   size_text(free) + " free; free some space or set HF_HUB_CACHE to another disk");
 }
 
 /// Locks every blob, in the order of their names, so that two processes can't wait for each other.
@@ -297,8 +298,13 @@ Result<std::string> resolve_model(const std::string& name_or_dir, const HubOptio
   }
   const ModelName model = TRY(ModelName::parse(name_or_dir));
   auto cached = cached_model(model, options);
-  if (cached.ok()) return cached;
-  return download_model(model, options, progress);
+  if (!cached.ok()) return download_model(model, options, progress);
+  // Another program's download may have ended between the weights and the tokenizer.
+  const bool lacks_text =
+      options.parts != ModelParts::kConfig && !is_regular_file(*cached + "/tokenizer.json");
+  if (!lacks_text || options.offline) return cached;
+  auto completed = download_model(model, options, progress);
+  return completed.ok() ? completed : cached;
 }
 
 }  // namespace weft

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <utility>
 
@@ -13,6 +14,7 @@ namespace {
 
 constexpr int kMaxRedirects = 5;
 constexpr double kMaxBackoff = 8;  // seconds
+constexpr double kMaxRetryAfter = 60;
 
 bool is_redirect(int status) {
   return status == 301 || status == 302 || status == 303 || status == 307 || status == 308;
@@ -92,8 +94,17 @@ Result<HubSession::Answer> HubSession::send_with_retries(FetchClient& client,
       return unavailable(fmt::format("{}: no answer from {} after {} attempts: {}", what,
                                      options_.endpoint, attempt + 1, error.message));
     }
-    wait_before_retry(what, error.message, attempt);
+    wait_before_retry(what, error.message, attempt,
+                      answer.ok() ? retry_after(answer->response) : 0);
   }
+}
+
+double HubSession::retry_after(const FetchResponse& response) {
+  const std::string text = response.header("retry-after");
+  int seconds = 0;  // the other form, a date, is not what the hub sends
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seconds);
+  const bool whole = error == std::errc() && end == text.data() + text.size();
+  return whole ? std::clamp<double>(seconds, 0, kMaxRetryAfter) : 0;
 }
 
 Error HubSession::error_of(const FetchResponse& response, const std::string& what) const {
@@ -130,11 +141,13 @@ Error HubSession::error_of(const FetchResponse& response, const std::string& wha
                      std::to_string(response.status));
 }
 
-void HubSession::wait_before_retry(const std::string& what, const std::string& why, int attempt) {
+void HubSession::wait_before_retry(const std::string& what, const std::string& why, int attempt,
+                                   double at_least_s) {
   double seconds = options_.first_backoff_s;
   for (int i = 0; i < attempt && seconds < kMaxBackoff; ++i) seconds *= 2;
-  seconds = std::min(seconds, kMaxBackoff);
-  note(fmt::format("{}: {}; trying again in {:.1f} s", what, why, seconds));
+  seconds = std::max(std::min(seconds, kMaxBackoff), at_least_s);
+  const std::string prefix = why.starts_with(what + ": ") ? "" : what + ": ";
+  note(fmt::format("{}{}; trying again in {:.1f} s", prefix, why, seconds));
   std::unique_lock lock(stop_mutex_);
   stop_changed_.wait_for(lock, std::chrono::duration<double>(seconds), [&] { return stopped_; });
 }

@@ -36,7 +36,8 @@ class HubSession {
   /// headers describe the file (X-Linked-ETag), and at a redirect to another host.
   Result<Answer> send(FetchClient& client, FetchRequest request) const;
 
-  /// send(), repeated while the network or the hub (408, 429, 5xx) fails. `what` is for notes.
+  /// send(), repeated while the network or the hub (408, 429, 5xx) fails, not before an answer's
+  /// Retry-After. `what` is for notes.
   Result<Answer> send_with_retries(FetchClient& client, const FetchRequest& request,
                                    const std::string& what);
 
@@ -46,9 +47,13 @@ class HubSession {
   Error error_of(const FetchResponse& response, const std::string& what) const;
   bool is_own_url(const std::string& url) const;
 
-  /// Tells the user why, then sleeps first_backoff x 2^attempt (at most 8 s), less when stop() is
-  /// called meanwhile. `attempt` counts from 0.
-  void wait_before_retry(const std::string& what, const std::string& why, int attempt);
+  /// Seconds that an answer asks to wait (Retry-After), at most a minute; 0 where it says none.
+  static double retry_after(const FetchResponse& response);
+
+  /// Tells the user why, then sleeps first_backoff x 2^attempt (at most 8 s) or `at_least_s` where
+  /// that is longer, less when stop() is called meanwhile. `attempt` counts from 0.
+  void wait_before_retry(const std::string& what, const std::string& why, int attempt,
+                         double at_least_s);
 
   void note(const std::string& text);
   void report(const FileProgress& progress);

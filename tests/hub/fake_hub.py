@@ -10,7 +10,7 @@ Scenario:
            "same_host": true for LFS files behind a redirect to this very hub}}
   faults: [{"server": "hub" | "storage", "method": "GET", "path": part of the path, "times": n,
             "skip": so many matching requests first,
-            "status": answer this | "drop_after": send so many body bytes, then close |
+            "status": answer this (with "headers") | "drop_after": send so many body bytes, then close |
             "flip": xor this byte of the file | "ignore_range": true | "silent": seconds}]
 Every request is a line of the log: server, method, path, range, authorization, if_range, sent bytes.
 """
@@ -107,7 +107,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "silent" in fault:
             time.sleep(fault["silent"])
         if "status" in fault:
-            return self.answer(fault["status"], b"fault")
+            return self.answer(fault["status"], b"fault", fault.get("headers"))
         try:
             self.serve(fault)
         except (BrokenPipeError, ConnectionResetError):

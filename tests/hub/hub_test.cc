@@ -4,6 +4,7 @@
 #include <sys/file.h>
 
 #include <algorithm>
+#include <chrono>
 #include <mutex>
 #include <random>
 #include <thread>
@@ -343,6 +344,30 @@ TEST_F(Hub, TransientTroubleIsRetried) {
   ASSERT_TRUE(path.ok()) << path.error().message;
   expect_whole_model();
   EXPECT_THAT(notes_, HasSubstr("HTTP status 503"));
+}
+
+TEST_F(Hub, RetryAfterIsWaitedFor) {
+  start("", R"({"server": "hub", "path": "/api/", "status": 429, "times": 1,
+                "headers": {"Retry-After": "1"}},
+              {"server": "storage", "path": "model", "status": 503, "times": 1,
+                "headers": {"Retry-After": "1"}})");
+  const auto begin = std::chrono::steady_clock::now();
+  const auto path = download();
+  ASSERT_TRUE(path.ok()) << path.error().message;
+  EXPECT_GE(std::chrono::steady_clock::now() - begin, std::chrono::seconds(2));
+  EXPECT_THAT(notes_, HasSubstr("(HTTP 429); trying again in 1.0 s"));
+}
+
+TEST_F(Hub, ACacheWithoutTokenizerIsCompletedWhereTheHubIsThere) {
+  start();
+  ASSERT_TRUE(download().ok());
+  fs::remove(snapshot() + "/tokenizer.json");
+  ASSERT_TRUE(resolve_model("org/tiny", options_).ok());
+  EXPECT_TRUE(fs::exists(snapshot() + "/tokenizer.json"));
+  fs::remove(snapshot() + "/tokenizer.json");
+  hub_.reset();  // its port is closed now: the weights can be used all the same
+  options_.num_retries = 0;
+  EXPECT_EQ(*resolve_model("org/tiny", options_), snapshot());
 }
 
 TEST_F(Hub, NoNetwork) {
