@@ -36,6 +36,16 @@ nlohmann::ordered_json kernels_json(const EnginePlan& plan) {
   return out;
 }
 
+/// What runs here of it; null where nothing does.
+nlohmann::ordered_json fits_json(const EnginePlan& plan) {
+  if (!plan.not_here.empty()) return nullptr;
+  return {{"max_model_len", plan.memory.max_model_len},
+          {"kv_tokens", plan.memory.num_blocks * plan.load.block_size},
+          {"state_slots", plan.memory.num_slots},
+          {"available_bytes", plan.memory.available_bytes},
+          {"total_bytes", plan.memory.total_bytes()}};
+}
+
 nlohmann::ordered_json info_json(const EnginePlan& plan) {
   const LayerCounts layers = count_layers(plan.spec);
   return {{"model", plan.name},
@@ -59,12 +69,8 @@ nlohmann::ordered_json info_json(const EnginePlan& plan) {
           {"cache_format", kv_format_name(plan.load.kv_format)},
           {"cache_bytes_per_token", cache_bytes_per_token(plan)},
           {"cache_bytes_per_sequence", plan.cache.per_slot},
-          {"fits",
-           {{"max_model_len", plan.memory.max_model_len},
-            {"kv_tokens", plan.memory.num_blocks * plan.load.block_size},
-            {"state_slots", plan.memory.num_slots},
-            {"available_bytes", plan.memory.available_bytes},
-            {"total_bytes", plan.memory.total_bytes()}}}};
+          {"fits", fits_json(plan)},
+          {"why_not", plan.not_here}};
 }
 
 void print_info(const EnginePlan& plan) {
@@ -91,10 +97,14 @@ void print_info(const EnginePlan& plan) {
               bytes_text(cache_bytes_per_token(plan)).c_str(),
               std::string(kv_format_name(plan.load.kv_format)).c_str(),
               bytes_text(static_cast<double>(plan.cache.per_slot)).c_str());
-  const int64_t tokens = plan.memory.num_blocks * plan.load.block_size;
   std::printf("device        %s\n", plan.device_name.c_str());
   if (!plan.not_on_gpu.empty()) std::printf("not on a GPU  %s\n", plan.not_on_gpu.c_str());
   std::printf("kernels\n%s", choices_table(plan.kernels).c_str());
+  if (!plan.not_here.empty()) {
+    std::printf("fits here     no: %s\n", plan.not_here.c_str());
+    return;
+  }
+  const int64_t tokens = plan.memory.num_blocks * plan.load.block_size;
   std::printf("fits here     %lld tokens a sequence, %lld in all\n%s",
               static_cast<long long>(plan.memory.max_model_len), static_cast<long long>(tokens),
               plan.memory.table().c_str());

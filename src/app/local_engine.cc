@@ -270,7 +270,12 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   plan.footprint = measure_model(plan.spec, plan.load, ops, weights ? &*weights : nullptr);
   plan.cache =
       cache_bytes(plan.footprint.cache_specs, ops, kept_rows(options.speculation, ops.device));
-  plan.memory = TRY(plan_for(plan, options, cpu, gpu));
+  auto memory = plan_for(plan, options, cpu, gpu);
+  if (!memory && parts == ModelParts::kConfig && memory.error().kind == ErrorKind::kExhausted) {
+    plan.not_here = memory.error().message;
+    return plan;
+  }
+  plan.memory = TRY(std::move(memory));
   if (gpu) TRY(GpuExecutor::check_limits(plan.memory.limits));
   plan.load.max_model_len = plan.memory.max_model_len;
   return plan;

@@ -38,10 +38,13 @@ struct EnginePlan {
   int64_t plan_tokens = 0;                 ///< see SchedulerConfig
   int64_t sparse_from = 0;                 ///< see SchedulerConfig
   MemoryPlan memory;
+  std::string not_here;  ///< of ModelParts::kConfig: why it can't run here for want of memory
 };
 
 /// Finds the model, reads its configuration, checks the options against it and plans the memory.
 /// Where the model has to be downloaded, only these parts are; the configuration alone will do.
+/// What it is can then be told also where it does not fit: `memory` is left empty, and `not_here`
+/// says it.
 Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts = ModelParts::kAll);
 
 /// What makes patches of images for the planned model; null where it takes none. `fetch` and

@@ -123,3 +123,9 @@ check "dummy weights" 0 'pp64' '*' bench latency "$source_dir/models/demo" --loa
 
 echo "cli: $passed passed, $failed failed"
 [ "$failed" -eq 0 ]
+mkdir "$scratch/large"  # 1,000 layers of 20 GB
+printf '%s' '{"architectures": ["LlamaForCausalLM"], "hidden_size": 65536, "intermediate_size": 65536, "vocab_size": 1000,
+  "num_attention_heads": 64, "num_hidden_layers": 1000, "max_position_embeddings": 4096}' >"$scratch/large/config.json"
+check "info of a model too large" 0 'fits here +no: the model needs .* of weights' '' info "$scratch/large"
+check "info of its parameters" 0 '^parameters +30064' '' info "$scratch/large"
+check "info json of a model too large" 0 '"fits": null' '' info "$scratch/large" --json
