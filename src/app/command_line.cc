@@ -63,6 +63,7 @@ struct CommandLine {
     add_rest();
     for (CLI::App* command : leaves()) {
       command->allow_extras();
+      require_numbers(*command);
       add_environment_twins(*command);
     }
     app.allow_extras();
@@ -103,7 +104,8 @@ struct CommandLine {
         "bench",
         "Measure the engine (latency, throughput, speculate), its kernels, or any OpenAI server "
         "(serve)");
-    bench_app->require_subcommand(1);
+    bench_app->require_subcommand(0, 1);
+    bench_app->allow_extras();
     latency_app = bench_app->add_subcommand(
         "latency",
         "Speed of one sequence: prompt (pp) and generation (tg) rows, as llama-bench does");
@@ -201,7 +203,8 @@ struct CommandLine {
     add_engine_options(*info_app, info.engine, true);
     info_app->add_flag("--json", info.json, "JSON on standard output");
     inspect_app = app.add_subcommand("inspect", "What a model does with a prompt");
-    inspect_app->require_subcommand(1);
+    inspect_app->require_subcommand(0, 1);
+    inspect_app->allow_extras();
     attention_app = inspect_app->add_subcommand(
         "attention", "What the heads see of a prompt: routes and kept blocks, as a page");
     inspect.engine.max_num_seqs = 1;
@@ -371,6 +374,17 @@ int completion_command(const CommandLine& line) {
   return kExitOk;
 }
 
+/// A command that is nothing without one of its own commands, such as `weft bench`.
+std::optional<int> check_group(const CommandLine& line, const CLI::App& group) {
+  if (!group.parsed() || !group.get_subcommands().empty()) return std::nullopt;
+  if (auto code = check_extras(line, group)) return code;
+  std::string names;
+  for (const std::string& name : line.command_names(group)) {
+    names += (names.empty() ? "" : ", ") + name;
+  }
+  return usage_error("`weft " + group.get_name() + "` needs one of its commands: " + names);
+}
+
 int run_parsed(const CommandLine& line) {
   if (line.app.get_subcommands().empty()) {
     if (auto code = check_extras(line, line.app)) return *code;
@@ -380,6 +394,9 @@ int run_parsed(const CommandLine& line) {
   for (const CLI::App* command : line.leaves()) {
     if (!command->parsed()) continue;
     if (auto code = check_extras(line, *command)) return *code;
+  }
+  for (const CLI::App* group : {line.bench_app, line.inspect_app}) {
+    if (auto code = check_group(line, *group)) return *code;
   }
   if (auto code = check_extras(line, line.app)) return *code;
   if (line.serve_app->parsed()) return serve(line);

@@ -1,6 +1,9 @@
 // Flags that several commands share.
 #include <CLI/CLI.hpp>
 #include <cctype>
+#include <charconv>
+#include <cmath>
+#include <cstdlib>
 
 #include "app/flags.h"
 #include "app/media_flags.h"
@@ -41,6 +44,37 @@ CLI::Validator size_or(const std::string& word, const std::string& flag) {
         return std::string();
       },
       "");
+}
+
+template <class T>
+bool is_whole_number(std::string_view text) {
+  T value = 0;
+  const std::string_view digits = text.starts_with('-') ? text.substr(1) : text;
+  if (digits.size() > 1 && digits.starts_with('0')) return false;  // CLI11 would read it as octal
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc() && end == text.data() + text.size();
+}
+
+bool is_number(const std::string& text) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  return !text.empty() && end == text.c_str() + text.size() && !std::isnan(value);
+}
+
+/// Why a text is not of that type of option ("INT", "UINT", "FLOAT"); empty: it is, or the type is
+/// no number's.
+std::string not_a_number(const std::string& type, const std::string& text) {
+  if (type.starts_with("UINT")) {
+    if (is_whole_number<uint64_t>(text)) return {};
+    return "'" + text + "' is not a whole number from 0 to 18446744073709551615";
+  }
+  if (type.starts_with("INT") && !is_whole_number<int64_t>(text)) {
+    return "'" + text + "' is not a whole number of 64 bits";
+  }
+  if (type.starts_with("FLOAT") && !is_number(text)) {
+    return "'" + text + "' is not a number";
+  }
+  return {};
 }
 
 }  // namespace
@@ -219,6 +253,14 @@ void add_sampling_options(CLI::App& app, SamplingRequest& o) {
   app.add_option("--frequency-penalty", o.frequency_penalty, "[-2, 2]");
   app.add_option("--stop", o.stop, "A text that ends the answer; may be repeated");
   app.add_flag("--ignore-eos", o.ignore_eos, "Go on after the end-of-sequence token");
+}
+
+void require_numbers(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    const std::string type = option->get_type_name();
+    option->check(
+        CLI::Validator([type](const std::string& text) { return not_a_number(type, text); }, ""));
+  }
 }
 
 void add_environment_twins(CLI::App& app) {

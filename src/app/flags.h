@@ -19,6 +19,11 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
 /// Ranges are checked by validate_sampling(), for the command line and the server alike.
 void add_sampling_options(CLI::App& app, SamplingRequest& o);
 
+/// Every option that takes a number refuses what is none (NaN too) or does not fit its 64 bits.
+/// (CLI11 leaves the default for an empty text, wraps and saturates integers, lets NaN through
+/// every range and reads 010 as eight.) Call it after all options and their checks are there.
+void require_numbers(CLI::App& app);
+
 /// "--max-model-len" -> WEFT_MAX_MODEL_LEN: every flag that has a meaning has a twin in the
 /// environment.
 void add_environment_twins(CLI::App& app);

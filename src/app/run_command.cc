@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -18,6 +19,7 @@
 #include "api/chat.h"
 #include "app/cli.h"
 #include "app/local_engine.h"
+#include "text/unicode.h"
 
 namespace weft {
 namespace {
@@ -49,11 +51,20 @@ bool take_interrupt() {
 
 constexpr const char* kFileUrl = "file://";
 
-/// The file behind kFileUrl: whatever the user who runs this names.
+/// The file behind kFileUrl: whatever the user who runs this names, a pipe too.
 Result<std::vector<uint8_t>> read_file_url(const std::string& url) {
   std::ifstream file(url.substr(std::strlen(kFileUrl)), std::ios::binary);
   if (!file) return not_found("can't be opened");
-  return std::vector<uint8_t>{std::istreambuf_iterator<char>(file), {}};
+  const int64_t most = ImageLimits().max_bytes;
+  std::vector<uint8_t> bytes;
+  std::array<char, 1 << 16> piece;
+  while (file.read(piece.data(), std::ssize(piece)) || file.gcount() > 0) {
+    bytes.insert(bytes.end(), piece.begin(), piece.begin() + file.gcount());
+    if (std::ssize(bytes) > most) {
+      return exhausted("has more than " + std::to_string(most) + " bytes");
+    }
+  }
+  return bytes;
 }
 
 /// The files in a directory by their names, or the path itself.
@@ -71,6 +82,12 @@ std::vector<std::string> files_of(const std::string& path) {
 std::vector<std::string> words_of(const std::string& line) {
   std::istringstream words(line);
   return {std::istream_iterator<std::string>(words), {}};
+}
+
+/// Templates and tokenizers take UTF-8 alone; a terminal or a shell may send anything.
+Result<void> check_utf8(const std::string& field, const std::string& text) {
+  if (text::is_valid_utf8(text)) return {};
+  return invalid_argument(field + ": the text is not valid UTF-8");
 }
 
 class ChatSession {
@@ -116,6 +133,7 @@ class ChatSession {
   /// Answers on standard output while the tokens come; Ctrl-C ends the answer. The turn is kept in
   /// the conversation, also an interrupted one.
   Result<void> turn(const std::string& text) {
+    TRY(check_utf8("message", text));
     Json content = text;
     if (attached_.size() > 0) {
       content = Json::array();
@@ -193,18 +211,23 @@ class ChatSession {
     AnswerStream stream(&chat_.tokenizer(), std::move(answer_options));
     const SeqId id = TRY(local_.engine().submit(std::move(request), stream));
     std::string answer, piece;
+    bool written = true;
     while (stream.next_text(piece, std::chrono::milliseconds(50))) {
-      if (take_interrupt()) local_.engine().abort(id);
-      std::fwrite(piece.data(), 1, piece.size(), stdout);
-      std::fflush(stdout);
+      if (take_interrupt() || !written) local_.engine().abort(id);
+      written = written && print(piece);
       answer += piece;
     }
-    std::fputs("\n", stdout);
-    std::fflush(stdout);
+    written = written && print("\n");
     const Answer& done = stream.wait();
     if (done.error) return *done.error;
+    if (!written) return unavailable("standard output can't be written");
     if (options_.verbose) print_speed(done);
     return answer;
+  }
+
+  static bool print(const std::string& text) {
+    return std::fwrite(text.data(), 1, text.size(), stdout) == text.size() &&
+           std::fflush(stdout) == 0;
   }
 
   static void print_speed(const Answer& answer) {
@@ -287,6 +310,7 @@ int chat_loop(ChatSession& session) {
     }
     if (const Result<void> done = session.turn(*line); !done) {
       std::fprintf(stderr, "weft: error: %s\n", done.error().message.c_str());
+      if (std::ferror(stdout) != 0) return kExitRuntime;  // nobody reads the answers
     }
   }
 }
@@ -296,6 +320,8 @@ Result<int> run(const RunOptions& options) {
     return invalid_argument("--prompt: the text is empty; at least one character is needed");
   }
   // Before the weights are read: what is wrong for every model and every prompt.
+  TRY(check_utf8("--prompt", options.prompt));
+  TRY(check_utf8("--system", options.system));
   constexpr int kAny = std::numeric_limits<int>::max();
   TRY(validate_sampling(options.sampling, {}, {.vocab_size = kAny, .max_model_len = kAny}, 1, 0));
   const std::unique_ptr<LocalEngine> local = TRY(LocalEngine::start(options.engine));

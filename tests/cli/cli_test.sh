@@ -34,9 +34,19 @@ check() {
 check "no command" 2 '' 'Subcommands' 
 check "unknown flag" 2 '' "unknown flag '--max-token' .*did you mean '--max-tokens'" run --max-token 5
 check "unknown command" 2 '' "unexpected 'rum' .*did you mean 'run'" rum
+check "unknown nested command" 2 '' "unexpected 'latncy' for .weft bench.; did you mean 'latency'" bench latncy
+check "no nested command" 2 '' 'weft bench. needs one of its commands: latency, throughput' bench
 check "bad choice" 2 '' '--dtype.*bfloat16' run --dtype int7 -p hi
 check "bad range" 2 '' 'temperature: -1 is not in \[0, 100\]' run -p hi --temperature -1
 check "bad top_p" 2 '' 'top_p: 0 is not in \(0, 1\]' run -p hi --top-p 0
+check "no number" 2 '' "--temperature: 'warm' is not a number" run -p hi --temperature warm
+check "empty number" 2 '' "--max-tokens: '' is not a whole number" run -p hi --max-tokens ''
+check "NaN beside a range" 2 '' "--swap-space: 'nan' is not a number" run -p hi --swap-space nan
+check "number beyond 64 bits" 2 '' "--seed: '18446744073709551616' is not a whole number from 0 to" run -p hi --seed 18446744073709551616
+check "negative seed" 2 '' "--seed: '-1' is not a whole number from 0 to" run -p hi --seed -1
+check "octal" 2 '' "--top-k: '010' is not a whole number" run -p hi --top-k 010
+check "message that is not UTF-8" 2 '' '--prompt: the text is not valid UTF-8' run -p $'a\xffb'
+check "system message that is not UTF-8" 2 '' '--system: the text is not valid UTF-8' run -p hi --system $'\xff'
 check "too many tokens" 2 '' 'max_tokens.*max_model_len 512' run -p hi --max-model-len 512 --max-tokens 600
 check "bad size" 2 '' '--max-model-len.*not a size' run -p hi --max-model-len 12x
 check "refused pair" 2 '' '\[float32-quantized\]' run -p hi --dtype float32 -q int8
@@ -96,9 +106,29 @@ else
   echo "FAILED: a seeded answer differs between two runs"
 fi
 
-# Chat on a pipe: each line is a turn; /reset forgets.
-printf 'Calculate 2 + 3.\n/reset\nCalculate 4 + 4.\n/quit\n' | "$weft" run --temperature 0 >"$scratch/out" 2>"$scratch/err"
-if [ $? -eq 0 ] && grep -q 5 "$scratch/out" && grep -q 8 "$scratch/out"; then
+# What can't be written ends an answer; a reader that goes away is no news to other commands.
+written() {  # NAME EXPECTED_CODES STDERR_PATTERN COMMAND...: codes of a pipe's parts
+  local name=$1 codes=$2 err=$3
+  shift 3
+  local got
+  got=$(bash -c "$*"' >"$0"/pipe; echo "${PIPESTATUS[*]}"' "$scratch" 2>"$scratch/err" </dev/null)
+  if [ "$got" = "$codes" ] && matches "$err" "$scratch/err"; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+    echo "FAILED: $name: codes '$got' instead of '$codes'"
+    head -c 600 "$scratch/err"
+  fi
+}
+written "an answer nobody reads" '1 0' 'standard output' \
+  "timeout 20 '$weft' run -p 'Write a story.' --ignore-eos --max-tokens 8000 | head -c 5"
+written "a full disk" '1 0' 'standard output: No space left' "'$weft' info >/dev/full | cat"
+written "closed standard streams" '0 0' '' "'$weft' run -p hi --max-tokens 1 <&- >&- 2>&- | cat"
+
+# Chat on a pipe: each line is a turn, one that is not UTF-8 is refused alone; /reset forgets.
+printf 'Calculate 2 + 3.\n\xff\n/reset\nCalculate 4 + 4.\n/quit\n' | "$weft" run --temperature 0 >"$scratch/out" 2>"$scratch/err"
+if [ $? -eq 0 ] && grep -q 5 "$scratch/out" && grep -q 8 "$scratch/out" &&
+  grep -q 'message: the text is not valid UTF-8' "$scratch/err"; then
   passed=$((passed + 1))
 else
   failed=$((failed + 1))
@@ -114,6 +144,12 @@ same "/reset forgets attachments" \
   "$(sed -nE 's/^.*\[([0-9]+) prompt tokens.*$/\1/p' "$scratch/err" | uniq -c | sed -E 's/ +([0-9]+) .*/\1/')" 2
 
 check "info" 0 'Qwen3_5ForConditionalGeneration' '*' info
+mkdir "$scratch/large"  # 1,000 layers of 20 GB
+printf '%s' '{"architectures": ["LlamaForCausalLM"], "hidden_size": 65536, "intermediate_size": 65536, "vocab_size": 1000,
+  "num_attention_heads": 64, "num_hidden_layers": 1000, "max_position_embeddings": 4096}' >"$scratch/large/config.json"
+check "info of a model too large" 0 'fits here +no: the model needs .* of weights' '' info "$scratch/large"
+check "info of its parameters" 0 '^parameters +30064' '' info "$scratch/large"
+check "info json of a model too large" 0 '"fits": null' '' info "$scratch/large" --json
 check "info json" 0 '"architecture"' '*' info --json
 check "doctor" 0 'kernels' '*' doctor
 check "version" 0 '^weft [0-9]' '*' version
@@ -123,9 +159,3 @@ check "dummy weights" 0 'pp64' '*' bench latency "$source_dir/models/demo" --loa
 
 echo "cli: $passed passed, $failed failed"
 [ "$failed" -eq 0 ]
-mkdir "$scratch/large"  # 1,000 layers of 20 GB
-printf '%s' '{"architectures": ["LlamaForCausalLM"], "hidden_size": 65536, "intermediate_size": 65536, "vocab_size": 1000,
-  "num_attention_heads": 64, "num_hidden_layers": 1000, "max_position_embeddings": 4096}' >"$scratch/large/config.json"
-check "info of a model too large" 0 'fits here +no: the model needs .* of weights' '' info "$scratch/large"
-check "info of its parameters" 0 '^parameters +30064' '' info "$scratch/large"
-check "info json of a model too large" 0 '"fits": null' '' info "$scratch/large" --json
