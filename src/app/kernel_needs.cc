@@ -27,7 +27,29 @@ void add_mlp(std::vector<KernelNeeds::Matrix>& list, WeightFormat format, int64_
   add_matrix(list, {format, hidden, inner, experts}, Epilogue::kStore);
 }
 
+Result<void> check_cpu_dim(const char* field, int value) {
+  constexpr int kLanes = 16, kMaxDim = 256;
+  if (value % kLanes == 0 && value <= kMaxDim) return {};
+  return unsupported(std::string(field) + " is " + std::to_string(value) +
+                     ": the CPU kernels take multiples of " + std::to_string(kLanes) + " up to " +
+                     std::to_string(kMaxDim));
+}
+
 }  // namespace
+
+Result<void> check_cpu_needs(const KernelNeeds& needs) {
+  constexpr int kMaxConvWidth = 8;
+  for (const AttnShape& shape : needs.attention) TRY(check_cpu_dim("head_dim", shape.head_dim));
+  for (const GdnShape& shape : needs.gdn) {
+    TRY(check_cpu_dim("linear_key_head_dim", shape.key_dim));
+    TRY(check_cpu_dim("linear_value_head_dim", shape.value_dim));
+    if (shape.conv_width > kMaxConvWidth) {
+      return unsupported("linear_conv_kernel_dim is " + std::to_string(shape.conv_width) +
+                         ": the CPU kernels take up to " + std::to_string(kMaxConvWidth));
+    }
+  }
+  return {};
+}
 
 KernelNeeds kernel_needs(const ModelSpec& spec, WeightFormat format, KvFormat kv_format) {
   KernelNeeds needs{.kv_format = kv_format, .vocab = spec.vocab};

@@ -116,7 +116,11 @@ Result<void> choose_kernels(const EngineOptions& options, const CpuInfo& cpu,
       break;
     }
   }
-  if (!gpu) plan.kernels = {choose_cpu(plan.isa, cpu)};
+  if (gpu) return {};
+  const KernelNeeds needs = kernel_needs(plan.spec, plan.load.format, plan.load.kv_format);
+  const Result<void> taken = check_cpu_needs(needs);
+  if (!taken) return with_context(taken.error(), plan.directory + "/config.json");
+  plan.kernels = {choose_cpu(plan.isa, cpu)};
   return {};
 }
 

@@ -255,11 +255,11 @@ Result<AttentionSpec> parse_attention(const ConfigJson& text) {
   } else {
     const int64_t hidden = TRY(text.integer_in("hidden_size", 1, kMaxHidden));
     head_dim = hidden / heads;
-    if (hidden % heads != 0 || head_dim < 2 || head_dim > kMaxHeadDim) {
+    if (hidden % heads != 0 || head_dim < 2 || head_dim > kMaxHeadDim || head_dim % 2 != 0) {
       return not_allowed(text, "num_attention_heads",
                          "must divide hidden_size, " + std::to_string(hidden) +
-                             ", into heads of 2 to " + std::to_string(kMaxHeadDim) +
-                             " (there is no head_dim)");
+                             ", into heads of an even number of dimensions, 2 to " +
+                             std::to_string(kMaxHeadDim) + " (there is no head_dim)");
     }
   }
   if (head_dim % 2 != 0) return not_allowed(text, "head_dim", "must be even");

@@ -146,7 +146,11 @@ same "/reset forgets attachments" \
 check "info" 0 'Qwen3_5ForConditionalGeneration' '*' info
 mkdir "$scratch/large"  # 1,000 layers of 20 GB
 printf '%s' '{"architectures": ["LlamaForCausalLM"], "hidden_size": 65536, "intermediate_size": 65536, "vocab_size": 1000,
-  "num_attention_heads": 64, "num_hidden_layers": 1000, "max_position_embeddings": 4096}' >"$scratch/large/config.json"
+  "num_attention_heads": 256, "num_hidden_layers": 1000, "max_position_embeddings": 4096}' >"$scratch/large/config.json"
+mkdir "$scratch/odd"  # as OpenLLaMA 3B
+printf '%s' '{"architectures": ["LlamaForCausalLM"], "hidden_size": 3200, "intermediate_size": 8640, "vocab_size": 32000,
+  "num_attention_heads": 32, "num_hidden_layers": 26, "max_position_embeddings": 2048}' >"$scratch/odd/config.json"
+check "heads that no kernel takes" 1 '' 'odd/config.json: head_dim is 100: the CPU kernels take multiples of 16 up to 256' info "$scratch/odd" --device cpu
 check "info of a model too large" 0 'fits here +no: the model needs .* of weights' '' info "$scratch/large"
 check "info of its parameters" 0 '^parameters +30064' '' info "$scratch/large"
 check "info json of a model too large" 0 '"fits": null' '' info "$scratch/large" --json
