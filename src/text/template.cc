@@ -213,7 +213,7 @@ Result<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dir,
     }
     return ChatTemplate(std::move(parts));
   }
-  if (!config.has("chat_template")) TRY(legacy.read(dir / "chat_template.json"));
+  TRY(legacy.read(dir / "chat_template.json"));
   for (const JsonFile* holder : {&config, &legacy}) {
     json::element field;
     if (!holder->find("chat_template", field) || field.is_null()) continue;
