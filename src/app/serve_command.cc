@@ -140,7 +140,8 @@ Server::~Server() {
   if (telemetry_) telemetry_->detach();
   if (local_) local_->engine().stop();
   if (fake_) fake_->stop();
-  http_.reset();  // before what its handler uses
+  http_.reset();     // before what its handler uses
+  service_.reset();  // its threads may still be preparing requests: before what they use
 }
 
 Result<Served> Server::plan_model() {

@@ -31,7 +31,8 @@ class LocalServer final : public ScriptServer {
   ~LocalServer() override {
     if (telemetry_) telemetry_->detach();
     if (engine_) engine_->stop();
-    http_.reset();  // before what its handler uses
+    http_.reset();     // before what its handler uses
+    service_.reset();  // before what its threads use
   }
 
   bool start() {
