@@ -20,10 +20,10 @@ constexpr const char* kIndexFile = "model.safetensors.index.json";
 constexpr size_t kMaxShards = 10000;
 constexpr uint64_t kPiece = uint64_t{8} << 20;  // bytes of one parallel read
 
-constexpr JsonLimits kIndexLimits{.max_bytes = uint64_t{64} << 20,
-                                  .max_depth = 8,
-                                  .max_values = 8000000,
-                                  .max_key_bytes = kMaxTensorName};
+constexpr ConfigJsonLimits kIndexLimits{.max_bytes = uint64_t{64} << 20,
+                                        .max_depth = 8,
+                                        .max_values = 8000000,
+                                        .max_key_bytes = kMaxTensorName};
 
 /// Tensor name -> shard file name, as the index says.
 Result<std::map<std::string, std::string>> read_index(const ModelDirectory& dir) {

@@ -16,7 +16,7 @@ using Json = nlohmann::json;
 /// First pass over the text: checks the limits and duplicate keys without building anything.
 class LimitChecker : public nlohmann::json_sax<Json> {
  public:
-  explicit LimitChecker(const JsonLimits& limits) : limits_(limits) {}
+  explicit LimitChecker(const ConfigJsonLimits& limits) : limits_(limits) {}
 
   const std::string& reason() const { return reason_; }
 
@@ -70,7 +70,7 @@ class LimitChecker : public nlohmann::json_sax<Json> {
     return fail("is nested deeper than " + std::to_string(limits_.max_depth) + " levels");
   }
 
-  const JsonLimits limits_;
+  const ConfigJsonLimits limits_;
   int depth_ = 0;
   int64_t values_ = 0;
   std::vector<std::unordered_set<std::string>> keys_;
@@ -154,7 +154,8 @@ bool to_string_value(const Json& value, std::string& out) {
 
 }  // namespace
 
-Result<ConfigJson> ConfigJson::parse(std::string_view text, std::string source, JsonLimits limits) {
+Result<ConfigJson> ConfigJson::parse(std::string_view text, std::string source,
+                                     ConfigJsonLimits limits) {
   if (text.size() > limits.max_bytes) {
     return exhausted(source + ": is " + std::to_string(text.size()) + " bytes; at most " +
                      std::to_string(limits.max_bytes) + " are accepted");
@@ -176,7 +177,7 @@ Result<ConfigJson> ConfigJson::parse(std::string_view text, std::string source, 
 }
 
 Result<ConfigJson> ConfigJson::load(const ModelDirectory& dir, const std::string& name,
-                                    JsonLimits limits) {
+                                    ConfigJsonLimits limits) {
   const ModelFile file = TRY(dir.open_file(name));
   const std::string text = TRY(file.read_text(limits.max_bytes));
   return parse(text, file.path(), limits);

@@ -14,7 +14,7 @@ namespace weft {
 class ModelDirectory;
 
 /// Bounds on a JSON text, checked while it is read and before a tree is built.
-struct JsonLimits {
+struct ConfigJsonLimits {
   uint64_t max_bytes = uint64_t{16} << 20;
   int max_depth = 32;
   int64_t max_values = 1000000;  ///< keys, scalars, arrays and objects together
@@ -31,10 +31,10 @@ class ConfigJson {
  public:
   /// `source` is the name used in messages, usually the file's.
   static Result<ConfigJson> parse(std::string_view text, std::string source,
-                                  JsonLimits limits = {});
+                                  ConfigJsonLimits limits = {});
   /// Reads and parses the file `name` of a model directory.
   static Result<ConfigJson> load(const ModelDirectory& dir, const std::string& name,
-                                 JsonLimits limits = {});
+                                 ConfigJsonLimits limits = {});
 
   bool has(std::string_view name) const;
   /// The names of the fields that are not null, sorted (of the object itself, not its fallback).

@@ -18,7 +18,7 @@ ConfigJson parsed(const std::string& text) {
   return std::move(json).value();
 }
 
-std::string refusal(const std::string& text, JsonLimits limits = {}) {
+std::string refusal(const std::string& text, ConfigJsonLimits limits = {}) {
   const auto json = ConfigJson::parse(text, "config.json", limits);
   return json.ok() ? "accepted" : json.error().message;
 }

@@ -105,7 +105,7 @@ std::string missing_from_snapshot(const std::string& snapshot) {
   if (!dir.ok()) return "the directory";
   constexpr const char* kIndex = "model.safetensors.index.json";
   if (!dir->has(kIndex)) return "model.safetensors";
-  constexpr JsonLimits kLimits{.max_bytes = uint64_t{64} << 20, .max_values = 8000000};
+  constexpr ConfigJsonLimits kLimits{.max_bytes = uint64_t{64} << 20, .max_values = 8000000};
   const auto index = ConfigJson::load(*dir, kIndex, kLimits);
   if (!index.ok()) return kIndex;
   const auto map = index->object("weight_map");
