@@ -28,6 +28,11 @@ struct Answer {
   Clock::time_point started, first_token, finished;
 };
 
+/// Seconds from `a` to `b`.
+inline double seconds_between(Answer::Clock::time_point a, Answer::Clock::time_point b) {
+  return std::chrono::duration<double>(b - a).count();
+}
+
 /// The receiving end of one request: the engine thread puts tokens in, another thread reads the
 /// text as it grows or waits for the end.
 class AnswerStream final : public TokenSink {

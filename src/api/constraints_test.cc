@@ -2,10 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/support/demo_model.h"
+
 namespace weft {
 namespace {
-
-constexpr char kDemoModel[] = WEFT_SOURCE_DIR "/models/demo";
 
 /// Whether the text, token by token of the demo model, is an answer.
 bool fits(const Tokenizer& tokenizer, const OutputConstraint& constraint, const std::string& text) {

@@ -7,14 +7,14 @@
 namespace weft {
 namespace {
 
-constexpr std::string_view kSpaces = " \t\n\r";
+constexpr std::string_view kTrailing = " \t\n\r";
 
 /// Where the rendered prompt leaves the model's thinking.
 Thinking thinking_after(const ChatFormat& format, std::string_view prompt, bool new_message) {
   if (format.reasoning == ChatFormat::Reasoning::kNone) return Thinking::kNone;
   const size_t open = prompt.rfind("<think>");
   const size_t close = prompt.rfind("</think>");
-  const size_t last = prompt.find_last_not_of(kSpaces);
+  const size_t last = prompt.find_last_not_of(kTrailing);
   if (last == std::string_view::npos) return Thinking::kMayOpen;
   if (open != std::string_view::npos && open + 6 == last) return Thinking::kOpen;
   if (!new_message) {  // a continued message: open if its own thought is

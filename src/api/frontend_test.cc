@@ -5,11 +5,10 @@
 #include <fstream>
 
 #include "base/temp_dir.h"
+#include "tests/support/demo_model.h"
 
 namespace weft {
 namespace {
-
-constexpr char kDemoModel[] = WEFT_SOURCE_DIR "/models/demo";
 
 /// The demo model's tokenizer behind a template of the test's.
 class FrontendTest : public testing::Test {

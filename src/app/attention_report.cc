@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "app/html.h"
 #include "kernels/sparse_args.h"
 
 namespace weft {
@@ -18,20 +19,6 @@ const char* name_of(int32_t kind) {
     case HeadKind::kBlocks: return "blocks";
   }
   return "?";
-}
-
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '&': out += "&amp;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += c;
-    }
-  }
-  return out;
 }
 
 /// Rows of blocks that share a cell of the picture.
@@ -188,8 +175,8 @@ std::string attention_page(const AttentionReport& report) {
       "height=\"{5}\" role=\"img\" aria-label=\"routes by layer and head\">{6}</svg><div><p "
       "id=\"label\"></p><canvas></canvas><p>Rows of the prompt down, keys across; a cell is {7} "
       "tokens.</p></div></div><script>const pictures=[{8}];{9}</script></html>\n",
-      escaped(report.model), kStyle, escaped(report.prefill), escaped(summary(report)), width,
-      height, grid, cell, pictures, kScript);
+      html_escaped(report.model), kStyle, html_escaped(report.prefill),
+      html_escaped(summary(report)), width, height, grid, cell, pictures, kScript);
 }
 
 std::string attention_text(const AttentionReport& report) {

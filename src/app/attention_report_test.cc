@@ -9,7 +9,7 @@ namespace {
 using ::testing::HasSubstr;
 
 /// Two layers of two heads and three blocks: full, streaming; by blocks, full.
-AttentionReport report() {
+AttentionReport small_report() {
   AttentionReport out{.model = "a <model>", .prefill = "xattn", .tokens = 300};
   out.record.num_blocks = 3;
   const std::vector<uint8_t> all = {1, 0, 0, 1, 1, 0, 1, 1, 1}, some = {1, 0, 0, 1, 1, 0, 1, 0, 1};
@@ -24,14 +24,14 @@ AttentionReport report() {
 }
 
 TEST(AttentionReport, SharesOfAHead) {
-  const HeadShares shares = head_shares(report().record, 0, 1);
+  const HeadShares shares = head_shares(small_report().record, 0, 1);
   EXPECT_DOUBLE_EQ(shares.computed, 5.0 / 6);
   EXPECT_DOUBLE_EQ(shares.mass, 2.5 / 3);
   EXPECT_DOUBLE_EQ(shares.least_mass, 0.5);
 }
 
 TEST(AttentionReport, TextHasALineALayer) {
-  const std::string text = attention_text(report());
+  const std::string text = attention_text(small_report());
   EXPECT_THAT(text,
               HasSubstr("300 tokens, 3 blocks of 128; heads: 2 full, 1 streaming, 1 by blocks"));
   EXPECT_THAT(text, HasSubstr("computed 91.7 %"));
@@ -40,7 +40,7 @@ TEST(AttentionReport, TextHasALineALayer) {
 }
 
 TEST(AttentionReport, PageStandsAloneAndEscapesNames) {
-  const std::string page = attention_page(report());
+  const std::string page = attention_page(small_report());
   EXPECT_THAT(page, HasSubstr("a &lt;model&gt;"));
   EXPECT_THAT(page, HasSubstr("<title>layer 1, head 0: blocks, 83.3 % of the blocks"));
   EXPECT_THAT(page, HasSubstr("\"9  99 909\""));  // the picture of a head by blocks

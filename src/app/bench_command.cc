@@ -15,10 +15,6 @@ namespace {
 
 using Clock = Answer::Clock;
 
-double seconds_between(Clock::time_point a, Clock::time_point b) {
-  return std::chrono::duration<double>(b - a).count();
-}
-
 /// Random token ids: no two prompts share a prefix, so the prefix cache can't help.
 std::vector<int32_t> random_prompt(std::mt19937_64& rng, int64_t len, int64_t vocab) {
   std::vector<int32_t> ids(static_cast<size_t>(len));

@@ -15,7 +15,6 @@ namespace {
 using nlohmann::json;
 using Rng = std::mt19937_64;
 
-constexpr size_t kMaxFileBytes = size_t{4} << 30;
 constexpr int kMaxTries = 10;  // to meet a length exactly
 
 /// From [low, high], both inclusive.

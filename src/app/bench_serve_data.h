@@ -11,6 +11,8 @@
 
 namespace weft {
 
+constexpr size_t kMaxFileBytes = size_t{4} << 30;  ///< of a data set
+
 struct BenchPrompt {
   std::string text;
   int64_t prompt_len = 0;  ///< in tokens; in words where there is no tokenizer

@@ -25,10 +25,6 @@ using Clock = Answer::Clock;
 
 constexpr int64_t kDefaultOutput = 128;
 
-double seconds_between(Clock::time_point a, Clock::time_point b) {
-  return std::chrono::duration<double>(b - a).count();
-}
-
 struct PlannedRequest {
   std::string task;
   Request request;

@@ -6,6 +6,7 @@
 #include <random>
 #include <sstream>
 
+#include "app/bench_serve_data.h"
 #include "app/bench_speculate.h"
 #include "text/read_file.h"
 
@@ -13,8 +14,6 @@ namespace weft {
 namespace {
 
 using Json = nlohmann::json;
-
-constexpr size_t kMaxFileBytes = size_t{4} << 30;
 
 /// ShareGPT: the first turn is the question.
 std::string first_turn(const Json& row) {

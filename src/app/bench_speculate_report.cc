@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/bench_speculate.h"
+#include "app/html.h"
 #include "app/version.h"
 
 namespace weft {
@@ -174,20 +175,6 @@ double round_up(double x) {
   return size;
 }
 
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '<') {
-      out += "&lt;";
-    } else if (c == '&') {
-      out += "&amp;";
-    } else {
-      out += c;
-    }
-  }
-  return out;
-}
-
 constexpr double kPanelTop = 64, kPanelFoot = 300;
 
 /// Grid lines with their numbers, from x0 to x1.
@@ -225,7 +212,7 @@ std::string bars(const SpeculateReport& report) {
         !run.refused.empty() ? std::string("refused")
         : plain              ? times(ratio(output_rate(run), output_rate(*plain)))
                              : fmt::format("{:.0f}", output_rate(run)),
-        x, kPanelFoot + 16, escaped(run.name));
+        x, kPanelFoot + 16, html_escaped(run.name));
   }
   return out;
 }
@@ -259,7 +246,7 @@ std::string lines(const SpeculateReport& report) {
     out += fmt::format(
         "<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\"/>{}<text x=\"{}\" y=\"{}\" "
         "style=\"fill:{}\">{}</text>\n",
-        path, color_of(i), dots, x1 + 12, key + 4, color_of(i), escaped(run.name));
+        path, color_of(i), dots, x1 + 12, key + 4, color_of(i), html_escaped(run.name));
     key += 18;
   }
   return out;
@@ -342,7 +329,7 @@ std::string speculate_svg(const SpeculateReport& report) {
              "<text class=\"title\" x=\"16\" y=\"24\">Output tokens per second</text>\n"
              "<text x=\"16\" y=\"42\">{}, {}, {} at once</text>\n"
              "<text class=\"title\" x=\"480\" y=\"24\">Drafts accepted, by place</text>\n",
-             escaped(report.model), escaped(report.device), report.max_concurrency) +
+             html_escaped(report.model), html_escaped(report.device), report.max_concurrency) +
          bars(report) + lines(report) + "</svg>\n";
 }
 

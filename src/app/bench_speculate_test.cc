@@ -98,7 +98,7 @@ TEST(BenchSpeculate, ItemsAreTakenByTurnsFromEachTask) {
   EXPECT_EQ(order(choose_items(items, {"x"}, 3)), "");
 }
 
-SpeculateReport report() {
+SpeculateReport two_methods() {
   SpeculateReport out{.model = "m<&>", .device = "cpu", .format = "bf16", .data = "a mix"};
   out.num_prompts = 1;
   out.tasks = {"t"};
@@ -120,7 +120,7 @@ SpeculateReport report() {
 }
 
 TEST(BenchSpeculate, TheReportSaysTheSameInAllForms) {
-  const std::string markdown = speculate_markdown(report());
+  const std::string markdown = speculate_markdown(two_methods());
   EXPECT_NE(markdown.find("| none | 110.0 | 1.00x | 1.00x |"), std::string::npos) << markdown;
   EXPECT_NE(markdown.find("| mtp-2 | 220.0 | 2.00x | 3.00x |"), std::string::npos) << markdown;
   EXPECT_NE(markdown.find("| 2.00 | 3 of 4 | 100 %, 50 % | 0 of 1 |"), std::string::npos)
@@ -129,7 +129,7 @@ TEST(BenchSpeculate, TheReportSaysTheSameInAllForms) {
   EXPECT_NE(markdown.find("| t | 1 | 10 | 6.0 | 3.00x, 2.00, 100 % |"), std::string::npos)
       << markdown;
 
-  const json parsed = json::parse(speculate_json(report()));
+  const json parsed = json::parse(speculate_json(two_methods()));
   const json& mtp = parsed["runs"][1];
   EXPECT_EQ(mtp["speed"], 2.0);
   EXPECT_EQ(mtp["all"]["proposed"]["mtp"], 4);
@@ -138,8 +138,8 @@ TEST(BenchSpeculate, TheReportSaysTheSameInAllForms) {
             json::array({3, 2, 1}));
   EXPECT_EQ(parsed["runs"][2]["refused"], "not here");
 
-  const std::string svg = speculate_svg(report());
-  EXPECT_NE(svg.find("m&lt;&amp;>"), std::string::npos);
+  const std::string svg = speculate_svg(two_methods());
+  EXPECT_NE(svg.find("m&lt;&amp;&gt;"), std::string::npos);
   EXPECT_NE(svg.find(">2.00x<"), std::string::npos);
   EXPECT_EQ(svg.find("nan"), std::string::npos);
   EXPECT_EQ(svg.find("inf"), std::string::npos);

@@ -6,7 +6,7 @@ namespace weft {
 namespace {
 
 /// 'text' for a shell, with a quote inside written '\''.
-std::string quoted(const std::string& text) {
+std::string shell_quoted(const std::string& text) {
   std::string out = "'";
   for (const char c : text) {
     if (c == '\'') {
@@ -52,7 +52,7 @@ std::string find_path(const CommandInfo& root, const std::string& loop) {
   std::string out = "  local where=weft word\n  " + loop + "\n    case \"$where $word\" in\n";
   std::vector<std::string> paths;
   walk(root, "weft", [&paths](const CommandInfo&, const std::string& path) {
-    if (path != "weft") paths.push_back(quoted(path));
+    if (path != "weft") paths.push_back(shell_quoted(path));
   });
   out += "      " + joined(paths, "|") + ") where=\"$where $word\" ;;\n    esac\n  done\n";
   return out;
@@ -67,7 +67,8 @@ std::string value_arms(const CommandInfo& root,
     for (const FlagInfo& flag : command.flags) {
       if (!flag.takes_value) continue;
       std::vector<std::string> patterns;
-      for (const std::string& name : flag.names) patterns.push_back(quoted(path + " " + name));
+      for (const std::string& name : flag.names)
+        patterns.push_back(shell_quoted(path + " " + name));
       out += "    " + joined(patterns, "|") + ") " + complete(flag) + "; return ;;\n";
     }
   });
@@ -84,12 +85,12 @@ std::string bash_script(const CommandInfo& root) {
   out += "  case \"$where $prev\" in\n";
   out += value_arms(root, [](const FlagInfo& flag) -> std::string {
     if (flag.choices.empty()) return ":";  // a value of its own: files are the default
-    return "COMPREPLY=($(compgen -W " + quoted(joined(flag.choices)) + " -- \"$cur\"))";
+    return "COMPREPLY=($(compgen -W " + shell_quoted(joined(flag.choices)) + " -- \"$cur\"))";
   });
   out += "  esac\n  case $where in\n";
   walk(root, "weft", [&out](const CommandInfo& command, const std::string& path) {
-    out += "    " + quoted(path) + ") flags=" + quoted(joined(flag_words(command))) +
-           " commands=" + quoted(joined(command_words(command))) + " ;;\n";
+    out += "    " + shell_quoted(path) + ") flags=" + shell_quoted(joined(flag_words(command))) +
+           " commands=" + shell_quoted(joined(command_words(command))) + " ;;\n";
   });
   out +=
       "  esac\n"
@@ -106,7 +107,7 @@ std::string bash_script(const CommandInfo& root) {
 std::string described(const std::string& word, const std::string& help) {
   std::string name;
   for (const char c : word) name += c == ':' ? "\\:" : std::string(1, c);
-  return quoted(name + ":" + help);
+  return shell_quoted(name + ":" + help);
 }
 
 std::string zsh_script(const CommandInfo& root) {
@@ -130,7 +131,7 @@ std::string zsh_script(const CommandInfo& root) {
     for (const CommandInfo& sub : command.commands) {
       commands.push_back(described(sub.name, sub.help));
     }
-    out += "    " + quoted(path) + ")\n      flags=(" + joined(flags, "\n        ") +
+    out += "    " + shell_quoted(path) + ")\n      flags=(" + joined(flags, "\n        ") +
            ")\n      commands=(" + joined(commands, "\n        ") + ") ;;\n";
   });
   out +=
@@ -164,9 +165,9 @@ std::string fish_script(const CommandInfo& root) {
       condition +=
           (condition.empty() ? "" : "; and ") + ("not __fish_seen_subcommand_from " + joined(subs));
     }
-    const std::string begin = "complete -c weft -n " + quoted(condition);
+    const std::string begin = "complete -c weft -n " + shell_quoted(condition);
     for (const CommandInfo& sub : command.commands) {
-      out += begin + " -f -a " + quoted(sub.name) + " -d " + quoted(sub.help) + "\n";
+      out += begin + " -f -a " + shell_quoted(sub.name) + " -d " + shell_quoted(sub.help) + "\n";
     }
     for (const FlagInfo& flag : command.flags) {
       out += begin;
@@ -175,8 +176,8 @@ std::string fish_script(const CommandInfo& root) {
         out += is_long ? " -l " + name.substr(2) : " -s " + name.substr(1);
       }
       if (flag.takes_value) out += " -r";
-      if (!flag.choices.empty()) out += " -f -a " + quoted(joined(flag.choices));
-      out += " -d " + quoted(flag.help) + "\n";
+      if (!flag.choices.empty()) out += " -f -a " + shell_quoted(joined(flag.choices));
+      out += " -d " + shell_quoted(flag.help) + "\n";
     }
   });
   return out;

@@ -10,7 +10,7 @@
 namespace weft {
 namespace {
 
-constexpr uintmax_t kMaxBytes = 1 << 20;
+constexpr uintmax_t kMaxConfigBytes = 1 << 20;
 constexpr int kMaxDepth = 16;
 
 /// Only what the core schema of YAML 1.2 calls so: "no" and "off" are texts.
@@ -93,7 +93,8 @@ Result<std::vector<ConfigEntry>> read_config_file(const std::string& path) {
   std::error_code failed;
   const uintmax_t size = std::filesystem::file_size(path, failed);
   if (failed) return not_found("--config: cannot read '" + path + "': " + failed.message());
-  if (size > kMaxBytes) return invalid_argument("--config: '" + path + "' is larger than 1 MiB");
+  if (size > kMaxConfigBytes)
+    return invalid_argument("--config: '" + path + "' is larger than 1 MiB");
   try {
     return to_entries(YAML::LoadFile(path), path);
   } catch (const YAML::Exception& e) {

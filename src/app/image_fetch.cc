@@ -8,12 +8,12 @@
 #include <cstring>
 #include <memory>
 
+#include "app/media_files.h"
+
 namespace weft {
 namespace {
 
-constexpr size_t kMaxUrl = 8192;
-
-Error bad_url() {
+Error bad_web_url() {
   return invalid_argument("the URL is not a plain http or https one");
 }
 Error forbidden_host() {
@@ -105,9 +105,9 @@ std::string part_of(const Url& url, CURLUPart part) {
 Result<void> check_url(const Url& url, const ImageFetchOptions& options) {
   const std::string scheme = part_of(url, CURLUPART_SCHEME);
   const std::string host = part_of(url, CURLUPART_HOST);
-  if ((scheme != "http" && scheme != "https") || host.empty()) return bad_url();
+  if ((scheme != "http" && scheme != "https") || host.empty()) return bad_web_url();
   if (!part_of(url, CURLUPART_USER).empty() || !part_of(url, CURLUPART_PASSWORD).empty()) {
-    return bad_url();
+    return bad_web_url();
   }
   if (!host_is_allowed(host, options.domains)) return forbidden_host();
   return {};
@@ -162,11 +162,11 @@ Result<std::vector<uint8_t>> fetch_image(const std::string& url, const ImageFetc
   const bool odd = std::any_of(url.begin(), url.end(), [](char c) {
     return c <= ' ' || c == '\\' || static_cast<unsigned char>(c) >= 0x7F;
   });
-  if (odd || url.size() > kMaxUrl) return bad_url();
+  if (odd || url.size() > kMaxUrl) return bad_web_url();
   const Url parsed(curl_url());
   const std::unique_ptr<CURL, FreeCurl> curl(curl_easy_init());
   if (!parsed || !curl) return not_fetched();
-  if (curl_url_set(parsed.get(), CURLUPART_URL, url.c_str(), 0) != CURLUE_OK) return bad_url();
+  if (curl_url_set(parsed.get(), CURLUPART_URL, url.c_str(), 0) != CURLUE_OK) return bad_web_url();
   Transfer transfer{.options = options};
   configure(curl.get(), parsed, transfer);
   int64_t left_ms = int64_t{options.timeout_seconds} * 1000;
@@ -188,7 +188,7 @@ Result<std::vector<uint8_t>> fetch_image(const std::string& url, const ImageFetc
     left_ms -= spent_us / 1000;
     if (next == nullptr || left_ms <= 0) return not_fetched();
     if (curl_url_set(parsed.get(), CURLUPART_URL, std::string(next).c_str(), 0) != CURLUE_OK) {
-      return bad_url();
+      return bad_web_url();
     }
   }
   return not_fetched();

@@ -14,7 +14,6 @@ namespace weft {
 namespace {
 
 constexpr int64_t kMaxBytes = int64_t{32} << 20;
-constexpr size_t kMaxUrl = 8192;
 
 Error bad_url() {
   return invalid_argument("the URL must be file:///PATH");

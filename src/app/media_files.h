@@ -9,6 +9,8 @@
 
 namespace weft {
 
+constexpr size_t kMaxUrl = 8192;  ///< bytes of a URL that names a file or an image
+
 /// The bytes of the file that "file:///path" names, when it is a regular file below `directory`
 /// once every symbolic link is followed. Errors are fixed texts: they don't tell whether something
 /// outside is there.

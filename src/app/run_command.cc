@@ -24,7 +24,7 @@
 namespace weft {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 /// Set by Ctrl-C, taken by whoever waits: the one global, for a signal handler reaches nothing
 /// else.
@@ -125,7 +125,7 @@ class ChatSession {
 
   void reset() {
     media_ = attached_ = {};
-    messages_ = Json::array();
+    messages_ = OrderedJson::array();
     if (!options_.system.empty())
       messages_.push_back({{"role", "system"}, {"content", options_.system}});
   }
@@ -134,9 +134,9 @@ class ChatSession {
   /// the conversation, also an interrupted one.
   Result<void> turn(const std::string& text) {
     TRY(check_utf8("message", text));
-    Json content = text;
+    OrderedJson content = text;
     if (attached_.size() > 0) {
-      content = Json::array();
+      content = OrderedJson::array();
       for (size_t i = 0; i < attached_.images.size(); ++i) content.push_back({{"type", "image"}});
       for (size_t i = 0; i < attached_.videos.size(); ++i) content.push_back({{"type", "video"}});
       content.push_back({{"type", "text"}, {"text", text}});
@@ -252,7 +252,7 @@ class ChatSession {
   ChatFrontend chat_;
   std::shared_ptr<const ImageReader> reader_;  // null: no images
   Media media_, attached_;                     // of messages_; of the next one
-  Json messages_;
+  OrderedJson messages_;
   uint64_t num_turns_ = 0;
 };
 

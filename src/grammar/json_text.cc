@@ -11,8 +11,6 @@ namespace {
 using Node = GrammarRules::Node;
 using CodePoints = GrammarRules::CodePoints;
 
-constexpr char32_t kLastCodePoint = 0x10ffff;
-
 constexpr size_t kGroup = 16;  // optional members side by side in one automaton
 
 struct Escape {

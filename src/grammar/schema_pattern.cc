@@ -13,7 +13,7 @@ namespace {
 using Node = GrammarRules::Node;
 using CodePoints = GrammarRules::CodePoints;
 
-constexpr int64_t kMaxCount = 1'000'000;  ///< in {m,n}
+constexpr int64_t kMaxRepeats = 1'000'000;  ///< in {m,n}
 constexpr int64_t kEndless = int64_t{1} << 40;
 constexpr int kMaxGroups = 64;  ///< within each other
 
@@ -153,13 +153,13 @@ class Parser {
     return part;
   }
 
-  /// Digits up to kMaxCount.
+  /// Digits up to kMaxRepeats.
   Result<int64_t> count() {
     int64_t value = 0;
     while (more() && peek() >= '0' && peek() <= '9') {
       value = value * 10 + static_cast<int64_t>(text_[at_++] - '0');
-      if (value > kMaxCount) {
-        return exhausted(path_ + ": a repetition of more than " + std::to_string(kMaxCount));
+      if (value > kMaxRepeats) {
+        return exhausted(path_ + ": a repetition of more than " + std::to_string(kMaxRepeats));
       }
     }
     return value;

@@ -10,7 +10,8 @@ namespace {
 
 constexpr size_t kManyChildren = 96;  // from here on counted, not compared
 
-uint64_t mix(uint64_t h) {
+/// The last steps of splitmix64.
+uint64_t scatter(uint64_t h) {
   h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9u;
   h = (h ^ (h >> 27)) * 0x94D049BB133111EBu;
   return h ^ (h >> 31);
@@ -33,7 +34,7 @@ ByteClasses byte_classes(const Grammar& grammar) {
     for (const Grammar::Edge& edge : grammar.edges_of(state)) {
       const uint64_t way = static_cast<uint64_t>(static_cast<uint32_t>(state)) << 32 |
                            static_cast<uint32_t>(edge.target);
-      const uint64_t number = mix(mix(way + key) ^ key);
+      const uint64_t number = scatter(scatter(way + key) ^ key);
       change[edge.low] += number;
       change[size_t{edge.high} + 1] -= number;
     }

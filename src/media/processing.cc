@@ -15,7 +15,6 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr int64_t kMaxPixels = int64_t{1} << 28;
-constexpr double kMaxAspect = 200;
 
 /// The fields of the file, read once each.
 class Fields {

@@ -63,6 +63,8 @@ struct PatchGrid {
   bool operator==(const PatchGrid&) const = default;
 };
 
+constexpr double kMaxAspect = 200;  ///< of the longer side to the shorter
+
 struct ImageSize {
   int width = 0, height = 0;
 };

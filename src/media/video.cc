@@ -10,8 +10,6 @@
 namespace weft {
 namespace {
 
-constexpr double kMaxAspect = 200;
-
 /// Frames that count for the bounds of all: rounded to whole groups.
 double whole_groups(double frames, const VideoProcessing& video) {
   const double depth = video.frame.temporal_patch_size;

@@ -8,7 +8,7 @@ namespace weft {
 namespace {
 
 constexpr int64_t kMaxHidden = 1 << 16, kMaxInner = 1 << 20, kMaxVocab = 1 << 24;
-constexpr int64_t kMaxHeads = 1024, kMaxHeadDim = 1024, kMaxLayers = 1024, kMaxExperts = 4096;
+constexpr int64_t kMaxLayers = 1024, kMaxExperts = 4096;
 constexpr int64_t kMaxPositions = int64_t{1} << 28;
 
 Error not_allowed(const ConfigJson& json, std::string_view field, const std::string& rule) {

@@ -10,6 +10,8 @@
 
 namespace weft {
 
+constexpr int64_t kMaxHeads = 1024, kMaxHeadDim = 1024;  ///< bounds of what a config may say
+
 /// One architecture name and its parser.
 struct ModelFamily {
   std::string_view architecture;

@@ -3,7 +3,7 @@
 namespace weft {
 namespace {
 
-constexpr int64_t kMaxHeads = 1024, kMaxHeadDim = 1024, kMaxConv = 16;
+constexpr int64_t kMaxConv = 16;
 
 Result<GdnSpec> parse_gdn(const ConfigJson& text) {
   GdnSpec gdn;

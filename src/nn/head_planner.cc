@@ -12,9 +12,6 @@ namespace {
 
 constexpr int64_t kBlock = HeadPlan::kBlock;
 
-int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 /// Column 0 of the block table: the block of each segment that holds its plan.
 TensorView first_blocks(const SeqMap& seqs) {
   TensorView rows(seqs.block_table.data, DType::kI32, {seqs.block_table.dim(0)});

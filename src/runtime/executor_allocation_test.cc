@@ -15,6 +15,8 @@ namespace {
 std::atomic<int64_t> allocations{0};
 }  // namespace
 
+// g++ takes this pair for two halves of different ones.
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
 void* operator new(size_t size) {
   allocations.fetch_add(1, std::memory_order_relaxed);
   if (void* p = std::malloc(size)) return p;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "base/align.h"
 #include "runtime/executor_gpu.h"
 #include "runtime/executor_local.h"
 
@@ -25,10 +26,6 @@ constexpr int64_t kMaxDraftRows = 32;
 /// On a GPU, where a row more costs little.
 constexpr int64_t kMaxDraftRowsGpu = 256;
 constexpr int64_t kSpareStateBytes = 1024 * kMiB;  ///< of the recurrent states behind drafts
-
-int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 std::string mib(int64_t bytes) {
   return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / kMiB);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base/align.h"
 #include "base/check.h"
 #include "base/philox.h"
 #include "runtime/logits_math.h"
@@ -14,10 +15,6 @@ namespace weft {
 namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 /// Ascending keys are descending logits, then ascending ids.
 uint64_t rank_key(float logit, int32_t id) {
@@ -45,17 +42,17 @@ double draw_uniform(uint64_t seed, int64_t position) {
 /// whole pool for itself.
 struct Sampler::Scratch {
   explicit Scratch(int64_t vocab_size)
-      : scans(static_cast<size_t>(ceil_div(vocab_size, kLogitSegment))),
+      : scans(static_cast<size_t>(divide_up(vocab_size, kLogitSegment))),
         sums(scans.size()),
-        block_maxima(static_cast<size_t>(2 * ceil_div(vocab_size, kLogitBlock))),
+        block_maxima(static_cast<size_t>(2 * divide_up(vocab_size, kLogitBlock))),
         raw(static_cast<size_t>(vocab_size)),
         ids(static_cast<size_t>(vocab_size)) {
     keys.reserve(static_cast<size_t>(vocab_size));
   }
 
   static int64_t bytes(int64_t vocab_size) {
-    return ceil_div(vocab_size, kLogitSegment) * static_cast<int64_t>(sizeof(LogitScan) + 8) +
-           2 * ceil_div(vocab_size, kLogitBlock) * 4 + vocab_size * (4 + 4 + 8);
+    return divide_up(vocab_size, kLogitSegment) * static_cast<int64_t>(sizeof(LogitScan) + 8) +
+           2 * divide_up(vocab_size, kLogitBlock) * 4 + vocab_size * (4 + 4 + 8);
   }
 
   void sample(const SampleRow& row, SampledToken& out);
@@ -63,7 +60,7 @@ struct Sampler::Scratch {
 
   template <class Body>
   void for_segments(int64_t n, Body&& body) {
-    const int64_t num_segments = ceil_div(n, kLogitSegment);
+    const int64_t num_segments = divide_up(n, kLogitSegment);
     const auto run = [&](int64_t begin, int64_t end) {
       for (int64_t s = begin; s < end; ++s) {
         body(s, s * kLogitSegment, std::min(kLogitSegment, n - s * kLogitSegment));
@@ -105,7 +102,7 @@ LogitScan Sampler::Scratch::scan(std::span<const float> x) {
     scans[static_cast<size_t>(s)] = scan_logits(x.data() + begin, count);
   });
   LogitScan all{kMinusInfinity, false};
-  for (int64_t s = 0; s < ceil_div(n, kLogitSegment); ++s) {
+  for (int64_t s = 0; s < divide_up(n, kLogitSegment); ++s) {
     const LogitScan& part = scans[static_cast<size_t>(s)];
     all.invalid |= part.invalid;
     all.max = std::max(all.max, part.max);
@@ -120,7 +117,7 @@ double Sampler::Scratch::weight_sum(std::span<const float> x, float max, float t
     sums[static_cast<size_t>(s)] = softmax_sum(x.data() + begin, count, max, temperature);
   });
   double total = 0;
-  for (int64_t s = 0; s < ceil_div(n, kLogitSegment); ++s) total += sums[static_cast<size_t>(s)];
+  for (int64_t s = 0; s < divide_up(n, kLogitSegment); ++s) total += sums[static_cast<size_t>(s)];
   return total;
 }
 
@@ -141,7 +138,7 @@ int32_t Sampler::Scratch::first_of(std::span<const float> x, float value) {
 /// everything below that can't be among the first.
 void Sampler::Scratch::select_top(std::span<const float> x, int64_t count) {
   const auto n = static_cast<int64_t>(x.size());
-  const int64_t num_blocks = ceil_div(n, kLogitBlock);
+  const int64_t num_blocks = divide_up(n, kLogitBlock);
   float bound = std::numeric_limits<float>::lowest();
   if (count <= num_blocks) {
     block_max(x.data(), n, block_maxima.data());

@@ -41,7 +41,7 @@ std::span<const int32_t> piece(const Request& request, size_t first, size_t coun
   return std::span(request.prompt).subspan(first, count);
 }
 
-const int32_t kDevice[] = {kDeviceToken};
+const int32_t kFromDevice[] = {kDeviceToken};
 
 class PackedStepTest : public testing::Test {
  protected:
@@ -62,7 +62,7 @@ TEST_F(PackedStepTest, PromptSlicesComeFirst) {
   plan.admitted.clear();
   plan.step = 6;
   plan.slices = {
-      {b->id, 3, kDevice, Arithmetic::kDecode, true, blocks_b, {1}, {1}},
+      {b->id, 3, kFromDevice, Arithmetic::kDecode, true, blocks_b, {1}, {1}},
       {a->id, 0, piece(*a, 0, 64), Arithmetic::kPrompt, false, blocks_a, {}, {2}},
       {a->id, 64, piece(*a, 64, 6), Arithmetic::kPrompt, true, blocks_a, {2}, {3}},
   };
@@ -339,7 +339,7 @@ TEST_F(PackedStepTest, EveryViolationPanics) {
       [](Slice& s) { s.state_write = SlotId{5}; },
       [&](Slice& s) { s.blocks = std::span(good).first(1); },
       [&](Slice& s) { s.tokens = piece(*a, 0, 36); },
-      [](Slice& s) { s.tokens = kDevice; },
+      [](Slice& s) { s.tokens = kFromDevice; },
   };
   for (size_t i = 0; i < spoil.size(); ++i) {
     Slice slice = sound;

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "base/align.h"
 #include "base/check.h"
 #include "cache/audit.h"
 
@@ -14,10 +15,6 @@ namespace {
 
 std::string number(int64_t value) {
   return std::to_string(value);
-}
-
-int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
 }
 
 Error bad_field(const char* field, int64_t value, const std::string& allowed) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/align.h"
 #include "base/check.h"
 #include "sched/scheduler.h"
 
@@ -11,9 +12,6 @@ namespace {
 
 constexpr int32_t kDeviceTokenRow[1] = {kDeviceToken};
 
-int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 int64_t round_down(int64_t a, int64_t b) {
   return a / b * b;
 }

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <fstream>
 
+#include "base/ascii.h"
 #include "base/hex.h"
 
 namespace weft {
@@ -35,10 +36,6 @@ std::string keyed_id(const std::array<uint8_t, 32>& key, const std::array<uint8_
   std::string id;
   for (size_t i = 0; i < 16; ++i) append_hex(id, mac[i]);
   return id;
-}
-
-char lower(char c) {
-  return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
 }
 
 }  // namespace
@@ -98,7 +95,7 @@ std::optional<std::string_view> parse_bearer(std::string_view authorization) {
   constexpr std::string_view kScheme = "bearer";
   if (authorization.size() <= kScheme.size()) return std::nullopt;
   for (size_t i = 0; i < kScheme.size(); ++i) {
-    if (lower(authorization[i]) != kScheme[i]) return std::nullopt;
+    if (ascii_lower(authorization[i]) != kScheme[i]) return std::nullopt;
   }
   std::string_view key = authorization.substr(kScheme.size());
   const size_t begin = key.find_first_not_of(' ');

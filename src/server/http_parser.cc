@@ -4,6 +4,7 @@
 #include <array>
 #include <utility>
 
+#include "base/ascii.h"
 #include "base/hex.h"
 
 namespace weft {
@@ -46,12 +47,9 @@ bool all(std::string_view text, uint8_t mask) {
 bool is_digit(char c) {
   return c >= '0' && c <= '9';
 }
-char lower(char c) {
-  return c >= 'A' && c <= 'Z' ? static_cast<char>(c + ('a' - 'A')) : c;
-}
 bool equals_ignoring_case(std::string_view text, std::string_view lower_case) {
   return std::equal(text.begin(), text.end(), lower_case.begin(), lower_case.end(),
-                    [](char a, char b) { return lower(a) == b; });
+                    [](char a, char b) { return ascii_lower(a) == b; });
 }
 std::string_view trim(std::string_view text, std::string_view blanks) {
   const size_t first = text.find_first_not_of(blanks);
@@ -309,7 +307,7 @@ void HttpParser::on_header(std::string_view line, bool trailer) {
   const std::string_view raw = line.substr(colon + 1);
   const std::string_view value = trim(raw, " \t");
   std::string key(name);
-  std::transform(key.begin(), key.end(), key.begin(), lower);
+  std::transform(key.begin(), key.end(), key.begin(), ascii_lower);
   on_known_header(key, value, raw);
   if (!failed()) request_.headers.emplace_back(std::move(key), std::string(value));
 }

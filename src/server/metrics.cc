@@ -54,7 +54,7 @@ void observe_span(Histogram& histogram, Time from, Time to) {
   histogram.observe(std::max(0.0, std::chrono::duration<double>(to - from).count()));
 }
 
-double share(int64_t part, int64_t whole) {
+double ratio(int64_t part, int64_t whole) {
   return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0.0;
 }
 
@@ -149,7 +149,7 @@ namespace {
 void render_engine(Exposition& out, const MetricsInfo& info, const EngineStats& stats) {
   const SchedulerStats& s = stats.scheduler;
   const int64_t blocks = int64_t{stats.blocks_free} + stats.blocks_cached + stats.blocks_used;
-  const double kv_usage = share(stats.blocks_used, blocks);
+  const double kv_usage = ratio(stats.blocks_used, blocks);
   out.gauge("vllm:num_requests_running", stats.num_running, "Requests in execution batches.");
   out.gauge("vllm:num_requests_waiting", stats.num_waiting, "Requests waiting to be processed.");
   out.gauge("weft:num_requests_paused", stats.num_paused,

@@ -20,16 +20,6 @@ namespace {
 using Reasoning = ChatFormat::Reasoning;
 using Tools = ChatFormat::Tools;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
-
-constexpr ChatFormat kFormats[] = {{Reasoning::kThinkTags, Tools::kHermesJson},
-                                   {Reasoning::kThinkTags, Tools::kQwenXml},
-                                   {Reasoning::kNone, Tools::kLlamaJson}};
-
 ChatParserOptions options_of(bool starts_in_reasoning = false) {
   return {.tools_enabled = true,
           .starts_in_reasoning = starts_in_reasoning,

@@ -11,6 +11,18 @@
 
 namespace weft {
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
+
+/// One format of each kind of tool call.
+constexpr ChatFormat kFormats[] = {
+    {ChatFormat::Reasoning::kThinkTags, ChatFormat::Tools::kHermesJson},
+    {ChatFormat::Reasoning::kThinkTags, ChatFormat::Tools::kQwenXml},
+    {ChatFormat::Reasoning::kNone, ChatFormat::Tools::kLlamaJson}};
+
 /// An answer as a client puts it together from its pieces; for tests and fuzzers.
 struct ParsedAnswer {
   struct Call {

@@ -4,6 +4,7 @@
 
 #include "base/hex.h"
 #include "base/json_text.h"
+#include "text/unicode.h"
 
 namespace weft::text {
 namespace {
@@ -32,25 +33,6 @@ bool is_high(uint32_t unit) {
 }
 bool is_low(uint32_t unit) {
   return unit >= 0xdc00 && unit < 0xe000;
-}
-
-void append_utf8(std::string& out, uint32_t code) {
-  const auto add = [&out](uint32_t byte) { out += static_cast<char>(byte); };
-  if (code < 0x80) {
-    add(code);
-  } else if (code < 0x800) {
-    add(0xc0 | code >> 6);
-    add(0x80 | (code & 0x3f));
-  } else if (code < 0x10000) {
-    add(0xe0 | code >> 12);
-    add(0x80 | (code >> 6 & 0x3f));
-    add(0x80 | (code & 0x3f));
-  } else {
-    add(0xf0 | code >> 18);
-    add(0x80 | (code >> 12 & 0x3f));
-    add(0x80 | (code >> 6 & 0x3f));
-    add(0x80 | (code & 0x3f));
-  }
 }
 
 }  // namespace

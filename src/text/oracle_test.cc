@@ -16,16 +16,12 @@ namespace {
 
 using Json = nlohmann::json;
 
-std::string read(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
 class OracleTest : public ::testing::TestWithParam<const char*> {
  protected:
   OracleTest()
       : dir_(oracle_dir() + "/text/" + GetParam()),
-        tokenizer_(std::move(Tokenizer::from_json(read(dir_ + "/tokenizer.json"), "")).value()) {
+        tokenizer_(
+            std::move(Tokenizer::from_json(file_text(dir_ + "/tokenizer.json"), "")).value()) {
     std::ifstream file(dir_ + "/golden.jsonl");
     for (std::string line; std::getline(file, line);) golden_.push_back(Json::parse(line));
   }

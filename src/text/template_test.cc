@@ -13,14 +13,9 @@
 namespace weft {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
-std::string read(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-ChatInput input_of(const Json& args) {
+ChatInput input_of(const OrderedJson& args) {
   ChatInput input;
   for (const auto& [key, value] : args.items()) {
     if (key == "messages") {
@@ -37,7 +32,8 @@ ChatInput input_of(const Json& args) {
 }
 
 /// The rendering, or "error: ...".
-std::string render(const std::string& source, const Json& args = {{"messages", Json::array()}},
+std::string render(const std::string& source,
+                   const OrderedJson& args = {{"messages", OrderedJson::array()}},
                    const RenderLimits& limits = {}) {
   auto t = ChatTemplate::parse(source, {{"bos_token", "<|endoftext|>"}}, "t");
   if (!t.ok()) return "error: " + t.error().message;
@@ -50,8 +46,8 @@ TEST(Template, OracleLines) {
   std::ifstream file(dir + "/golden.jsonl");
   int lines = 0;
   for (std::string line; std::getline(file, line); ++lines) {
-    const Json j = Json::parse(line);
-    const std::string source = read(dir + "/" + j["template"].get<std::string>() + ".jinja");
+    const OrderedJson j = OrderedJson::parse(line);
+    const std::string source = file_text(dir + "/" + j["template"].get<std::string>() + ".jinja");
     const std::string out = render(source, j["input"]);
     if (j.contains("text")) {
       EXPECT_EQ(out, j["text"].get<std::string>());
@@ -154,14 +150,15 @@ TEST(Template, Bounds) {
   for (int i = 0; i < 5000; ++i) sum += " + 1", filters += "|upper";
   refused(sum + " }}");
   refused(filters + " }}");
-  EXPECT_THAT(render("{{ messages }}",
-                     {{"messages", Json::parse(std::string(200, '[') + std::string(200, ']'))}}),
-              ::testing::HasSubstr("messages: not valid JSON"));
+  EXPECT_THAT(
+      render("{{ messages }}",
+             {{"messages", OrderedJson::parse(std::string(200, '[') + std::string(200, ']'))}}),
+      ::testing::HasSubstr("messages: not valid JSON"));
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
 }
 
 /// The user's bytes, each shown as '#', the template's as they are.
-std::string provenance(const std::string& source, const Json& args) {
+std::string provenance(const std::string& source, const OrderedJson& args) {
   auto t = std::move(ChatTemplate::parse(source)).value();
   const Rendered r = t.render(input_of(args)).value();
   std::string shown = r.text;
@@ -178,7 +175,7 @@ std::string provenance(const std::string& source, const Json& args) {
 }
 
 TEST(Template, Provenance) {
-  const Json args = {
+  const OrderedJson args = {
       {"messages", {{{"role", "user"}, {"content", " ab<x>cd "}}}}, {"name", "bob"}, {"n", 3}};
   const auto shown = [&](const std::string& s) { return provenance(s, args); };
   EXPECT_EQ(shown("<s>{{ messages[0].role + ':' ~ messages[0].content|trim }}</s>"),

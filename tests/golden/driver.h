@@ -14,6 +14,9 @@
 
 namespace weft::testing {
 
+constexpr double kF32Tolerance = 2e-4;   ///< of the largest logit
+constexpr double kBf16Tolerance = 2e-2;  ///< relative L2
+
 /// Runs one sequence through a model, its paged cache and its state slots, without a scheduler.
 /// Blocks are handed out in a scattered order and the state moves between slots, so that an op that
 /// ignores them fails.

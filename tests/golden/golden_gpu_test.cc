@@ -11,7 +11,6 @@
 namespace weft::testing {
 namespace {
 
-constexpr double kTolerance = 2e-2;   // relative L2
 constexpr double kCloseCall = 0.005;  // of the largest |logit|: top-2 margins below are not judged
 constexpr double kCloseRouting = 0.01;  // of an expert's probability: likewise
 
@@ -81,7 +80,7 @@ TEST_P(GoldenGpu, LogitsOfEveryPosition) {
   const auto logits = driver->prefill(std::span(ids).first(33), 0);
   const double l2 = difference(logits, std::span(expected).first(logits.size())).relative_l2();
   std::printf("%s: relative L2 %.4f\n", GetParam(), l2);
-  if (l2 <= kTolerance) return;
+  if (l2 <= kBf16Tolerance) return;
   // Where float32's choice of experts is too close to call, another expert is no error.
   const std::vector<double> margins = routing_margins(std::span(ids).first(33));
   const size_t vocab = logits.size() / 33;
@@ -97,7 +96,7 @@ TEST_P(GoldenGpu, LogitsOfEveryPosition) {
     judged.insert(judged.end(), ours.begin(), ours.end());
     judged_expected.insert(judged_expected.end(), theirs.begin(), theirs.end());
   }
-  EXPECT_LE(difference(judged, judged_expected).relative_l2(), kTolerance);
+  EXPECT_LE(difference(judged, judged_expected).relative_l2(), kBf16Tolerance);
 }
 
 TEST_P(GoldenGpu, LongPromptInOnePieceAndInChunks) {
@@ -110,7 +109,7 @@ TEST_P(GoldenGpu, LongPromptInOnePieceAndInChunks) {
   for (const int64_t chunk : {0, 64, 128, 192}) {
     driver->reset();
     const auto logits = driver->prefill(ids, chunk, 4);
-    EXPECT_LE(difference(logits, expected).relative_l2(), kTolerance) << "chunk " << chunk;
+    EXPECT_LE(difference(logits, expected).relative_l2(), kBf16Tolerance) << "chunk " << chunk;
     if (chunk == 0) whole = logits;
     EXPECT_EQ(logits, whole) << "chunk " << chunk;
   }
@@ -160,7 +159,7 @@ TEST_P(GoldenGpu, QuantisedAgreesWithTheReference) {
               .relative_l2());
     }
     std::sort(rows.begin(), rows.end());
-    EXPECT_LE(rows[rows.size() / 2], kTolerance) << weight_format_name(format);
+    EXPECT_LE(rows[rows.size() / 2], kBf16Tolerance) << weight_format_name(format);
   }
 }
 
@@ -182,12 +181,12 @@ TEST_P(GoldenGpuImage, TextBeforeTheFirstImage) {
   const double l2 = difference(logits, std::span(expected).first(logits.size())).relative_l2();
   std::printf("%s: relative L2 %.4f", GetParam(), l2);
   const size_t vocab = logits.size() / 33;
-  for (size_t i = 0; i < 33 && l2 > kTolerance; ++i) {
+  for (size_t i = 0; i < 33 && l2 > kBf16Tolerance; ++i) {
     const auto row = [&](std::span<const float> of) { return of.subspan(i * vocab, vocab); };
     std::printf(" %.4f", difference(row(logits), row(expected)).relative_l2());
   }
   std::printf("\n");
-  EXPECT_LE(l2, kTolerance);
+  EXPECT_LE(l2, kBf16Tolerance);
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, GoldenGpuImage, ::testing::Values("qwen3_5", "qwen3_5_moe"),
@@ -205,14 +204,14 @@ TEST_P(GoldenGpuMtp, DraftModule) {
   const double l2 =
       difference(logits.prompt, golden<float>(file(), "mtp_logits_all")).relative_l2();
   std::printf("%s: relative L2 of mtp_logits_all %.4f, of draft_logits", GetParam(), l2);
-  EXPECT_LE(l2, kTolerance);
+  EXPECT_LE(l2, kBf16Tolerance);
   const auto expected = golden<float>(file(), "draft_logits");
   for (size_t i = 0; i < drafts.size(); ++i) {
     const auto& last = logits.steps[i];
     const auto exact = std::span(expected).subspan(i * last.size(), last.size());
     const double error = difference(last, exact).relative_l2();
     std::printf(" %.4f", error);
-    EXPECT_LE(error, kTolerance);
+    EXPECT_LE(error, kBf16Tolerance);
     EXPECT_EQ(std::max_element(last.begin(), last.end()) - last.begin(), drafts[i]);
   }
   std::printf("\n");

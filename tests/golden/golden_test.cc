@@ -9,9 +9,6 @@
 namespace weft::testing {
 namespace {
 
-constexpr double kF32Tolerance = 2e-4;   // of the largest logit
-constexpr double kBf16Tolerance = 2e-2;  // relative L2
-
 class GoldenText : public Golden {};
 
 TEST_P(GoldenText, LogitsOfEveryPositionInF32) {

@@ -11,7 +11,6 @@
 namespace weft::testing {
 namespace {
 
-constexpr double kTolerance = 2e-2;  // relative L2
 constexpr double kOfRounding = 1.5;  // of what rounding alone takes
 
 /// The plan of a golden file, put in the place of what the ops would decide.
@@ -154,19 +153,19 @@ class GoldenGpuPaw : public ::testing::TestWithParam<const char*> {
 };
 
 /// Heads that see few keys average over few: bf16 alone takes some checkpoints further away than
-/// kTolerance. Then a GPU may be no further than the reference is with the same roundings.
+/// kBf16Tolerance. Then a GPU may be no further than the reference is with the same roundings.
 TEST_P(GoldenGpuPaw, LogitsUnderThePlanOfTheReference) {
   const OpTable rounded = rounded_ops();
   const double dense = dense_distance(*cuda_ops()), dense_rounded = dense_distance(rounded);
   std::printf("%s: dense within %.4f (the reference rounded: %.4f)\n", GetParam(), dense,
               dense_rounded);
-  EXPECT_LE(dense, std::max(kTolerance, kOfRounding * dense_rounded));
+  EXPECT_LE(dense, std::max(kBf16Tolerance, kOfRounding * dense_rounded));
   if (!has_lists()) GTEST_SKIP() << "the router's own kinds are held against the reference's below";
   const double planned = distance_under_the_plan(*cuda_ops());
   const double planned_rounded = distance_under_the_plan(rounded);
   std::printf("%s: its plan within %.4f (the reference rounded: %.4f)\n", GetParam(), planned,
               planned_rounded);
-  EXPECT_LE(planned, std::max(kTolerance, kOfRounding * planned_rounded));
+  EXPECT_LE(planned, std::max(kBf16Tolerance, kOfRounding * planned_rounded));
 }
 
 TEST_P(GoldenGpuPaw, OwnPlanInOnePieceAndLayerByLayer) {
@@ -178,7 +177,7 @@ TEST_P(GoldenGpuPaw, OwnPlanInOnePieceAndLayerByLayer) {
   const double distance = difference(whole, golden<float>(file(), "logits_last8")).relative_l2();
   RecordProperty("distance", std::to_string(distance));
   std::printf("%s: logits within %.4f of the reference\n", GetParam(), distance);
-  EXPECT_LE(distance, 5 * kTolerance);  // close calls of a block included
+  EXPECT_LE(distance, 5 * kBf16Tolerance);  // close calls of a block included
   for (const int64_t piece : {128, 640}) {
     driver->reset();
     EXPECT_EQ(driver->prefill(ids, piece, 8), whole) << "piece " << piece;
@@ -198,7 +197,7 @@ TEST_P(GoldenGpuPaw, ChunksOfXattnKeepTheBits) {
   const auto dense = load(cuda_ops(), {.kind = PrefillOptions::Kind::kDense});
   ASSERT_TRUE(all && dense);
   EXPECT_LE(difference(all->prefill(ids, 128, 8), dense->prefill(ids, 0, 8)).relative_l2(),
-            kTolerance);
+            kBf16Tolerance);
 }
 
 /// As kv_formats_test.cc does with dense prompts, and by its bounds; where a dense prompt of the

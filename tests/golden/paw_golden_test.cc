@@ -11,7 +11,6 @@
 namespace weft::testing {
 namespace {
 
-constexpr double kF32Tolerance = 2e-4;  // of the largest logit
 constexpr double kRouterTolerance = 1e-4;
 constexpr double kRoutedTolerance = 5e-4;  // of the largest logit
 

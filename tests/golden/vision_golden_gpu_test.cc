@@ -11,8 +11,6 @@
 namespace weft::testing {
 namespace {
 
-constexpr double kTolerance = 2e-2;  // relative L2
-
 class VisionGoldenGpu : public ::testing::TestWithParam<const char*> {
  protected:
   std::string dir() const { return oracle_dir() + "/models/" + GetParam(); }
@@ -33,7 +31,7 @@ TEST_P(VisionGoldenGpu, FeaturesAndLogits) {
   const auto driver = load();
   ASSERT_TRUE(driver);
   check_features_and_logits(*driver, file(), std::string_view(GetParam()) == "qwen3_5_moe",
-                            kTolerance);
+                            kBf16Tolerance);
 }
 
 TEST_P(VisionGoldenGpu, AnImageDoesNotDependOnTheOthersOfItsPass) {

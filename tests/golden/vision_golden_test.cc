@@ -9,7 +9,6 @@ namespace {
 
 constexpr double kFeatureTolerance = 1e-3;  // relative L2, f32
 constexpr double kLogitTolerance = 5e-4;    // of the largest logit, f32
-constexpr double kBf16Tolerance = 2e-2;     // relative L2
 
 class VisionGolden : public Golden {};
 

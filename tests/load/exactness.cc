@@ -16,7 +16,7 @@ const std::string kStory =
     "looked at the water and wrote down what he saw. ";
 
 /// Requests whose answers must not depend on who else is there.
-std::vector<std::string> make_probes() {
+std::vector<std::string> probe_texts() {
   const std::vector<std::string> samplings = {
       R"("temperature": 0)", R"("temperature": 0.9, "seed": 11)",
       R"("temperature": 1.2, "top_p": 0.9, "top_k": 40, "seed": 12, "repetition_penalty": 1.1)"};
@@ -176,7 +176,7 @@ void compare(WeftServer& server, const Settings& settings, Report& report,
 }  // namespace
 
 void run_exactness(const Settings& settings, Report& report) {
-  const std::vector<std::string> probes = make_probes();
+  const std::vector<std::string> probes = probe_texts();
   std::vector<std::string> alone;
   {
     WeftServer server(settings.weft, {"--max-model-len", "4096"});

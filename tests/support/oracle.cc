@@ -2,6 +2,8 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 
 namespace weft {
 
@@ -13,6 +15,11 @@ std::string oracle_dir() {
 
 bool oracle_has(const std::string& folder) {
   return std::filesystem::is_directory(oracle_dir() + "/" + folder);
+}
+
+std::string file_text(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
 }
 
 }  // namespace weft

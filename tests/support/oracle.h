@@ -14,4 +14,7 @@ std::string oracle_dir();
 /// that are not packed in tests/data/oracle; anything else has to be there.
 bool oracle_has(const std::string& folder);
 
+/// All of a file; empty where it can't be read.
+std::string file_text(const std::string& path);
+
 }  // namespace weft

@@ -8,10 +8,10 @@
 namespace weft::ref {
 namespace {
 
-using Row = std::vector<double>;
+using Values = std::vector<double>;
 
-Row layer(const TensorView& weight, const TensorView& bias, const Row& x, bool activate) {
-  Row y(static_cast<size_t>(weight.dim(0)));
+Values layer(const TensorView& weight, const TensorView& bias, const Values& x, bool activate) {
+  Values y(static_cast<size_t>(weight.dim(0)));
   for (size_t n = 0; n < y.size(); ++n) {
     y[n] = bias.ptr<float>()[n];
     const float* row = weight.row<float>(static_cast<int64_t>(n));
@@ -22,7 +22,7 @@ Row layer(const TensorView& weight, const TensorView& bias, const Row& x, bool a
 }
 
 /// Adds the normed row to `sum`.
-void add_key(const RouterArgs& args, int64_t row, int64_t head, Row& sum) {
+void add_key(const RouterArgs& args, int64_t row, int64_t head, Values& sum) {
   const float* k = row3(args.k, row, head);
   double mean = 0;
   for (size_t i = 0; i < sum.size(); ++i) mean += double{k[i]} * k[i] / double(sum.size());
@@ -42,7 +42,7 @@ void route_heads(Stream&, const RouterArgs& args) {
     if (begin == end) continue;
     const int64_t pooled = std::min<int64_t>(end - begin, RouterArgs::kPooled);
     for (int64_t g = 0; g < kv_heads; ++g) {
-      Row x(static_cast<size_t>(args.k.dim(2)), 0.0);
+      Values x(static_cast<size_t>(args.k.dim(2)), 0.0);
       for (int64_t i = 0; i < pooled; ++i) {
         add_key(args, begin + i, g, x);
         add_key(args, end - 1 - i, g, x);
