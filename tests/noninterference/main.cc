@@ -252,9 +252,14 @@ int run(const Options& options) {
     ++round;
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     // On a slow machine the time may be up before everything has happened: then go on for it.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    constexpr double kPatience = 6;
+#else
+    constexpr double kPatience = 30;
+#endif
     const bool enough = round >= families.size() && totals.all.schedules >= options.schedules &&
                         vacuous(totals, options).empty();
-    if (seconds >= options.seconds && (enough || seconds >= 30 * options.seconds)) break;
+    if (seconds >= options.seconds && (enough || seconds >= kPatience * options.seconds)) break;
   } while (failure.empty());
 
   for (const auto& [family, counters] : totals.by_family) print(family, counters);

@@ -8,8 +8,12 @@ void PrintTo(CpuIsa isa, std::ostream* out) {
 
 std::vector<CpuIsa> testable_isas() {
   std::vector<CpuIsa> isas;
-  for (int i = 0; i <= static_cast<int>(cpu_info().isa); ++i)
+  for (int i = 0; i <= static_cast<int>(cpu_info().isa); ++i) {
     isas.push_back(static_cast<CpuIsa>(i));
+  }
+#ifdef __SANITIZE_ADDRESS__
+  if (isas.size() > 2) isas.erase(isas.begin() + 1, isas.end() - 1);
+#endif
   return isas;
 }
 

@@ -17,7 +17,8 @@ namespace weft {
 
 void PrintTo(CpuIsa isa, std::ostream* out);
 
-/// The instruction sets of this machine: every test of an op runs once for each.
+/// The instruction sets of this machine: every test of an op runs once for each. With
+/// AddressSanitizer the narrowest and the widest.
 std::vector<CpuIsa> testable_isas();
 
 /// Names the instances of a suite by their instruction set.
