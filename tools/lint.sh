@@ -28,11 +28,13 @@ case "${1:-}" in
 esac
 # One command a file: the CPU kernels are compiled once per instruction set, the last has the widest. A file
 # outside the database (the absent half of a choice) has no flags to be read with.
+# Every source has a command of its own there: build/release compiles many at once (WEFT_UNITY).
+cmake --preset release -B "$build/lint" -DWEFT_UNITY=OFF >/dev/null || exit 1
 mkdir -p "$build/tidy"
 mapfile -t known < <(python3 - "$build" "${files[@]}" <<'PYTHON'
 import json, os, sys
 build, files = sys.argv[1], sys.argv[2:]
-with open(f"{build}/compile_commands.json", encoding="utf-8") as database:
+with open(f"{build}/lint/compile_commands.json", encoding="utf-8") as database:
     commands = {os.path.relpath(entry["file"]): entry for entry in json.load(database)}
 chosen = [name for name in map(os.path.relpath, files) if name in commands]
 with open(f"{build}/tidy/compile_commands.json", "w", encoding="utf-8") as database:
