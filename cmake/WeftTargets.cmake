@@ -1,6 +1,7 @@
 # weft_library(name SOURCES ... DEPS ...): a static library weft_<name> of src/<name>.
 # weft_test(name SOURCES ... DEPS ... [LABELS threaded]): a GoogleTest binary; each of its cases is a ctest
-#   entry `name.Suite.Case` (with sanitizers the binary is one entry). The label `threaded` puts it into the ThreadSanitizer run of .ci/run.
+#   entry `name.Suite.Case` (with sanitizers the binary is one entry). The label `threaded` puts it
+#   into the ThreadSanitizer run of .ci/run.
 # weft_bench(name SOURCES ... DEPS ...): a workshop of a kernel, build/<preset>/bench/<name>.
 
 add_library(weft_options INTERFACE)
@@ -21,9 +22,10 @@ if(WEFT_SANITIZE)
   target_link_options(weft_options INTERFACE -fsanitize=${WEFT_SANITIZE})
 endif()
 
-# weft_hot(target...): a build with sanitizers optimises these alone; the rest compiles in half the time.
+# weft_hot(target...): the presets with sanitizers optimise these at least; the rest of asan-ubsan compiles in
+# half the time. (The fuzzers' build has a type of its own and optimises everything.)
 function(weft_hot)
-  if(WEFT_SANITIZE)
+  if(CMAKE_BUILD_TYPE STREQUAL "Sanitize")
     foreach(target IN LISTS ARGN)
       target_compile_options(${target} PRIVATE -O1)
     endforeach()
