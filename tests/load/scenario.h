@@ -17,6 +17,10 @@ struct Settings {
   std::vector<std::string> engine_flags;
 };
 
+/// Milliseconds of delay that the short form allows: it runs where neighbours compile, and only
+/// finds what is far off.
+inline constexpr double kBusyMs = 500;
+
 /// The verdicts of one scenario: a JSON line for each set of figures, "ok"/"FAILED" lines, counts.
 class Report {
  public:
