@@ -6,6 +6,7 @@
 
 #include "text/jinja_interp.h"
 #include "text/read_file.h"
+#include "text/special_tokens.h"
 
 namespace weft {
 namespace {
@@ -88,25 +89,7 @@ struct JsonFile {
   bool find(const char* name, json::element& out) const {
     return present && root[name].get(out) == simdjson::SUCCESS;
   }
-  bool has(const char* name) const {
-    json::element ignored;
-    return find(name, ignored);
-  }
 };
-
-/// The special tokens that transformers gives to templates.
-constexpr const char* kTokenNames[] = {"bos_token", "eos_token", "unk_token", "sep_token",
-                                       "pad_token", "cls_token", "mask_token"};
-
-/// A token that stands as its text, or as an object with the text as content.
-std::optional<std::string> token_text(const JsonFile& file, const char* name) {
-  json::element token;
-  std::string_view text;
-  if (!file.find(name, token)) return std::nullopt;
-  if (token.is_object() && token["content"].get(token) != simdjson::SUCCESS) return std::nullopt;
-  if (token.get(text) != simdjson::SUCCESS) return std::nullopt;
-  return std::string(text);
-}
 
 std::string position(const std::string& name, const jinja::Failure& f) {
   if (f.line == 0) return name + ": " + f.message;
@@ -195,11 +178,7 @@ Result<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dir,
   TRY(config.read(dir / "tokenizer_config.json"));
   TRY(map.read(dir / "special_tokens_map.json"));
   auto parts = std::make_unique<Parts>();
-  for (const char* name : kTokenNames) {
-    // As in transformers, where a null means that there is none.
-    const JsonFile& source = config.has(name) ? config : map;
-    if (auto text = token_text(source, name)) parts->tokens.emplace_back(name, std::move(*text));
-  }
+  parts->tokens = text::special_tokens(std::vector<std::string_view>{config.text, map.text});
   std::error_code error;
   const auto file = replacement.empty() ? dir / "chat_template.jinja" : replacement;
   if (!replacement.empty() || std::filesystem::exists(file, error)) {

@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <charconv>
 #include <fstream>
-#include <set>
+#include <map>
 #include <unordered_map>
 
 #include "text/read_file.h"
+#include "text/special_tokens.h"
 #include "text/tokenizer.h"
 #include "text/tokenizer_parts.h"
 
@@ -139,13 +140,12 @@ class TokenizerLoader {
       if (auto r = read_config_tokens(*config); !r.ok()) {
         return with_context(r.error(), "tokenizer_config.json");
       }
-      read_config_names(*config);
     }
     if (!map_json.empty()) {
       auto map = parse(map_parser, map_json);
       if (!map.ok()) return with_context(map.error(), "special_tokens_map.json");
-      read_config_names(*map);
     }
+    name_tokens(text::special_tokens(std::vector{config_json, map_json}));
     if (auto r = parts_->build(tables_); !r.ok()) return with_context(r.error(), "tokenizer.json");
     return Tokenizer(std::move(parts_));
   }
@@ -531,26 +531,20 @@ class TokenizerLoader {
     return {};
   }
 
-  /// The special tokens that `config` names; what an earlier file says of one (null: there is none)
-  /// counts.
-  void read_config_names(const json::element& config) {
-    for (const auto& [key, id] : {std::pair{"bos_token", &parts_->bos},
-                                  {"eos_token", &parts_->eos},
-                                  {"pad_token", &parts_->pad},
-                                  {"unk_token", &parts_->unk}}) {
-      json::element token;
-      if (config[key].get(token) != simdjson::SUCCESS || !named_.insert(key).second) continue;
-      std::string_view name;
-      if (token.is_object() && token["content"].get(token) != simdjson::SUCCESS) continue;
-      if (token.get(name) != simdjson::SUCCESS) continue;
-      const int32_t found = parts_->names.find(name);
-      if (found != text::kNoToken) *id = found;
+  void name_tokens(const text::SpecialTokens& tokens) {
+    const std::map<std::string_view, decltype(&parts_->bos)> ids{{"bos_token", &parts_->bos},
+                                                                 {"eos_token", &parts_->eos},
+                                                                 {"pad_token", &parts_->pad},
+                                                                 {"unk_token", &parts_->unk}};
+    for (const auto& [name, text] : tokens) {
+      const auto id = ids.find(name);
+      const int32_t found = parts_->names.find(text);
+      if (id != ids.end() && found != text::kNoToken) *id->second = found;
     }
   }
 
   std::unique_ptr<Tokenizer::Parts> parts_ = std::make_unique<Tokenizer::Parts>();
   text::TokenTables tables_;
-  std::set<std::string_view> named_;  // special tokens that a file has told of
 };
 
 Result<Tokenizer> Tokenizer::from_json(std::string_view tokenizer_json,
