@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <tuple>
 
+#include "kernels/cpu/limits.h"
+
 namespace weft {
 namespace {
 
@@ -28,24 +30,22 @@ void add_mlp(std::vector<KernelNeeds::Matrix>& list, WeightFormat format, int64_
 }
 
 Result<void> check_cpu_dim(const char* field, int value) {
-  constexpr int kLanes = 16, kMaxDim = 256;
-  if (value % kLanes == 0 && value <= kMaxDim) return {};
+  if (value % kCpuDimStep == 0 && value <= kCpuMaxDim) return {};
   return unsupported(std::string(field) + " is " + std::to_string(value) +
-                     ": the CPU kernels take multiples of " + std::to_string(kLanes) + " up to " +
-                     std::to_string(kMaxDim));
+                     ": the CPU kernels take multiples of " + std::to_string(kCpuDimStep) +
+                     " up to " + std::to_string(kCpuMaxDim));
 }
 
 }  // namespace
 
 Result<void> check_cpu_needs(const KernelNeeds& needs) {
-  constexpr int kMaxConvWidth = 8;
   for (const AttnShape& shape : needs.attention) TRY(check_cpu_dim("head_dim", shape.head_dim));
   for (const GdnShape& shape : needs.gdn) {
     TRY(check_cpu_dim("linear_key_head_dim", shape.key_dim));
     TRY(check_cpu_dim("linear_value_head_dim", shape.value_dim));
-    if (shape.conv_width > kMaxConvWidth) {
+    if (shape.conv_width > kCpuMaxConvWidth) {
       return unsupported("linear_conv_kernel_dim is " + std::to_string(shape.conv_width) +
-                         ": the CPU kernels take up to " + std::to_string(kMaxConvWidth));
+                         ": the CPU kernels take up to " + std::to_string(kCpuMaxConvWidth));
     }
   }
   return {};

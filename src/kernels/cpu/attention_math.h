@@ -9,11 +9,12 @@
 // never shows in a row's bits.
 
 #include "kernels/cpu/kv_format.h"
+#include "kernels/cpu/limits.h"
 
 namespace weft::WEFT_ISA_NS {
 
 inline constexpr int kTileRows = 32;  ///< query rows of a tile: (token, head) pairs of a group
-inline constexpr int kMaxHeadDim = 256;
+inline constexpr int kMaxHeadDim = kCpuMaxDim;
 
 /// Dims of one product, of D: all, or those that share scales.
 struct Dims {

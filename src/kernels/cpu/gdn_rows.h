@@ -3,12 +3,13 @@
 // What a worker of the gated delta rule reads and writes of a call: rows, gates, slots, windows.
 
 #include "kernels/cpu/gdn_math.h"
+#include "kernels/cpu/limits.h"
 
 namespace weft::WEFT_ISA_NS {
 
 inline constexpr int64_t kChunk = 64;
-inline constexpr int kMaxConvWidth = 8;
-inline constexpr int kMaxDim = 256;  // of K and V
+inline constexpr int kMaxConvWidth = kCpuMaxConvWidth;
+inline constexpr int kMaxDim = kCpuMaxDim;  // of K and V
 #if defined(WEFT_AVX512)
 inline constexpr int kConvColumns = 2;  // vectors of channels convolved together
 #else

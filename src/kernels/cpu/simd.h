@@ -10,11 +10,13 @@
 #include <limits>
 
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/limits.h"
 #include "tensor/dtype.h"
 
 namespace weft::WEFT_ISA_NS {
 
 inline constexpr int kLanes = 16;
+static_assert(kCpuDimStep % kLanes == 0);
 #if defined(WEFT_AVX512)
 inline constexpr int kMicroVecs = 4;  // a micro-tile is 4 rows x this: 16 sums in registers
 #else

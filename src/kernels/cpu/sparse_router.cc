@@ -2,12 +2,13 @@
 // rope), two small MLPs, the larger of two logits. Bound: one read of the weights (1 MB a layer at
 // D = 128) and of 200 rows of K; a piece of work is one kv head of one prompt.
 
+#include "kernels/cpu/limits.h"
 #include "kernels/cpu/norm.h"
 
 namespace weft::WEFT_ISA_NS {
 namespace {
 
-constexpr int64_t kMaxDim = 256;            // D
+constexpr int64_t kMaxDim = kCpuMaxDim;     // D
 constexpr int64_t kMaxWidth = 4 * kMaxDim;  // of a layer
 
 const float* row_of(const TensorView& x, int64_t i) {

@@ -3,6 +3,7 @@
 // block of queries and one tile of keys is held. A row's bits depend on its segment alone: tiles
 // are cut from the segment's beginning. Bound: 4 D flops a (query, key), f32.
 
+#include "kernels/cpu/limits.h"
 #include "kernels/cpu/simd.h"
 
 namespace weft::WEFT_ISA_NS {
@@ -11,7 +12,7 @@ namespace {
 constexpr int64_t kQueries = 32;  // of a work item
 constexpr int64_t kRows = 4;      // of a micro-tile
 constexpr int64_t kTile = 128;    // keys
-constexpr int64_t kMaxDim = 256;
+constexpr int64_t kMaxDim = kCpuMaxDim;
 
 const float* head_of(const TensorView& x, int64_t row, int64_t head) {
   return static_cast<const float*>(x.data) + row * x.stride[0] + head * x.stride[1];
