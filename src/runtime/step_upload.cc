@@ -68,7 +68,11 @@ void KeptRows::swap(const StateSwap& swap) {
   const auto host = static_cast<size_t>(swap.host);
   if (host >= swapped_.size()) swapped_.resize(host + 1);
   int& here = counts_[static_cast<size_t>(swap.slot.value)];
-  (swap.out ? swapped_[host] : here) = swap.out ? here : swapped_[host];
+  if (swap.out) {
+    swapped_[host] = here;
+  } else {
+    here = swapped_[host];
+  }
 }
 
 void KeptRows::accept(std::span<const ResultRow> rows, const StepResult& result) {
