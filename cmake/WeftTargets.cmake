@@ -20,6 +20,9 @@ if(WEFT_SANITIZE)
   target_compile_options(weft_options INTERFACE
     $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${WEFT_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all>)
   target_link_options(weft_options INTERFACE -fsanitize=${WEFT_SANITIZE})
+  if(WEFT_SANITIZE_NOT)
+    target_compile_options(weft_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fno-sanitize=${WEFT_SANITIZE_NOT}>)
+  endif()
 endif()
 
 # weft_hot(target...): the presets with sanitizers optimise these at least; the rest of asan-ubsan compiles in
@@ -28,6 +31,15 @@ function(weft_hot)
   if(CMAKE_BUILD_TYPE STREQUAL "Sanitize")
     foreach(target IN LISTS ARGN)
       target_compile_options(${target} PRIVATE -O1)
+    endforeach()
+  endif()
+endfunction()
+
+# weft_cold(target...): tests and commands need little optimisation, and compile in two thirds of the time.
+function(weft_cold)
+  if(NOT WEFT_SANITIZE)
+    foreach(target IN LISTS ARGN)
+      target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-O1>)
     endforeach()
   endif()
 endfunction()
@@ -53,10 +65,7 @@ function(weft_test name)
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE
     ${ARG_DEPS} weft_test_support GTest::gtest GTest::gmock GTest::gtest_main)
-  # What is tested is optimised; the tests need not be, and compile in half the time.
-  if(NOT WEFT_SANITIZE)
-    target_compile_options(${name} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-O1>)
-  endif()
+  weft_cold(${name})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   if(WEFT_SANITIZE)
     # All cases in one process: most of a case's time would be the sanitizer's start.
