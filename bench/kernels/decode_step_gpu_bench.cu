@@ -12,7 +12,6 @@
 #include "bench/kernels/gpu.h"
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/fused_ops.h"
 
 namespace weft::bench {
 namespace {

@@ -1,12 +1,8 @@
-#include "kernels/fused_ops.h"
+#include "kernels/op_table.h"
 
 namespace weft {
 
 const OpTable* cuda_ops() {
-  return nullptr;
-}
-
-const FusedOps* fused_ops(const OpTable&) {
   return nullptr;
 }
 

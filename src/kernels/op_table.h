@@ -72,6 +72,10 @@ struct OpTable {
   void (*pack_rows)(Stream&, const Weight& weight, int64_t expert, int64_t first_row,
                     std::span<const TensorView> pieces) = nullptr;
 
+  /// qkv_prepare, then attention, as one op with the same bits; q is left as it was. False, and
+  /// nothing was done: not for these shapes. Null: for none.
+  bool (*prepared_attention)(Stream&, const QkvPrepareArgs&, const AttnArgs&) = nullptr;
+
   // Layouts that belong to the backend.
   Op<int64_t(const WeightShape&)> weight_bytes;  ///< packed bytes of one expert, a multiple of 64
   /// Packs [sum of rows, K] from consecutive pieces ([rows_i, K] bf16, f16 or f32, contiguous) into
@@ -109,6 +113,15 @@ struct OpTable {
   Op<void(Stream&, const GdnArgs&)> gdn;
   Op<void(Stream&, const GatedNormArgs&)> gated_norm;
 };
+
+/// qkv_prepare, then attention.
+inline void prepare_and_attend(const OpTable& ops, Stream& stream, const QkvPrepareArgs& prepare,
+                               const AttnArgs& attention) {
+  const auto together = ops.prepared_attention;
+  if (together != nullptr && together(stream, prepare, attention)) return;
+  ops.qkv_prepare(stream, prepare);
+  ops.attention(stream, attention);
+}
 
 /// The CUDA backend for Hopper GPUs, or null in a build without CUDA.
 const OpTable* cuda_ops();

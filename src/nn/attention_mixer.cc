@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/fused_ops.h"
-
 namespace weft {
 
 int64_t AttentionMixer::q_width() const {

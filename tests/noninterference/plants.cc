@@ -67,6 +67,7 @@ template <class F>
 OpTable with(const OpTable& base, F&& change) {
   base_ops = &base;
   OpTable out = base;
+  out.prepared_attention = nullptr;  // a changed op is reached
   change(out);
   return out;
 }

@@ -5,7 +5,7 @@
 
 namespace weft::cuda {
 
-/// FusedOps::prepared_attention: of a few decode segments of one row each.
+/// OpTable::prepared_attention: of a few decode segments of one row each.
 bool attention_prepared(Stream& stream, const QkvPrepareArgs& prepare, const AttnArgs& args);
 
 }  // namespace weft::cuda

@@ -2,7 +2,6 @@
 
 #include "kernels/cuda/attention_prepared.h"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/fused_ops.h"
 
 namespace weft {
 namespace {
@@ -95,6 +94,7 @@ const OpTable* cuda_ops() {
       .fp8_blocks = true,
       .choices = cuda::kernel_choices,
       .pack_rows = cuda::pack_rows,
+      .prepared_attention = cuda::attention_prepared,
       .weight_bytes = cuda::weight_bytes,
       .pack_weight = cuda::pack_weight,
       .unpack_weight = cuda::unpack_weight,
@@ -132,11 +132,6 @@ const OpTable* cuda_ops() {
       .gated_norm = cuda::gated_norm,
   };
   return &kOps;
-}
-
-const FusedOps* fused_ops(const OpTable& ops) {
-  static constexpr FusedOps kFused{.prepared_attention = cuda::attention_prepared};
-  return &ops == cuda_ops() ? &kFused : nullptr;
 }
 
 }  // namespace weft
