@@ -182,24 +182,7 @@ class World {
         }
       }
     }
-    const auto count = static_cast<int64_t>(slots.size());
-    const DeviceTensor k(DType::kBF16, {count, heads_.kv, heads_.dim}, rows[0]);
-    const DeviceTensor v(DType::kBF16, {count, heads_.kv, heads_.dim}, rows[1]);
-    const DeviceTensor q(DType::kBF16, {count, 1, heads_.dim});
-    const DeviceTensor slot(slots), index(std::vector<int32_t>(slots.size()));
-    const DeviceTensor table(DType::kF32, {1}, {0.0f});
-    CudaTestStream stream;
-    QkvPrepareArgs args;
-    args.q = q.view;
-    args.k = k.view;
-    args.v = v.view;
-    args.rope.cos_sin = table.view;
-    args.rope.axis = {table.view.data, DType::kU8, {1}};
-    args.positions.index = index.view;
-    args.kv_slot = slot.view;
-    args.kv = cache();
-    cuda::qkv_prepare(stream, args);
-    stream.sync();
+    write_rows(cache(), heads_.kv, heads_.dim, rows[0], rows[1], slots);
   }
   /// What is stored, in the oracle's layout.
   void read_cache(int64_t blocks) {

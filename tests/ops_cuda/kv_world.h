@@ -296,25 +296,7 @@ class KvWorld {
         }
       }
     }
-    const Heads& h = case_.heads;
-    const auto count = static_cast<int64_t>(slots_.size());
-    const DeviceTensor k(DType::kBF16, {count, h.kv, h.dim}, rows[0]);
-    const DeviceTensor v(DType::kBF16, {count, h.kv, h.dim}, rows[1]);
-    const DeviceTensor q(DType::kBF16, {count, 1, h.dim});
-    const DeviceTensor slot(slots_), index(std::vector<int32_t>(slots_.size()));
-    const DeviceTensor angle(DType::kF32, {1}, {0.0f});
-    CudaTestStream stream;
-    QkvPrepareArgs args;
-    args.q = q.view;
-    args.k = k.view;
-    args.v = v.view;
-    args.rope.cos_sin = angle.view;
-    args.rope.axis = {angle.view.data, DType::kU8, {1}};
-    args.positions.index = index.view;
-    args.kv_slot = slot.view;
-    args.kv = cache.kv;
-    cuda::qkv_prepare(stream, args);
-    stream.sync();
+    write_rows(cache.kv, case_.heads.kv, case_.heads.dim, rows[0], rows[1], slots_);
   }
 
   KvCase case_;

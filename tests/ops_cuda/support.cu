@@ -142,4 +142,26 @@ void CudaTestStream::sync() {
       << cudaGetErrorString(cudaGetLastError());
 }
 
+void write_rows(const PagedKv& kv, int64_t kv_heads, int64_t head_dim, const std::vector<float>& k,
+                const std::vector<float>& v, const std::vector<int64_t>& slots) {
+  const auto count = static_cast<int64_t>(slots.size());
+  const DeviceTensor keys(DType::kBF16, {count, kv_heads, head_dim}, k);
+  const DeviceTensor values(DType::kBF16, {count, kv_heads, head_dim}, v);
+  const DeviceTensor q(DType::kBF16, {count, 1, head_dim});
+  const DeviceTensor slot(slots), index(std::vector<int32_t>(slots.size()));
+  const DeviceTensor angle(DType::kF32, {1}, {0.0f});
+  CudaTestStream stream;
+  QkvPrepareArgs args;
+  args.q = q.view;
+  args.k = keys.view;
+  args.v = values.view;
+  args.rope.cos_sin = angle.view;
+  args.rope.axis = {angle.view.data, DType::kU8, {1}};
+  args.positions.index = index.view;
+  args.kv_slot = slot.view;
+  args.kv = kv;
+  cuda::qkv_prepare(stream, args);
+  stream.sync();
+}
+
 }  // namespace weft

@@ -67,4 +67,9 @@ class CudaTestStream {
   Stream stream_;
 };
 
+/// K and V of `slots` as qkv_prepare writes them into the cache, without norm or rotation. Each of
+/// `k` and `v`: [slots, kv_heads, head_dim].
+void write_rows(const PagedKv& kv, int64_t kv_heads, int64_t head_dim, const std::vector<float>& k,
+                const std::vector<float>& v, const std::vector<int64_t>& slots);
+
 }  // namespace weft
