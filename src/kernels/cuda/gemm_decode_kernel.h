@@ -226,6 +226,19 @@ __device__ __forceinline__ void store_four(const DecodeParams& p, int64_t row, i
   }
 }
 
+/// kSiluMul: `v` becomes what the sums of four columns of both halves give, of which `count` exist.
+__device__ __forceinline__ void gate_four(const DecodeParams& p, int column, int count, float4& v,
+                                          float4& up) {
+  if (p.bias != nullptr) {
+    const float* b = p.bias + column;
+    const auto at = [&](int j) { return j < count ? b[j] : 0.0f; };
+    const auto at_up = [&](int j) { return j < count ? b[p.up_row + j] : 0.0f; };
+    v = v + float4{at(0), at(1), at(2), at(3)};
+    up = up + float4{at_up(0), at_up(1), at_up(2), at_up(3)};
+  }
+  v = {silu_of(v.x) * up.x, silu_of(v.y) * up.y, silu_of(v.z) * up.z, silu_of(v.w) * up.w};
+}
+
 /// What the ranks of a cluster exchange.
 struct DecodeShares {
   const float* partial;  ///< [MT][64 U + 4] of this rank
@@ -298,14 +311,7 @@ __device__ __forceinline__ void decode_finish(const DecodeParams& p, const Decod
     float4 v = sum(l, 0);
     if (halves == 2) {
       float4 up = sum(l, 1);
-      if (p.bias != nullptr) {
-        const float* b = p.bias + column;
-        const auto at = [&](int j) { return j < count ? b[j] : 0.0f; };
-        const auto at_up = [&](int j) { return j < count ? b[p.up_row + j] : 0.0f; };
-        v = v + float4{at(0), at(1), at(2), at(3)};
-        up = up + float4{at_up(0), at_up(1), at_up(2), at_up(3)};
-      }
-      v = {silu_of(v.x) * up.x, silu_of(v.y) * up.y, silu_of(v.z) * up.z, silu_of(v.w) * up.w};
+      gate_four(p, column, count, v, up);
     }
     store_four(p, work.first_row + row, column, count, v);
   }
@@ -382,16 +388,34 @@ __global__ void __launch_bounds__(decode_most_threads(F, MT) + kDecodeProducers)
   if (end_together) cluster_sync();
 }
 
+/// What the kernels for few rows and for many take alike; stages of `columns` k.
+inline DecodeParams decode_params(const DecodeGemm& gemm, const DecodeCut& cut, int64_t columns) {
+  const WeightShape& shape = gemm.weight->shape;
+  CHECK(gemm.x.dim(0) > 0 && gemm.x.dim(1) == shape.k && gemm.x.stride[0] % 8 == 0,
+        "decode gemm: x");
+  DecodeParams p{};
+  p.n = static_cast<int>(shape.n);
+  p.rows = static_cast<int>(gemm.x.dim(0));
+  p.k_steps = static_cast<int>(ceil_div(shape.k, columns));
+  p.turns = cut.turns;
+  p.split = cut.split;
+  p.up_row = static_cast<int>(gemm.epilogue == Epilogue::kSiluMul ? shape.n / 2 : 0);
+  p.bias = gemm.bias.defined() ? gemm.bias.ptr<float>() : nullptr;
+  p.out = gemm.out.data;
+  p.out_stride = gemm.out.stride[0];
+  p.epilogue = gemm.epilogue;
+  p.out_f32 = gemm.out.dtype == DType::kF32;
+  return p;
+}
+
 /// Encodes the maps and launches the kernel of the row tile.
 template <WeightFormat F>
 void launch_decode(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut) {
   using Stage = DecodeStage<F>;
   const WeightShape& shape = gemm.weight->shape;
   const bool gated = gemm.epilogue == Epilogue::kSiluMul;
-  const int64_t rows = gemm.x.dim(0), up_row = gated ? shape.n / 2 : 0;
-  const int64_t tile_columns = cut.units * (gated ? 32 : 64);
-  CHECK(rows > 0 && gemm.x.dim(1) == shape.k && gemm.x.stride[0] % 8 == 0, "decode gemm: x");
-  DecodeParams p{};
+  const int64_t rows = gemm.x.dim(0), tile_columns = cut.units * (gated ? 32 : 64);
+  DecodeParams p = decode_params(gemm, cut, Stage::kColumns);
   p.codes = gemm.weight->data;
   p.expert_bytes = gemm.weight->expert_bytes;
   p.tiles_k = ceil_div(shape.k, kQuantTile);
@@ -399,23 +423,12 @@ void launch_decode(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut)
     p.codes += fp8_scales_offset(shape);
     p.tiles_k = fp8_scales_stride(shape);
   }
-  p.n = static_cast<int>(shape.n);
-  p.rows = static_cast<int>(rows);
-  p.k_steps = static_cast<int>(ceil_div(shape.k, Stage::kColumns));
   p.units = cut.units;
-  p.turns = cut.turns;
   p.ahead = cut.ahead;
-  p.up_row = static_cast<int>(up_row);
   p.row_tiles =
       static_cast<int>(ceil_div(gemm.groups != nullptr ? gemm.max_group_rows : rows, cut.row_tile));
-  p.split = cut.split;
   p.stages = cut.stages;
   p.groups = gemm.groups;
-  p.bias = gemm.bias.defined() ? gemm.bias.ptr<float>() : nullptr;
-  p.out = gemm.out.data;
-  p.out_stride = gemm.out.stride[0];
-  p.epilogue = gemm.epilogue;
-  p.out_f32 = gemm.out.dtype == DType::kF32;
 
   CUtensorMap w_map{};
   if constexpr (!Stage::kTiles) {
@@ -452,7 +465,7 @@ void launch_decode(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut)
   LaunchShape at{.block = static_cast<unsigned>(threads + kDecodeProducers),
                  .cluster = static_cast<unsigned>(cut.split),
                  .overlap = true};
-  const int64_t tiles = ceil_div(gated ? up_row : shape.n, tile_columns);
+  const int64_t tiles = ceil_div(gated ? shape.n / 2 : shape.n, tile_columns);
   at.grid = dim3(static_cast<unsigned>(tiles * p.row_tiles * cut.split),
                  static_cast<unsigned>(gemm.groups != nullptr ? gemm.num_groups : 1));
   at.shared_bytes = static_cast<size_t>(

@@ -170,17 +170,7 @@ __device__ __forceinline__ void finish(const DecodeParams& p, const DecodeWork& 
       const int column = work.tile * columns + item % fours * 4;
       const int count = min(4, limit - column);
       if (item >= items || count <= 0) continue;
-      if (gated) {
-        if (p.bias != nullptr) {
-          const float* gate_bias = p.bias + column;
-          const auto at = [&](int j) { return j < count ? gate_bias[j] : 0.0f; };
-          const auto at_up = [&](int j) { return j < count ? gate_bias[p.up_row + j] : 0.0f; };
-          v[b] = v[b] + float4{at(0), at(1), at(2), at(3)};
-          up[b] = up[b] + float4{at_up(0), at_up(1), at_up(2), at_up(3)};
-        }
-        v[b] = {silu_of(v[b].x) * up[b].x, silu_of(v[b].y) * up[b].y, silu_of(v[b].z) * up[b].z,
-                silu_of(v[b].w) * up[b].w};
-      }
+      if (gated) gate_four(p, column, count, v[b], up[b]);
       store_four(p, work.first_row + first + item / fours, column, count, v[b]);
     }
   }
@@ -268,22 +258,9 @@ bool decode_takes_many(const WeightShape& shape, int64_t rows, const DecodeCut& 
 
 void decode_many(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut) {
   const WeightShape& shape = gemm.weight->shape;
-  const bool gated = gemm.epilogue == Epilogue::kSiluMul;
+  CHECK(gemm.groups == nullptr, "decode gemm: groups");
+  const DecodeParams p = decode_params(gemm, cut, kStep);
   const int64_t rows = gemm.x.dim(0);
-  CHECK(gemm.groups == nullptr && gemm.x.dim(1) == shape.k && gemm.x.stride[0] % 8 == 0,
-        "decode gemm: x");
-  DecodeParams p{};
-  p.n = static_cast<int>(shape.n);
-  p.rows = static_cast<int>(rows);
-  p.k_steps = static_cast<int>(shape.k / kStep);
-  p.turns = cut.turns;
-  p.split = cut.split;
-  p.up_row = static_cast<int>(gated ? shape.n / 2 : 0);
-  p.bias = gemm.bias.defined() ? gemm.bias.ptr<float>() : nullptr;
-  p.out = gemm.out.data;
-  p.out_stride = gemm.out.stride[0];
-  p.epilogue = gemm.epilogue;
-  p.out_f32 = gemm.out.dtype == DType::kF32;
   const int64_t row_tiles = ceil_div(rows, 256), each = ceil_div(rows, row_tiles);
   // Rounds of the processors, of which clusters of more than two leave some empty; beside its rows
   // of W a block has those of x to load.
