@@ -13,9 +13,6 @@ void log_line(LogLevel level, std::string_view text);
 void set_log_level(LogLevel level);
 LogLevel log_level();
 
-inline void log_debug(std::string_view text) {
-  log_line(LogLevel::kDebug, text);
-}
 inline void log_info(std::string_view text) {
   log_line(LogLevel::kInfo, text);
 }

@@ -46,7 +46,6 @@ class PrefixCache {
   const BlockPool& blocks() const { return blocks_; }
   const StatePool& slots() const { return slots_; }
   const PrefixIndex& index() const { return index_; }
-  int boundary_blocks() const { return boundary_blocks_; }
   bool recurrent() const { return slots_.num_slots() > 0; }
   int64_t block_evictions() const { return block_evictions_; }
   int64_t state_evictions() const { return state_evictions_; }

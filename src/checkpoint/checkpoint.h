@@ -30,7 +30,6 @@ class Checkpoint {
   const TensorInfo* find(std::string_view name) const;
   /// All names, sorted.
   std::vector<std::string_view> names() const;
-  size_t num_tensors() const { return entries_.size(); }
   const std::vector<SafetensorsFile>& shards() const { return shards_; }
   /// Sum of the tensors' bytes.
   uint64_t total_bytes() const { return total_bytes_; }

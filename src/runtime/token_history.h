@@ -20,9 +20,7 @@ class TokenCounts {
   explicit TokenCounts(int64_t max_distinct);
   void add_prompt(int32_t token) { at(token); }
   void add_generated(int32_t token) { ++at(token).generated; }
-  void remove_generated(int32_t token);
-  /// Every token that was ever added, in order of first appearance. Entries may have gone back to
-  /// 0.
+  /// Every token that was added, in order of first appearance.
   std::span<const Entry> entries() const { return entries_; }
 
  private:

@@ -83,7 +83,6 @@ class HttpParser {
   void check_line_length();
   void on_line(std::string_view line);
   void on_request_line(std::string_view line);
-  void on_target(std::string_view target);
   void on_header(std::string_view line, bool trailer);
   void on_known_header(std::string_view name, std::string_view value, std::string_view raw);
   void on_content_length(std::string_view value);

@@ -12,11 +12,10 @@
 namespace weft::WEFT_ISA_NS {
 namespace {
 
-constexpr int kParts = 3;         // bf16 that make a q
-constexpr int kTile = 16 * 32;    // bf16 of a tile: 16 rows of 64 bytes
-constexpr int kUnit = 32;         // groups of keys multiplied at once: two tiles
-constexpr int kTeamGroups = 16;   // groups of rows of a tile
-constexpr int kMaxTeamTiles = 2;  // a block of rows is up to 32 groups
+constexpr int kParts = 3;        // bf16 that make a q
+constexpr int kTile = 16 * 32;   // bf16 of a tile: 16 rows of 64 bytes
+constexpr int kUnit = 32;        // groups of keys multiplied at once: two tiles
+constexpr int kTeamGroups = 16;  // groups of rows of a tile
 
 /// What the matrix unit works on, in scratch memory.
 struct AmxWork {
