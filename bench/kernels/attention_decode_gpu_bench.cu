@@ -23,16 +23,6 @@ namespace {
 constexpr int kBlock = 64;
 constexpr int64_t kL2Bytes = int64_t{50} << 20;
 
-template <class T>
-Buffer upload(const std::vector<T>& values) {
-  Buffer buffer =
-      Buffer::allocate(DeviceKind::kCuda, static_cast<int64_t>(values.size() * sizeof(T))).value();
-  cuda::check(
-      cudaMemcpy(buffer.data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice),
-      "upload");
-  return buffer;
-}
-
 struct Load {
   int q_heads, kv_heads, head_dim;
   std::vector<int64_t> keys;  // of each sequence

@@ -87,9 +87,7 @@ class Input {
     std::shuffle(table.begin(), table.end(), std::mt19937(static_cast<unsigned>(seed)));
     for (int i = 0; i <= s.segments; ++i) cu_q_.push_back(i * s.tokens);
     starts_.assign(static_cast<size_t>(s.segments), s.start);
-    table_ = Buffer::allocate(DeviceKind::kCuda, num_blocks * 4).value();
-    cuda::check(cudaMemcpy(table_.data(), table.data(), table.size() * 4, cudaMemcpyHostToDevice),
-                "block table");
+    table_ = upload(table);
     host_table_ = table;
     args.shape = {s.q_heads, s.kv_heads, s.dim, 1.0f / std::sqrt(static_cast<float>(s.dim))};
     args.q = TensorView(q_.data(), DType::kBF16, {rows, s.q_heads, s.dim});
@@ -118,14 +116,6 @@ class Input {
   Buffer q_, out_, cache_, table_, kinds_, blocks_, counts_;
   std::vector<int32_t> cu_q_, starts_, host_table_;
 };
-
-Buffer upload(const std::vector<int32_t>& values) {
-  Buffer buffer =
-      Buffer::allocate(DeviceKind::kCuda, static_cast<int64_t>(values.size()) * 4).value();
-  cuda::check(cudaMemcpy(buffer.data(), values.data(), values.size() * 4, cudaMemcpyHostToDevice),
-              "upload");
-  return buffer;
-}
 
 void Input::make_plan() {
   const int heads = s_.q_heads, rows = (s_.tokens + kBlock - 1) / kBlock, words = rows / 32 + 1;

@@ -17,14 +17,6 @@ namespace {
 
 constexpr int kHeads = 32, kKvHeads = 8, kDim = 128, kPage = 64;
 
-template <class T>
-Buffer upload(const std::vector<T>& values) {
-  const size_t bytes = values.size() * sizeof(T);
-  Buffer buffer = Buffer::allocate(DeviceKind::kCuda, static_cast<int64_t>(bytes)).value();
-  cuda::check(cudaMemcpy(buffer.data(), values.data(), bytes, cudaMemcpyHostToDevice), "upload");
-  return buffer;
-}
-
 void select(Gpu& gpu, int tokens, int stride, double dense_us) {
   const int64_t width = int64_t{kHeads} * kDim;
   const KvShape kv{KvFormat::kBf16, kKvHeads, kDim, kPage};

@@ -31,16 +31,6 @@ enum Part { kQkv, kAttention, kOut, kGateUp, kDown, kHead, kNothing };
 constexpr const char* kNames[] = {
     "norm + qkv", "qkv_prepare + attention", "o", "norm + gate_up", "down", "norm + head"};
 
-template <class T>
-Buffer upload(const std::vector<T>& values) {
-  Buffer buffer =
-      Buffer::allocate(DeviceKind::kCuda, static_cast<int64_t>(values.size() * sizeof(T))).value();
-  cuda::check(
-      cudaMemcpy(buffer.data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice),
-      "upload");
-  return buffer;
-}
-
 /// Weights of all layers, caches of some to rotate among; all sequences have `tokens` keys.
 class Step {
  public:

@@ -26,16 +26,6 @@ std::vector<float> uniform(int64_t count, uint64_t seed, float low, float high) 
   return out;
 }
 
-template <class T>
-Buffer upload(const std::vector<T>& values) {
-  Buffer buffer =
-      Buffer::allocate(DeviceKind::kCuda, static_cast<int64_t>(values.size() * sizeof(T))).value();
-  cuda::check(
-      cudaMemcpy(buffer.data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice),
-      "upload");
-  return buffer;
-}
-
 struct Load {
   int sequences, tokens;
   bool prompt;

@@ -181,11 +181,7 @@ void run_fp8(Gpu& gpu, const Shape& s) {
     const size_t b = static_cast<size_t>(blocks);
     scales[i] = 1e-3f * static_cast<float>(1 + (i / b / 8 * 31 + i % b * 17) % 29);
   }
-  const Buffer device_scales =
-      Buffer::allocate(DeviceKind::kCuda, static_cast<int64_t>(scales.size()) * 4).value();
-  cuda::check(
-      cudaMemcpy(device_scales.data(), scales.data(), scales.size() * 4, cudaMemcpyHostToDevice),
-      "upload");
+  const Buffer device_scales = upload(scales);
   const auto* b_scales = reinterpret_cast<const float*>(device_scales.data());
   for (int i = 0; i < sets; ++i) {
     x.push_back(random_device_bf16(gpu, s.m * s.k, 3 * static_cast<uint64_t>(i) + 1));

@@ -106,6 +106,13 @@ double Gpu::read_bandwidth() {
   return read_bandwidth_ = best;
 }
 
+Buffer upload_bytes(const void* bytes, int64_t count) {
+  Buffer buffer = Buffer::allocate(DeviceKind::kCuda, count).value();
+  check(cudaMemcpy(buffer.data(), bytes, static_cast<size_t>(count), cudaMemcpyHostToDevice),
+        "upload");
+  return buffer;
+}
+
 Buffer random_device_bf16(Gpu& gpu, int64_t count, uint64_t seed) {
   Buffer buffer = Buffer::allocate(DeviceKind::kCuda, count * 2).value();
   cuda::launch(gpu.stream(), {.grid = 132 * 8, .block = 256}, fill_random,

@@ -35,6 +35,13 @@ class Gpu {
   double read_bandwidth_ = 0;
 };
 
+/// Device memory with these bytes.
+Buffer upload_bytes(const void* bytes, int64_t count);
+template <class T>
+Buffer upload(const std::vector<T>& values) {
+  return upload_bytes(values.data(), static_cast<int64_t>(values.size() * sizeof(T)));
+}
+
 /// Device memory with uniform values in [-1, 1) as bf16 (made on the device, a function of seed).
 Buffer random_device_bf16(Gpu& gpu, int64_t count, uint64_t seed);
 

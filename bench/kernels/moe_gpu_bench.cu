@@ -23,13 +23,6 @@ struct Shape {
   int top_k;
 };
 
-Buffer upload(const void* data, int64_t bytes) {
-  Buffer buffer = Buffer::allocate(DeviceKind::kCuda, bytes).value();
-  cuda::check(cudaMemcpy(buffer.data(), data, static_cast<size_t>(bytes), cudaMemcpyHostToDevice),
-              "upload");
-  return buffer;
-}
-
 void run(Gpu& gpu, const Weight& gate_up, const Weight& down, const Shape& s) {
   std::vector<int32_t> ids;
   std::vector<float> weights;
@@ -45,8 +38,8 @@ void run(Gpu& gpu, const Weight& gate_up, const Weight& down, const Shape& s) {
       weights.push_back(1.0f / static_cast<float>(s.top_k));
     }
   }
-  const Buffer device_ids = upload(ids.data(), static_cast<int64_t>(ids.size()) * 4);
-  const Buffer device_weights = upload(weights.data(), static_cast<int64_t>(ids.size()) * 4);
+  const Buffer device_ids = upload(ids);
+  const Buffer device_weights = upload(weights);
   const Buffer x = random_device_bf16(gpu, s.tokens * s.hidden, 1);
   const Buffer out = Buffer::allocate(DeviceKind::kCuda, s.tokens * s.hidden * 4).value();
   const Buffer other = Buffer::allocate(DeviceKind::kCuda, s.tokens * s.hidden * 4).value();

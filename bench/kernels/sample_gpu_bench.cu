@@ -17,16 +17,6 @@ namespace {
 constexpr int64_t kVocabulary = 151936;
 constexpr int64_t kRows = 192;  // 117 MB: more than the L2 cache
 
-template <class T>
-Buffer upload(const std::vector<T>& values) {
-  const auto bytes = static_cast<int64_t>(values.size() * sizeof(T));
-  Buffer buffer = Buffer::allocate(DeviceKind::kCuda, bytes).value();
-  cuda::check(
-      cudaMemcpy(buffer.data(), values.data(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice),
-      "upload");
-  return buffer;
-}
-
 /// About normal, of deviation 3: the tail of a model's logits, with no row's greatest far above it
 /// (harder for top-p than a model's usual row).
 std::vector<float> random_logits() {
