@@ -38,7 +38,7 @@ enum class Epilogue : uint8_t {
   kSiluMul,  ///< W = [gate; up] of 2I rows: out[T, I] = silu(x gate^T) * (x up^T)
 };
 
-/// The K order of a row's sum depends on (N, K) alone, never on T (design.md section 4, rule 1).
+/// The K order of a row's sum depends on (N, K) alone, never on T (docs/architecture.md, rule 1).
 struct LinearArgs {
   TensorView x;  ///< [T, K]
   const Weight* weight = nullptr;

@@ -80,9 +80,9 @@ struct Position {
   bool operator==(const Position&) const = default;
 };
 
-/// The one position function (design.md section 5). Prompt tokens have explicit triples (images,
-/// video) or none (`prompt` empty: text); all other tokens have t = h = w = index + rope_delta.
-/// It must lie in [0, rows of the rope table); callers check that on the host.
+/// The one position function (docs/architecture.md, Positions). Prompt tokens have explicit triples
+/// (images, video) or none (`prompt` empty: text); all other tokens have t = h = w = index +
+/// rope_delta. It must lie in [0, rows of the rope table); callers check that on the host.
 inline Position position(std::span<const std::array<int32_t, 3>> prompt, int32_t rope_delta,
                          int64_t index) {
   if (index < static_cast<int64_t>(prompt.size())) {

@@ -11,7 +11,7 @@ namespace {
 
 constexpr float kNormEps = 1e-6f;
 /// Rows that go through a linear layer at once: bounds the memory of the widest ones. No bit
-/// depends on it (design.md section 4, rule 1).
+/// depends on it (docs/architecture.md, rule 1).
 constexpr int64_t kTileRows = 4096;
 /// Images are at most 200 times longer than wide (media/processing.h), and rounding to whole
 /// patches may double that.

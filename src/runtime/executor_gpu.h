@@ -28,8 +28,8 @@ struct GpuExecutorOptions {
 ///
 /// A step of one token each for some sequences, and drafts behind them, is padded to one of a few
 /// shapes, and its forward is a graph from the second time on: the padding changes no bit of a real
-/// row (design.md section 4, rule 1). So are the drafts of the MTP module, and its pass behind such
-/// a step.
+/// row (docs/architecture.md, rule 1). So are the drafts of the MTP module, and its pass behind
+/// such a step.
 class GpuExecutor : public Executor {
  public:
   /// `model`, `kv`, `stream` and `ops` must outlive it. Error when memory can't be had.

@@ -55,7 +55,7 @@ struct LogprobResult {
 ///   the total, with u in [0, 1) of 53 bits from Philox(seed, position). Sums are doubles in a
 ///   fixed order.
 /// So a token is a function of its row, the request's parameters and tokens, and the position. A
-/// draft is accepted iff it equals that token (design.md section 4, rule 6).
+/// draft is accepted iff it equals that token (docs/architecture.md, rule 6).
 ///
 /// Ids outside [0, V) in masks and biases have no logit and are ignored.
 class Sampler {

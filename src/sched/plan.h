@@ -13,7 +13,7 @@
 
 namespace weft {
 
-/// Prefill boundaries are absolute multiples of this many tokens (design.md section 4, rule 3).
+/// Prefill boundaries are absolute multiples of this many tokens (docs/architecture.md, rule 3).
 inline constexpr int kChunk = 64;
 
 /// A token of a slice that the host does not know yet: the executor uses the last token it sampled
@@ -21,7 +21,7 @@ inline constexpr int kChunk = 64;
 /// token's position either, and Slice::first is the least it can be.
 inline constexpr int32_t kDeviceToken = -1;
 
-/// The two arithmetics of design.md section 4, rule 2. A slice never mixes them.
+/// The two arithmetics of docs/architecture.md, rule 2. A slice never mixes them.
 enum class Arithmetic : uint8_t {
   kPrompt,  ///< prompt tokens: chunked operators; starts at a multiple of kChunk
   kDecode,  ///< generated tokens (new or replayed), row by row: any start, any count

@@ -1,7 +1,7 @@
 // noninterference [--seconds N] [--schedules N] [--seed S] [--family X] [--device cpu|cuda]
 //                 [--weights FORMAT] [--cache FORMAT] [--plant NAME [--expect-caught]]
 //
-// The promise of design.md section 4: the tokens and logprob bits of a request are those it has
+// The promise of docs/architecture.md: the tokens and logprob bits of a request are those it has
 // alone. Random requests run together under random schedules of batch, chunk budget, prefix hits,
 // preemption and aborts, on tiny checkpoints of every family, with every op table of this machine
 // and every weight format; each answer is compared with the request run alone.

@@ -11,7 +11,7 @@
 
 namespace weft {
 
-/// One build of one tiny checkpoint: everything that the promise of design.md section 4 holds
+/// One build of one tiny checkpoint: everything that the promise of docs/architecture.md holds
 /// fixed.
 struct Variant {
   std::string family;  ///< a folder below oracle_dir()/models

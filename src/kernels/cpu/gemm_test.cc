@@ -258,7 +258,7 @@ TEST(Linear, StridedRowsStayInside) {
 struct InvarianceCase {
   int64_t n, k, most;
 };
-// Rule 1 of design.md section 4.
+// Rule 1 of Exactness in docs/architecture.md.
 class RowInvariance : public testing::TestWithParam<InvarianceCase> {};
 
 TEST_P(RowInvariance, ABitPatternNeverDependsOnNeighboursOrThreads) {
