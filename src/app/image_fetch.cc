@@ -17,7 +17,7 @@ Error bad_web_url() {
   return invalid_argument("the URL is not a plain http or https one");
 }
 Error forbidden_host() {
-  return permission_denied("this server fetches no images from that host");
+  return invalid_argument("this server fetches no images from that host");
 }
 Error not_fetched() {
   return invalid_argument("the image can't be fetched");

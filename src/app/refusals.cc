@@ -53,6 +53,9 @@ constexpr ServeRefusal kServeRefusals[] = {
      },
      "--host: everybody who reaches this address could use the server; give --api-key or "
      "--api-key-file, or say --allow-public"},
+    {"fake-hang-without-fake",
+     [](const ServeOptions& o) { return o.fake_hang_after >= 0 && !o.fake(); },
+     "--fake-hang-after makes the test device hang; give --device fake with it"},
     {"fake-speed-without-fake",
      [](const ServeOptions& o) { return o.fake_tokens_per_second > 0 && !o.fake(); },
      "--fake-tokens-per-second is the speed of the test device; give --device fake with it"},

@@ -6,10 +6,12 @@ namespace {
 
 constexpr const char* kHead = R"(# What weft refuses at load
 
-Every combination of features works or is refused here, before anything is loaded, with its reason; nothing falls back
-silently. `weft doctor --refusals` writes this page from the tables in `src/app/refusals.cc` (`make docs`); a test
-compares the two byte for byte and holds each row to an example. Model architectures, rope types and tensor types that
-weft does not know are refused by name where they are read (docs/models.md).
+Every combination of features works or is refused with its reason before weights are loaded; nothing falls back
+silently. Here is what flags alone decide. What a model or a machine lacks (fp8 weights without a Hopper GPU, drafts by
+a missing MTP module, int4 KV with odd heads) is refused when its config.json is read. `weft doctor --refusals` writes
+this page from the tables in `src/app/refusals.cc` (`make docs`); a test compares the two byte for byte and holds each
+row to an example. Model architectures, rope types and tensor types that weft does not know are refused by name where
+they are read (docs/models.md).
 
 | id | reason |
 | --- | --- |

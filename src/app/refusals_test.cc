@@ -35,6 +35,7 @@ TEST(Refusals, EveryRowHasAnExampleThatItRefuses) {
 
 const std::map<std::string, ServeOptions> kServeExamples = {
     {"public-without-key", {.host = "0.0.0.0"}},
+    {"fake-hang-without-fake", {.fake_hang_after = 3}},
     {"fake-speed-without-fake", {.fake_tokens_per_second = 10}},
 };
 
