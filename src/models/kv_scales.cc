@@ -79,6 +79,13 @@ Result<std::vector<float>> spread(const std::string& name, const std::vector<flo
   return out;
 }
 
+/// fp8 has one scale a head: that of its largest channel, under which every channel fits.
+void take_largest_of_heads(std::vector<float>& scales, int64_t head_dim) {
+  for (auto begin = scales.begin(); begin != scales.end(); begin += head_dim) {
+    std::fill(begin, begin + head_dim, *std::max_element(begin, begin + head_dim));
+  }
+}
+
 /// Scales of one plane of a layer, or nothing.
 Result<std::vector<float>> find_scales(const Checkpoint& checkpoint, const CacheLayer& layer,
                                        char plane, KvFormat format) {
@@ -115,6 +122,7 @@ Result<KvLayers> kv_scales_of(const ModelSpec& spec, const Checkpoint* checkpoin
     const auto fill = [&](char plane) -> Result<std::vector<float>> {
       if (checkpoint) {
         std::vector<float> found = TRY(find_scales(*checkpoint, layer, plane, format));
+        if (format == KvFormat::kFp8) take_largest_of_heads(found, layer.dim());
         if (!found.empty()) return found;
       }
       if (format == KvFormat::kFp8) {
@@ -166,11 +174,11 @@ Result<KvLayers> read_kv_scales(const ModelSpec& spec, const std::string& path, 
                          "] (kv heads, dims of a head): it is of another model");
       }
       std::vector<float> range = TRY(to_floats(path + ": " + name, *info, TRY(file.load(name))));
+      if (format == KvFormat::kFp8) take_largest_of_heads(range, dim);
       for (int64_t g = 0; g < heads; ++g) {
         const auto begin = range.begin() + g * dim, end = begin + dim;
-        const float largest = *std::max_element(begin, end);
         // A channel that calibration saw next to nothing of may wake up later.
-        const float least = format == KvFormat::kFp8 ? largest : largest / 64;
+        const float least = *std::max_element(begin, end) / 64;
         std::transform(begin, end, begin,
                        [&](float x) { return std::max(x, least) / kv_largest_code(format); });
       }

@@ -53,6 +53,9 @@ TEST(KvScales, OneANumberAHeadOrAChannel) {
   EXPECT_TRUE(scales[0].k.empty());
   EXPECT_EQ(scales[1].k, (std::vector<float>{0.5f, 0.5f, 0.5f, 0.5f, 0.25f, 0.25f, 0.25f, 0.25f}));
   EXPECT_EQ(scales[1].v, channels);
+  const KvLayers fp8 = kv_scales_of(tiny_spec(), &checkpoint, KvFormat::kFp8).value();
+  EXPECT_EQ(fp8[1].k, scales[1].k);
+  EXPECT_EQ(fp8[1].v, (std::vector<float>{4, 4, 4, 4, 8, 8, 8, 8}));
 }
 
 TEST(KvScales, ErnieNamesHoldTheLargestValue) {
