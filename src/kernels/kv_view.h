@@ -7,7 +7,7 @@
 
 namespace weft {
 
-/// How K and V are stored. The backend's kv_format_* is the only code that knows a layout.
+/// How K and V are stored. The backend's kv_format.h is the only code that knows a layout.
 enum class KvFormat : uint8_t {
   kF32,
   kBf16,

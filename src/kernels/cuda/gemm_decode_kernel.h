@@ -8,11 +8,9 @@
 // stages full of W by TMA, before the predecessor kernel has ended, and fetches some more of W into
 // L2; another one loads x. The other warps take the stages in C turns; the turns' sums meet in
 // shared memory. The ranks of a tile of W are a cluster: for few rows each sends its part of the
-// others' shares to them, for many it fetches its share from them, and adds up its share. With many
-// rows of x, clusters also have several tiles of W, for which each block loads a part of x into all
-// of them. Sums: k ascending within a turn in steps of 16, then turns, then ranks: the same for
-// every count of rows. Bytes: W once (once each 64 or 256 rows for more), x once a cluster (from
-// L2). Bound: memory.
+// others' shares to them, for many it fetches its share from them, and adds up its share. Sums: k
+// ascending within a turn in steps of 16, then turns, then ranks: the same for every count of rows.
+// Bytes: W once (once each 64 or 256 rows for more), x once a cluster (from L2). Bound: memory.
 
 #include <algorithm>
 
