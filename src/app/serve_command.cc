@@ -140,8 +140,9 @@ Server::~Server() {
   if (telemetry_) telemetry_->detach();
   if (local_) local_->engine().stop();
   if (fake_) fake_->stop();
-  http_.reset();     // before what its handler uses
-  service_.reset();  // its threads may still be preparing requests: before what they use
+  // The handler uses the service, whose threads may still prepare requests and post to the server.
+  if (http_) http_->close();
+  service_.reset();
 }
 
 Result<Served> Server::plan_model() {

@@ -102,8 +102,9 @@ class HttpServer {
 
   /// Binds, listens and starts the thread. Errors name the address and the reason.
   static Result<std::unique_ptr<HttpServer>> start(const HttpConfig& config, Handler handler);
-  /// Closes every connection at once and joins the thread.
-  ~HttpServer();
+  ~HttpServer();  ///< close()
+  /// Closes every connection at once and joins the thread. What is posted later is dropped.
+  void close();
 
   uint16_t port() const;
   /// Runs `work` on the I/O thread, in order of the calls.

@@ -576,6 +576,11 @@ Result<std::unique_ptr<HttpServer>> HttpServer::start(const HttpConfig& config, 
 }
 
 HttpServer::~HttpServer() {
+  close();
+}
+
+void HttpServer::close() {
+  if (!impl_->thread.joinable()) return;
   impl_->outbox->post([this] { impl_->shut_down(); });
   impl_->thread.join();
 }

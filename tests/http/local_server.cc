@@ -8,12 +8,11 @@
 #include "base/log.h"
 #include "checkpoint/config_json.h"
 #include "server/service.h"
+#include "support/demo_model.h"
 #include "text/chat_format.h"
 
 namespace weft {
 namespace {
-
-constexpr char kDemoModel[] = WEFT_SOURCE_DIR "/models/demo";
 
 std::vector<std::string> split(const std::string& list) {
   std::vector<std::string> out;
@@ -31,8 +30,8 @@ class LocalServer final : public ScriptServer {
   ~LocalServer() override {
     if (telemetry_) telemetry_->detach();
     if (engine_) engine_->stop();
-    http_.reset();     // before what its handler uses
-    service_.reset();  // before what its threads use
+    if (http_) http_->close();  // as weft serve does
+    service_.reset();
   }
 
   bool start() {
