@@ -2,6 +2,7 @@
 
 #include <simdjson.h>
 
+#include <algorithm>
 #include <optional>
 
 namespace weft::text {
@@ -22,16 +23,23 @@ std::optional<std::string> token_text(json::element token) {
 
 }  // namespace
 
-SpecialTokens special_tokens(std::span<const std::string_view> files) {
-  std::vector<json::parser> parsers(files.size());
+SpecialTokens special_tokens(std::string_view config, std::string_view map) {
+  json::parser parsers[2];
   std::vector<json::element> roots;
-  for (size_t i = 0; i < files.size(); ++i) {
+  const auto add = [&](json::parser& parser, std::string_view text) {
     json::element root;
+    if (text.empty()) return;
     // The copy gives simdjson its padding.
-    if (parsers[i].parse(files[i].data(), files[i].size(), true).get(root) == simdjson::SUCCESS) {
+    if (parser.parse(text.data(), text.size(), true).get(root) == simdjson::SUCCESS) {
       roots.push_back(root);
     }
-  }
+  };
+  add(parsers[0], config);
+  json::element decoder;
+  const bool newer =
+      !roots.empty() && roots[0]["added_tokens_decoder"].get(decoder) == simdjson::SUCCESS;
+  add(parsers[1], map);
+  if (!newer) std::reverse(roots.begin(), roots.end());
   SpecialTokens out;
   for (const char* name : kNames) {
     for (const json::element& root : roots) {

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -12,9 +11,10 @@ namespace weft::text {
 /// token's text.
 using SpecialTokens = std::vector<std::pair<std::string, std::string>>;
 
-/// Those that `files` name: the JSON of tokenizer_config.json, then special_tokens_map.json, empty
-/// where there is none. The first file with a name counts; null there, as in transformers, means
-/// that there is no such token. A file that is no JSON names none.
-SpecialTokens special_tokens(std::span<const std::string_view> files);
+/// Those that tokenizer_config.json and special_tokens_map.json (their JSON, "" where there is
+/// none) name. As in transformers 4 the map goes before a config without `added_tokens_decoder`;
+/// behind one with it counts where the config is silent. Null in the file that counts: there is no
+/// such token.
+SpecialTokens special_tokens(std::string_view config, std::string_view map);
 
 }  // namespace weft::text

@@ -80,6 +80,7 @@ struct JsonFile {
     std::error_code error;
     if (!std::filesystem::exists(path, error)) return {};
     text = TRY(text::read_file(path, kMaxConfigBytes));
+    if (text.empty()) return {};  // as if it were not there
     if (const auto e = parser.parse(text).get(root)) {
       return invalid_argument(path.string() + ": not valid JSON: " + simdjson::error_message(e));
     }
@@ -178,7 +179,7 @@ Result<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dir,
   TRY(config.read(dir / "tokenizer_config.json"));
   TRY(map.read(dir / "special_tokens_map.json"));
   auto parts = std::make_unique<Parts>();
-  parts->tokens = text::special_tokens(std::vector<std::string_view>{config.text, map.text});
+  parts->tokens = text::special_tokens(config.text, map.text);
   std::error_code error;
   const auto file = replacement.empty() ? dir / "chat_template.jinja" : replacement;
   if (!replacement.empty() || std::filesystem::exists(file, error)) {

@@ -278,7 +278,11 @@ TEST_F(TemplateFiles, SpecialTokensStandInEitherFile) {
   put("special_tokens_map.json", R"({"bos_token": "<s>", "cls_token": {"content": "<c>"}})");
   EXPECT_EQ(render(), "<s> <c> False");
   put("tokenizer_config.json", R"({"bos_token": null, "sep_token": {"content": "<p>"}})");
-  EXPECT_EQ(render(), " <c> True");
+  EXPECT_EQ(render(), "<s> <c> True");
+  put("tokenizer_config.json", R"({"bos_token": null, "added_tokens_decoder": {}})");
+  EXPECT_EQ(render(), " <c> False");
+  put("special_tokens_map.json", "");
+  EXPECT_EQ(render(), "  False");
 }
 
 }  // namespace

@@ -145,7 +145,7 @@ class TokenizerLoader {
       auto map = parse(map_parser, map_json);
       if (!map.ok()) return with_context(map.error(), "special_tokens_map.json");
     }
-    name_tokens(text::special_tokens(std::vector{config_json, map_json}));
+    name_tokens(text::special_tokens(config_json, map_json));
     if (auto r = parts_->build(tables_); !r.ok()) return with_context(r.error(), "tokenizer.json");
     return Tokenizer(std::move(parts_));
   }

@@ -296,10 +296,12 @@ TEST(Tokenizer, SpecialTokensAreNamedInEitherFile) {
   const auto reference = Tokenizer::from_json(json, "");
   const std::optional<int32_t> a = reference->token_to_id("a"), none;
   EXPECT_EQ(names("", R"({"bos_token": "a", "eos_token": {"content": "a"}})"), std::pair(a, a));
-  EXPECT_EQ(names(R"({"bos_token": null})", R"({"bos_token": "a", "eos_token": "a"})"),
-            std::pair(none, a));
-  EXPECT_EQ(names(R"({"bos_token": "a"})", R"({"bos_token": 1, "eos_token": "no such token"})"),
+  const std::string newer = R"({"added_tokens_decoder": {}, "bos_token": )";
+  EXPECT_EQ(names(newer + "null}", R"({"bos_token": "a", "eos_token": "a"})"), std::pair(none, a));
+  EXPECT_EQ(names(newer + "\"a\"}", R"({"bos_token": 1, "eos_token": "no such token"})"),
             std::pair(a, none));
+  EXPECT_EQ(names(R"({"bos_token": "a", "eos_token": "b"})", R"({"bos_token": null})"),
+            std::pair(none, reference->token_to_id("b")));
   EXPECT_FALSE(Tokenizer::from_json(json, "", "[]").ok());
 }
 
