@@ -303,7 +303,9 @@ Result<std::string> resolve_model(const std::string& name_or_dir, const HubOptio
   const bool lacks_text =
       options.parts != ModelParts::kConfig && !is_regular_file(*cached + "/tokenizer.json");
   if (!lacks_text || options.offline) return cached;
-  auto completed = download_model(model, options, progress);
+  ModelName same = model;  // the revision may name newer weights by now
+  same.revision = std::filesystem::path(*cached).filename().string();
+  auto completed = download_model(same, options, progress);
   return completed.ok() ? completed : cached;
 }
 

@@ -103,8 +103,9 @@ double HubSession::retry_after(const FetchResponse& response) {
   const std::string text = response.header("retry-after");
   int seconds = 0;  // the other form, a date, is not what the hub sends
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seconds);
-  const bool whole = error == std::errc() && end == text.data() + text.size();
-  return whole ? std::clamp<double>(seconds, 0, kMaxRetryAfter) : 0;
+  if (end != text.data() + text.size()) return 0;
+  if (error == std::errc::result_out_of_range) return kMaxRetryAfter;
+  return error == std::errc() ? std::clamp<double>(seconds, 0, kMaxRetryAfter) : 0;
 }
 
 Error HubSession::error_of(const FetchResponse& response, const std::string& what) const {
