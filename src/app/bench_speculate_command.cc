@@ -38,7 +38,8 @@ struct Requests {
 };
 
 Result<void> add_request(const BenchSpeculateOptions& options, const LocalEngine& local,
-                         const SpeculateItem& item, PlannedRequest planned, Requests& out) {
+                         const GenerationDefaults& defaults, const SpeculateItem& item,
+                         PlannedRequest planned, Requests& out) {
   Request& request = planned.request;
   const int64_t wanted = options.output_len > 0 ? options.output_len
                          : item.max_tokens > 0  ? item.max_tokens
@@ -49,7 +50,7 @@ Result<void> add_request(const BenchSpeculateOptions& options, const LocalEngine
                                  .max_tokens = std::max<int64_t>(1, std::min(wanted, room)),
                                  .ignore_eos = options.ignore_eos || options.random_input_len > 0};
   // A seed for each, so that sampled answers are the same under every configuration.
-  request.sampling = TRY(validate_sampling(sampling, local.defaults(), local.limits(), length,
+  request.sampling = TRY(validate_sampling(sampling, defaults, local.limits(), length,
                                            options.engine.seed + out.list.size() + 1));
   if (std::find(out.tasks.begin(), out.tasks.end(), item.task) == out.tasks.end()) {
     out.tasks.push_back(item.task);
@@ -68,7 +69,7 @@ Result<Requests> random_requests(const BenchSpeculateOptions& options, const Loc
       planned.request.prompt.push_back(
           static_cast<int32_t>(rng() % static_cast<uint64_t>(local.spec().vocab)));
     }
-    TRY(add_request(options, local, item, std::move(planned), out));
+    TRY(add_request(options, local, local.defaults(), item, std::move(planned), out));
   }
   return out;
 }
@@ -76,6 +77,7 @@ Result<Requests> random_requests(const BenchSpeculateOptions& options, const Loc
 Result<Requests> text_requests(const BenchSpeculateOptions& options, const LocalEngine& local,
                                const std::vector<SpeculateItem>& items) {
   const ChatFrontend chat = TRY(ChatFrontend::load(local.plan().directory));
+  const GenerationDefaults defaults = with_eos_of(chat.tokenizer(), local.defaults());
   const EvalImages images{
       .reader = image_reader_of(local.plan()),
       .directory = std::filesystem::path(options.dataset_path).parent_path().string()};
@@ -97,7 +99,7 @@ Result<Requests> text_requests(const BenchSpeculateOptions& options, const Local
     }
     PlannedRequest planned{.task = item.task, .request = {}};
     TRY(set_eval_prompt(images, ids, item.images, planned.request));
-    TRY(add_request(options, local, item, std::move(planned), out));
+    TRY(add_request(options, local, defaults, item, std::move(planned), out));
   }
   return out;
 }

@@ -1,5 +1,7 @@
 // weft: the program. Everything is in the library; here is what no test can link.
 #include <fcntl.h>
+#include <poll.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <csignal>
@@ -23,13 +25,20 @@ void open_standard_streams() {
   }
 }
 
+/// Standard output is a pipe that nobody reads any more: also where the write that failed was long
+/// ago and its errno is gone.
+bool reader_has_gone() {
+  pollfd out{.fd = STDOUT_FILENO, .events = 0, .revents = 0};
+  return poll(&out, 1, 0) == 1 && (out.revents & POLLERR) != 0;
+}
+
 /// The exit code of a command that ended with `code`: text that did not arrive is a failure, told
 /// unless the reader has gone away, as readers of pipes do.
 int finish_output(int code) {
   const bool failed = std::ferror(stdout) != 0;
   const int problem = std::fflush(stdout) == 0 ? 0 : errno;
   if (code != weft::kExitOk || (!failed && problem == 0)) return code;
-  if (problem != EPIPE) {
+  if (problem != EPIPE && !reader_has_gone()) {
     std::fprintf(stderr, "weft: error: standard output: %s\n",
                  problem != 0 ? std::strerror(problem) : "can't be written");
   }

@@ -231,18 +231,15 @@ class ChatSession {
   }
 
   static void print_speed(const Answer& answer) {
-    const auto seconds = [](auto a, auto b) {
-      return std::chrono::duration<double>(b - a).count();
-    };
     const Usage& usage = answer.usage;
     std::fprintf(stderr, "[%lld prompt tokens (%lld cached) in %.3f s",
                  static_cast<long long>(usage.prompt_tokens),
                  static_cast<long long>(usage.cached_tokens),
-                 seconds(answer.started, answer.first_token));
+                 seconds_between(answer.started, answer.first_token));
     if (usage.generated_tokens > 1) {
       std::fprintf(stderr, ", then %.1f tokens/s",
                    static_cast<double>(usage.generated_tokens - 1) /
-                       seconds(answer.first_token, answer.finished));
+                       seconds_between(answer.first_token, answer.finished));
     }
     std::fprintf(stderr, "]\n");
   }
