@@ -35,7 +35,8 @@ function(weft_hot)
   endif()
 endfunction()
 
-# weft_cold(target...): tests and commands need little optimisation, and compile in two thirds of the time.
+# weft_cold(target...): tests need little optimisation, and compile in two thirds of the time. Not for what is
+# linked into weft: the templates that its objects share with others would be its slower copies.
 function(weft_cold)
   if(NOT WEFT_SANITIZE)
     foreach(target IN LISTS ARGN)
