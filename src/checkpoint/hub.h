@@ -86,7 +86,7 @@ Result<std::string> cached_model(const ModelName& model, const HubOptions& optio
 Result<std::string> resolve_model(const std::string& name_or_dir, const HubOptions& options,
                                   const ProgressSink& progress = {});
 
-/// True for the top-level files of a repository that weft reads.
+/// True for the files of a repository that weft reads: at the top, and a template for tools.
 bool is_needed_model_file(std::string_view file);
 
 }  // namespace weft

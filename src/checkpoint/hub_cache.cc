@@ -85,8 +85,13 @@ Result<> HubCache::link(const std::string& commit, const std::string& file,
                         const std::string& etag) const {
   const std::string path = snapshot(commit) + "/" + file;
   const std::string temporary = path + "." + std::to_string(::gettid()) + ".tmp";
+  std::string blobs = "../../blobs/";
+  if (file.find('/') != file.npos) {  // at most one folder (is_needed_model_file)
+    TRY(make_directories(fs::path(path).parent_path().string()));
+    blobs = "../" + blobs;
+  }
   ::unlink(temporary.c_str());
-  if (::symlink(("../../blobs/" + etag).c_str(), temporary.c_str()) == 0) {
+  if (::symlink((blobs + etag).c_str(), temporary.c_str()) == 0) {
     if (::rename(temporary.c_str(), path.c_str()) == 0) return {};
     const Error error = system_error(path, errno);
     ::unlink(temporary.c_str());

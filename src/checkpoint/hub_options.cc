@@ -139,7 +139,8 @@ Result<HubOptions> HubOptions::from_environment(const Getter& get) {
 }
 
 bool is_needed_model_file(std::string_view file) {
-  if (!is_plain_file_name(file)) return false;  // files in folders too
+  if (file == "additional_chat_templates/tool_use.jinja") return true;
+  if (!is_plain_file_name(file)) return false;  // other files in folders too
   static constexpr std::string_view kExact[] = {"config.json",
                                                 "generation_config.json",
                                                 "model.safetensors.index.json",

@@ -95,13 +95,16 @@ TEST(HubFiles, OnlyWhatWeftReads) {
         "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer_config.json",
         "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
         "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
-        "video_preprocessor_config.json", "processor_config.json"}) {
+        "video_preprocessor_config.json", "processor_config.json",
+        "additional_chat_templates/tool_use.jinja"}) {
     EXPECT_TRUE(is_needed_model_file(file)) << file;
   }
-  for (const char* file : {"pytorch_model.bin", "model.pt", "modeling_x.py", "model.gguf",
-                           "README.md", ".gitattributes", "original/model.safetensors",
-                           "../config.json", "consolidated.safetensors", "", "training_args.bin",
-                           "/config.json", "a\\b.safetensors", ".safetensors"}) {
+  for (const char* file :
+       {"pytorch_model.bin", "model.pt", "modeling_x.py", "model.gguf", "README.md",
+        ".gitattributes", "original/model.safetensors", "../config.json",
+        "consolidated.safetensors", "", "training_args.bin", "/config.json", "a\\b.safetensors",
+        ".safetensors", "additional_chat_templates/../config.json",
+        "additional_chat_templates/rag.jinja"}) {
     EXPECT_FALSE(is_needed_model_file(file)) << file;
   }
 }

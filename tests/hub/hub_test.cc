@@ -430,6 +430,16 @@ TEST_F(Hub, TwoDownloadsAtOnceFetchEachByteOnce) {
   expect_whole_model();
 }
 
+TEST_F(Hub, ATemplateForToolsComesInItsFolder) {
+  const std::string name = "additional_chat_templates/tool_use.jinja";
+  fs::create_directory(files() + "/additional_chat_templates");
+  write_file(files() + "/" + name, "tools");
+  start(R"("siblings": [")" + name + R"("])");
+  ASSERT_TRUE(download().ok());
+  EXPECT_EQ(read_file(snapshot() + "/" + name), "tools");
+  EXPECT_TRUE(fs::is_symlink(snapshot() + "/" + name));
+}
+
 TEST_F(Hub, AHostileHubCanNotLeaveTheCache) {
   start(R"("siblings": ["../../../evil.json", "/tokenizer.json", "a/../config.json"])");
   EXPECT_TRUE(download().ok());
