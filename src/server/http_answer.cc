@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/log.h"
 #include "server/api_error.h"
 
 namespace weft {
@@ -324,6 +325,15 @@ void HttpExchange::when_drained(size_t low_water, std::function<void()> callback
 }
 void HttpExchange::when_gone(std::function<void()> callback) {
   impl_->answer->when_gone(std::move(callback));
+}
+
+void guarded(const std::function<void()>& callback) {
+  if (!callback) return;
+  try {
+    callback();
+  } catch (const std::exception& e) {
+    log_error(fmt::format("http: a callback threw: {}", e.what()));
+  }
 }
 
 }  // namespace weft

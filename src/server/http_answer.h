@@ -17,6 +17,9 @@ namespace weft {
 class HttpAnswer;
 class HttpConnection;
 
+/// Calls `callback`, if there is one; what it throws is logged.
+void guarded(const std::function<void()>& callback);
+
 /// The way from any thread to the I/O thread: work to run there and answers with something to send.
 /// However many come within one turn, the thread is woken once.
 class HttpOutbox {

@@ -39,15 +39,6 @@ constexpr int kWritesPerTurn = 8;
 constexpr int kStepsPerTurn = 16;
 constexpr milliseconds kLingerTime{2'000};
 
-void guarded(const std::function<void()>& callback) {
-  if (!callback) return;
-  try {
-    callback();
-  } catch (const std::exception& e) {
-    log_error(fmt::format("http: a callback threw: {}", e.what()));
-  }
-}
-
 }  // namespace
 
 struct HttpServer::Impl {
