@@ -129,7 +129,11 @@ const OpTable* cuda_ops();
 /// Plain float loops, the oracle of every backend. Slow.
 const OpTable& ref_ops();
 
-/// The CPU backend for an instruction set that this machine has (tests pass lower ones too).
+/// The CPU backend for an instruction set that this machine has; of one that was not compiled the
+/// narrowest.
 const OpTable& cpu_ops(CpuIsa isa);
+/// The instruction sets that this machine has and this build was made for, narrowest first; with
+/// sanitizers the narrowest and the widest alone.
+std::vector<CpuIsa> cpu_isas();
 
 }  // namespace weft

@@ -26,9 +26,9 @@ inline std::vector<Backend> backends() {
   if (cpu.supported) return {{std::string(cpu_isa_name(cpu.isa)), &cpu_ops(cpu.isa)}};
 #endif
   std::vector<Backend> out = {{"ref", &ref_ops()}};
-  for (const CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAmx}) {
-    if (cpu.supported && isa <= cpu.isa)
-      out.push_back({std::string(cpu_isa_name(isa)), &cpu_ops(isa)});
+  if (!cpu.supported) return out;
+  for (const CpuIsa isa : cpu_isas()) {
+    out.push_back({std::string(cpu_isa_name(isa)), &cpu_ops(isa)});
   }
   return out;
 }

@@ -6,17 +6,6 @@ void PrintTo(CpuIsa isa, std::ostream* out) {
   *out << cpu_isa_name(isa);
 }
 
-std::vector<CpuIsa> testable_isas() {
-  std::vector<CpuIsa> isas;
-  for (int i = 0; i <= static_cast<int>(cpu_info().isa); ++i) {
-    isas.push_back(static_cast<CpuIsa>(i));
-  }
-#ifdef __SANITIZE_ADDRESS__
-  if (isas.size() > 2) isas.erase(isas.begin() + 1, isas.end() - 1);
-#endif
-  return isas;
-}
-
 std::string isa_test_name(const testing::TestParamInfo<CpuIsa>& info) {
   return std::string(cpu_isa_name(info.param));
 }

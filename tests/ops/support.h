@@ -17,15 +17,11 @@ namespace weft {
 
 void PrintTo(CpuIsa isa, std::ostream* out);
 
-/// The instruction sets of this machine: every test of an op runs once for each. With
-/// AddressSanitizer the narrowest and the widest.
-std::vector<CpuIsa> testable_isas();
-
 /// Names the instances of a suite by their instruction set.
 std::string isa_test_name(const testing::TestParamInfo<CpuIsa>& info);
 
 #define WEFT_FOR_EACH_ISA(suite) \
-  INSTANTIATE_TEST_SUITE_P(Isa, suite, testing::ValuesIn(testable_isas()), isa_test_name)
+  INSTANTIATE_TEST_SUITE_P(Isa, suite, testing::ValuesIn(cpu_isas()), isa_test_name)
 
 inline constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 

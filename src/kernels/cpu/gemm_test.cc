@@ -21,13 +21,8 @@ struct Isa {
 };
 
 std::vector<Isa> isas() {
-  const CpuIsa best = cpu_info().isa;
   std::vector<Isa> some;
-  for (CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAmx}) {
-    const OpTable& ops = cpu_ops(isa);
-    const bool new_one = some.empty() || &some.back().ops != &ops;  // with sanitizers not each is
-    if (isa <= best && new_one) some.push_back({isa, ops});
-  }
+  for (const CpuIsa isa : cpu_isas()) some.push_back({isa, cpu_ops(isa)});
   return some;
 }
 
