@@ -1,6 +1,7 @@
 // Drafts change no bit of an answer: streamed or whole, with log-probabilities, alone or beside others, they are those of
 // the server without drafts; and what is told of the drafts adds up.
 import assert from 'node:assert/strict';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 export const kDrafts = 5;
 export const speculativeConfig = JSON.stringify(
@@ -116,9 +117,15 @@ export const speculationTests = [
 
   ['speculation: the live view tells of it', async ({ drafting, demo }) => {
     const live = async (server) => (await fetch(`${server.url}/weft/live`)).json();
-    const { limits, totals } = await live(drafting);
-    assert.equal(limits.speculative_tokens, kDrafts);
-    assert.ok(totals.drafts.proposed.mtp > 0);
+    // The view is sampled once a second, so it may not know yet of the requests before.
+    const end = Date.now() + 10_000;
+    let view = await live(drafting);
+    while (view.totals.drafts.proposed.mtp === 0 && Date.now() < end) {
+      await sleep(50);
+      view = await live(drafting);
+    }
+    assert.equal(view.limits.speculative_tokens, kDrafts);
+    assert.ok(view.totals.drafts.proposed.mtp > 0);
     assert.equal((await live(demo)).totals.drafts, undefined);
   }],
 ];

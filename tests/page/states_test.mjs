@@ -136,7 +136,7 @@ await test('a frame at 20 kB costs little', async (page) => {
     return out;
   });
   console.log(`   median ms a frame, layout included: ${Object.entries(took).map(([name, ms]) => `${name} ${ms.toFixed(2)}`).join(', ')}`);
-  for (const [name, ms] of Object.entries(took)) assert.ok(ms < 8, `${name}: ${ms} ms`);  // 4 ms on a quiet machine
+  for (const [name, ms] of Object.entries(took)) assert.ok(ms < 16, `${name}: ${ms} ms`);  // a frame of 60 a second; 4 ms on a quiet machine
 });
 
 await test('text of a model never becomes code', async (page) => {
