@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "tests/support/sanitized.h"
 #include "text/chat_parser.h"
 #include "text/chat_parser_testing.h"
 

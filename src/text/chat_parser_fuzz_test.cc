@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "tests/support/sanitized.h"
 #include "text/chat_parser.h"
 #include "text/chat_parser_testing.h"
 

@@ -11,12 +11,6 @@
 
 namespace weft {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
-
 /// One format of each kind of tool call.
 constexpr ChatFormat kFormats[] = {
     {ChatFormat::Reasoning::kThinkTags, ChatFormat::Tools::kHermesJson},

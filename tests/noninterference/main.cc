@@ -16,6 +16,7 @@
 #include "base/check.h"
 #include "tests/noninterference/plants.h"
 #include "tests/noninterference/schedule.h"
+#include "tests/support/sanitized.h"
 
 namespace weft {
 namespace {
@@ -43,7 +44,7 @@ bool recurrent_family(const std::string& family) {
   return family == "qwen3_next" || family.starts_with("qwen3_5");
 }
 
-constexpr int kSchedulesPerModel = 3;
+constexpr int kSchedulesPerModel = kSanitized ? 1 : 3;
 
 Variant random_variant(const std::string& family, uint64_t seed, bool cuda,
                        std::optional<WeightFormat> format, std::optional<KvFormat> cache) {
@@ -155,11 +156,9 @@ void print(const std::string& name, const Counters& c) {
 
 /// What has to have happened for the run to mean something.
 std::string vacuous(const Totals& totals, const Options& options) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  // Ten times as slow: there the bits and the sanitizer count, and the release build's run is held
-  // to this.
-  if (options.family.empty()) return totals.all.tokens > 0 ? "" : "nothing tested";
-#endif
+  if (kSanitized && options.family.empty()) {  // there the bits and the sanitizer count
+    return totals.all.tokens > 0 ? "" : "nothing tested";
+  }
   const Counters& c = totals.all;
   const std::pair<const char*, int64_t> needed[] = {
       {"prefix hits", c.hits},
@@ -252,11 +251,7 @@ int run(const Options& options) {
     ++round;
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     // On a slow machine the time may be up before everything has happened: then go on for it.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    constexpr double kPatience = 6;
-#else
-    constexpr double kPatience = 30;
-#endif
+    constexpr double kPatience = kSanitized ? 6 : 30;
     const bool enough = round >= families.size() && totals.all.schedules >= options.schedules &&
                         vacuous(totals, options).empty();
     if (seconds >= options.seconds && (enough || seconds >= kPatience * options.seconds)) break;
