@@ -191,7 +191,9 @@ TEST_F(FewTest, Shapes) {
     expect_same({40, 10, {keys}, 16, false});
     expect_same({36, 12, {keys}, 64, true, true});
     expect_same({16, 8, {keys}, 64, true, false, true, 64});
-    expect_same({32, 8, {keys}, 64, true, false, false});
+    expect_same({16, 8, {keys}, 64, true, false, false});
+    expect_same({16, 2, {keys, 1, 129, 700}});
+    expect_same({15, 5, {keys, 64}, 16, false});
   }
 }
 

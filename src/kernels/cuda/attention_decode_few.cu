@@ -224,9 +224,7 @@ __device__ __forceinline__ void complete_last(FewShared<Format, D>& shared, cons
     for (int i = lane; plane == 1 && i < (kKeys - 1 - key) * kUnits; i += 32) {
       *reinterpret_cast<uint4*>(chunk + Tile::offset(key + 1 + i / kUnits, i % kUnits)) = uint4{};
     }
-    // For all lanes, whose writes __syncwarp() orders before it (racecheck doesn't follow that).
-    __syncwarp();
-    if (lane == 0) arrive(&shared.complete[plane]);
+    arrive(&shared.complete[plane]);  // every lane, for what it wrote
   }
 }
 
@@ -325,7 +323,7 @@ __global__ __launch_bounds__(kFewThreads,
     for (int i = 0; i < kWindows; ++i) {
       barrier_init(&shared.arrived[i], 1);
       barrier_init(&shared.drained[i], kFewBlocks);
-      barrier_init(&shared.complete[i], 1);
+      barrier_init(&shared.complete[i], 32);
     }
     fence_barrier_init();
     for (int i = 0; i < min(kWindows, pair.nodes()); ++i) {
