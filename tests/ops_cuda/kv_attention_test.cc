@@ -1,6 +1,9 @@
 // Attention over quantised caches on the GPU: against float64 over what the cache holds, and
 // against float64 over the rows before they were stored, within a bound.
 
+#include <array>
+#include <map>
+
 #include "tests/ops_cuda/kv_world.h"
 #include "tests/support/kv_bound.h"
 
@@ -9,9 +12,29 @@ namespace {
 
 constexpr KvFormat kFormats[] = {KvFormat::kInt8Dynamic, KvFormat::kFp8Block, KvFormat::kInt8,
                                  KvFormat::kFp8, KvFormat::kInt4};
-// Relative L2 of a call or a piece. Weights (times the scale of the value) and outputs are bf16,
-// which moves a row of one key by up to 2^-8 twice, in one direction.
-constexpr double kTolerance = 6e-3;
+// Relative L2 of a call or a piece. Rounding outputs to bf16 gives 1.7e-3 (1.9e-3 in a small
+// piece). Decode over codes adds little; weights of a bf16 cache are bf16 too, and prompts read K
+// and V as bf16 (docs/kernels/attention_decode.md).
+double tolerance(KvFormat format, bool decoded) {
+  if (format == KvFormat::kBf16) return 2.8e-3;
+  return decoded ? 2e-3 : 3.7e-3;
+}
+
+/// Largest errors by format: of decode, of prompts.
+struct Worst {
+  std::map<KvFormat, std::array<double, 2>> of;
+
+  void add(KvFormat format, bool decoded, double error) {
+    double& worst = of[format][decoded ? 0 : 1];
+    worst = std::max(worst, error);
+  }
+  void print() const {
+    for (const auto& [format, errors] : of) {
+      std::printf("largest relative L2, %s: decode %.2e, prompts %.2e\n",
+                  std::string(kv_format_name(format)).c_str(), errors[0], errors[1]);
+    }
+  }
+};
 
 double error_of(const std::vector<float>& got, const std::vector<float>& want) {
   for (const float x : got) EXPECT_FALSE(std::isnan(x));
@@ -19,7 +42,7 @@ double error_of(const std::vector<float>& got, const std::vector<float>& want) {
 }
 
 TEST(KvAttentionTest, EveryFormatAndShapeMatchesFloat64) {
-  double worst_decode = 0, worst_prompt = 0;
+  Worst worst;
   // Prompts; prompts behind a hit; decode; verification rows of ragged lengths.
   const std::vector<Piece> prompts[] = {{{1, 0, 63}, {2, 0, 17}, {3, 0, 0}, {4, 0, 1}},
                                         {{5, 128, 12}, {6, 64, 20}, {7, 192, 130}}};
@@ -36,26 +59,26 @@ TEST(KvAttentionTest, EveryFormatAndShapeMatchesFloat64) {
         for (const auto& pieces : prompts) {
           KvWorld world(of, pieces, 7);
           const double error = error_of(world.prompts(), world.oracle());
-          worst_prompt = std::max(worst_prompt, error);
-          EXPECT_LE(error, kTolerance);
+          worst.add(format, false, error);
+          EXPECT_LE(error, tolerance(format, false));
         }
         for (const auto& pieces : decodes) {
           KvWorld world(of, pieces, 7);
           const double error = error_of(world.decoded(), world.oracle());
-          worst_decode = std::max(worst_decode, error);
-          EXPECT_LE(error, kTolerance);
+          worst.add(format, true, error);
+          EXPECT_LE(error, tolerance(format, true));
         }
       }
     }
   }
-  std::printf("largest relative L2: decode %.2e, prompts %.2e\n", worst_decode, worst_prompt);
+  worst.print();
 }
 
 // Tiles of which rows see all, some or nothing, wherever the tile's border lies.
 TEST(KvAttentionTest, EveryNumberOfKeysBeforeTheRows) {
-  double worst = 0;
-  for (const KvFormat format :
-       {KvFormat::kBf16, KvFormat::kInt8Dynamic, KvFormat::kFp8, KvFormat::kInt4}) {
+  Worst worst;
+  for (const KvFormat format : {KvFormat::kBf16, KvFormat::kInt8Dynamic, KvFormat::kInt8,
+                                KvFormat::kFp8, KvFormat::kInt4}) {
     for (const int dim : {64, 128, 256}) {
       const KvCase of{format, {4, 1, dim}, 64, 1.7f};
       std::vector<Piece> pieces;
@@ -74,8 +97,8 @@ TEST(KvAttentionTest, EveryNumberOfKeysBeforeTheRows) {
         };
         for (const auto* got : {&decoded, &prompts}) {
           const double error = error_of(of_piece(*got), of_piece(want));
-          worst = std::max(worst, error);
-          EXPECT_LE(error, kTolerance)
+          worst.add(format, got == &decoded, error);
+          EXPECT_LE(error, tolerance(format, got == &decoded))
               << kv_format_name(format) << " D " << dim << ", " << piece.start << " keys before "
               << piece.rows << (got == &decoded ? " decoded" : " of a prompt");
         }
@@ -83,7 +106,7 @@ TEST(KvAttentionTest, EveryNumberOfKeysBeforeTheRows) {
       }
     }
   }
-  std::printf("largest relative L2 of a piece: %.2e\n", worst);
+  worst.print();
 }
 
 TEST(KvAttentionTest, StoringMovesResultsWithinTheBound) {

@@ -275,8 +275,44 @@ class ChunkConsumer : Tree<KvInt4, D, N> {
     }
   }
 
+  /// The powers of two of the largest scales of values that the thread's rows see, of 64 dims.
+  __device__ __forceinline__ void find_powers(PowerOfTwo (&of)[kParts][2], const int (&visible)[2],
+                                              bool masked, int stage) const {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      if (!masked) {
+        const float4 x = *reinterpret_cast<const float4*>(
+            &shared.scales[stage][Memory::scale_place(part, lane * 4, p.box_rows)]);
+        const float mine = fmaxf(fmaxf(x.x, x.y), fmaxf(x.z, x.w));
+        of[part][0] = of[part][1] =
+            power_of(__uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(mine))));
+        continue;
+      }
+      float most[2] = {0, 0};
+#pragma unroll 1
+      for (int t = 0; t < kTiles; ++t) {
+        const float2 x = *reinterpret_cast<const float2*>(scales_of(stage, part, t) + lane / 4 * 2);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          if (key_of(t) < visible[h]) most[h] = fmaxf(most[h], x.x);
+          if (key_of(t) + 1 < visible[h]) most[h] = fmaxf(most[h], x.y);
+        }
+      }
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int step = 4; step < 32; step *= 2) {
+          most[h] = fmaxf(most[h], __shfl_xor_sync(0xffffffffu, most[h], step));
+        }
+        of[part][h] = power_of(most[h]);
+      }
+    }
+  }
+
   /// Scores to weights; the outputs, V^T x weights; leaves the partial in shared memory. Weights
   /// get the scales of the values, and are 0 where a row doesn't see the key, whatever its scale.
+  /// They are f16, of 64 dims by the power of two that makes the largest scale 1 to 2; codes and
+  /// zero points are subnormal, and the zero points' product is of all columns.
   __device__ __forceinline__ void multiply_values(float (&top)[2], const int (&visible)[2],
                                                   bool masked, int n, int stage) {
     float shift[2], sum[2] = {0, 0};
@@ -291,7 +327,9 @@ class ChunkConsumer : Tree<KvInt4, D, N> {
       shift[h] = none ? 0.0f : -top[h];
     }
     const CodesAt at = codes_at(stage);
-    float o[kParts][4][4] = {};
+    PowerOfTwo powers[kParts][2];
+    find_powers(powers, visible, masked, stage);
+    float o[kParts][4][4] = {}, of_zeros[kParts][4] = {};
 #pragma unroll 2
     for (int t = 0; t < kTiles; ++t) {
       const float4 scores = shared.o[warp][t][lane];
@@ -307,33 +345,33 @@ class ChunkConsumer : Tree<KvInt4, D, N> {
         const float2 scale = *reinterpret_cast<const float2*>(scales + lane / 4 * 2);
         float x[4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) x[j] = __fmul_rn(s[j], j < 2 ? scale.x : scale.y);
+        for (int j = 0; j < 4; ++j) {
+          x[j] = __fmul_rn(s[j], __fmul_rn(j < 2 ? scale.x : scale.y, powers[part][j % 2].inverse));
+        }
         if (masked) {
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             if (key_of(t) + j / 2 >= visible[j % 2]) x[j] = 0;
           }
         }
-        const uint32_t w[2] = {turn_matrix(pack_bf16(x[0], x[1])),
-                               turn_matrix(pack_bf16(x[2], x[3]))};
+        const uint32_t w[2] = {turn_matrix(pack_f16(x[0], x[1])),
+                               turn_matrix(pack_f16(x[2], x[3]))};
         uint32_t codes[4];
         load_matrices<true>(codes, at.of(t, part));
         const uint4 of = *reinterpret_cast<const uint4*>(scales + lane % 4 * 4);
-        const uint32_t pairs[2] = {__byte_perm(of.x, of.z, 0x5410),
-                                   __byte_perm(of.y, of.w, 0x5410)};
-        const uint32_t zeros[2] = {and_or(pairs[0], 0x000F000Fu, 0x43004300u),
-                                   and_or(pairs[1], 0x000F000Fu, 0x43004300u)};
+        const uint32_t first = KvInt4::tiny_f16<0>(__byte_perm(of.x, of.z, 0x5410));
+        const uint32_t second = KvInt4::tiny_f16<0>(__byte_perm(of.y, of.w, 0x5410));
+        const uint32_t zeros[4] = {first, first, second, second};
+        mma_f16(of_zeros[part], zeros, w[0], w[1]);
 #pragma unroll
         for (int u = 0; u < 2; ++u) {
           const uint32_t* c = codes + 2 * u;
-          const uint32_t a0[4] = {
-              KvInt4::widen<0>(c[0], zeros[0]), KvInt4::widen<1>(c[0], zeros[0]),
-              KvInt4::widen<0>(c[1], zeros[1]), KvInt4::widen<1>(c[1], zeros[1])};
-          mma_bf16(o[part][2 * u], a0, w[0], w[1]);
-          const uint32_t a1[4] = {
-              KvInt4::widen<2>(c[0], zeros[0]), KvInt4::widen<3>(c[0], zeros[0]),
-              KvInt4::widen<2>(c[1], zeros[1]), KvInt4::widen<3>(c[1], zeros[1])};
-          mma_bf16(o[part][2 * u + 1], a1, w[0], w[1]);
+          const uint32_t a0[4] = {KvInt4::tiny_f16<0>(c[0]), KvInt4::tiny_f16<1>(c[0]),
+                                  KvInt4::tiny_f16<0>(c[1]), KvInt4::tiny_f16<1>(c[1])};
+          mma_f16(o[part][2 * u], a0, w[0], w[1]);
+          const uint32_t a1[4] = {KvInt4::tiny_f16<2>(c[0]), KvInt4::tiny_f16<3>(c[0]),
+                                  KvInt4::tiny_f16<2>(c[1]), KvInt4::tiny_f16<3>(c[1])};
+          mma_f16(o[part][2 * u + 1], a1, w[0], w[1]);
         }
       }
     }
@@ -352,7 +390,13 @@ class ChunkConsumer : Tree<KvInt4, D, N> {
     for (int part = 0; part < kParts; ++part) {
 #pragma unroll
       for (int tile = 0; tile < 4; ++tile) {
-        const float(&x)[4] = o[part][tile];
+        float x[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float codes =
+              fmaf(o[part][tile][j], j < 2 ? 0x1p24f : 0x1p20f, -0x1p24f * of_zeros[part][j]);
+          x[j] = __fmul_rn(codes, powers[part][j % 2].power);
+        }
         shared.o[warp][part * 4 + tile][lane] = {x[0], x[1], x[2], x[3]};
       }
     }

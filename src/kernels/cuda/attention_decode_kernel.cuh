@@ -5,11 +5,28 @@
 
 #include <algorithm>
 #include <climits>
+#include <type_traits>
 
 #include "kernels/args.h"
 #include "kernels/cuda/attention_decode_tree.h"
+#include "kernels/cuda/common/f16.h"
 
 namespace weft::cuda::decode {
+
+/// log2(x) by the special-function unit (error 2^-22); below 2^-126 minus infinity.
+__device__ __forceinline__ float log2_approx(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+/// The power of two of a magnitude's first bit, and its inverse.
+struct PowerOfTwo {
+  float power, inverse;
+};
+__device__ __forceinline__ PowerOfTwo power_of(float magnitude) {
+  const uint32_t exponent = min(max(__float_as_uint(magnitude) >> 23, 1u), 253u);
+  return {__uint_as_float(exponent << 23), __uint_as_float((254 - exponent) << 23)};
+}
 
 /// One of the 4 warps that compute. For the scores (keys x rows) a warp has 32 keys of the chunk,
 /// for the outputs (columns x rows) a quarter of the columns; the weights between are exchanged in
@@ -54,13 +71,16 @@ class Consumer : protected Tree<Format, D, N> {
   static constexpr int kKeyBatch = kBatch < kPairs ? kPairs : kBatch;
   using Tile = Tiles<Format, D>;
   static_assert(!Format::kZeros);
+  /// Scales of channels are in q, as f16: bf16 would round them away.
+  static constexpr bool kHalfKeys = std::is_same_v<Format, KvInt8>;
 
   Memory& shared;
   Cursor<Memory::kStages> ring{.parity = 0};
   const __nv_bfloat16* q_rows[N];
   uint32_t q[D / 16][N][2];
-  int visible[N][2];  // keys that the thread's rows see
-  int seen_by_all;    // keys
+  int visible[N][2];         // keys that the thread's rows see
+  int seen_by_all;           // keys
+  float scale_of_row[N][2];  // of scores, times log2(e)
   Partial chunk_state;
 
   __device__ __forceinline__ void release() {
@@ -106,34 +126,80 @@ class Consumer : protected Tree<Format, D, N> {
         }
       }
     }
-    if constexpr (Format::kScaled) {
-      if (p.channels) scale_rows(run);
+    if constexpr (kHalfKeys) {
+      halve_rows(run);
+    } else {
+#pragma unroll
+      for (auto& scales : scale_of_row) scales[0] = scales[1] = p.scale;
     }
   }
-  /// The channels' scales of K meet q, rounded to bf16 again.
-  __device__ __forceinline__ void scale_rows(const Run& run) {
+  /// q, times the channels' scales of K, as f16: each row by the power of two that makes its
+  /// largest value 1 to 2, and that meets its scores again.
+  __device__ __forceinline__ void halve_rows(const Run& run) {
     const float* scale = p.k_scale + int64_t{run.kv_head} * p.head_dim;
+    const auto each_pair = [&](const auto& body) {
 #pragma unroll
-    for (int k = 0; k < D / 16; ++k) {
+      for (int k = 0; k < D / 16; ++k) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int column = q_column(k, half, lane);
-        if (column >= p.head_dim) continue;
-        const float2 of = *reinterpret_cast<const float2*>(scale + column);
+        for (int half = 0; half < 2; ++half) {
+          float2 of = {1, 1};
+          const int column = q_column(k, half, lane);
+          if (p.channels && column < p.head_dim) {
+            of = *reinterpret_cast<const float2*>(scale + column);
+          }
 #pragma unroll
-        for (int n = 0; n < N; ++n) {
-          uint32_t& pair = q[k][n][half];
-          pair = pack_bf16(__uint_as_float(pair << 16) * of.x,
-                           __uint_as_float(pair & 0xFFFF0000u) * of.y);
+          for (int n = 0; n < N; ++n) {
+            uint32_t& pair = q[k][n][half];
+            body(n, pair, __uint_as_float(pair << 16) * of.x,
+                 __uint_as_float(pair & 0xFFFF0000u) * of.y);
+          }
         }
       }
+    };
+    float largest[N] = {};
+    each_pair([&](int n, uint32_t&, float low, float high) {
+      largest[n] = fmaxf(largest[n], fmaxf(fabsf(low), fabsf(high)));
+    });
+    float inverse[N];
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      const PowerOfTwo of = power_of(max_of_quad(largest[n]));
+      inverse[n] = of.inverse;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        scale_of_row[n][h] =
+            __fmul_rn(p.scale, __shfl_sync(0xffffffffu, of.power, lane % 4 * 8 + h * 4));
+      }
     }
+    each_pair([&](int n, uint32_t& pair, float low, float high) {
+      pair = pack_f16(low * inverse[n], high * inverse[n]);
+    });
   }
 
   /// The weights of a chunk; top and sum of chunk_state.
   __device__ __forceinline__ void score(int first_key) {
     float s[2][N][4];  // the warp's keys 16 m + lane / 4 + {0, 8} x the thread's rows
     multiply_keys(s);
+    [[maybe_unused]] float inverses[2][2];  // of the scales of the thread's values
+    if constexpr (Format::kScaled) {
+      wait(&shared.full[ring.stage], ring.parity);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float of_value = key_scale(m, half), level = log2_approx(of_value);
+          inverses[m][half] = __fdividef(1.0f, of_value);
+#pragma unroll
+          for (int n = 0; n < N; ++n) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+              float& x = s[m][n][half * 2 + h];
+              x = fmaf(x, scale_of_row[n][h], level);
+            }
+          }
+        }
+      }
+    }
     const int last_key = first_key + kKeys;
     const bool masked = last_key > seen_by_all;
     if (masked) {
@@ -149,7 +215,7 @@ class Consumer : protected Tree<Format, D, N> {
         }
       }
     }
-    weigh(s, first_key, masked);
+    weigh(s, inverses, first_key, masked);
   }
 
   __device__ __forceinline__ void multiply_keys(float (&s)[2][N][4]) {
@@ -178,7 +244,7 @@ class Consumer : protected Tree<Format, D, N> {
               a[i][m][j] = codes[j];
             } else {
               uint32_t pairs[kPairs];
-              widen(pairs, codes[j]);
+              widen<kHalfKeys>(pairs, codes[j]);
 #pragma unroll
               for (int x = 0; x < kPairs; ++x) {
                 a[i + j / 2 * kUnitTiles + x / 2][m][j % 2 + x % 2 * 2] = pairs[x];
@@ -193,7 +259,7 @@ class Consumer : protected Tree<Format, D, N> {
         for (int m = 0; m < 2; ++m) {
 #pragma unroll
           for (int n = 0; n < N; ++n) {
-            mma_bf16(s[m][n], a[i][m], q[first + i][n][0], q[first + i][n][1]);
+            multiply<kHalfKeys>(s[m][n], a[i][m], q[first + i][n]);
           }
         }
       }
@@ -215,13 +281,32 @@ class Consumer : protected Tree<Format, D, N> {
   __device__ __forceinline__ float key_scale(int m, int half) const {
     return shared.scales[ring.stage][warp * 32 + m * 16 + lane / 4 + half * 8];
   }
+  /// To f16 or to bf16.
+  template <bool Half>
   static __device__ __forceinline__ void widen(uint32_t (&pairs)[kPairs], uint32_t word) {
-    pairs[0] = Format::template widen<0>(word);
-    pairs[1] = Format::template widen<1>(word);
+    if constexpr (Half) {
+      pairs[0] = Format::template widen_f16<0>(word);
+      pairs[1] = Format::template widen_f16<1>(word);
+    } else {
+      pairs[0] = Format::template widen<0>(word);
+      pairs[1] = Format::template widen<1>(word);
+    }
+  }
+  template <bool Half>
+  static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4],
+                                                  const uint32_t (&b)[2]) {
+    if constexpr (Half) {
+      mma_f16(d, a, b[0], b[1]);
+    } else {
+      mma_bf16(d, a, b[0], b[1]);
+    }
   }
 
-  /// Scores to weights in shared memory; top and sum of chunk_state.
-  __device__ __forceinline__ void weigh(float (&s)[2][N][4], int first_key, bool masked) {
+  /// Scores to weights in shared memory; top and sum of chunk_state. Where values have scales, the
+  /// scores come as exponents of the weights times those, and top is of them: a weight that f16
+  /// rounds to nothing is nothing beside the largest.
+  __device__ __forceinline__ void weigh(float (&s)[2][N][4], const float (&inverses)[2][2],
+                                        int first_key, bool masked) {
     const int my_row = lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
@@ -239,7 +324,6 @@ class Consumer : protected Tree<Format, D, N> {
       }
     }
     barrier_sync(1, kWarps * 32);
-    if constexpr (Format::kScaled) wait(&shared.full[ring.stage], ring.parity);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       float all[2] = {minus_infinity(), minus_infinity()}, sum[2] = {0, 0};
@@ -253,18 +337,26 @@ class Consumer : protected Tree<Format, D, N> {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         float& top_of_row = chunk_state.tile[n].top[h];
-        top_of_row = __fmul_rn(all[h], p.scale);
+        top_of_row = Format::kScaled ? all[h] : __fmul_rn(all[h], p.scale);
         shift[h] = all[h] == minus_infinity() ? 0.0f : -top_of_row;
       }
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          s[m][n][j] = exp2_approx(fmaf(s[m][n][j], p.scale, shift[j % 2]));
-          sum[j % 2] += s[m][n][j];
+          if constexpr (Format::kScaled) {
+            s[m][n][j] = exp2_approx(__fadd_rn(s[m][n][j], shift[j % 2]));
+            const float weight = __fmul_rn(s[m][n][j], inverses[m][j / 2]);
+            const int key = first_key + warp * 32 + m * 16 + lane / 4 + j / 2 * 8;
+            // What a row doesn't see has any scale.
+            sum[j % 2] += masked && key >= visible[n][j % 2] ? 0.0f : weight;
+          } else {
+            s[m][n][j] = exp2_approx(fmaf(s[m][n][j], p.scale, shift[j % 2]));
+            sum[j % 2] += s[m][n][j];
+          }
         }
       }
-      store_weights(s, first_key, masked, n);
+      store_weights(s, n);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
 #pragma unroll
@@ -289,25 +381,15 @@ class Consumer : protected Tree<Format, D, N> {
     }
   }
 
-  /// Times the scales of the values; what a row doesn't see stays 0, whatever its scale.
-  __device__ __forceinline__ void store_weights(const float (&s)[2][N][4],
-                                                [[maybe_unused]] int first_key,
-                                                [[maybe_unused]] bool masked, int n) {
+  __device__ __forceinline__ void store_weights(const float (&s)[2][N][4], int n) {
     uint32_t packed[4];
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-      float w[4];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        w[j] = s[m][n][j];
-        if constexpr (Format::kScaled) {
-          w[j] = __fmul_rn(w[j], key_scale(m, j / 2));
-          const int key = first_key + warp * 32 + m * 16 + lane / 4 + j / 2 * 8;
-          if (masked && key >= visible[n][j % 2]) w[j] = 0;
-        }
+      for (int half = 0; half < 2; ++half) {
+        const float* w = &s[m][n][half * 2];
+        packed[2 * m + half] = Format::kScaled ? pack_f16(w[0], w[1]) : pack_bf16(w[0], w[1]);
       }
-      packed[2 * m] = pack_bf16(w[0], w[1]);
-      packed[2 * m + 1] = pack_bf16(w[2], w[3]);
     }
     store_matrices<true>(
         shared_address(&shared.weights[n * 8 + lane % 8][warp * 32 + lane / 8 * 8]), packed);
@@ -373,7 +455,7 @@ class Consumer : protected Tree<Format, D, N> {
               uint32_t word = codes[j * 2 + half];
               if constexpr (kStep < kUnitTiles) word >>= tile % kUnitTiles * 2 * Format::kBits;
               uint32_t pairs[kPairs];
-              widen(pairs, word);
+              widen<true>(pairs, word);
 #pragma unroll
               for (int x = 0; x < 2 * kStep; ++x) {
                 a[i + j][m + x / 2][half * 2 + x % 2] = pairs[x];
@@ -419,7 +501,7 @@ class Consumer : protected Tree<Format, D, N> {
       for (int m = 0; m < kM; ++m) {
 #pragma unroll
         for (int n = 0; n < N; ++n) {
-          mma_bf16(chunk_state.tile[n].o[m], a[i][m], b[i][n][0], b[i][n][1]);
+          multiply<Format::kScaled>(chunk_state.tile[n].o[m], a[i][m], b[i][n]);
         }
       }
     }

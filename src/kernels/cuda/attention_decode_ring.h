@@ -68,8 +68,8 @@ constexpr int kStageBytes = kKeys*(D* Format::kBits / 8 + 4 * kGroups<Format, D>
 
 template <class Format, int D, int N, int Blocks = blocks_per_processor(D, 8 * N, Format::kBits)>
 struct Shared : Ring<Format, D, Blocks, 192 * 1024 / Blocks / kStageBytes<Format, D>, kWarps, 1> {
-  static constexpr int kWeightRow = kKeys + 8;           // padded: rows shift by 4 banks
-  alignas(16) __nv_bfloat16 weights[8 * N][kWeightRow];  // times the scales of the values
+  static constexpr int kWeightRow = kKeys + 8;      // padded: rows shift by 4 banks
+  alignas(16) uint16_t weights[8 * N][kWeightRow];  // bf16, or f16 times the scales of the values
   alignas(8) float tops[kWarps][8 * N];
   alignas(8) float sums[kWarps][8 * N];
 };

@@ -11,11 +11,13 @@
 // of W codes, dimension i has place i / 2 + i % 2 * W / 2: what shares the word's halves bit by bit
 // is a pair of neighbours, an operand of a product (kv_place).
 //
-// Codes become bf16 without loss (all have at most 8 significant bits), and scales are applied to
-// the scores of a key and to the weight of a value: no dequantised copy exists. Every byte is a
-// finite number to widen(), so what a row doesn't see can be multiplied by 0, but for its scales.
+// Codes become bf16 or f16 without loss (all have at most 8 significant bits), and scales are
+// applied to the scores of a key and to the weight of a value: no dequantised copy exists. Every
+// byte is a finite number to widen(), so what a row doesn't see can be multiplied by 0, but for its
+// scales.
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cstdint>
 
@@ -36,6 +38,13 @@ __device__ __forceinline__ __nv_bfloat162 bf16_pair(uint32_t x) {
   return *reinterpret_cast<const __nv_bfloat162*>(&x);
 }
 
+__device__ __forceinline__ __half2 f16_pair(uint32_t x) {
+  return *reinterpret_cast<const __half2*>(&x);
+}
+__device__ __forceinline__ uint32_t bits(__half2 x) {
+  return *reinterpret_cast<const uint32_t*>(&x);
+}
+
 /// (x & mask) | base, one instruction: two constants would be two.
 __device__ __forceinline__ uint32_t and_or(uint32_t x, uint32_t mask, uint32_t base) {
   uint32_t y;
@@ -44,7 +53,7 @@ __device__ __forceinline__ uint32_t and_or(uint32_t x, uint32_t mask, uint32_t b
 }
 
 // A format's widen<P>(word, zeros): pair P of a word, as two bf16. `zeros` is of formats with zero
-// points: of the low and the high half (make_zeros).
+// points: of the low and the high half (twice). widen_f16<P>(word) of codes of 8 bits: as two f16.
 
 struct KvBf16 {
   static constexpr int kBits = 16;
@@ -68,6 +77,14 @@ struct KvInt8 {
     return bits(__hsub2(bf16_pair(and_or(pair, 0x007F007Fu, 0x43004300u)),
                         bf16_pair(and_or(pair, 0x00800080u, 0x43004300u))));
   }
+  /// 1024 + (128 + code), less 1152.
+  template <int Pair>
+  static __device__ __forceinline__ uint32_t widen_f16(uint32_t word) {
+    const uint32_t pair = Pair == 0 ? word : word >> 8;
+    uint32_t x;  // (pair & 0x00FF00FF) ^ 0x64806480
+    asm("lop3.b32 %0, %1, %2, %3, 0x6A;" : "=r"(x) : "r"(pair), "r"(0x00FF00FFu), "r"(0x64806480u));
+    return bits(__hsub2(f16_pair(x), f16_pair(0x64806480u)));
+  }
 };
 
 struct KvFp8 {
@@ -87,6 +104,13 @@ struct KvFp8 {
     const uint32_t small = (pair & 0x80008000u) | (pair >> 4 & 0x07F007F0u);
     return bits(__hmul2(bf16_pair(small), bf16_pair(0x7B807B80u)));
   }
+  /// The same, 2^-8 of the value.
+  template <int Pair>
+  static __device__ __forceinline__ uint32_t widen_f16(uint32_t word) {
+    const uint32_t pair = Pair == 1 ? word : word << 8;
+    const uint32_t small = (pair & 0x80008000u) | (pair >> 1 & 0x3F803F80u);
+    return bits(__hmul2(f16_pair(small), f16_pair(0x5C005C00u)));
+  }
 };
 
 struct KvInt4 {
@@ -98,6 +122,12 @@ struct KvInt4 {
     return (__float_as_uint(scale) & 0xFu) | 0x4300u;
   }
   static __device__ __forceinline__ uint32_t twice(uint32_t zero) { return zero * 0x10001u; }
+  /// As two f16: the codes (or zero points in the low bits of the halves, pair 0) times 2^-24, of
+  /// odd pairs 2^-20. Subnormal: a mask alone.
+  template <int Pair>
+  static __device__ __forceinline__ uint32_t tiny_f16(uint32_t word) {
+    return (Pair < 2 ? word : word >> 8) & (Pair % 2 == 0 ? 0x000F000Fu : 0x00F000F0u);
+  }
   /// (128 + code) - (128 + zero).
   template <int Pair>
   static __device__ __forceinline__ uint32_t widen(uint32_t word, uint32_t zeros) {
