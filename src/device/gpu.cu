@@ -53,6 +53,10 @@ void GpuEvent::wait() {
   check(cudaEventSynchronize(static_cast<cudaEvent_t>(native_)), "a step");
 }
 
+void GpuEvent::hold(Stream& stream) const {
+  check(cudaStreamWaitEvent(native(stream), static_cast<cudaEvent_t>(native_), 0), "event");
+}
+
 double GpuEvent::microseconds_since(const GpuEvent& earlier) const {
   float ms = 0;
   check(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(earlier.native_),
@@ -91,6 +95,12 @@ void copy_bytes(Stream& stream, void* dst, const void* src, int64_t bytes) {
   }
   check(cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes), cudaMemcpyDefault, native(stream)),
         "copy");
+}
+
+void* device_address(void* pinned) {
+  void* device = nullptr;
+  check(cudaHostGetDevicePointer(&device, pinned, 0), "pinned memory");
+  return device;
 }
 
 void fill_bytes(Stream& stream, void* dst, uint8_t value, int64_t bytes) {

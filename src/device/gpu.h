@@ -35,6 +35,8 @@ class GpuEvent {
   /// Returns when the stream has passed the last record(); at once if there was none. A kernel's
   /// failure before it is a Panic.
   void wait();
+  /// What is enqueued on `stream` from now on waits for the last record(), on the device.
+  void hold(Stream& stream) const;
   /// Microseconds from `earlier` to this; both timed, recorded and passed.
   double microseconds_since(const GpuEvent& earlier) const;
 
@@ -68,6 +70,9 @@ class GpuGraph {
 /// Copies in the order of the stream, between any two memories. Host memory must be pinned for the
 /// call to return at once, and live until the stream has passed. At once on the CPU.
 void copy_bytes(Stream& stream, void* dst, const void* src, int64_t bytes);
+/// Where kernels find pinned memory (DeviceKind::kPinned): what they write there the host sees when
+/// it has waited for an event behind them.
+void* device_address(void* pinned);
 /// Sets every byte, in the order of the stream.
 void fill_bytes(Stream& stream, void* dst, uint8_t value, int64_t bytes);
 /// Waits until the stream is done; a kernel's failure is a Panic. Nothing on the CPU.

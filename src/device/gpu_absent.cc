@@ -25,6 +25,9 @@ void GpuEvent::wait() {
   CHECK(false, kAbsent);
 }
 
+void GpuEvent::hold(Stream&) const {
+  CHECK(false, kAbsent);
+}
 double GpuEvent::microseconds_since(const GpuEvent&) const {
   CHECK(false, kAbsent);
   return 0;
@@ -47,6 +50,9 @@ void copy_bytes(Stream&, void* dst, const void* src, int64_t bytes) {
 }
 void fill_bytes(Stream&, void* dst, uint8_t value, int64_t bytes) {
   if (bytes > 0) std::memset(dst, value, static_cast<size_t>(bytes));
+}
+void* device_address(void* pinned) {
+  return pinned;
 }
 void synchronize(Stream&) {}
 

@@ -30,6 +30,13 @@ StepLimits sampler_limits(StepLimits limits) {
   return limits;
 }
 
+/// Masks of grammars depend on the tokens of the step before.
+bool constrained(std::span<const LogitRow> rows) {
+  return std::any_of(rows.begin(), rows.end(), [](const LogitRow& row) {
+    return row.sequence && row.sequence->grammar && row.prompt_entry < 0;
+  });
+}
+
 }  // namespace
 
 Result<> GpuExecutor::check_limits(const StepLimits& limits) {
@@ -52,11 +59,13 @@ int64_t GpuExecutor::device_bytes(const StepLimits& limits, int64_t hidden_size,
 }
 
 GpuExecutor::GpuExecutor(const Parts& parts, const StepLimits& limits,
-                         const GpuExecutorOptions& options, GpuSampler sampler)
+                         const GpuExecutorOptions& options, GpuSampler sampler, GpuStream uploads)
     : parts_(parts),
       limits_(limits),
       options_(options),
       sampler_(std::move(sampler)),
+      upload_stream_(std::move(uploads)),
+      uploads_(parts.stream.pool(), parts.stream.scratch(), upload_stream_.native()),
       graphs_(options.graphs) {
   if (options.speculation.on()) {
     speculator_.emplace(options.speculation, limits, /*on_gpu=*/true);
@@ -66,6 +75,7 @@ GpuExecutor::GpuExecutor(const Parts& parts, const StepLimits& limits,
 }
 
 GpuExecutor::~GpuExecutor() {
+  synchronize(uploads_);
   synchronize(parts_.stream);
 }
 
@@ -77,9 +87,9 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
   CHECK(drafts.on() == (limits.max_draft_rows > 0));
   CHECK(!drafts.on() || !limits.recurrent || limits.kept_rows > drafts.num_speculative_tokens);
   const DraftRule rule{drafts.accept, drafts.simulated_acceptance};
-  std::unique_ptr<GpuExecutor> out(
-      new GpuExecutor({model, kv, stream, ops}, limits, options,
-                      TRY(GpuSampler::create(ops, sampler_limits(limits), rule))));
+  std::unique_ptr<GpuExecutor> out(new GpuExecutor(
+      {model, kv, stream, ops}, limits, options,
+      TRY(GpuSampler::create(ops, sampler_limits(limits), rule)), TRY(GpuStream::create())));
   out->arena_ = Arena(TRY(Buffer::allocate(ops.device, model.arena_bytes(limits.all_rows()))));
   const int64_t rows = logit_rows(limits), hidden = model.spec().hidden, vocab = limits.vocab_size;
   out->logit_buffer_ =
@@ -106,6 +116,7 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
         Flight{.index = i,
                .step = TRY(PackedStep::create(limits, ops.device)),
                .sampling = TRY(GpuSampler::make_flight(sampler_limits(limits))),
+               .uploaded = TRY(GpuEvent::create()),
                .done = TRY(GpuEvent::create()),
                .result = {}});
     PackedStep& step = out->flights_[i]->step;
@@ -178,6 +189,27 @@ GpuGraphs::Key GpuExecutor::key(const Flight& flight) const {
           static_cast<int64_t>(flight.index), batch.kept_rows ? 1 : 0};
 }
 
+/// The step and, where it decodes, what its rows are sampled with. They go up beside the step
+/// before, and the device's memory is free: the last step of this flight is done. Only the MTP
+/// module still goes over that one's rows then, so there everything stays in one order.
+void GpuExecutor::upload(Flight& flight) {
+  flight.step.upload(uploads());
+  flight.piece.reset();
+  if (flight.shape.rows > 0) {
+    padded_.assign(static_cast<size_t>(flight.shape.rows), LogitRow{});
+    for (const LogitRow& row : flight.step.logit_rows()) {
+      padded_[static_cast<size_t>(row.row)] = row;
+    }
+    if (!constrained(padded_)) {
+      flight.piece = sampler_.prepare({parts_.stream, uploads()}, flight.sampling, padded_,
+                                      logits_.rows(0, flight.shape.rows), /*alone=*/true);
+    }
+  }
+  if (mtp_) return;
+  flight.uploaded.record(uploads_);
+  flight.uploaded.hold(parts_.stream);
+}
+
 void GpuExecutor::launch(const StepPlan& given) {
   CHECK(num_launched_ - num_collected_ < kStepsInFlight, "too many steps in flight");
   Flight& flight = *flights_[num_launched_ % kStepsInFlight];
@@ -201,7 +233,7 @@ void GpuExecutor::launch(const StepPlan& given) {
   swap_displaced(parts_.stream, parts_.kv, flight.step, nullptr);
   sampler_.admit(parts_.stream, flight.step, flight.sampling);
   const bool any_rows = flight.step.batch().num_rows() > 0;
-  if (any_rows) flight.step.upload(parts_.stream);
+  if (any_rows) upload(flight);
   if (!flight.begun) times(flight.number).begin.record(parts_.stream);
   if (vision_) vision_->encode(flight.step.encodings());
   if (flight.step.layers().partial()) {
@@ -234,11 +266,17 @@ void GpuExecutor::keep(const TensorView& hidden) {
 }
 
 void GpuExecutor::run_decode(Flight& flight) {
-  const int64_t rows = flight.shape.rows;
-  const bool graph = graphs_.run(parts_.stream, key(flight), [&] { forward_decode(flight.step); });
+  // Sampling is a part of the graph where its arguments come again.
+  GpuGraphs::Key all = key(flight);
+  const bool sampled = flight.piece && flight.piece->number != 0;
+  if (sampled) all.back() = flight.piece->number;
+  const bool graph = graphs_.run(parts_.stream, all, [&] {
+    forward_decode(flight.step);
+    if (sampled) sampler_.sample(parts_.stream, *flight.piece);
+  });
   flight.result.device_graphs += graph ? 1 : 0;
-  padded_.assign(static_cast<size_t>(rows), LogitRow{});
-  for (const LogitRow& row : flight.step.logit_rows()) padded_[static_cast<size_t>(row.row)] = row;
+  if (sampled) return;
+  if (flight.piece) return sampler_.sample(parts_.stream, *flight.piece);
   sample(flight, padded_);
 }
 
@@ -291,13 +329,13 @@ void GpuExecutor::run_layers(Flight& flight) {
 }
 
 void GpuExecutor::sample(Flight& flight, std::span<const LogitRow> rows) {
-  const bool constrained = std::any_of(rows.begin(), rows.end(), [](const LogitRow& row) {
-    return row.sequence && row.sequence->grammar && row.prompt_entry < 0;
-  });
-  // Masks depend on the tokens of the step before; this step's forward runs meanwhile.
+  // This step's forward runs meanwhile.
   Flight& before = *flights_[1 - flight.index];
-  if (constrained && before.pending) finish(before);
-  sampler_.sample(parts_.stream, flight.sampling, rows, logits_.rows(0, std::ssize(rows)));
+  if (constrained(rows) && before.pending) finish(before);
+  const GpuSampler::Streams one{parts_.stream, parts_.stream};
+  sampler_.sample(parts_.stream,
+                  sampler_.prepare(one, flight.sampling, rows, logits_.rows(0, std::ssize(rows)),
+                                   /*alone=*/false));
 }
 
 /// Waits for the step and takes its tokens.

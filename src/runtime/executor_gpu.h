@@ -61,26 +61,30 @@ class GpuExecutor : public Executor {
     size_t index = 0;
     PackedStep step;
     GpuSampler::Flight sampling;
-    GpuEvent done;  // the results have come back
+    GpuEvent uploaded;  // what the step needs is on the device
+    GpuEvent done;      // the results have come back
     StepResult result;
-    PaddedShape shape;     // of a step that only decodes
-    uint64_t number = 0;   // of the launches
-    bool begun = false;    // its time runs since its drafts
-    bool pending = false;  // its tokens are not known yet
-    bool settles = false;  // where the next step begins is known when they are
-    int32_t aside = -1;    // where its hidden states wait for the MTP module; -1: nowhere
+    PaddedShape shape;                       // of a step that only decodes
+    std::optional<GpuSampler::Piece> piece;  // of such a step without grammars: all its rows
+    uint64_t number = 0;                     // of the launches
+    bool begun = false;                      // its time runs since its drafts
+    bool pending = false;                    // its tokens are not known yet
+    bool settles = false;                    // where the next step begins is known when they are
+    int32_t aside = -1;  // where its hidden states wait for the MTP module; -1: nowhere
   };
   /// When the kernels of a step began and ended; kept until the step after next is collected.
   struct Times {
     GpuEvent begin, end;
   };
   GpuExecutor(const Parts& parts, const StepLimits& limits, const GpuExecutorOptions& options,
-              GpuSampler sampler);
+              GpuSampler sampler, GpuStream uploads);
 
   const StepPlan& resolved(const StepPlan& plan, Flight& flight);
   void finish_for_drafts(Flight& before, Flight& flight);
   PaddedShape decode_shape(const StepPlan& plan) const;
   GpuGraphs::Key key(const Flight& flight) const;
+  Stream& uploads() { return mtp_ ? parts_.stream : uploads_; }
+  void upload(Flight& flight);
   int64_t num_new_graphs() const;
   void run_decode(Flight& flight);
   void run_mixed(Flight& flight);
@@ -95,6 +99,8 @@ class GpuExecutor : public Executor {
   StepLimits limits_;
   GpuExecutorOptions options_;
   GpuSampler sampler_;
+  GpuStream upload_stream_;
+  Stream uploads_;
   std::optional<VisionEncoder> vision_;
   std::array<std::optional<Flight>, kStepsInFlight> flights_;  // step i of the launches is in i % 2
   std::vector<Times> times_;                                   // of step i in i % size

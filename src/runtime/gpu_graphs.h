@@ -16,7 +16,7 @@ namespace weft {
 class GpuGraphs {
  public:
   /// Everything that the launches depend on: shapes, and which memory they use.
-  using Key = std::array<int64_t, 5>;
+  using Key = std::array<int64_t, 6>;
 
   explicit GpuGraphs(bool on) : on_(on) {}
 

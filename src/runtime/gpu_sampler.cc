@@ -17,8 +17,12 @@ constexpr int64_t kListBytes = int64_t{1} << 20;
 int64_t mask_words(const StepLimits& limits) {
   return (limits.vocab_size + 31) / 32;
 }
+/// The specs of all rows of a step come first, each row's at its place.
+int64_t spec_bytes(const StepLimits& limits) {
+  return aligned(limits.all_rows() * static_cast<int64_t>(sizeof(SampleSpec)));
+}
 int64_t up_bytes(const StepLimits& limits) {
-  return aligned(limits.all_rows() * static_cast<int64_t>(sizeof(SampleSpec))) +
+  return spec_bytes(limits) +
          (limits.max_seqs + limits.max_draft_rows) * aligned(mask_words(limits) * 4) + kListBytes;
 }
 
@@ -36,21 +40,21 @@ int64_t slot_bytes(const StepLimits& limits) {
   return aligned(limits.max_seqs * 4) + limits.max_seqs * limits.vocab_size * 4;
 }
 
-/// Room for `bytes` more in what goes up: {host, device}.
+/// Room for `bytes` more in what goes up, behind the `specs` bytes of the specs: {host, device}.
 struct UpPiece {
   std::byte* host;
   std::byte* device;
 };
-UpPiece take_up(Stream& stream, GpuSampler::Flight& flight, int64_t bytes) {
+UpPiece take_up(Stream& stream, GpuSampler::Flight& flight, int64_t specs, int64_t bytes) {
   if (flight.up_used + bytes > flight.up.bytes()) {
     // Rare (very long lists): what was taken before has to arrive first.
     synchronize(stream);
-    const int64_t larger = std::max(2 * flight.up.bytes(), aligned(bytes));
+    const int64_t larger = std::max(2 * flight.up.bytes(), specs + aligned(bytes));
     flight.up = Buffer();
     flight.up_device = Buffer();
     flight.up = Buffer::allocate(DeviceKind::kPinned, larger).value();
     flight.up_device = Buffer::allocate(DeviceKind::kCuda, larger).value();
-    flight.up_used = 0;
+    flight.up_used = specs;
   }
   const int64_t at = flight.up_used;
   flight.up_used += aligned(bytes);
@@ -119,6 +123,32 @@ int64_t bytes_of(const std::vector<T>& values) {
   return static_cast<int64_t>(values.size() * sizeof(T));
 }
 
+/// Takes the lists of a piece up, behind the specs of the step.
+void put_lists(const GpuSampler::Streams& streams, GpuSampler::Flight& flight, int64_t specs,
+               const Lists& lists, SampleArgs& args) {
+  const int64_t biases = aligned(bytes_of(lists.biases)), ids = aligned(bytes_of(lists.ids));
+  const int64_t bytes = biases + ids + bytes_of(lists.masks);
+  if (bytes == 0) return;
+  const UpPiece piece = take_up(streams.steps, flight, specs, bytes);
+  int64_t used = 0;
+  const auto put = [&](const auto& values) {
+    if (!values.empty()) {
+      std::memcpy(piece.host + used, values.data(), static_cast<size_t>(bytes_of(values)));
+    }
+    std::byte* const at = piece.device + used;
+    used += aligned(bytes_of(values));
+    return at;
+  };
+  args.biases = reinterpret_cast<const TokenBias*>(put(lists.biases));
+  args.ids = reinterpret_cast<const int32_t*>(put(lists.ids));
+  std::byte* const mask_data = put(lists.masks);
+  if (!lists.masks.empty()) {
+    const auto mask_rows = static_cast<int64_t>(lists.masks.size()) / lists.words;
+    args.masks = TensorView(mask_data, DType::kI32, {mask_rows, lists.words});
+  }
+  copy_bytes(streams.uploads, piece.device, piece.host, bytes);
+}
+
 }  // namespace
 
 int64_t GpuSampler::device_bytes(const StepLimits& limits, int64_t flights) {
@@ -168,7 +198,7 @@ void GpuSampler::give_slot(Stream& stream, ExecutorSequence& sequence, Flight& f
   const Request& request = *sequence.request;
   if (!uses_penalties(request.sampling)) return;
   const int64_t prompt = std::ssize(request.prompt), generated = sequence.history.num_generated();
-  const UpPiece piece = take_up(stream, flight, (prompt + generated) * 4);
+  const UpPiece piece = take_up(stream, flight, spec_bytes(limits_), (prompt + generated) * 4);
   auto* ids = reinterpret_cast<int32_t*>(piece.host);
   std::copy(request.prompt.begin(), request.prompt.end(), ids);
   for (int64_t i = 0; i < generated; ++i) ids[prompt + i] = sequence.history.generated(i);
@@ -184,7 +214,7 @@ void GpuSampler::give_slot(Stream& stream, ExecutorSequence& sequence, Flight& f
 void GpuSampler::count_late(Stream& stream, Flight& flight) {
   for (const LateTokens& late : late_) {
     const int64_t count = std::ssize(late.tokens);
-    const UpPiece piece = take_up(stream, flight, count * 4);
+    const UpPiece piece = take_up(stream, flight, spec_bytes(limits_), count * 4);
     std::memcpy(piece.host, late.tokens.data(), static_cast<size_t>(count * 4));
     copy_bytes(stream, piece.device, piece.host, count * 4);
     ops_->sampling->reset_counts(stream,
@@ -197,7 +227,8 @@ void GpuSampler::count_late(Stream& stream, Flight& flight) {
 }
 
 void GpuSampler::admit(Stream& stream, PackedStep& step, Flight& flight) {
-  flight.up_used = 0;
+  flight.up_used = spec_bytes(limits_);
+  flight.results_there = false;
   flight.rows.clear();
   flight.drafts.clear();
   flight.any_top = false;
@@ -221,8 +252,9 @@ void GpuSampler::feed(Stream& stream, const PackedStep& step) const {
       stream, {.feed = step.feed_view(), .last_token = last_token_, .ids = step.batch().ids});
 }
 
-void GpuSampler::sample(Stream& stream, Flight& flight, std::span<const LogitRow> rows,
-                        TensorView logits) {
+GpuSampler::Piece GpuSampler::prepare(const Streams& streams, Flight& flight,
+                                      std::span<const LogitRow> rows, TensorView logits,
+                                      bool alone) {
   const int64_t base = std::ssize(flight.rows), count = std::ssize(rows);
   Lists lists;
   lists.vocab = limits_.vocab_size;
@@ -235,41 +267,37 @@ void GpuSampler::sample(Stream& stream, Flight& flight, std::span<const LogitRow
     lists.specs.push_back(row.sequence ? sampling_spec(row, flight.drafts, lists) : SampleSpec{});
     flight.any_top |= lists.specs.back().num_top > 0;
   }
-  const int64_t specs = aligned(bytes_of(lists.specs)), biases = aligned(bytes_of(lists.biases));
-  const int64_t ids = aligned(bytes_of(lists.ids)), masks = bytes_of(lists.masks);
-  const UpPiece piece = take_up(stream, flight, specs + biases + ids + masks);
-  int64_t used = 0;
-  const auto put = [&](const auto& values) {
-    if (!values.empty()) {
-      std::memcpy(piece.host + used, values.data(), static_cast<size_t>(bytes_of(values)));
-    }
-    std::byte* const at = piece.device + used;
-    used += aligned(bytes_of(values));
-    return at;
-  };
-  const DownLayout down(limits_);
-  std::byte* const back = flight.down_device.data();
   SampleArgs args;
+  put_lists(streams, flight, spec_bytes(limits_), lists, args);
+  const int64_t at = base * static_cast<int64_t>(sizeof(SampleSpec));
+  const int64_t bytes = bytes_of(lists.specs);
+  std::memcpy(flight.up.data() + at, lists.specs.data(), static_cast<size_t>(bytes));
+  copy_bytes(streams.uploads, flight.up_device.data() + at, flight.up.data() + at, bytes);
   args.logits = logits;
-  args.specs = reinterpret_cast<const SampleSpec*>(put(lists.specs));
-  args.biases = reinterpret_cast<const TokenBias*>(put(lists.biases));
-  args.ids = reinterpret_cast<const int32_t*>(put(lists.ids));
-  std::byte* const mask_data = put(lists.masks);
-  if (!lists.masks.empty()) {
-    const auto mask_rows = static_cast<int64_t>(lists.masks.size()) / lists.words;
-    args.masks = TensorView(mask_data, DType::kI32, {mask_rows, lists.words});
-  }
+  args.specs = reinterpret_cast<const SampleSpec*>(flight.up_device.data() + at);
   args.counts = counts_;
   args.last_token = last_token_;
-  args.results = reinterpret_cast<SampleResult*>(back) + base;
-  const TensorView top_ids(back + down.top_ids, DType::kI32, {limits_.all_rows(), kMaxTopLogprobs});
-  const TensorView top_logprobs(back + down.top_logprobs, DType::kF32,
-                                {limits_.all_rows(), kMaxTopLogprobs});
-  args.top_ids = top_ids.rows(base, base + count);
-  args.top_logprobs = top_logprobs.rows(base, base + count);
   args.only_greedy = std::all_of(lists.specs.begin(), lists.specs.end(), is_plainly_greedy);
-  copy_bytes(stream, piece.device, piece.host, specs + biases + ids + masks);
-  ops_->sampling->sample(stream, args);
+  flight.results_there = alone && args.only_greedy;
+  std::byte* const back = flight.results_there
+                              ? static_cast<std::byte*>(device_address(flight.down.data()))
+                              : flight.down_device.data();
+  args.results = reinterpret_cast<SampleResult*>(back) + base;
+  const DownLayout down(limits_);
+  const auto alternatives = [&](int64_t offset, DType dtype) {
+    return TensorView(flight.down_device.data() + offset, dtype,
+                      {limits_.all_rows(), kMaxTopLogprobs})
+        .rows(base, base + count);
+  };
+  args.top_ids = alternatives(down.top_ids, DType::kI32);
+  args.top_logprobs = alternatives(down.top_logprobs, DType::kF32);
+  const bool same = alone && lists.biases.empty() && lists.ids.empty() && lists.masks.empty();
+  const auto address = static_cast<int64_t>(reinterpret_cast<uintptr_t>(args.specs));
+  return {args, same ? address + (args.only_greedy ? 1 : 0) : 0};
+}
+
+void GpuSampler::sample(Stream& stream, const Piece& piece) const {
+  ops_->sampling->sample(stream, piece.args);
 }
 
 void GpuSampler::fetch(Stream& stream, Flight& flight) const {
@@ -278,7 +306,7 @@ void GpuSampler::fetch(Stream& stream, Flight& flight) const {
   const auto copy = [&](int64_t offset, int64_t bytes) {
     copy_bytes(stream, flight.down.data() + offset, flight.down_device.data() + offset, bytes);
   };
-  copy(0, count * static_cast<int64_t>(sizeof(SampleResult)));
+  if (!flight.results_there) copy(0, count * static_cast<int64_t>(sizeof(SampleResult)));
   if (!flight.any_top) return;
   copy(down.top_ids, count * kMaxTopLogprobs * 4);
   copy(down.top_logprobs, count * kMaxTopLogprobs * 4);

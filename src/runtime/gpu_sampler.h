@@ -19,6 +19,8 @@ class GpuSampler {
   struct Flight {
     Buffer up, up_device, down, down_device;
     int64_t up_used = 0;
+    /// The results are written where the host reads them.
+    bool results_there = false;
     std::vector<LogitRow> rows;   ///< entry i is result i; without a sequence: padding
     std::vector<int32_t> drafts;  ///< of the sequence whose rows come, up to the last of `rows`
     bool any_top = false;
@@ -40,11 +42,26 @@ class GpuSampler {
   void admit(Stream& stream, PackedStep& step, Flight& flight);
   /// First thing on the device: the ids of rows that are fed.
   void feed(Stream& stream, const PackedStep& step) const;
-  /// Enqueues the sampling of one more piece of the step's logit rows: row i of `logits` belongs to
+  /// Where steps run, and where what they need goes up meanwhile; the same one, too.
+  struct Streams {
+    Stream& steps;
+    Stream& uploads;
+  };
+  /// What sampling one piece of the step's logit rows is launched with.
+  struct Piece {
+    SampleArgs args;
+    /// Not 0: another piece with this number, at the same place of the step and with logits of the
+    /// same rows, has the same arguments.
+    int64_t number = 0;
+  };
+  /// Enqueues the way up of what sample() needs for one more piece: row i of `logits` belongs to
   /// rows[i]; an entry without a sequence is padding. Rows with a grammar need the tokens of the
   /// step before (finish()). Rows of drafts are sampled as if all drafts before them were right,
   /// and penalties count those; what became of them is counted on the device with the next step.
-  void sample(Stream& stream, Flight& flight, std::span<const LogitRow> rows, TensorView logits);
+  /// `alone`: the step has no other piece.
+  Piece prepare(const Streams& streams, Flight& flight, std::span<const LogitRow> rows,
+                TensorView logits, bool alone);
+  void sample(Stream& stream, const Piece& piece) const;
   /// Enqueues the way back of all results.
   void fetch(Stream& stream, Flight& flight) const;
   /// When they have come: tokens and log-probabilities into `result`, histories and grammars; of
