@@ -6,10 +6,10 @@
 // A block has U units of 64 rows of W and the K range of its rank, of 1 to 8. W is the A operand of
 // the tensor cores, x the B operand, so that few rows of x cost little. One thread keeps a ring of
 // stages full of W by TMA, before the predecessor kernel has ended, and fetches some more of W into
-// L2; another one loads x. The other warps take the stages in C turns; the turns' sums meet in
-// shared memory. The ranks of a tile of W are a cluster: for few rows each sends its part of the
-// others' shares to them, for many it fetches its share from them, and adds up its share. Sums: k
-// ascending within a turn in steps of 16, then turns, then ranks: the same for every count of rows.
+// L2; another one loads x. The other warps take the stages in C turns, whose sums meet in shared
+// memory. The ranks of a tile of W are a cluster: each sends others their shares of its sums and
+// adds up its own. Sums: k ascending within a turn in steps of 16, then turns, then ranks: the
+// same for every count of rows.
 // Bytes: W once (once each 64 or 256 rows for more), x once a cluster (from L2). Bound: memory.
 
 #include <algorithm>
@@ -27,11 +27,6 @@ namespace weft::cuda {
 
 __device__ __forceinline__ float4 operator+(const float4& a, const float4& b) {
   return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
-}
-
-/// Tiles of many rows are fetched from the other ranks, who wait; of few, sent to them.
-constexpr bool shares_are_fetched(int row_tile) {
-  return row_tile > 16;
 }
 
 /// Which rows of W and which stages a warp has.
@@ -97,7 +92,11 @@ __device__ __forceinline__ void decode_sums(const DecodeRing& ring, const Decode
   };
   int stage = who.turn, before = 0;
   uint32_t phase = 0;
-  for (int i = who.turn; i < range.count; i += p.turns) {
+  // Counted this way ptxas sees that the sums are nobody's while products run (else: C7515, each
+  // product waits for the one before).
+  const int rounds = (range.count - who.turn + p.turns - 1) / p.turns;
+  for (int n = 0; n < rounds; ++n) {
+    const int i = n * p.turns + who.turn;
     [[maybe_unused]] float scale[kChunks] = {};
     if constexpr (F == WeightFormat::kFp8Block) {
 #pragma unroll
@@ -146,83 +145,89 @@ __device__ __forceinline__ void decode_sums(const DecodeRing& ring, const Decode
   }
 }
 
-/// Adds the turns' sums into one tile [MT][64 U + 4] in shared memory.
+/// The turns' sums as tiles [turns][MT][64 U + 4] in shared memory.
 template <WeightFormat F, int MT>
-__device__ __forceinline__ void join_turns(const DecodeParams& p, float* partial, int threads,
-                                           float (&sum)[decode_chunks(F, MT)][MT / 2]) {
+__device__ __forceinline__ void put_turns(const DecodeParams& p, float* partial, int threads,
+                                          const float (&sum)[decode_chunks(F, MT)][MT / 2]) {
   const int pitch = p.units * 64 + 4, lane = static_cast<int>(threadIdx.x) % 32;
   const DecodeTurn who = decode_turn<F, MT>(p);
   // All stages have been read: their memory takes the tiles.
   barrier_sync(1, threads);
-  const auto at = [&](int turn, int c, int i) {
-    const int row = i / 4 * 8 + lane % 4 * 2 + i % 2;
-    return partial + (turn * MT + row) * pitch + (who.chunk + c) * 16 + lane / 4 + i % 4 / 2 * 8;
-  };
-  const auto for_all = [&](auto&& f) {
 #pragma unroll
-    for (int c = 0; c < decode_chunks(F, MT); ++c) {
+  for (int c = 0; c < decode_chunks(F, MT); ++c) {
 #pragma unroll
-      for (int i = 0; i < MT / 2; ++i) f(c, i);
+    for (int i = 0; i < MT / 2; ++i) {
+      const int row = i / 4 * 8 + lane % 4 * 2 + i % 2;
+      partial[(who.turn * MT + row) * pitch + (who.chunk + c) * 16 + lane / 4 + i % 4 / 2 * 8] =
+          sum[c][i];
     }
-  };
-  if (p.turns > 1) {
-    if (who.turn > 0) {
-      for_all([&](int c, int i) { *at(who.turn, c, i) = sum[c][i]; });
-    }
-    barrier_sync(1, threads);
-  }
-  if (who.turn == 0) {
-    for (int turn = 1; turn < p.turns; ++turn) {
-      for_all([&](int c, int i) { sum[c][i] += *at(turn, c, i); });
-    }
-    for_all([&](int c, int i) { *at(0, c, i) = sum[c][i]; });
   }
   barrier_sync(1, threads);
 }
 
-/// Four columns of a row, of which `count` exist.
-__device__ __forceinline__ void store_four(const DecodeParams& p, int64_t row, int column,
-                                           int count, float4 v) {
-  float values[4] = {v.x, v.y, v.z, v.w};
-  if (p.bias != nullptr && p.up_row == 0) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i < count) values[i] += p.bias[column + i];
-    }
+/// Four columns of a row of out, of which `count` exist.
+struct FourOut {
+  int64_t at;
+  int column, count;
+  bool aligned;
+
+  __device__ __forceinline__ FourOut(const DecodeParams& p, int64_t row, int first, int most)
+      : at(row * p.out_stride + first), column(first), count(most) {
+    aligned = count == 4 && p.out_stride % 4 == 0 &&
+              reinterpret_cast<uintptr_t>(p.out) % (p.out_f32 ? 16 : 8) == 0;
   }
-  const bool add = p.epilogue == Epilogue::kAdd, aligned = count == 4 && p.out_stride % 4 == 0;
-  if (p.out_f32) {
-    float* out = static_cast<float*>(p.out) + row * p.out_stride + column;
-    if (aligned && reinterpret_cast<uintptr_t>(p.out) % 16 == 0) {
-      float4* to = reinterpret_cast<float4*>(out);
-      float4 all{values[0], values[1], values[2], values[3]};
-      if (add) all = *to + all;
-      *to = all;
+  /// What they are added to; 0 where nothing is.
+  __device__ __forceinline__ float4 old(const DecodeParams& p) const {
+    float values[4] = {};
+    if (p.epilogue != Epilogue::kAdd || count <= 0) return {};
+    if (p.out_f32) {
+      const float* out = static_cast<const float*>(p.out) + at;
+      if (aligned) return *reinterpret_cast<const float4*>(out);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (i < count) values[i] = out[i];
+      }
+    } else {
+      const uint16_t* out = static_cast<const uint16_t*>(p.out) + at;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (i < count) values[i] = __uint_as_float(uint32_t{out[i]} << 16);
+      }
+    }
+    return {values[0], values[1], values[2], values[3]};
+  }
+  __device__ __forceinline__ void store(const DecodeParams& p, float4 v, const float4& old) const {
+    if (p.bias != nullptr && p.up_row == 0) {
+      const float* b = p.bias + column;
+      const auto of = [&](int i) { return i < count ? b[i] : 0.0f; };
+      v = v + float4{of(0), of(1), of(2), of(3)};
+    }
+    if (p.epilogue == Epilogue::kAdd) v = old + v;
+    const float values[4] = {v.x, v.y, v.z, v.w};
+    if (p.out_f32) {
+      float* out = static_cast<float*>(p.out) + at;
+      if (aligned) {
+        *reinterpret_cast<float4*>(out) = v;
+        return;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (i < count) out[i] = values[i];
+      }
+      return;
+    }
+    uint16_t* out = static_cast<uint16_t*>(p.out) + at;
+    const uint32_t words[2] = {pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)};
+    if (aligned) {
+      *reinterpret_cast<uint2*>(out) = {words[0], words[1]};
       return;
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (i < count) out[i] = add ? out[i] + values[i] : values[i];
+      if (i < count) out[i] = static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16));
     }
-    return;
   }
-  uint16_t* out = static_cast<uint16_t*>(p.out) + row * p.out_stride + column;
-  const auto old = [&](int i) { return __uint_as_float(uint32_t{out[i]} << 16); };
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (add && i < count) values[i] += old(i);
-  }
-  const uint32_t low = pack_bf16(values[0], values[1]), high = pack_bf16(values[2], values[3]);
-  if (aligned && reinterpret_cast<uintptr_t>(p.out) % 8 == 0) {
-    *reinterpret_cast<uint2*>(out) = {low, high};
-    return;
-  }
-  const uint32_t words[2] = {low, high};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (i < count) out[i] = static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16));
-  }
-}
+};
 
 /// kSiluMul: `v` becomes what the sums of four columns of both halves give, of which `count` exist.
 __device__ __forceinline__ void gate_four(const DecodeParams& p, int column, int count, float4& v,
@@ -239,7 +244,7 @@ __device__ __forceinline__ void gate_four(const DecodeParams& p, int column, int
 
 /// What the ranks of a cluster exchange.
 struct DecodeShares {
-  const float* partial;  ///< [MT][64 U + 4] of this rank
+  const float* partial;  ///< [turns][MT][64 U + 4] of this rank
   float4* received;      ///< [split - 1][share (x 2 for kSiluMul: gate, up)]
   Barrier* arrived;
   int threads;
@@ -247,73 +252,101 @@ struct DecodeShares {
 
 /// Float4s of room for the other ranks' shares.
 constexpr int received_fours(int row_tile, int units, int split) {
-  const int total = row_tile * units * 16;
-  return split > 1 && !shares_are_fetched(row_tile)
-             ? (split - 1) * ((total + split - 1) / split + 1)
-             : 0;
+  return (split - 1) * ((row_tile * units * 16 + split - 1) / split + 1);
 }
 
-__device__ __forceinline__ float4 load_of_rank(const void* shared, int rank) {
-  float4 v;
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(map_to_block(shared_address(shared), static_cast<uint32_t>(rank)))
-               : "memory");
-  return v;
-}
-
-/// Adds up this rank's share of the tile in order of ranks, and stores it.
+/// Sends the other ranks their shares of this rank's sums, adds up its own share of the tile in the
+/// order of turns, then of ranks, and stores it.
 template <int MT>
-__device__ __forceinline__ void decode_finish(const DecodeParams& p, const DecodeWork& work,
-                                              const DecodeShares& s) {
-  const int width = p.units * 64, pitch = width + 4, halves = p.up_row > 0 ? 2 : 1;
-  const int columns = width / halves, limit = p.up_row > 0 ? p.up_row : p.n;
-  const int fours = columns / 4, log = 31 - __clz(fours);  // a power of two
-  const int total = work.rows * fours, share = (total + p.split - 1) / p.split;
-  const auto part_of = [&](int rank, int i, int half) {
-    const float* at = s.partial + (i >> log) * pitch + half * columns + (i & (fours - 1)) * 4;
-    return rank == work.rank ? *reinterpret_cast<const float4*>(at) : load_of_rank(at, rank);
-  };
-  const int first = work.rank * share, mine = min(share, total - first);
-  if (p.split > 1 && shares_are_fetched(MT)) {
-    cluster_sync();
-  } else if (p.split > 1) {
-    for (int i = static_cast<int>(threadIdx.x); i < total; i += s.threads) {
-      const int owner = i / share;
-      if (owner == work.rank) continue;
-      const int slot = (work.rank - (work.rank > owner)) * share + i - owner * share;
+class DecodeFinish {
+ public:
+  __device__ __forceinline__ DecodeFinish(const DecodeParams& p, const DecodeWork& work,
+                                          const DecodeShares& shares)
+      : p_(p), work_(work), s_(shares) {
+    halves_ = p.up_row > 0 ? 2 : 1;
+    columns_ = p.units * 64 / halves_;
+    log_ = 31 - __clz(columns_ / 4);  // a power of two
+    total_ = work.rows * (columns_ / 4);
+    share_ = (total_ + p.split - 1) / p.split;
+    first_ = work.rank * share_;
+    mine_ = min(share_, total_ - first_);
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) old_[j] = out_at(thread() + j * s_.threads).old(p);
+  }
+
+  __device__ __forceinline__ void exchange() const {
+    for (int i = thread(); i < total_; i += s_.threads) {
+      const int owner = i / share_;
+      if (owner == work_.rank) continue;
+      const int slot = (work_.rank - (work_.rank > owner)) * share_ + i - owner * share_;
       const auto rank = static_cast<uint32_t>(owner);
-      const uint32_t barrier = map_to_block(shared_address(s.arrived), rank);
-      for (int half = 0; half < halves; ++half) {
-        send(map_to_block(shared_address(s.received + slot * halves + half), rank),
-             part_of(work.rank, i, half), barrier);
+      const uint32_t barrier = map_to_block(shared_address(s_.arrived), rank);
+      for (int half = 0; half < halves_; ++half) {
+        send(map_to_block(shared_address(s_.received + slot * halves_ + half), rank),
+             of_turns(i, half), barrier);
       }
     }
-    if (mine > 0) wait_cluster(s.arrived, 0);
+    if (mine_ > 0) wait_cluster(s_.arrived, 0);
   }
-  const auto sum = [&](int l, int half) {
+
+  __device__ __forceinline__ void store() const {
+    for (int begin = thread(); begin < mine_; begin += kBatch * s_.threads) {
+      float4 v[kBatch], up[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const int l = min(begin + j * s_.threads, mine_ - 1);
+        v[j] = sum(l, 0);
+        if (halves_ == 2) up[j] = sum(l, 1);
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const FourOut out = out_at(begin + j * s_.threads);
+        if (out.count <= 0) continue;
+        if (halves_ == 2) gate_four(p_, out.column, out.count, v[j], up[j]);
+        out.store(p_, v[j], begin == thread() ? old_[j] : out.old(p_));
+      }
+    }
+  }
+
+ private:
+  static constexpr int kBatch = 4;  ///< of a thread at a time
+
+  static __device__ __forceinline__ int thread() {
+    return static_cast<int>(threadIdx.x);
+  }
+  __device__ __forceinline__ FourOut out_at(int l) const {
+    const int row = (first_ + l) >> log_;
+    const int column = work_.tile * columns_ + ((first_ + l) & (columns_ / 4 - 1)) * 4;
+    const int limit = p_.up_row > 0 ? p_.up_row : p_.n;
+    return {p_, work_.first_row + row, column, l < mine_ ? min(4, limit - column) : 0};
+  }
+  __device__ __forceinline__ float4 of_turns(int i, int half) const {
+    const int pitch = p_.units * 64 + 4;
+    const float* at =
+        s_.partial + (i >> log_) * pitch + half * columns_ + (i & (columns_ / 4 - 1)) * 4;
+    float4 v = *reinterpret_cast<const float4*>(at);
+    for (int turn = 1; turn < p_.turns; ++turn) {
+      v = v + *reinterpret_cast<const float4*>(at + turn * MT * pitch);
+    }
+    return v;
+  }
+  __device__ __forceinline__ float4 sum(int l, int half) const {
     float4 v{};
-    for (int r = 0; r < p.split; ++r) {
-      const float4 part = r == work.rank || shares_are_fetched(MT)
-                              ? part_of(r, first + l, half)
-                              : s.received[((r - (r > work.rank)) * share + l) * halves + half];
+    for (int r = 0; r < p_.split; ++r) {
+      const float4 part = r == work_.rank
+                              ? of_turns(first_ + l, half)
+                              : s_.received[((r - (r > work_.rank)) * share_ + l) * halves_ + half];
       v = r == 0 ? part : v + part;
     }
     return v;
-  };
-  for (int l = static_cast<int>(threadIdx.x); l < mine; l += s.threads) {
-    const int row = (first + l) >> log;
-    const int column = work.tile * columns + ((first + l) & (fours - 1)) * 4;
-    const int count = min(4, limit - column);
-    if (count <= 0) continue;
-    float4 v = sum(l, 0);
-    if (halves == 2) {
-      float4 up = sum(l, 1);
-      gate_four(p, column, count, v, up);
-    }
-    store_four(p, work.first_row + row, column, count, v);
   }
-}
+
+  const DecodeParams& p_;
+  const DecodeWork& work_;
+  const DecodeShares& s_;
+  int halves_, columns_, log_, total_, share_, first_, mine_;
+  float4 old_[kBatch];  ///< asked for before the sums are exchanged
+};
 
 /// By one thread.
 template <WeightFormat F, int MT>
@@ -323,7 +356,7 @@ __device__ __forceinline__ void init_barriers(const DecodeParams& p, const Decod
     barrier_init(full + i, 1);
     barrier_init(full + p.stages + i, static_cast<uint32_t>(p.units * 4 / decode_chunks(F, MT)));
   }
-  if (p.split > 1 && !shares_are_fetched(MT)) {
+  if (p.split > 1) {
     barrier_init(arrived, 1);
     const int halves = p.up_row > 0 ? 2 : 1, total = work.rows * p.units * 16 / halves;
     const int share = (total + p.split - 1) / p.split;
@@ -350,8 +383,6 @@ __global__ void __launch_bounds__(decode_most_threads(F, MT) + kDecodeProducers)
                         shared_address(barriers + p.stages), stage_bytes};
   const int warp = warp_index() - threads / 32;  // 0: loads W, 1: loads x, < 0: multiplies
   const bool clustered = p.split > 1;
-  // Who fetches from others must not be left alone.
-  const bool end_together = clustered && shares_are_fetched(MT);
 
   if (p.groups != nullptr) wait_for_predecessor();
   const DecodeWork work = decode_work<MT>(p);
@@ -372,18 +403,19 @@ __global__ void __launch_bounds__(decode_most_threads(F, MT) + kDecodeProducers)
     __syncwarp();
     if (clustered) cluster_wait();
     if (warp == 1 && leader) load_x<F, MT>(ring, work, p, &x_map, k_begin, count);
-    __syncwarp();
-    if (p.split > 1 && shares_are_fetched(MT)) cluster_sync();
   } else {
     float sum[decode_chunks(F, MT)][MT / 2];
     decode_sums<F, MT>(ring, work, p, {shared, k_begin, count}, sum);
-    auto* partial = reinterpret_cast<float*>(shared);
-    join_turns<F, MT>(p, partial, threads, sum);
     wait_for_predecessor();
-    if (clustered) cluster_wait();
-    decode_finish<MT>(p, work, {partial, received, arrived, threads});
+    const DecodeShares shares{reinterpret_cast<float*>(shared), received, arrived, threads};
+    const DecodeFinish<MT> finish(p, work, shares);
+    put_turns<F, MT>(p, reinterpret_cast<float*>(shared), threads, sum);
+    if (clustered) {
+      cluster_wait();
+      finish.exchange();
+    }
+    finish.store();
   }
-  if (end_together) cluster_sync();
 }
 
 /// What the kernels for few rows and for many take alike; stages of `columns` k.

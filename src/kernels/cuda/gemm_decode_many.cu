@@ -171,7 +171,8 @@ __device__ __forceinline__ void finish(const DecodeParams& p, const DecodeWork& 
       const int count = min(4, limit - column);
       if (item >= items || count <= 0) continue;
       if (gated) gate_four(p, column, count, v[b], up[b]);
-      store_four(p, work.first_row + first + item / fours, column, count, v[b]);
+      const FourOut out(p, work.first_row + first + item / fours, column, count);
+      out.store(p, v[b], out.old(p));
     }
   }
 }

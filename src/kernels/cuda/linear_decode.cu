@@ -29,9 +29,8 @@ int stage_weight_bytes(WeightFormat format) {
   }
 }
 
-/// Room for the other ranks' sums; tiles of many rows fetch them instead.
+/// Room for the other ranks' sums.
 int64_t decode_received_bytes(const DecodeCut& cut) {
-  if (cut.split == 1 || cut.row_tile > 16) return 0;
   return 16 * (cut.split - 1) * (ceil_div(cut.row_tile * cut.units * 16, cut.split) + 1);
 }
 
@@ -131,7 +130,7 @@ DecodeCut decode_cut(const WeightShape& shape, Epilogue epilogue, int64_t rows) 
   // leave gaps. Of many more blocks three finish at different times, two have deeper rings.
   const int64_t slots = cut.split > 2 ? 119 : 132;
   const int64_t together = std::min<int64_t>(ceil_div(blocks, slots), cut.row_tile > 32 ? 3 : 4);
-  int64_t budget = together == 1 ? 200 : 226 / together - 1;
+  int64_t budget = together == 1 ? 212 : 226 / together - 1;
   if (blocks > 528) budget = cut.row_tile > 32 ? 111 : 74;
   const int64_t sums = int64_t{4} * cut.turns * cut.row_tile * (cut.units * 64 + 4);
   const int64_t fewest = std::max<int64_t>(2 * cut.turns, ceil_div(sums, bytes));
