@@ -271,7 +271,7 @@ class DecodeFinish {
     first_ = work.rank * share_;
     mine_ = min(share_, total_ - first_);
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) old_[j] = out_at(thread() + j * s_.threads).old(p);
+    for (int j = 0; j < kOld; ++j) old_[j] = out_at(thread() + j * s_.threads).old(p);
   }
 
   __device__ __forceinline__ void exchange() const {
@@ -290,26 +290,20 @@ class DecodeFinish {
   }
 
   __device__ __forceinline__ void store() const {
-    for (int begin = thread(); begin < mine_; begin += kBatch * s_.threads) {
-      float4 v[kBatch], up[kBatch];
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        const int l = min(begin + j * s_.threads, mine_ - 1);
-        v[j] = sum(l, 0);
-        if (halves_ == 2) up[j] = sum(l, 1);
+    for (int j = 0, l = thread(); l < mine_; ++j, l += s_.threads) {
+      const FourOut out = out_at(l);
+      if (out.count <= 0) continue;
+      float4 v = sum(l, 0);
+      if (halves_ == 2) {
+        float4 up = sum(l, 1);
+        gate_four(p_, out.column, out.count, v, up);
       }
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        const FourOut out = out_at(begin + j * s_.threads);
-        if (out.count <= 0) continue;
-        if (halves_ == 2) gate_four(p_, out.column, out.count, v[j], up[j]);
-        out.store(p_, v[j], begin == thread() ? old_[j] : out.old(p_));
-      }
+      out.store(p_, v, j == 0 ? old_[0] : j == 1 ? old_[1] : out.old(p_));
     }
   }
 
  private:
-  static constexpr int kBatch = 4;  ///< of a thread at a time
+  static constexpr int kOld = 2;  ///< of a thread, asked for before the sums are exchanged
 
   static __device__ __forceinline__ int thread() {
     return static_cast<int>(threadIdx.x);
@@ -345,7 +339,7 @@ class DecodeFinish {
   const DecodeWork& work_;
   const DecodeShares& s_;
   int halves_, columns_, log_, total_, share_, first_, mine_;
-  float4 old_[kBatch];  ///< asked for before the sums are exchanged
+  float4 old_[kOld];
 };
 
 /// By one thread.
