@@ -110,6 +110,7 @@ class ChunkConsumer : Tree<KvInt4, D, N> {
   // numbers, a quarter of the keys and then of the columns each.
   static constexpr int kFewChunks = Short ? 2 : 0;
   static constexpr int kMyTiles = kTiles / kWarps;  // then
+  static constexpr int kMyTilesAtOnce = std::min(kMyTiles, kTilesAtOnce);
   using Codes = Tiles<KvInt4, D>;
   using Stage = Cursor<Memory::kStages>;
 
@@ -192,14 +193,14 @@ class ChunkConsumer : Tree<KvInt4, D, N> {
       barrier_sync(1, kWarps * 32);
     }
   }
+
   /// Chunk `chunk` for row tile n by all warps, from stages k and v, into the tree.
   __device__ __forceinline__ void compute_together(const Run& run, int chunk, int n, Stage k,
                                                    Stage v) {
     const View view = view_of(run, chunk, n);
     wait(&shared.full[k.stage], k.parity);
     float top[2];
-    multiply_keys < kMyTiles<kTilesAtOnce ? kMyTiles : kTilesAtOnce>(
-                        top, view, k.stage, warp * kMyTiles, (warp + 1) * kMyTiles, 0);
+    multiply_keys<kMyTilesAtOnce>(top, view, k.stage, warp * kMyTiles, (warp + 1) * kMyTiles, 0);
     if (lane < 4) *reinterpret_cast<float2*>(&shared.tops[warp][lane * 2]) = {top[0], top[1]};
     barrier_sync(1, kWarps * 32);
     if (n == N - 1 && warp == 0) release(k);  // for all warps
