@@ -133,7 +133,7 @@ const OpTable& ref_ops();
 /// narrowest.
 const OpTable& cpu_ops(CpuIsa isa);
 /// The instruction sets that this machine has and this build was made for, narrowest first; with
-/// sanitizers the narrowest and the widest alone.
+/// AddressSanitizer the narrowest and the widest alone, with ThreadSanitizer the narrowest.
 std::vector<CpuIsa> cpu_isas();
 
 }  // namespace weft

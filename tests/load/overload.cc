@@ -115,7 +115,7 @@ void run_overload(const Settings& settings, Report& report) {
                               {"resident_mib_early", resident_early / 1048576},
                               {"resident_mib_late", resident_late / 1048576}});
   report.check_at_most((settings.full ? 0.95 : 0.8) * peak, goodput,
-                       "95 % of the peak against the goodput");
+                       "most of the peak against the goodput");
   report.check(tally.refused > 0, "some requests are refused");
   report.check_equal(static_cast<double>(tally.other), 0, "answers that are neither 200 nor 429");
   report.check_equal(static_cast<double>(tally.without_retry), 0, "429 without Retry-After");
