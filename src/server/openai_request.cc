@@ -67,11 +67,12 @@ Result<void> set_sampling_number(Reading& r, const std::string& field, const Jso
   r.out.sampling.*kMember = TRY(read_number(field, value));
   return {};
 }
-template <auto kMember>
+template <auto kMember, size_t kLeast = 0>
 Result<void> set_sampling_ids(Reading& r, const std::string& field, const JsonValue& value) {
   r.out.sampling.*kMember = TRY(read_int_list(field, value));
   const size_t got = (r.out.sampling.*kMember).size();
   if (got > kMaxIdList) return too_many(field, got, "entries", int64_t{kMaxIdList});
+  if (got < kLeast) return invalid_argument(field + ": it is empty; at least 1 token id, or null");
   return {};
 }
 template <auto kMember>
@@ -367,7 +368,7 @@ constexpr Field kCommonFields[] = {
     {"min_tokens", set_sampling_int<&S::min_tokens>},
     {"stop", read_stop},
     {"stop_token_ids", set_sampling_ids<&S::stop_token_ids>},
-    {"allowed_token_ids", set_sampling_ids<&S::allowed_token_ids>},
+    {"allowed_token_ids", set_sampling_ids<&S::allowed_token_ids, 1>},
     {"bad_words", read_bad_words},
     {"ignore_eos", set_sampling_bool<&S::ignore_eos>},
     {"seed", read_seed},

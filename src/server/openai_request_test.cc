@@ -205,6 +205,10 @@ TEST(ChatRequest, CountsHaveBounds) {
   EXPECT_EQ(chat_refusal("\"stop_token_ids\":" + repeat("1", 4096)), "");
   EXPECT_EQ(chat_refusal("\"stop_token_ids\":" + repeat("1", 4097)), "stop_token_ids");
   EXPECT_EQ(chat_refusal("\"stop_token_ids\":[1,\"2\"]"), "stop_token_ids[1]");
+  EXPECT_EQ(chat_refusal("\"stop_token_ids\":[]"), "");
+  EXPECT_EQ(chat_refusal("\"allowed_token_ids\":[7]"), "");
+  EXPECT_EQ(chat_refusal("\"allowed_token_ids\":null"), "");
+  EXPECT_EQ(chat_refusal("\"allowed_token_ids\":[]"), "allowed_token_ids");
   const std::string one = R"({"role":"user","content":"x"})";
   EXPECT_EQ(refused(parse_chat_request(with_messages(repeat(one, 4096)))), "");
   EXPECT_EQ(refused(parse_chat_request(with_messages(repeat(one, 4097)))), "messages");
