@@ -45,6 +45,7 @@ DeviceTensor::DeviceTensor(DType dtype, std::initializer_list<int64_t> dims)
   cuda::check(cudaMalloc(&data, bytes), "memory of a test");
   base_ = static_cast<std::byte*>(data);
   cuda::check(cudaMemset(base_, kGuardByte, bytes), "guards");
+  cuda::check(cudaDeviceSynchronize(), "guards");  // the tests' streams would not wait for it
   view.data = base_ + kGuard;
 }
 
