@@ -160,7 +160,7 @@ class Step {
         args.seqs.kv_start = {start_.data(), DType::kI32, {rows_}};
         args.seqs.block_table = {table_.data(), DType::kI32, {rows_, width_}};
         args.seqs.num_segments = static_cast<int>(rows_);
-        prepare_and_attend(ops, stream, prepare, args);
+        if (!prepare_attention(ops, stream, prepare, args)) ops.attention(stream, args);
       }
       if (without != kOut) product(out_[set], attended, residual, Epilogue::kAdd, false);
       if (without != kGateUp) product(gate_up_[set], normed, act, Epilogue::kSiluMul, true);

@@ -76,6 +76,13 @@ struct OpTable {
   /// nothing was done: not for these shapes. Null: for none.
   bool (*prepared_attention)(Stream&, const QkvPrepareArgs&, const AttnArgs&) = nullptr;
 
+  /// Two `linear` as one op with the same bits: second.x is first.out, which nobody else reads, and
+  /// what is left there has a form of the backend's. False, and nothing was done: not for these.
+  /// Null: for none.
+  bool (*linear_pair)(Stream&, const LinearArgs& first, const LinearArgs& second) = nullptr;
+  /// Likewise attention, then linear of its out as rows [T, H D].
+  bool (*attention_linear)(Stream&, const AttnArgs&, const LinearArgs&) = nullptr;
+
   // Layouts that belong to the backend.
   Op<int64_t(const WeightShape&)> weight_bytes;  ///< packed bytes of one expert, a multiple of 64
   /// Packs [sum of rows, K] from consecutive pieces ([rows_i, K] bf16, f16 or f32, contiguous) into
@@ -114,13 +121,29 @@ struct OpTable {
   Op<void(Stream&, const GatedNormArgs&)> gated_norm;
 };
 
-/// qkv_prepare, then attention.
-inline void prepare_and_attend(const OpTable& ops, Stream& stream, const QkvPrepareArgs& prepare,
-                               const AttnArgs& attention) {
+/// qkv_prepare; true: and attention too, for the backend does both at once.
+inline bool prepare_attention(const OpTable& ops, Stream& stream, const QkvPrepareArgs& prepare,
+                              const AttnArgs& attention) {
   const auto together = ops.prepared_attention;
-  if (together != nullptr && together(stream, prepare, attention)) return;
+  if (together != nullptr && together(stream, prepare, attention)) return true;
   ops.qkv_prepare(stream, prepare);
+  return false;
+}
+
+/// linear, then another one of what it gave, which is of use to nobody else.
+inline void linear_of_linear(const OpTable& ops, Stream& stream, const LinearArgs& first,
+                             const LinearArgs& second) {
+  if (ops.linear_pair != nullptr && ops.linear_pair(stream, first, second)) return;
+  ops.linear(stream, first);
+  ops.linear(stream, second);
+}
+
+/// attention, then linear of what it gave, as [T, H D], which is of use to nobody else.
+inline void linear_of_attention(const OpTable& ops, Stream& stream, const AttnArgs& attention,
+                                const LinearArgs& linear) {
+  if (ops.attention_linear != nullptr && ops.attention_linear(stream, attention, linear)) return;
   ops.attention(stream, attention);
+  ops.linear(stream, linear);
 }
 
 /// The CUDA backend for Hopper GPUs, or null in a build without CUDA.

@@ -112,19 +112,25 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, const RmsNormA
                      .prompt_rows = context.batch.prompt_rows,
                      .num_prompt_segments = context.batch.num_prompt_segments,
                      .max_decode_len = context.batch.max_decode_len};
+  HeadPlan plan;
+  bool attended_too = false;
   if (planner_ && planner_->needed(context.batch)) {
     context.ops.qkv_prepare(context.stream, prepare);
-    const HeadPlan plan = planner_->plan(context, layer, attention);
+    plan = planner_->plan(context, layer, attention);
     attention.heads = &plan;
-    context.ops.attention(context.stream, attention);
   } else {
-    prepare_and_attend(context.ops, context.stream, prepare, attention);
+    attended_too = prepare_attention(context.ops, context.stream, prepare, attention);
   }
+  const LinearArgs project = out_.args(context, attended, residual, Epilogue::kAdd);
+  if (!attended_too && !spec_.output_gate) {
+    return linear_of_attention(context.ops, context.stream, attention, project);
+  }
+  if (!attended_too) context.ops.attention(context.stream, attention);
   if (spec_.output_gate) {
     context.ops.mul_sigmoid(context.stream,
                             {.x = heads, .gate = q_part.columns(head_dim, 2 * head_dim)});
   }
-  out_.forward(context, attended, residual, Epilogue::kAdd);
+  context.ops.linear(context.stream, project);
 }
 
 }  // namespace weft

@@ -22,13 +22,9 @@ void Linear::forward(StepContext& context, TensorView x, TensorView out, int64_t
 
 void Linear::forward(StepContext& context, const RmsNormArgs& norm, TensorView out,
                      Epilogue epilogue) const {
-  context.ops.linear(context.stream, {.x = norm.out,
-                                      .weight = &weight_,
-                                      .bias = bias_,
-                                      .out = out,
-                                      .epilogue = epilogue,
-                                      .prompt_rows = context.batch.prompt_rows,
-                                      .norm = norm});
+  LinearArgs all = args(context, norm.out, out, epilogue);
+  all.norm = norm;
+  context.ops.linear(context.stream, all);
 }
 
 void Linear::forward(Stream& stream, const OpTable& ops, TensorView x, TensorView out,

@@ -54,6 +54,16 @@ class Linear {
                Epilogue epilogue = Epilogue::kStore) const {
     forward(context, x, out, context.batch.prompt_rows, epilogue);
   }
+  /// What forward() asks of OpTable::linear, for the rows of the step.
+  LinearArgs args(const StepContext& context, TensorView x, TensorView out,
+                  Epilogue epilogue) const {
+    return {.x = x,
+            .weight = &weight_,
+            .bias = bias_,
+            .out = out,
+            .epilogue = epilogue,
+            .prompt_rows = context.batch.prompt_rows};
+  }
   /// What forward() takes of the stream's scratch memory, at most.
   int64_t scratch_bytes(const StepQuery& query, Epilogue epilogue = Epilogue::kStore) const {
     return query.ops.linear_scratch(weight_.shape, epilogue, query.rows, query.num_threads);

@@ -17,19 +17,22 @@ int64_t DenseMlp::scratch_bytes(const StepQuery& query) const {
                    down_.scratch_bytes(query, Epilogue::kAdd)});
 }
 
-void DenseMlp::forward(StepContext& context, TensorView x, TensorView out,
+void DenseMlp::forward(StepContext& context, TensorView x, const RmsNormArgs* norm, TensorView out,
                        Epilogue epilogue) const {
   const ArenaScope scope(context.arena);
   TensorView act = take_rows(context, x.dim(0), gate_up_.out_features() / 2);
-  gate_up_.forward(context, x, act, Epilogue::kSiluMul);
-  down_.forward(context, act, out, epilogue);
+  LinearArgs gate_up = gate_up_.args(context, x, act, Epilogue::kSiluMul);
+  if (norm != nullptr) gate_up.norm = *norm;
+  linear_of_linear(context.ops, context.stream, gate_up, down_.args(context, act, out, epilogue));
+}
+
+void DenseMlp::forward(StepContext& context, TensorView x, TensorView out,
+                       Epilogue epilogue) const {
+  forward(context, x, nullptr, out, epilogue);
 }
 
 void DenseMlp::forward(StepContext& context, const RmsNormArgs& norm, TensorView out) const {
-  const ArenaScope scope(context.arena);
-  TensorView act = take_rows(context, out.dim(0), gate_up_.out_features() / 2);
-  gate_up_.forward(context, norm, act, Epilogue::kSiluMul);
-  down_.forward(context, act, out, Epilogue::kAdd);
+  forward(context, norm.out, &norm, out, Epilogue::kAdd);
 }
 
 void MoeMlp::declare(WeightPlan& plan, WeightFormat format, const std::string& prefix,

@@ -25,6 +25,10 @@ class DenseMlp {
   void forward(StepContext& context, const RmsNormArgs& norm, TensorView out) const;
 
  private:
+  /// `norm`: x is its out, which is computed first; null: x is there.
+  void forward(StepContext& context, TensorView x, const RmsNormArgs* norm, TensorView out,
+               Epilogue epilogue) const;
+
   Linear gate_up_, down_;
 };
 

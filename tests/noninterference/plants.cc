@@ -68,6 +68,8 @@ OpTable with(const OpTable& base, F&& change) {
   base_ops = &base;
   OpTable out = base;
   out.prepared_attention = nullptr;  // a changed op is reached
+  out.linear_pair = nullptr;
+  out.attention_linear = nullptr;
   change(out);
   return out;
 }

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "kernels/ref/ref.h"
-#include "tests/ops_cuda/support.h"
+#include "tests/ops_cuda/code_rows.h"
 
 namespace weft {
 
@@ -130,6 +130,7 @@ class Step {
     CudaTestStream stream;
     cuda::attention_prompt(stream, args);
     stream.sync();
+    expect_codes_of_attention(stream, args, cu_q_.back());
     lse = lse_out.floats();
     lse.resize(static_cast<size_t>(cu_q_.back() * heads_.q));
     const std::vector<std::byte> all = out.bytes();

@@ -86,6 +86,16 @@ class KvWorld {
     });
   }
 
+  /// Over the quantised cache rows become codes too.
+  void check_codes() {
+    with_args(true, nullptr, [&](Stream& stream, const AttnArgs& args) {
+      const bool gathered = case_.format != KvFormat::kBf16;
+      (gathered ? cuda::attention_prompt_gathered : cuda::attention_prompt)(stream, args);
+      expect_codes_of_attention(stream, args, cu_q_.back());
+      return stream.scratch().peak();
+    });
+  }
+
   /// K (plane 1) or V (plane 2) of a token as it came, [G, D].
   std::vector<float> row_of(const Piece& piece, int position, int plane) const {
     std::vector<float> row =

@@ -291,7 +291,8 @@ constexpr int kManyRounds = 6;
 template <class C>
 class PrefillLauncher {
  public:
-  PrefillLauncher(Stream& stream, const AttnArgs& args, const PrefillSource<C>& source = {})
+  PrefillLauncher(Stream& stream, const AttnArgs& args, const QuantizedRows& codes,
+                  const PrefillSource<C>& source = {})
       : stream_(stream), args_(args), source_(source) {
     const KvShape& kv = args.kv.shape;
     const AttnShape& shape = args.shape;
@@ -303,6 +304,7 @@ class PrefillLauncher {
     params_.out = static_cast<__nv_bfloat16*>(args.out.data);
     params_.out_row = args.out.stride[0];
     params_.out_head = args.out.stride[1];
+    params_.codes = codes;
     params_.block_table = args.seqs.block_table.template ptr<int32_t>();
     params_.table_row = args.seqs.block_table.stride[0];
     params_.head_dim = shape.head_dim;
@@ -493,17 +495,18 @@ class PrefillLauncher {
 };
 
 template <class C>
-void launch_dense(Stream& stream, const AttnArgs& args, const PrefillSource<C>& source = {}) {
-  PrefillLauncher<C> launcher(stream, args, source);
+void launch_dense(Stream& stream, const AttnArgs& args, const QuantizedRows& codes,
+                  const PrefillSource<C>& source = {}) {
+  PrefillLauncher<C> launcher(stream, args, codes, source);
   launcher.add_segments();
   launcher.flush();
 }
 
 /// The full heads of a HeadPlan, and the others on the processors that these leave.
 template <class Full, class Others>
-void launch_planned(Stream& stream, const AttnArgs& args) {
-  PrefillLauncher<Full> full(stream, args);
-  PrefillLauncher<Others> others(stream, args);
+void launch_planned(Stream& stream, const AttnArgs& args, const QuantizedRows& codes) {
+  PrefillLauncher<Full> full(stream, args, codes);
+  PrefillLauncher<Others> others(stream, args, codes);
   full.add_segments();
   others.add_segments();
   const ArenaScope scope(stream.scratch());
@@ -524,35 +527,45 @@ bool can_gather_beside(const AttnArgs& args, const KvBlockLayout& from) {
   return args.heads == nullptr && args.shape.head_dim <= 128 && from.scales <= 2;
 }
 
-void attention_prompt_beside(Stream& stream, const AttnArgs& args, const GatherParams& gather) {
+void attention_prompt_beside(Stream& stream, const AttnArgs& args, const QuantizedRows& codes,
+                             const GatherParams& gather) {
   CHECK(can_gather_beside(args, gather.from));
   if (args.shape.head_dim <= 64) {
-    launch_dense<PrefillShape<64, 192, 3, false, false, true>>(stream, args, gather);
+    launch_dense<PrefillShape<64, 192, 3, false, false, true>>(stream, args, codes, gather);
   } else {
-    launch_dense<PrefillShape<128, 128, 3, false, false, true>>(stream, args, gather);
+    launch_dense<PrefillShape<128, 128, 3, false, false, true>>(stream, args, codes, gather);
   }
 }
 
+bool attention_prompt_quantizes(const AttnShape& shape) {
+  return shape.head_dim % 128 == 0;
+}
+
 void attention_prompt(Stream& stream, const AttnArgs& args) {
+  attention_prompt_into(stream, args, {});
+}
+
+void attention_prompt_into(Stream& stream, const AttnArgs& args, const QuantizedRows& codes) {
   const KvShape& kv = args.kv.shape;
   if (args.prompt_rows == 0 || args.num_prompt_segments == 0) return;
   CHECK(args.seqs.host_cu_q && args.seqs.host_kv_start);
   CHECK(args.q.dtype == DType::kBF16 && args.out.dtype == DType::kBF16);
   CHECK(kv.format == KvFormat::kBf16 && kv.block_size % 16 == 0 && args.shape.scale > 0);
   const int dim = args.shape.head_dim;
+  CHECK(codes.codes == nullptr || attention_prompt_quantizes(args.shape));
   CHECK(dim > 0 && dim <= 256 && dim % 8 == 0, "attention of a prompt: head_dim is 8, 16, .. 256");
   if (dim <= 64) {
     using Full = PrefillShape<64, 192, 3>;
-    if (args.heads == nullptr) return launch_dense<Full>(stream, args);
-    launch_planned<Full, PrefillShape<64, 128, 2, true, true>>(stream, args);
+    if (args.heads == nullptr) return launch_dense<Full>(stream, args, codes);
+    launch_planned<Full, PrefillShape<64, 128, 2, true, true>>(stream, args, codes);
   } else if (dim <= 128) {
     using Full = PrefillShape<128, 128, 3>;
-    if (args.heads == nullptr) return launch_dense<Full>(stream, args);
-    launch_planned<Full, PrefillShape<128, 128, 2, true, true>>(stream, args);
+    if (args.heads == nullptr) return launch_dense<Full>(stream, args, codes);
+    launch_planned<Full, PrefillShape<128, 128, 2, true, true>>(stream, args, codes);
   } else {
     using Full = PrefillShape<256, 128, 2>;
-    if (args.heads == nullptr) return launch_dense<Full>(stream, args);
-    launch_planned<Full, PrefillShape<256, 128, 2, true>>(stream, args);
+    if (args.heads == nullptr) return launch_dense<Full>(stream, args, codes);
+    launch_planned<Full, PrefillShape<256, 128, 2, true>>(stream, args, codes);
   }
 }
 

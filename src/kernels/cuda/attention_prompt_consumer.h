@@ -8,25 +8,10 @@
 #include "kernels/cuda/attention_prompt_plan.h"
 #include "kernels/cuda/common/math.h"
 #include "kernels/cuda/common/wgmma.h"
+#include "kernels/cuda/fp8_rows.h"
 
 namespace weft::cuda {
 namespace {
-
-/// Words w[i] of lane c of a quad become w[c] of lane i.
-__device__ __forceinline__ void transpose_in_quad(uint32_t (&w)[4], int c) {
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const uint32_t got = __shfl_xor_sync(0xffffffffu, (c & 1) ? w[i] : w[i + 1], 1);
-    w[i] = (c & 1) ? got : w[i];
-    w[i + 1] = (c & 1) ? w[i + 1] : got;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const uint32_t got = __shfl_xor_sync(0xffffffffu, (c & 2) ? w[i] : w[i + 2], 2);
-    w[i] = (c & 2) ? got : w[i];
-    w[i + 2] = (c & 2) ? w[i + 2] : got;
-  }
-}
 
 /// The running softmax of a thread's rows r and r + 8.
 struct RunningSoftmax {
@@ -326,6 +311,13 @@ struct PrefillConsumer {
         params.lse[(item.tile.row + token) * params.lse_row + head] =
             0.693147181f * fmaf(softmax.high[half], softmax.scale_log2, __log2f(sum));
       }
+      if constexpr (C::kUnitDims == 128) {
+        if (params.codes.codes != nullptr) {
+          store_as_codes(params, item.tile.row + token, head, half, inverse,
+                         token < item.tile.tokens);
+          continue;
+        }
+      }
       __nv_bfloat16* to =
           params.out + (item.tile.row + token) * params.out_row + head * params.out_head + 8 * c;
 #pragma unroll
@@ -345,6 +337,38 @@ struct PrefillConsumer {
                    make_uint4(w[0], w[1], w[2], w[3]));
           }
         }
+      }
+    }
+  }
+
+  /// A head of a row as codes, with a scale for each unit.
+  __device__ __forceinline__ void store_as_codes(const PrefillParams& params, int row, int head,
+                                                 int half, float inverse, bool exists) {
+    const int c = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+    for (int u = 0; u < C::kUnits; ++u) {
+      const auto pair = [&](int j) {
+        float2 v{o[u][4 * j + 2 * half] * inverse, o[u][4 * j + 2 * half + 1] * inverse};
+        round_to_bf16(v.x, v.y);
+        return v;
+      };
+      float largest = 0;
+#pragma unroll
+      for (int j = 0; j < 16; ++j) {
+        const float2 v = pair(j);
+        largest = fmaxf(largest, fmaxf(fabsf(v.x), fabsf(v.y)));
+      }
+      const Fp8Scale scale = fp8_scale(max_of_quad(largest));
+      const int block = head * C::kUnits + u;
+      uint8_t* to = params.codes.codes + row * params.codes.stride + block * 128 + 16 * c;
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        const uint4 codes =
+            codes_of_quad([&](int j) { return pair(8 * part + j); }, scale.inverse, c);
+        if (exists) __stcs(reinterpret_cast<uint4*>(to + 64 * part), codes);
+      }
+      if (exists && c == 0) {
+        params.codes.scales[block * params.codes.scale_stride + row] = scale.scale;
       }
     }
   }

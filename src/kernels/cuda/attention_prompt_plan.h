@@ -6,6 +6,7 @@
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/common/ptx.h"
+#include "kernels/cuda/gemm.h"
 #include "kernels/cuda/head_kinds.h"
 #include "kernels/cuda/kv_gather.h"
 
@@ -40,6 +41,7 @@ struct PrefillPlan {
 struct PrefillParams {
   __nv_bfloat16* out = nullptr;
   int64_t out_row = 0, out_head = 0;  ///< strides in elements
+  QuantizedRows codes;                ///< in place of `out`, where they are not null
   const int32_t* block_table = nullptr;
   int64_t table_row = 0;
   int32_t head_dim = 0;

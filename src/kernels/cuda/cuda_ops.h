@@ -39,8 +39,17 @@ int64_t linear_decode_scratch(const WeightShape& shape, Epilogue epilogue, int64
 /// All rows of `args` in one arithmetic (args.prompt_rows is not looked at).
 void linear_prompt(Stream& stream, const LinearArgs& args);
 void linear_decode(Stream& stream, const LinearArgs& args);
-/// Whether linear_decode() takes args.norm (and leaves norm.out alone); otherwise it ignores it.
+/// Whether the product takes args.norm (and leaves norm.out alone); otherwise it ignores it. That
+/// of prompts does where it would quantise x.
+bool linear_prompt_norms(const LinearArgs& args);
 bool linear_decode_norms(const LinearArgs& args);
+/// OpTable::linear_pair of prompt rows: whether it can, and is faster; what lies between becomes
+/// e4m3 codes in the memory of first.out.
+bool linear_prompt_pairs(const LinearArgs& first, const LinearArgs& second);
+void linear_prompt_pair(Stream& stream, const LinearArgs& first, const LinearArgs& second);
+/// OpTable::attention_linear of prompt rows, likewise by codes in the memory of linear.x.
+bool attention_linear_prompt_pairs(const AttnArgs& attention, const LinearArgs& linear);
+void attention_linear_prompt(Stream& stream, const AttnArgs& attention, const LinearArgs& linear);
 
 int64_t moe_prompt_scratch(const WeightShape& gate_up, int64_t rows, int top_k);
 int64_t moe_decode_scratch(const WeightShape& gate_up, int64_t rows, int top_k);
@@ -55,6 +64,12 @@ void attention_prompt(Stream& stream, const AttnArgs& args);
 /// a bf16 copy of one sequence's K and V.
 int64_t kv_gather_scratch(const AttnShape& shape, int64_t num_keys);
 void attention_prompt_gathered(Stream& stream, const AttnArgs& args);
+/// The same for rows that become codes (gemm.h) in place of args.out; null codes: args.out.
+struct QuantizedRows;
+bool attention_prompt_quantizes(const AttnShape& shape);
+void attention_prompt_into(Stream& stream, const AttnArgs& args, const QuantizedRows& codes);
+void attention_prompt_gathered_into(Stream& stream, const AttnArgs& args,
+                                    const QuantizedRows& codes);
 void attention_decode(Stream& stream, const AttnArgs& args);
 void qkv_prepare(Stream& stream, const QkvPrepareArgs& args);
 

@@ -38,8 +38,12 @@ struct QuantizedRows {
   int64_t scale_stride = 0;  ///< rows rounded up to 4
 };
 int64_t quantized_rows_bytes(int64_t rows, int64_t k);
+/// Unwritten ones in quantized_rows_bytes() of memory, which begins at a multiple of 16.
+QuantizedRows quantized_rows_at(void* memory, int64_t rows, int64_t k);
 /// Scale = largest magnitude of the 128 / 448; codes to nearest. Memory from the stream's scratch.
 QuantizedRows quantize_rows(Stream& stream, const TensorView& x);
+/// quantize_rows() of what rms_norm() would write to norm.out, which stays as it was.
+QuantizedRows quantize_norm(Stream& stream, const RmsNormArgs& norm);
 
 /// Scales of b: one for each 16 rows x 128 columns (weight_layout.h).
 struct BlockScales {
@@ -55,6 +59,12 @@ BlockScales block_scales(const Weight& weight);
 /// and K alone. The products of 128 K are summed by the tensor cores, multiplied by both scales and
 /// added in f32. For kSiluMul N / 2 is a multiple of 16.
 void gemm_fp8(Stream& stream, const Gemm& gemm, const QuantizedRows& a, const BlockScales& b);
+/// gemm_fp8() with kSiluMul of rows of one expert, whose results become `out` (gemm.out isn't
+/// looked at): quantize_rows() of what gemm_fp8() would write as bf16.
+void gemm_fp8_quantized(Stream& stream, const Gemm& gemm, const QuantizedRows& a,
+                        const BlockScales& b, const QuantizedRows& out);
+/// Whether that is faster than gemm_fp8() and quantize_rows(): its tiles are twice as wide.
+bool quantized_product_pays(const WeightShape& shape, int64_t rows);
 
 /// As gemm_bf16 with b in tiles of int8 or int4 codes: bf16(code * scale) times x. For kSiluMul N /
 /// 2 is a multiple of kQuantTile.

@@ -2,8 +2,12 @@
 // (128 Sub) x 128 x 128, persistent, one producer thread and two consumer warpgroups of 64 Sub
 // rows. Each 128 of K is a chain of 4 wgmma, whose sum (64 x 128) is scaled and added to the f32
 // total in registers while the other warpgroup multiplies. Bound: the tensor cores' fp8 rate.
-// docs/kernels/gemm.md.
+// Results that become codes themselves (Codes) have tiles of 64 Sub x (128 gate + 128 up): each
+// warpgroup has half of the 128 columns that share a scale. docs/kernels/gemm.md.
 
+#include "base/align.h"
+#include "kernels/cuda/common/math.h"
+#include "kernels/cuda/fp8_rows.h"
 #include "kernels/cuda/gemm_device.h"
 #include "kernels/cuda/weight_layout.h"
 
@@ -24,42 +28,54 @@ struct Params {
   const float* a_scales = nullptr;
   int64_t a_scale_stride = 0;
   BlockScales b;
+  QuantizedRows codes;  // in place of `out`
 };
 
-template <int Sub>
+template <int Sub, bool Codes>
 struct Layout {
-  static constexpr int kABytes = Sub * 128 * 128;
-  static constexpr int kStageBytes = kABytes + kBBytes;
+  static constexpr int kRows = Sub * (Codes ? 64 : 128);  // of a tile
+  static constexpr int kColumnParts = Codes ? 2 : 1;      // of kTileN
+  static constexpr int kABytes = kRows * 128;
+  static constexpr int kStageBytes = kABytes + kColumnParts * kBBytes;
   static constexpr int kStages = 196608 / kStageBytes;
   static constexpr int kStaging = kStages * kStageBytes;
   static constexpr int kBarriers = kStaging + 8 * kStagingBytes;
   static constexpr int kUnits = kBarriers + 2 * kStages * 8;
   static int bytes(int experts) { return kUnits + (experts + 1) * 4; }
+  /// Columns of out that a tile has.
+  __host__ __device__ static int columns(const GemmOutput& out) {
+    return kColumnParts * (out.silu_mul ? kTileN / 2 : kTileN);
+  }
 };
 
-template <int Sub>
+template <int Sub, bool Codes>
 __device__ __forceinline__ void produce(const CUtensorMap* a_map, const CUtensorMap* b_map,
                                         const Params& p, uint8_t* shared) {
-  using L = Layout<Sub>;
+  using L = Layout<Sub, Codes>;
   Barrier* full = reinterpret_cast<Barrier*>(shared + L::kBarriers);
   Barrier* empty = full + L::kStages;
   const int* first_unit = reinterpret_cast<const int*>(shared + L::kUnits);
-  const int units = num_units<kTileRows * Sub>(p.space, first_unit);
-  const int tile_columns = p.out.silu_mul ? kTileN / 2 : kTileN;
+  const int units = num_units<L::kRows>(p.space, first_unit);
+  const int tile_columns = L::columns(p.out);
   Pipe pipe;
   for (int unit = static_cast<int>(blockIdx.x); unit < units; unit += static_cast<int>(gridDim.x)) {
-    const Tile tile = tile_of<kTileRows * Sub>(p.space, first_unit, unit, 0);
+    const Tile tile = tile_of<L::kRows>(p.space, first_unit, unit, 0);
     const int n = tile.column_tile * tile_columns;
     for (int step = 0; step < p.k_steps; ++step) {
       wait(empty + pipe.stage, pipe.parity ^ 1);
       Barrier* bar = full + pipe.stage;
       uint8_t* a = shared + pipe.stage * L::kStageBytes;
       uint8_t* b = a + L::kABytes;
-      arrive_expect(bar, kBBytes + p.a_bytes);
+      arrive_expect(bar, L::kColumnParts * kBBytes + p.a_bytes);
       const int k = step * kStep;
       tma_load(a, a_map, bar, Coords{k, tile.row});
-      tma_load(b, b_map, bar, Coords{k, n, tile.expert});
-      tma_load(b + kBBytes / 2, b_map, bar, Coords{k, n + p.out.second_half, tile.expert});
+#pragma unroll
+      for (int part = 0; part < L::kColumnParts; ++part) {
+        const int row = n + part * (kTileN / 2);
+        tma_load(b, b_map, bar, Coords{k, row, tile.expert});
+        tma_load(b + kBBytes / 2, b_map, bar, Coords{k, row + p.out.second_half, tile.expert});
+        b += kBBytes;
+      }
       pipe.next<L::kStages>();
     }
   }
@@ -168,30 +184,81 @@ __device__ __forceinline__ void multiply(float (&part)[kTileN / 2], uint64_t a, 
   wgmma_commit();
 }
 
+constexpr int kExchange = 1;  // the barrier where the two warpgroups meet
+
+/// silu(gate) * up of a warpgroup's 64 Sub rows and 64 columns as codes. `largest` is shared memory
+/// of [2][64 Sub], in which the warpgroups tell each other the largest magnitudes of their rows.
 template <int Sub>
+__device__ __forceinline__ void store_as_codes(float (&act)[Sub][kTileN / 2], const Params& p,
+                                               const Tile& tile, int column, float* largest) {
+  const int warp = warp_index() - 4, group = warp / 4, lane = static_cast<int>(threadIdx.x) % 32;
+  const int c = lane % 4, first = warp % 4 * 16 + lane / 4;
+  float* own = largest + group * (64 * Sub) + first;
+#pragma unroll
+  for (int sub = 0; sub < Sub; ++sub) {
+    float most[2] = {};
+#pragma unroll
+    for (int i = 0; i < kTileN / 4; i += 2) {
+      float &low = act[sub][i], &high = act[sub][i + 1];
+      round_to_bf16(low, high);
+      if (column + i / 4 * 8 + 2 * c >= p.out.columns) low = high = 0.0f;
+      most[i / 2 % 2] = fmaxf(most[i / 2 % 2], fmaxf(fabsf(low), fabsf(high)));
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      most[half] = max_of_quad(most[half]);
+      if (c == 0) own[64 * sub + 8 * half] = most[half];
+    }
+  }
+  barrier_sync(kExchange, kConsumers);
+#pragma unroll
+  for (int sub = 0; sub < Sub; ++sub) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int at = first + 64 * sub + 8 * half, row = tile.row + at;
+      const Fp8Scale scale = fp8_scale(fmaxf(largest[at], largest[64 * Sub + at]));
+      const uint4 codes = codes_of_quad(
+          [&](int j) {
+            return make_float2(act[sub][4 * j + 2 * half], act[sub][4 * j + 2 * half + 1]);
+          },
+          scale.inverse, c);
+      if (row >= tile.row_end) continue;
+      if (column + 16 * c < p.out.columns) {
+        *reinterpret_cast<uint4*>(p.codes.codes + row * p.codes.stride + column + 16 * c) = codes;
+      }
+      if (group == 0 && c == 0) {
+        p.codes.scales[column / 128 * p.codes.scale_stride + row] = scale.scale;
+      }
+    }
+  }
+}
+
+template <int Sub, bool Codes>
 __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params& p,
                                         uint8_t* shared) {
-  using L = Layout<Sub>;
+  using L = Layout<Sub, Codes>;
   Barrier* full = reinterpret_cast<Barrier*>(shared + L::kBarriers);
   Barrier* empty = full + L::kStages;
   const int* first_unit = reinterpret_cast<const int*>(shared + L::kUnits);
-  const int units = num_units<kTileRows * Sub>(p.space, first_unit);
-  const int tile_columns = p.out.silu_mul ? kTileN / 2 : kTileN;
+  const int units = num_units<L::kRows>(p.space, first_unit);
+  const int tile_columns = L::columns(p.out);
   const int warp = warp_index() - 4;  // of the consumers
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int group = warp / 4;                // warpgroup
-  const int first_row = group * (64 * Sub);  // of the warpgroup
+  const int group = warp / 4;  // warpgroup
+  const int first_row = Codes ? 0 : group * (64 * Sub);
   uint8_t* staging = shared + L::kStaging + warp * kStagingBytes;
   const uint64_t a_rows = k_major_128(shared + first_row * 128);
-  const uint64_t b_rows = k_major_128(shared + L::kABytes);
+  const uint64_t b_rows = k_major_128(shared + L::kABytes + (Codes ? group * kBBytes : 0));
   const auto release = [&](int stage) {
     if (lane == 0) arrive(empty + stage);
   };
   Pipe pipe;
+  [[maybe_unused]] int turn = 0;
   for (int unit = static_cast<int>(blockIdx.x); unit < units; unit += static_cast<int>(gridDim.x)) {
-    Tile tile = tile_of<kTileRows * Sub>(p.space, first_unit, unit, 0);
-    const int column = tile.column_tile * tile_columns;
-    if (tile.row + first_row >= tile.row_end || column >= p.out.columns) {  // keep step alone
+    Tile tile = tile_of<L::kRows>(p.space, first_unit, unit, 0);
+    const int column = tile.column_tile * tile_columns + (Codes ? group * (kTileN / 2) : 0);
+    if (!Codes && (tile.row + first_row >= tile.row_end || column >= p.out.columns)) {
+      // Keep step alone.
       for (int step = 0; step < p.k_steps; ++step) {
         wait(full + pipe.stage, pipe.parity);
         release(pipe.stage);
@@ -262,6 +329,15 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
       }
       pipe.next<L::kStages>();
     }
+    if constexpr (Codes) {
+#pragma unroll
+      for (int sub = 0; sub < Sub; ++sub) finish_values<kTileN>(total[sub], p.out, column);
+      // By turns of tiles: what a warpgroup has not read yet is not written.
+      store_as_codes<Sub>(total, p, tile, column,
+                          reinterpret_cast<float*>(shared + L::kStaging) + turn);
+      turn ^= 2 * 64 * Sub;
+      continue;
+    }
     tile.row = warp_row;
 #pragma unroll
     for (int sub = 0; sub < Sub; ++sub) {
@@ -273,12 +349,12 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
   if (lane == 0) bulk_wait<0>();
 }
 
-template <int Sub>
+template <int Sub, bool Codes>
 __global__ void __launch_bounds__(kThreads, 1)
     gemm_kernel(const __grid_constant__ CUtensorMap a_map,
                 const __grid_constant__ CUtensorMap b_map,
                 const __grid_constant__ CUtensorMap out_map, const Params p) {
-  using L = Layout<Sub>;
+  using L = Layout<Sub, Codes>;
   extern __shared__ __align__(1024) uint8_t shared[];
   Barrier* full = reinterpret_cast<Barrier*>(shared + L::kBarriers);
   if (threadIdx.x == 0) {
@@ -293,26 +369,27 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   wait_for_predecessor();
   let_successor_begin();
-  count_units<kTileRows * Sub>(p.space, reinterpret_cast<int*>(shared + L::kUnits));
+  count_units<L::kRows>(p.space, reinterpret_cast<int*>(shared + L::kUnits));
   __syncthreads();
   if (threadIdx.x < 128) {
     drop_registers_to<40>();
-    if (threadIdx.x == 0) produce<Sub>(&a_map, &b_map, p, shared);
+    if (threadIdx.x == 0) produce<Sub, Codes>(&a_map, &b_map, p, shared);
   } else {
     raise_registers_to<232>();
-    consume<Sub>(&out_map, p, shared);
+    consume<Sub, Codes>(&out_map, p, shared);
   }
 }
 
-template <int Sub>
+template <int Sub, bool Codes>
 void launch_gemm(Stream& stream, const Gemm& g, const QuantizedRows& a, Params p) {
-  const int tile_columns = p.out.silu_mul ? kTileN / 2 : kTileN;
+  using L = Layout<Sub, Codes>;
+  const int tile_columns = L::columns(p.out);
   p.out.second_half = p.out.silu_mul ? p.out.columns : kTileN / 2;
   p.out.bias_half =
       p.out.silu_mul && g.bias_up > 0 ? static_cast<int>(g.bias_up) : p.out.second_half;
   p.space.column_tiles = (p.out.columns + tile_columns - 1) / tile_columns;
   const int64_t k = g.a.dim(1), rows = g.a.dim(0);
-  const int64_t box_rows = std::min<int64_t>(kTileRows * Sub, (rows + 7) / 8 * 8);
+  const int64_t box_rows = std::min<int64_t>(L::kRows, (rows + 7) / 8 * 8);
   p.a_bytes = static_cast<int>(box_rows * 128);
   const CUtensorMap a_map =
       encode_map(a.codes, MatrixMap{.type = MapType::kE4M3,
@@ -335,20 +412,20 @@ void launch_gemm(Stream& stream, const Gemm& g, const QuantizedRows& a, Params p
   const CUtensorMap b_map = encode_map(g.b, b);
   unsigned blocks = static_cast<unsigned>(num_processors());
   if (g.offsets == nullptr) {
-    const int64_t units = (rows + kTileRows * Sub - 1) / (kTileRows * Sub) * p.space.column_tiles;
+    const int64_t units = (rows + L::kRows - 1) / (L::kRows)*p.space.column_tiles;
     blocks = static_cast<unsigned>(std::min<int64_t>(units, blocks));
   }
   const int experts = g.offsets != nullptr ? p.space.experts : 0;
   launch(stream,
          {.grid = blocks,
           .block = kThreads,
-          .shared_bytes = static_cast<size_t>(Layout<Sub>::bytes(experts)),
+          .shared_bytes = static_cast<size_t>(L::bytes(experts)),
           .overlap = true},
-         gemm_kernel<Sub>, a_map, b_map, map_of(p.out, rows), p);
+         gemm_kernel<Sub, Codes>, a_map, b_map, map_of(p.out, rows), p);
 }
 
 /// Half a warp takes 128 columns of a row: lane l elements 8l .. 8l + 7.
-__global__ void quantize_kernel(const uint16_t* x, int64_t x_stride, int k, QuantizedRows q) {
+__global__ void quantize_kernel(const __nv_bfloat16* x, int64_t x_stride, int k, QuantizedRows q) {
   wait_for_predecessor();
   let_successor_begin();
   const int64_t row = blockIdx.x;
@@ -356,45 +433,14 @@ __global__ void quantize_kernel(const uint16_t* x, int64_t x_stride, int k, Quan
   const int blocks = (k + 127) / 128;
   const int per_pass = static_cast<int>(blockDim.x) / 16;
   for (int first = 0; first < blocks; first += per_pass) {
-    const int block = first + half;
-    const int column = block * 128 + lane * 8;
-    float v[8] = {};
+    const int column = (first + half) * 128 + lane * 8;
+    Floats8 v = {};
     if (column < k) {  // rows are padded to 16 bytes; what lies past K does not count
-      const uint4 raw = *reinterpret_cast<const uint4*>(x + row * x_stride + column);
-      const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+      v = load8(x + row * x_stride + column);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const uint32_t bits = i % 2 == 0 ? words[i / 2] << 16 : words[i / 2] & 0xffff0000u;
-        v[i] = column + i < k ? __uint_as_float(bits) : 0.0f;
-      }
+      for (int i = 0; i < 8; ++i) v.v[i] = column + i < k ? v.v[i] : 0.0f;
     }
-    float largest = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(v[i]));
-#pragma unroll
-    for (int step = 8; step > 0; step /= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, step));
-    }
-    const bool zero = largest < 1e-30f;
-    const float inverse = zero ? 0.0f : __fdiv_rn(448.0f, largest);
-    if (column < k) {
-      uint32_t codes[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        uint16_t low, high;
-        asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;"
-            : "=h"(low)
-            : "f"(v[4 * i + 1] * inverse), "f"(v[4 * i] * inverse));
-        asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;"
-            : "=h"(high)
-            : "f"(v[4 * i + 3] * inverse), "f"(v[4 * i + 2] * inverse));
-        codes[i] = uint32_t{low} | uint32_t{high} << 16;
-      }
-      *reinterpret_cast<uint2*>(q.codes + row * q.stride + column) = {codes[0], codes[1]};
-    }
-    if (lane == 0 && block < blocks) {
-      q.scales[block * q.scale_stride + row] = zero ? 0.0f : __fdiv_rn(largest, 448.0f);
-    }
+    store_codes(q, row, first + half, k, v);
   }
 }
 
@@ -402,24 +448,30 @@ __global__ void quantize_kernel(const uint16_t* x, int64_t x_stride, int k, Quan
 
 int64_t quantized_rows_bytes(int64_t rows, int64_t k) {
   const int64_t blocks = (k + 127) / 128;
-  return rows * ((k + 15) / 16 * 16) + 64 + blocks * ((rows + 3) / 4 * 4) * 4 + 64;
+  return aligned(rows * ((k + 15) / 16 * 16) + blocks * ((rows + 3) / 4 * 4) * 4);
+}
+
+QuantizedRows quantized_rows_at(void* memory, int64_t rows, int64_t k) {
+  QuantizedRows q;
+  q.stride = (k + 15) / 16 * 16;
+  q.scale_stride = (rows + 3) / 4 * 4;
+  q.codes = static_cast<uint8_t*>(memory);
+  q.scales = reinterpret_cast<float*>(q.codes + rows * q.stride);
+  return q;
 }
 
 QuantizedRows quantize_rows(Stream& stream, const TensorView& x) {
   const int64_t rows = x.dim(0), k = x.dim(1), blocks = (k + 127) / 128;
-  QuantizedRows q;
-  q.stride = (k + 15) / 16 * 16;
-  q.codes = static_cast<uint8_t*>(stream.scratch().take(rows * q.stride));
-  q.scale_stride = (rows + 3) / 4 * 4;
-  q.scales = static_cast<float*>(stream.scratch().take(blocks * q.scale_stride * 4));
+  const QuantizedRows q =
+      quantized_rows_at(stream.scratch().take(quantized_rows_bytes(rows, k)), rows, k);
   CHECK(x.dtype == DType::kBF16 && x.stride[0] % 8 == 0, "fp8: rows of bf16");
   const int64_t threads = std::min<int64_t>(256, (blocks + 1) / 2 * 32);
   launch(stream,
          {.grid = static_cast<unsigned>(rows),
           .block = static_cast<unsigned>(threads),
           .overlap = true},
-         quantize_kernel, static_cast<const uint16_t*>(x.data), x.stride[0], static_cast<int>(k),
-         q);
+         quantize_kernel, static_cast<const __nv_bfloat16*>(x.data), x.stride[0],
+         static_cast<int>(k), q);
   return q;
 }
 
@@ -433,14 +485,22 @@ BlockScales block_scales(const Weight& weight) {
   return b;
 }
 
-void gemm_fp8(Stream& stream, const Gemm& g, const QuantizedRows& a, const BlockScales& b) {
-  const int64_t rows = g.a.dim(0);
-  if (rows == 0) return;
+namespace {
+
+/// Waves of tiles of `tile_rows` x `tile_columns` of the product's n.
+double waves_of(int64_t rows, int64_t n, int64_t tile_rows, int64_t tile_columns) {
+  const int64_t tiles = ceil_div(rows, tile_rows) * ceil_div(n, tile_columns);
+  return static_cast<double>(ceil_div(tiles, num_processors()));
+}
+/// A wave of the small tile takes so much of one of the large tile (measured).
+constexpr double kSmallTile = 0.56;
+
+Params params_of(const Gemm& g, const QuantizedRows& a, const BlockScales& b) {
   CHECK(
       g.b_row_bytes % 16 == 0 && (g.epilogue != Epilogue::kSiluMul || g.n / 2 % kFp8ScaleRows == 0),
       "gemm_fp8: shape");
   Params p;
-  p.space.rows = static_cast<int>(rows);
+  p.space.rows = static_cast<int>(g.a.dim(0));
   p.space.experts = static_cast<int>(g.experts);
   p.space.offsets = g.offsets;
   p.k_steps = static_cast<int>((g.a.dim(1) + kStep - 1) / kStep);
@@ -448,18 +508,43 @@ void gemm_fp8(Stream& stream, const Gemm& g, const QuantizedRows& a, const Block
   p.a_scales = a.scales;
   p.a_scale_stride = a.scale_stride;
   p.b = b;
-  const auto waves = [&](int64_t tile_rows) {
-    const int64_t tiles = ceil_div(rows, tile_rows) * ceil_div(g.n, kTileN);
-    return static_cast<double>(ceil_div(tiles, num_processors()));
-  };
-  // A wave of the small tile takes 0.56 of one of the large tile (measured).
-  const bool small =
-      g.offsets != nullptr ? rows / g.experts < 192 : 0.56 * waves(128) <= waves(256);
+  return p;
+}
+
+}  // namespace
+
+void gemm_fp8(Stream& stream, const Gemm& g, const QuantizedRows& a, const BlockScales& b) {
+  const int64_t rows = g.a.dim(0);
+  if (rows == 0) return;
+  const Params p = params_of(g, a, b);
+  const bool small = g.offsets != nullptr ? rows / g.experts < 192
+                                          : kSmallTile * waves_of(rows, g.n, 128, kTileN) <=
+                                                waves_of(rows, g.n, 256, kTileN);
   if (small) {
-    launch_gemm<1>(stream, g, a, p);
+    launch_gemm<1, false>(stream, g, a, p);
   } else {
-    launch_gemm<2>(stream, g, a, p);
+    launch_gemm<2, false>(stream, g, a, p);
   }
+}
+
+void gemm_fp8_quantized(Stream& stream, const Gemm& g, const QuantizedRows& a, const BlockScales& b,
+                        const QuantizedRows& out) {
+  CHECK(g.epilogue == Epilogue::kSiluMul && g.offsets == nullptr, "gemm_fp8: codes of SiluMul");
+  if (g.a.dim(0) == 0) return;
+  Params p = params_of(g, a, b);
+  p.out.direct = true;  // no map of it
+  p.codes = out;
+  p.space.row_group = 16;
+  launch_gemm<2, true>(stream, g, a, p);
+}
+
+bool quantized_product_pays(const WeightShape& shape, int64_t rows) {
+  // The kernel that quantises takes about as long as so many steps of a wave.
+  constexpr double kQuantizeSteps = 4;
+  const double with = waves_of(rows, shape.n, 128, 2 * kTileN);
+  const double without = std::min(kSmallTile * waves_of(rows, shape.n, 128, kTileN),
+                                  waves_of(rows, shape.n, 256, kTileN));
+  return (with - without) * static_cast<double>(ceil_div(shape.k, kStep)) <= kQuantizeSteps;
 }
 
 }  // namespace weft::cuda

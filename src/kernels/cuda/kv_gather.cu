@@ -97,7 +97,8 @@ int num_keys(const SeqMap& seqs, int segment) {
 }
 
 /// Attention of the prompt segments [begin, end), whose blocks fit into the scratch memory.
-void attend(Stream& stream, const AttnArgs& args, int begin, int end, int64_t capacity) {
+void attend(Stream& stream, const AttnArgs& args, const QuantizedRows& codes, int begin, int end,
+            int64_t capacity) {
   const KvShape& kv = args.kv.shape;
   KvShape plain = kv;
   plain.format = KvFormat::kBf16;
@@ -174,9 +175,9 @@ void attend(Stream& stream, const AttnArgs& args, int begin, int end, int64_t ca
     plain_args.heads = &heads;
   }
   if (beside) {
-    attention_prompt_beside(stream, plain_args, p);
+    attention_prompt_beside(stream, plain_args, codes, p);
   } else {
-    attention_prompt(stream, plain_args);
+    attention_prompt_into(stream, plain_args, codes);
   }
 }
 
@@ -190,6 +191,11 @@ int64_t kv_gather_scratch(const AttnShape& shape, int64_t num_keys) {
 }
 
 void attention_prompt_gathered(Stream& stream, const AttnArgs& args) {
+  attention_prompt_gathered_into(stream, args, {});
+}
+
+void attention_prompt_gathered_into(Stream& stream, const AttnArgs& args,
+                                    const QuantizedRows& codes) {
   if (args.prompt_rows == 0 || args.num_prompt_segments == 0) return;
   CHECK(args.seqs.host_cu_q != nullptr && args.seqs.host_kv_start != nullptr);
   const KvShape& kv = args.kv.shape;
@@ -204,13 +210,13 @@ void attention_prompt_gathered(Stream& stream, const AttnArgs& args) {
   for (int s = 0; s < args.num_prompt_segments; ++s) {
     const int64_t mine = (num_keys(args.seqs, s) + kv.block_size - 1) / kv.block_size;
     if (s - begin == kMaxGatherSegments || blocks + mine > capacity) {
-      attend(stream, args, begin, s, capacity);
+      attend(stream, args, codes, begin, s, capacity);
       begin = s;
       blocks = 0;
     }
     blocks += mine;
   }
-  attend(stream, args, begin, args.num_prompt_segments, capacity);
+  attend(stream, args, codes, begin, args.num_prompt_segments, capacity);
 }
 
 }  // namespace weft::cuda

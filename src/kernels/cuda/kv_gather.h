@@ -7,6 +7,7 @@
 #include "device/stream.h"
 #include "kernels/args.h"
 #include "kernels/cuda/common/ptx.h"
+#include "kernels/cuda/gemm.h"
 #include "kernels/cuda/kv_format.h"
 #include "kernels/cuda/kv_widen.h"
 
@@ -51,9 +52,10 @@ struct GatherParams {
 
 /// Whether attention_prompt_beside() takes these; `from` is the cache's layout.
 bool can_gather_beside(const AttnArgs& args, const KvBlockLayout& from);
-/// attention_prompt over the new blocks, which `args` name, made along the way. The new table is
-/// written, `next` and `ready` are 0.
-void attention_prompt_beside(Stream& stream, const AttnArgs& args, const GatherParams& gather);
+/// attention_prompt_into over the new blocks, which `args` name, made along the way. The new table
+/// is written, `next` and `ready` are 0.
+void attention_prompt_beside(Stream& stream, const AttnArgs& args, const QuantizedRows& codes,
+                             const GatherParams& gather);
 
 /// Rows on their way from the cache: so many copies of up to 4 KiB of codes and their scales.
 struct GatherStage {

@@ -70,6 +70,23 @@ void by_chunks(Stream& stream, const LinearArgs& args) {
   }
 }
 
+/// x as the fp8 product takes it, in the stream's scratch memory.
+QuantizedRows quantized_x(Stream& stream, const LinearArgs& args) {
+  return linear_prompt_norms(args) ? quantize_norm(stream, args.norm)
+                                   : quantize_rows(stream, args.x);
+}
+
+/// Whether x may be codes, which fit where its rows of bf16 would lie.
+bool takes_codes(const LinearArgs& args) {
+  const int64_t rows = args.x.dim(0), k = args.x.dim(1);
+  return fp8_product_supports(args.weight->shape, args.epilogue) && args.x.contiguous() &&
+         quantized_rows_bytes(rows, k) <= rows * k * dtype_size(args.x.dtype);
+}
+QuantizedRows codes_in_place(const LinearArgs& args) {
+  CHECK(args.x.dim(1) == args.weight->shape.k, "linear: x is [T, K]");
+  return quantized_rows_at(args.x.data, args.x.dim(0), args.x.dim(1));
+}
+
 }  // namespace
 
 int64_t linear_prompt_scratch(const WeightShape& shape, Epilogue epilogue, int64_t rows) {
@@ -96,7 +113,42 @@ void linear_prompt(Stream& stream, const LinearArgs& args) {
   if (shape.format == WeightFormat::kBf16) return gemm_bf16(stream, gemm_of(args));
   if (!fp8_product_supports(shape, args.epilogue)) return by_chunks(stream, args);
   ArenaScope scope(stream.scratch());
-  gemm_fp8(stream, gemm_of(args), quantize_rows(stream, args.x), block_scales(weight));
+  gemm_fp8(stream, gemm_of(args), quantized_x(stream, args), block_scales(weight));
+}
+
+bool linear_prompt_norms(const LinearArgs& args) {
+  return args.norm.weight.defined() && fp8_product_supports(args.weight->shape, args.epilogue);
+}
+
+bool linear_prompt_pairs(const LinearArgs& first, const LinearArgs& second) {
+  return first.epilogue == Epilogue::kSiluMul &&
+         fp8_product_supports(first.weight->shape, first.epilogue) && takes_codes(second) &&
+         quantized_product_pays(first.weight->shape, first.x.dim(0));
+}
+
+void linear_prompt_pair(Stream& stream, const LinearArgs& first, const LinearArgs& second) {
+  CHECK(first.x.dim(1) == first.weight->shape.k && first.out.data == second.x.data,
+        "linear: x is [T, K]");
+  const QuantizedRows between = codes_in_place(second);
+  {
+    ArenaScope scope(stream.scratch());
+    gemm_fp8_quantized(stream, gemm_of(first), quantized_x(stream, first),
+                       block_scales(*first.weight), between);
+  }
+  gemm_fp8(stream, gemm_of(second), between, block_scales(*second.weight));
+}
+
+bool attention_linear_prompt_pairs(const AttnArgs& attention, const LinearArgs& linear) {
+  return attention_prompt_quantizes(attention.shape) && takes_codes(linear);
+}
+
+void attention_linear_prompt(Stream& stream, const AttnArgs& attention, const LinearArgs& linear) {
+  CHECK(attention.out.data == linear.x.data);
+  const QuantizedRows rows = codes_in_place(linear);
+  (attention.kv.shape.format == KvFormat::kBf16
+       ? attention_prompt_into
+       : attention_prompt_gathered_into)(stream, attention, rows);
+  gemm_fp8(stream, gemm_of(linear), rows, block_scales(*linear.weight));
 }
 
 }  // namespace weft::cuda

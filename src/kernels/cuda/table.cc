@@ -6,13 +6,19 @@
 namespace weft {
 namespace {
 
-/// Rows [0, prompt_rows) of x and out in `args`, or the others.
+TensorView part(const TensorView& view, int64_t border, bool prompt) {
+  if (!view.defined()) return view;
+  return prompt ? view.rows(0, border) : view.rows(border, view.dim(0));
+}
+
+/// Rows [0, prompt_rows) of `args`, or the others.
 LinearArgs part(const LinearArgs& args, bool prompt) {
   const int64_t rows = args.x.dim(0), border = std::clamp<int64_t>(args.prompt_rows, 0, rows);
   LinearArgs out = args;
-  out.norm = {};  // done
-  out.x = prompt ? args.x.rows(0, border) : args.x.rows(border, rows);
-  out.out = prompt ? args.out.rows(0, border) : args.out.rows(border, rows);
+  for (TensorView* view : {&out.x, &out.out, &out.norm.x, &out.norm.residual, &out.norm.out}) {
+    *view = part(*view, border, prompt);
+  }
+  out.prompt_rows = prompt ? border : 0;
   return out;
 }
 
@@ -20,18 +26,24 @@ MoeArgs part(const MoeArgs& args, bool prompt) {
   const int64_t rows = args.x.dim(0), border = std::clamp<int64_t>(args.prompt_rows, 0, rows);
   MoeArgs out = args;
   for (TensorView* view : {&out.x, &out.ids, &out.weights, &out.out}) {
-    *view = prompt ? view->rows(0, border) : view->rows(border, rows);
+    *view = part(*view, border, prompt);
   }
   return out;
 }
 
 void linear(Stream& stream, const LinearArgs& args) {
+  LinearArgs prompt = part(args, true), decode = part(args, false);
   if (args.norm.weight.defined()) {
     // A product that norms its rows itself saves a kernel; the bits are the same.
-    if (args.prompt_rows == 0 && args.x.dim(0) > 0 && cuda::linear_decode_norms(args)) {
-      return cuda::linear_decode(stream, args);
+    const bool prompt_norms = prompt.x.dim(0) > 0 && cuda::linear_prompt_norms(prompt);
+    const bool decode_norms = decode.x.dim(0) > 0 && cuda::linear_decode_norms(decode);
+    if (!prompt_norms && !decode_norms) {
+      cuda::rms_norm(stream, args.norm);
+    } else if (!prompt_norms || !decode_norms) {
+      cuda::rms_norm(stream, prompt_norms ? decode.norm : prompt.norm);
     }
-    cuda::rms_norm(stream, args.norm);
+    if (!prompt_norms) prompt.norm = {};
+    if (!decode_norms) decode.norm = {};
   }
   // Routers stay f32 and have one arithmetic.
   if (args.weight->shape.format == WeightFormat::kF32) {
@@ -40,9 +52,17 @@ void linear(Stream& stream, const LinearArgs& args) {
     if (args.x.dim(0) > 0) cuda::linear_decode(stream, all);
     return;
   }
-  const LinearArgs prompt = part(args, true), decode = part(args, false);
   if (prompt.x.dim(0) > 0) cuda::linear_prompt(stream, prompt);
   if (decode.x.dim(0) > 0) cuda::linear_decode(stream, decode);
+}
+
+bool linear_pair(Stream& stream, const LinearArgs& first, const LinearArgs& second) {
+  const LinearArgs gate_up = part(first, true), down = part(second, true);
+  if (gate_up.x.dim(0) == 0 || !cuda::linear_prompt_pairs(gate_up, down)) return false;
+  cuda::linear_prompt_pair(stream, gate_up, down);
+  linear(stream, part(first, false));
+  linear(stream, part(second, false));
+  return true;
 }
 
 TensorView weight_rows(const Weight& weight) {
@@ -64,6 +84,18 @@ void attention(Stream& stream, const AttnArgs& args) {
                                              : cuda::attention_prompt_gathered)(stream, args);
   }
   if (args.seqs.num_segments > args.num_prompt_segments) cuda::attention_decode(stream, args);
+}
+
+bool attention_linear(Stream& stream, const AttnArgs& args, const LinearArgs& out) {
+  const LinearArgs prompt = part(out, true);
+  if (args.num_prompt_segments == 0 || prompt.x.dim(0) == 0 ||
+      !cuda::attention_linear_prompt_pairs(args, prompt)) {
+    return false;
+  }
+  cuda::attention_linear_prompt(stream, args, prompt);
+  if (args.seqs.num_segments > args.num_prompt_segments) cuda::attention_decode(stream, args);
+  linear(stream, part(out, false));
+  return true;
 }
 
 }  // namespace
@@ -95,6 +127,8 @@ const OpTable* cuda_ops() {
       .choices = cuda::kernel_choices,
       .pack_rows = cuda::pack_rows,
       .prepared_attention = cuda::attention_prepared,
+      .linear_pair = linear_pair,
+      .attention_linear = attention_linear,
       .weight_bytes = cuda::weight_bytes,
       .pack_weight = cuda::pack_weight,
       .unpack_weight = cuda::unpack_weight,
