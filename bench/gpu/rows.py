@@ -133,7 +133,8 @@ def accept(rows, baseline):
     if len(machines) != 1:
         sys.exit(f"rows of {len(machines)} machines can't be one baseline")
     measured = {key(row): row for row in baseline["rows"]}
-    measured.update(rows)
+    for at, row in rows.items():
+        measured[at] = {name: value for name, value in row.items() if name != "machine"}  # the head's
     return {**baseline, "machine": machines.pop(), "rows": list(measured.values())}
 
 

@@ -95,9 +95,8 @@ class Committed(unittest.TestCase):
         self.assertTrue(baseline["rows"])
         seen = set()
         for accepted in baseline["rows"]:
-            self.assertLessEqual({"kernel", "shape", "dtype", "us", "machine", "date"}, set(accepted))
-            self.assertLessEqual(set(accepted), set(rows.FIELDS))
-            self.assertEqual(accepted["machine"], baseline["machine"])
+            self.assertLessEqual({"kernel", "shape", "dtype", "us", "date"}, set(accepted))
+            self.assertLessEqual(set(accepted), set(rows.FIELDS) - {"machine"})
             self.assertNotIn(rows.key(accepted), seen)
             seen.add(rows.key(accepted))
             if "ratio" in accepted:
