@@ -31,6 +31,8 @@ constexpr Shape kShapes[] = {
     {"8b_head", 151936, 4096, Epilogue::kStore, DType::kF32},
     {"9b_qkvz", 12288, 4096},
     {"9b_qkv_gate", 10240, 4096},
+    {"9b_ba", 64, 4096},
+    {"9b_head", 248320, 4096, Epilogue::kStore, DType::kF32},
     {"0.6b_qkv", 4096, 1024},
     {"0.6b_o", 1024, 2048, Epilogue::kAdd, DType::kF32},
     {"0.6b_gate_up", 6144, 1024, Epilogue::kSiluMul},

@@ -59,6 +59,7 @@ TEST(LinearDecode, ManyRows) {
   check_bf16({200, 2051, 1088, Epilogue::kAdd, DType::kF32, true});
   check_bf16({129, 2500, 640, Epilogue::kStore, DType::kBF16, true, 64, 128});
   check_bf16({300, 6144, 192, Epilogue::kStore, DType::kF32});
+  check_bf16({190, 2310, 640, Epilogue::kAdd, DType::kBF16});
   check_bf16({97, 2600, 448, Epilogue::kSiluMul, DType::kBF16, true});
   check_bf16({256, 20600, 128, Epilogue::kSiluMul, DType::kF32, true});
 }
@@ -84,6 +85,7 @@ TEST(LinearDecode, BitsDoNotDependOnRows) {
     check_pieces(format, Epilogue::kSiluMul, DType::kBF16, 24576, 1024);
     check_pieces(format, Epilogue::kAdd, DType::kF32, 4096, 4160);
     check_pieces(format, Epilogue::kStore, DType::kBF16, 2056, 2112);
+    check_pieces(format, Epilogue::kStore, DType::kF32, 64, 4096);  // beta, alpha
     // The tiny hybrid models of tests/noninterference.
     check_pieces(format, Epilogue::kSiluMul, DType::kBF16, 192, 64);
     check_pieces(format, Epilogue::kStore, DType::kBF16, 64, 96);

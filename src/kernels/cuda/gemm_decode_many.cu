@@ -128,52 +128,90 @@ __device__ __forceinline__ void multiply(const Maps& maps, const Loader<BN, MT>&
   }
 }
 
-/// Adds up this part's share of the rows of x and stores it.
-template <int BN, int MT>
-__device__ __forceinline__ void finish(const DecodeParams& p, const DecodeWork& work,
-                                       const std::byte* shared) {
-  using L = Layout<BN, MT>;
-  constexpr int kBatch = 2;
+/// Adds up this part's share of the rows of x and stores it. All that some values are made of is
+/// asked for before any of it is used: other blocks' sums and what they are added to are far away.
+/// `Split`, `Turns`: of the product, known to the compiler; 0: any, its parts one after the other.
+template <int BN, bool Gated, int Split, int Turns>
+__device__ __forceinline__ void finish_parts(const DecodeParams& p, const DecodeWork& work,
+                                             const std::byte* shared) {
+  constexpr int kThreads = 2 * BN, kPitch = Layout<BN, 128>::kPitch;
+  constexpr int kHalves = Gated ? 2 : 1, kColumns = BN / kHalves, kFours = kColumns / 4;
+  constexpr int kBatch = 2, kParts = std::max(1, Split * Turns);
   const auto* sums = reinterpret_cast<const float*>(shared);
-  const bool gated = p.up_row > 0;
-  const int parts = p.split * p.turns, columns = gated ? BN / 2 : BN;
-  const int fours = columns / 4, limit = gated ? p.up_row : p.n;
+  const int parts = p.split * p.turns, limit = Gated ? p.up_row : p.n;
   const int share = (work.rows + parts - 1) / parts, first = work.rank * share;
-  const int items = max(0, min(share, work.rows - first)) * fours;
+  const int items = max(0, min(share, work.rows - first)) * kFours;
   const auto load = [&](int item, int half, int part) {
-    const float* at = sums + (first + item / fours) * L::kPitch + half * columns + item % fours * 4;
-    return part == work.rank ? *reinterpret_cast<const float4*>(at) : load_of_rank(at, part);
+    const float* at = sums + (first + item / kFours) * kPitch + half * kColumns + item % kFours * 4;
+    if constexpr (Split * Turns == 1) return *reinterpret_cast<const float4*>(at);
+    return load_of_rank(at, part);
   };
   // Turns of a rank, then ranks.
-  const auto add = [&](int item, int half) {
+  const auto add = [&](int split, int turns, auto&& part_at) {
     float4 v{};
-    for (int rank = 0; rank < p.split; ++rank) {
-      float4 mine = load(item, half, rank * p.turns);
-      for (int turn = 1; turn < p.turns; ++turn) {
-        mine = mine + load(item, half, rank * p.turns + turn);
-      }
+#pragma unroll
+    for (int rank = 0; rank < split; ++rank) {
+      float4 mine = part_at(rank * turns);
+#pragma unroll
+      for (int turn = 1; turn < turns; ++turn) mine = mine + part_at(rank * turns + turn);
       v = rank == 0 ? mine : v + mine;
     }
     return v;
   };
-  for (int begin = static_cast<int>(threadIdx.x); begin < items; begin += kBatch * L::kThreads) {
-    float4 v[kBatch], up[kBatch];
+  const auto out_at = [&](int item) {
+    const int column = work.tile * kColumns + item % kFours * 4;
+    return FourOut(p, work.first_row + first + item / kFours, column,
+                   item < items ? min(4, limit - column) : 0);
+  };
+  for (int begin = static_cast<int>(threadIdx.x); begin < items; begin += kBatch * kThreads) {
+    float4 v[kBatch][kHalves][kParts], old[kBatch];
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
-      const int item = min(begin + b * L::kThreads, items - 1);
-      v[b] = add(item, 0);
-      if (gated) up[b] = add(item, 1);
+      const int item = min(begin + b * kThreads, items - 1);
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+        if constexpr (Split > 0) {
+#pragma unroll
+          for (int part = 0; part < kParts; ++part) v[b][half][part] = load(item, half, part);
+        } else {
+          v[b][half][0] = add(p.split, p.turns, [&](int part) { return load(item, half, part); });
+        }
+      }
+      if constexpr (!Gated) old[b] = out_at(begin + b * kThreads).old(p);
     }
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
-      const int item = begin + b * L::kThreads;
-      const int column = work.tile * columns + item % fours * 4;
-      const int count = min(4, limit - column);
-      if (item >= items || count <= 0) continue;
-      if (gated) gate_four(p, column, count, v[b], up[b]);
-      const FourOut out(p, work.first_row + first + item / fours, column, count);
-      out.store(p, v[b], out.old(p));
+      const FourOut out = out_at(begin + b * kThreads);
+      if (out.count <= 0) continue;
+      float4 sum[kHalves];
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+        sum[half] = v[b][half][0];
+        if constexpr (kParts > 1) {
+          sum[half] = add(Split, Turns, [&](int part) { return v[b][half][part]; });
+        }
+      }
+      if constexpr (Gated) {
+        gate_four(p, out.column, out.count, sum[0], sum[1]);
+        old[b] = {};
+      }
+      out.store(p, sum[0], old[b]);
     }
+  }
+}
+
+/// finish_parts() of the product's cut.
+template <int BN, bool Gated>
+__device__ __forceinline__ void finish(const DecodeParams& p, const DecodeWork& work,
+                                       const std::byte* shared) {
+  if (p.split == 1 && p.turns == 1) {
+    finish_parts<BN, Gated, 1, 1>(p, work, shared);
+  } else if (p.split == 1 && p.turns == 2) {
+    finish_parts<BN, Gated, 1, 2>(p, work, shared);
+  } else if (p.split == 2 && p.turns == 2) {
+    finish_parts<BN, Gated, 2, 2>(p, work, shared);
+  } else {
+    finish_parts<BN, Gated, 0, 0>(p, work, shared);
   }
 }
 
@@ -216,7 +254,11 @@ __global__ void __launch_bounds__(2 * BN, 1)
   } else {
     __syncthreads();
   }
-  finish<BN, MT>(p, work, shared);
+  if (p.up_row > 0) {
+    finish<BN, true>(p, work, shared);
+  } else {
+    finish<BN, false>(p, work, shared);
+  }
   // Whose sums others read must not leave.
   if (parts > 1) cluster_sync();
 }

@@ -121,6 +121,11 @@ DecodeCut decode_cut(const WeightShape& shape, Epilogue epilogue, int64_t rows) 
 
   cut.row_tile = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
   if (bf16 && rows > 64) cut.row_tile = 128;
+  // A weight of few rows is a matter of latency: more blocks, of fewer rows of x each, read it.
+  while (small && bf16 && cut.row_tile > 8 && tiles * cut.split <= 4 &&
+         tiles * cut.split * ceil_div(rows, cut.row_tile) < 64) {
+    cut.row_tile /= 2;
+  }
   const int64_t blocks = tiles * busy * cut.split * ceil_div(rows, cut.row_tile);
   const int64_t rest = 8 + decode_received_bytes(cut);
   DecodeCut one = cut;
