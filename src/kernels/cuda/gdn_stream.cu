@@ -185,8 +185,9 @@ __device__ void finish(const GdnView& p, Shared<State>& shared, int count, int h
   }
 }
 
-/// `Owned`: channels of q, k and v a thread. `Kept`: built for slots with kept rows.
-template <class State, int Owned, bool Kept>
+/// `Pairs`: of neighbouring channels of q, k and v a thread. `Kept`: built for slots with kept
+/// rows.
+template <class State, int Pairs, bool Kept>
 class Worker {
   // Rows whose inputs are loaded a chain ahead.
   static constexpr int kAhead = Kept ? kBatch : kBatch / 2;
@@ -199,10 +200,14 @@ class Worker {
     lane_ = thread_ % kLanes;
     width_ = (2 + group_) * kDim;
 #pragma unroll
-    for (int i = 0; i < Owned; ++i) {
-      const float* w = p_.conv + channel(i) * p_.conv_row;
+    for (int i = 0; i < Pairs; ++i) {
+      channels_[i] = channel(i);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) taps_[i][j] = has_channel(i) ? w[j] : 0.0f;
+      for (int c = 0; c < 2; ++c) {
+        const float* w = p_.conv + (channels_[i] + c) * p_.conv_row;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) taps_[i][c][j] = has_channels(i) ? w[j] : 0.0f;
+      }
     }
     // Gates: a thread a token and head.
     const int gate = thread_ - (kThreads - kBatch * kMaxGroup);
@@ -243,55 +248,77 @@ class Worker {
     barrier_sync(1, kThreads);
   }
 
-  /// Channel i of this thread in y, and in the rows.
+  /// The first channel of pair i of this thread in y, and in the rows.
   __device__ __forceinline__ int column(int i) const {
-    return thread_ + i * kThreads;
+    return 2 * (thread_ + i * kThreads);
   }
-  __device__ __forceinline__ bool has_channel(int i) const {
+  __device__ __forceinline__ bool has_channels(int i) const {
     return column(i) < width_;
   }
   __device__ __forceinline__ int channel(int i) const {
-    const int at = min(column(i), width_ - 1);
+    const int at = min(column(i), width_ - 2);
     return at < kDim       ? hk_ * kDim + at
            : at < 2 * kDim ? p_.k_channel(hk_) + at - kDim
                            : p_.v_channel(hk_ * group_) + at - 2 * kDim;
   }
 
-  /// Row v of a segment.
-  __device__ __forceinline__ const __nv_bfloat16* input_row(const Segment& segment, int v) const {
-    if (Kept && v < segment.slots.count) return p_.kept(segment.slots.read, v);
-    return p_.qkv + (segment.begin + v - segment.slots.count) * p_.qkv_row;
+  /// Where rows v + [0, kBatch) of a segment lie. Both origins are made before one is taken: no
+  /// branch.
+  __device__ __forceinline__ void find_rows(const Segment& segment, int v,
+                                            const __nv_bfloat16* (&rows)[kBatch]) const {
+    const GdnSlots& slots = segment.slots;
+    const __nv_bfloat16* own = p_.qkv + (int64_t{segment.begin} + v - slots.count) * p_.qkv_row;
+    const auto* kept =
+        Kept ? reinterpret_cast<const char*>(p_.kept(max(slots.read, 0), v)) : nullptr;
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      rows[j] = Kept && v + j < slots.count
+                    ? reinterpret_cast<const __nv_bfloat16*>(kept + j * p_.kept_row)
+                    : own + j * p_.qkv_row;
+    }
+  }
+  __device__ __forceinline__ uint32_t load_pair(const __nv_bfloat16* row, int i) const {
+    return *reinterpret_cast<const uint32_t*>(row + channels_[i]);
   }
 
-  /// What convolve() needs of rows v.. of the segment; the window at its beginning.
+  /// What convolve() needs of rows v.. of the segment; the window at its beginning. All addresses
+  /// are made before the first load: a parameter that is read between two loads, or a branch, may
+  /// wait for the first (a warp has six scoreboards).
   __device__ __forceinline__ void load_inputs(const Segment& segment, int v) {
     const int count = segment.rows() - v, read = segment.slots.read;
+    const __nv_bfloat16* rows[kBatch];
+    find_rows(segment, v, rows);
+    const float* window = p_.windows + max(read, 0) * p_.window_slot;
+    const float* windows[3] = {window, window + p_.window_row, window + 2 * p_.window_row};
+    const int hv = hk_ * group_ + gate_head_, gate = v + gate_token_;
+    const int64_t t = int64_t{segment.begin} + gate - segment.slots.count;
+    const float *a = p_.a + t * p_.a_row + hv, *b = p_.b + t * p_.b_row + hv;
+    if (Kept && gate < segment.slots.count) {
+      a = p_.kept_gates(max(read, 0), gate) + hv;
+      b = a + p_.value_heads;
+    }
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) {
-      if (j >= count) continue;
-      const __nv_bfloat16* input = input_row(segment, v + j);
 #pragma unroll
-      for (int i = 0; i < Owned; ++i) x_[i][j] = input[channel(i)];
+      for (int i = 0; i < Pairs; ++i) {
+        if (j < count) x_[i][j] = load_pair(rows[j], i);
+      }
     }
     if (v == 0) {
 #pragma unroll
-      for (int i = 0; i < Owned; ++i) {
-        const float* window = p_.windows + read * p_.window_slot + channel(i);
+      for (int i = 0; i < Pairs; ++i) {
 #pragma unroll
-        for (int j = 0; j < 3; ++j) window_[i][j] = read < 0 ? 0.0f : window[j * p_.window_row];
+        for (int j = 0; j < 3; ++j) {
+          float2 two{};
+          if (read >= 0) two = *reinterpret_cast<const float2*>(windows[j] + channels_[i]);
+          window_[i][0][j] = two.x;
+          window_[i][1][j] = two.y;
+        }
       }
     }
     if (gate_token_ < count) {
-      const int hv = hk_ * group_ + gate_head_, gate = v + gate_token_;
-      if (Kept && gate < segment.slots.count) {
-        const float* gates = p_.kept_gates(read, gate) + hv;
-        a_ = gates[0];
-        b_ = gates[p_.value_heads];
-      } else {
-        const int t = segment.begin + gate - segment.slots.count;
-        a_ = p_.a[t * p_.a_row + hv];
-        b_ = p_.b[t * p_.b_row + hv];
-      }
+      a_ = *a;
+      b_ = *b;
     }
   }
 
@@ -329,29 +356,37 @@ class Worker {
     const GdnSlots& slots = segment.slots;
     const int own = slots.count - v;  // the first one that is no kept row
     const bool keeps = Kept && last && slots.keep >= 0;
+    const __nv_bfloat16* rows[kBatch];
+    find_rows(segment, v, rows);
     sync();  // y is free
 #pragma unroll
-    for (int i = 0; i < Owned; ++i) {
-      if (!has_channel(i)) continue;
-      const int column_channel = channel(i);
-      __nv_bfloat16 more[kBatch];  // behind those that are loaded
+    for (int i = 0; i < Pairs; ++i) {
+      if (!has_channels(i)) continue;
+      uint32_t more[kBatch];  // behind those that are loaded
 #pragma unroll
       for (int j = kAhead; j < kBatch; ++j) {
-        if (j < count) more[j] = input_row(segment, v + j)[column_channel];
+        if (j < count) more[j] = load_pair(rows[j], i);
       }
       float* y = shared_.y + column(i);
       const auto store_window = [&](int slot) {
-        float* window = p_.windows + slot * p_.window_slot + column_channel;
+        float* window = p_.windows + slot * p_.window_slot + channels_[i];
 #pragma unroll
-        for (int j = 0; j < 3; ++j) window[j * p_.window_row] = window_[i][j];
+        for (int j = 0; j < 3; ++j) {
+          *reinterpret_cast<float2*>(window + j * p_.window_row) = {window_[i][0][j],
+                                                                    window_[i][1][j]};
+        }
       };
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
         if (j >= count) continue;
-        const __nv_bfloat16 x = j < kAhead ? x_[i][j % kAhead] : more[j];
+        const uint32_t x = j < kAhead ? x_[i][j % kAhead] : more[j];
         if (keeps && j == own) store_window(slots.keep);
-        if (keeps && j >= own) p_.kept(slots.keep, j - own)[column_channel] = x;
-        y[j * width_] = gdn_convolve(taps_[i], window_[i], __bfloat162float(x));
+        if (keeps && j >= own) {
+          *reinterpret_cast<uint32_t*>(p_.kept(slots.keep, j - own) + channels_[i]) = x;
+        }
+        *reinterpret_cast<float2*>(y + j * width_) = {
+            gdn_convolve(taps_[i][0], window_[i][0], __uint_as_float(x << 16)),
+            gdn_convolve(taps_[i][1], window_[i][1], __uint_as_float(x & 0xffff0000u))};
       }
       if (last && v + count == segment.rows()) {
         if (keeps && own == count) store_window(slots.keep);
@@ -465,12 +500,13 @@ class Worker {
   int item_ = 0;  // outputs given away
   Place<Shared<State>::kStages> place_;
   float rate_, bias_, a_ = 0, b_ = 0;
-  float taps_[Owned][4], window_[Owned][3];
-  __nv_bfloat16 x_[Owned][kAhead];
+  int channels_[Pairs];  // of the rows, the first of each pair
+  float taps_[Pairs][2][4], window_[Pairs][2][3];
+  uint32_t x_[Pairs][kAhead];  // of bf16
   float s_[kPasses][16];
 };
 
-template <class State, int Owned, bool Kept>
+template <class State, int Pairs, bool Kept>
 __global__ void __launch_bounds__(kBlock, 1)
     gdn_stream_kernel(const __grid_constant__ GdnView p, int count) {
   extern __shared__ __align__(128) std::byte memory[];
@@ -503,7 +539,7 @@ __global__ void __launch_bounds__(kBlock, 1)
     }
   } else {
     raise_registers_to<kRegisters>();
-    Worker<State, Owned, Kept> worker(p, shared, hk);
+    Worker<State, Pairs, Kept> worker(p, shared, hk);
     wait_for_predecessor();
     let_successor_begin();
     worker.run(count);
@@ -511,7 +547,7 @@ __global__ void __launch_bounds__(kBlock, 1)
 }
 
 /// Blocks: as many a key head as there are multiprocessors for.
-template <class State, int Owned>
+template <class State, int Pairs>
 void launch_stream(Stream& stream, const GdnView& p, const GdnChains& chains) {
   const int64_t width = (2 + p.value_heads / p.key_heads) * kDim;
   const int blocks = p.key_heads * std::min(chains.count, gdn_multiprocessors() / p.key_heads);
@@ -521,20 +557,26 @@ void launch_stream(Stream& stream, const GdnView& p, const GdnChains& chains) {
       .shared_bytes = sizeof(Shared<State>) + static_cast<size_t>(kBatch * width * 4),
       .overlap = chains.overlap};
   if (p.kept_row > 0) {
-    launch(stream, shape, gdn_stream_kernel<State, Owned, true>, p, chains.count);
+    launch(stream, shape, gdn_stream_kernel<State, Pairs, true>, p, chains.count);
   } else {
-    launch(stream, shape, gdn_stream_kernel<State, Owned, false>, p, chains.count);
+    launch(stream, shape, gdn_stream_kernel<State, Pairs, false>, p, chains.count);
   }
 }
 template <class State>
 void launch_group(Stream& stream, const GdnView& p, const GdnChains& chains) {
   if (p.value_heads / p.key_heads <= 2) {
-    launch_stream<State, 2>(stream, p, chains);
+    launch_stream<State, 1>(stream, p, chains);
   } else {
-    launch_stream<State, 3>(stream, p, chains);
+    launch_stream<State, 2>(stream, p, chains);
   }
 }
-static_assert((2 + kMaxGroup) * kDim <= 3 * kThreads);
+/// Whether neighbouring channels of rows and windows can be moved together.
+bool has_pairs(const GdnView& p) {
+  return p.qkv_row % 2 == 0 && p.window_slot % 2 == 0 && p.window_row % 2 == 0 &&
+         p.kept_row % 4 == 0 && reinterpret_cast<uintptr_t>(p.qkv) % 4 == 0 &&
+         reinterpret_cast<uintptr_t>(p.windows) % 8 == 0;
+}
+static_assert((2 + kMaxGroup) * kDim <= 2 * 2 * kThreads);
 
 }  // namespace
 
@@ -544,7 +586,7 @@ bool gdn_stream(Stream& stream, const GdnArgs& args, int first, int count) {
   const GdnShape& s = args.shape;
   if (!gdn_decode_supports(s) || s.key_dim != kDim || s.value_heads / s.key_heads > kMaxGroup ||
       s.key_heads > gdn_multiprocessors() || p.state_slot % 8 != 0 || p.state_head % 8 != 0 ||
-      reinterpret_cast<uintptr_t>(p.states) % 16 != 0) {
+      reinterpret_cast<uintptr_t>(p.states) % 16 != 0 || !has_pairs(p)) {
     return false;
   }
   const GdnChains chains = gdn_chains(first, count);
