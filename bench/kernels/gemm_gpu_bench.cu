@@ -138,7 +138,8 @@ double fp8_error(const cuda::QuantizedRows& x, const cuda::QuantizedRows& w, con
   for (const int64_t row : {int64_t{0}, s.m / 2 + 1, s.m - 1}) {
     if (row >= s.m) continue;
     const std::vector<uint8_t> xr = bytes_of(x.codes + row * x.stride, s.k);
-    const std::vector<float> got = rows_of(out, row, columns);
+    const std::vector<float> got =
+        s.add ? floats_of(out, row, columns) : rows_of(out, row, columns);
     std::vector<float> x_scales;
     for (int64_t b = 0; b < blocks; ++b) {
       x_scales.push_back(float_of(x.scales + b * x.scale_stride + row));
@@ -186,7 +187,8 @@ void run_fp8(Gpu& gpu, const Shape& s) {
   for (int i = 0; i < sets; ++i) {
     x.push_back(random_device_bf16(gpu, s.m * s.k, 3 * static_cast<uint64_t>(i) + 1));
     wide.push_back(random_device_bf16(gpu, s.n * s.k, 3 * static_cast<uint64_t>(i) + 2));
-    out.push_back(random_device_bf16(gpu, s.m * s.n, 3 * static_cast<uint64_t>(i) + 3));
+    out.push_back(Buffer::allocate(DeviceKind::kCuda, s.m * s.n * (s.add ? 4 : 2)).value());
+    cuda::check(cudaMemset(out.back().data(), 0, static_cast<size_t>(out.back().bytes())), "zeros");
     w.push_back(cuda::quantize_rows(gpu.stream(), {wide.back().data(), DType::kBF16, {s.n, s.k}}));
     quantized.push_back(
         cuda::quantize_rows(gpu.stream(), {x.back().data(), DType::kBF16, {s.m, s.k}}));
@@ -195,8 +197,8 @@ void run_fp8(Gpu& gpu, const Shape& s) {
     cuda::Gemm gemm;
     gemm.a = TensorView(x[i].data(), DType::kBF16, {s.m, s.k});
     gemm.n = s.n;
-    gemm.out = TensorView(out[i].data(), DType::kBF16, {s.m, columns});
-    gemm.epilogue = s.silu_mul ? Epilogue::kSiluMul : Epilogue::kStore;
+    gemm.out = TensorView(out[i].data(), s.add ? DType::kF32 : DType::kBF16, {s.m, columns});
+    gemm.epilogue = s.silu_mul ? Epilogue::kSiluMul : s.add ? Epilogue::kAdd : Epilogue::kStore;
     return gemm;
   };
   const auto product = [&](size_t i, const cuda::QuantizedRows& rows) {
@@ -239,8 +241,10 @@ void run_fp8(Gpu& gpu, const Shape& s) {
   whole = std::min(whole, gpu.time_us(fp8, calls));
   without = std::min(without, gpu.time_us(alone, calls));
   for (const bool with_quantisation : {true, false}) {
-    row.kernel = std::string(with_quantisation ? "gemm_fp8" : "gemm_fp8_product") +
-                 (s.silu_mul ? "_silu_mul" : "");
+    row.kernel =
+        std::string(with_quantisation ? "gemm_fp8" : "gemm_fp8_product") + (s.silu_mul ? "_silu_mul"
+                                                                            : s.add    ? "_add"
+                                                                                       : "");
     row.us = with_quantisation ? whole : without;
     row.tflops = flops / row.us * 1e-6;
     row.share = row.tflops / (2 * kPeak);

@@ -48,9 +48,24 @@ struct Layout {
   }
 };
 
+/// Asks the L2 cache for a share of the f32 rows of a tile that will be added to, in each of
+/// `steps` steps another one: a sum that has to wait for DRAM holds up staging memory. One thread.
+template <int Rows>
+__device__ __forceinline__ void prefetch_sums(const CUtensorMap* map, const Tile& tile, int column,
+                                              int step, int steps) {
+  constexpr int kAcross = kTileN / 32, kBoxes = Rows / 16 * kAcross;
+  const int share = (kBoxes + steps - 1) / steps;
+  const int end = min((step + 1) * share, kBoxes);
+  for (int box = step * share; box < end; ++box) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map),
+                 "r"(column + box % kAcross * 32), "r"(tile.row + box / kAcross * 16));
+  }
+}
+
 template <int Sub, bool Codes>
 __device__ __forceinline__ void produce(const CUtensorMap* a_map, const CUtensorMap* b_map,
-                                        const Params& p, uint8_t* shared) {
+                                        const CUtensorMap* out_map, const Params& p,
+                                        uint8_t* shared) {
   using L = Layout<Sub, Codes>;
   Barrier* full = reinterpret_cast<Barrier*>(shared + L::kBarriers);
   Barrier* empty = full + L::kStages;
@@ -75,6 +90,11 @@ __device__ __forceinline__ void produce(const CUtensorMap* a_map, const CUtensor
         tma_load(b, b_map, bar, Coords{k, row, tile.expert});
         tma_load(b + kBBytes / 2, b_map, bar, Coords{k, row + p.out.second_half, tile.expert});
         b += kBBytes;
+      }
+      if constexpr (Sub == 2 && !Codes) {
+        if (p.out.add && !p.out.direct) {
+          prefetch_sums<L::kRows>(out_map, tile, n, step, p.k_steps);
+        }
       }
       pipe.next<L::kStages>();
     }
@@ -373,7 +393,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   if (threadIdx.x < 128) {
     drop_registers_to<40>();
-    if (threadIdx.x == 0) produce<Sub, Codes>(&a_map, &b_map, p, shared);
+    if (threadIdx.x == 0) produce<Sub, Codes>(&a_map, &b_map, &out_map, p, shared);
   } else {
     raise_registers_to<232>();
     consume<Sub, Codes>(&out_map, p, shared);
