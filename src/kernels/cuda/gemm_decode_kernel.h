@@ -84,7 +84,9 @@ __device__ __forceinline__ void decode_sums(const DecodeRing& ring, const Decode
       scales[c] = scales_of_chunk(work, p, who.chunk + c, range.k_begin);
     }
   }
-  // Nobody waits for the last stages.
+  // Nobody waits for the last stages. A stage is released in its turn's next round: behind the end
+  // of the loop all reads of it have returned. Within a round ptxas lets the arrival pass reads
+  // under way, and fp8 products beside other processes on the GPU then saw x of a later stage.
   const auto release = [&](int i, int stage) {
     if (i >= 0 && i + p.stages < range.count && lane == 0) {
       arrive_at(ring.empty + 8 * static_cast<uint32_t>(stage));
@@ -95,8 +97,10 @@ __device__ __forceinline__ void decode_sums(const DecodeRing& ring, const Decode
   // Counted this way ptxas sees that the sums are nobody's while products run (else: C7515, each
   // product waits for the one before).
   const int rounds = (range.count - who.turn + p.turns - 1) / p.turns;
+#pragma unroll 1
   for (int n = 0; n < rounds; ++n) {
     const int i = n * p.turns + who.turn;
+    if constexpr (F != WeightFormat::kBf16) release(i - p.turns, before);
     [[maybe_unused]] float scale[kChunks] = {};
     if constexpr (F == WeightFormat::kFp8Block) {
 #pragma unroll
@@ -130,7 +134,6 @@ __device__ __forceinline__ void decode_sums(const DecodeRing& ring, const Decode
         add_tiles<F, MT, 1, kChunks>(w_tile, who.chunk, x_tile, sum);
       }
       __syncwarp();
-      release(i, stage);
     }
     before = stage;
     stage += p.turns;
