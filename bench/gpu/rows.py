@@ -143,7 +143,7 @@ def dump_baseline(baseline):
     head = {name: value for name, value in baseline.items() if name not in ("rows", "bars")}
     lines = [f'  "{name}": {json.dumps(value)},' for name, value in head.items()]
     for name in ("bars", "rows"):
-        items = ",\n".join("    " + json.dumps(item) for item in baseline.get(name, []))
+        items = ",\n".join("    " + json.dumps(item, separators=(",", ":")) for item in baseline.get(name, []))
         lines.append(f'  "{name}": [\n{items}\n  ]' + ("," if name == "bars" else ""))
     return "{\n" + "\n".join(lines) + "\n}\n"
 
