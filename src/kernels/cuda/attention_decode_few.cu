@@ -106,8 +106,7 @@ class FewConsumer : Consumer<Format, D, 1> {
       if (last) wait(&few.complete[0], 0);
       this->score(chunk * kKeys);
       if (last) wait(&few.complete[1], 0);
-      // No value needs a mask, as if all keys of the chunk were seen.
-      this->multiply_values(run, min(chunk * kKeys, run.keys - kKeys));
+      multiply_seen(min(kKeys, run.keys - chunk * kKeys));
       send_chunk(pair.rank, chunk / kFan);
     }
   }
@@ -136,6 +135,29 @@ class FewConsumer : Consumer<Format, D, 1> {
     for (int turn = 0; turn < kTurns; ++turn) {
       *reinterpret_cast<uint32_t*>(&few.q[row][this->lane * 2 + turn * 64]) = pairs[turn];
     }
+  }
+
+  /// multiply_values() of a chunk of which `seen` keys are seen. Of the last 16, the values that
+  /// are not seen become 0 (their weights are 0, but 0 * NaN is NaN): each warp's columns by
+  /// itself.
+  __device__ __forceinline__ void multiply_seen(int seen) {
+    constexpr int kUnits = Base::kColumns / 8, kAtOnce = Base::kBatch;
+    const int steps = (seen + 15) / 16;
+    const auto& ring = this->ring;
+    for (auto& x : this->chunk_state.tile[0].o) x[0] = x[1] = x[2] = x[3] = 0;
+    wait(&this->shared.full[ring.stage], ring.parity);
+    unsigned char* chunk = this->shared.ring[ring.stage];
+    for (int i = this->lane; i < (steps * 16 - seen) * kUnits; i += 32) {
+      const int key = seen + i / kUnits, unit = this->warp * kUnits + i % kUnits;
+      *reinterpret_cast<uint4*>(chunk + Base::Tile::offset(key, unit)) = uint4{};
+    }
+    __syncwarp();
+    int k = 0;
+#pragma unroll 1
+    for (; k + kAtOnce <= steps; k += kAtOnce) this->template multiply_steps<kAtOnce>(k);
+#pragma unroll 1
+    for (; k < steps; ++k) this->template multiply_steps<1>(k);
+    this->release();
   }
 
   /// chunk_state to all blocks, as child `rank` of a node.
@@ -199,13 +221,11 @@ __device__ __forceinline__ Newest<Turns> write_newest(const FewParams& f, const 
   return newest;
 }
 
-/// The last chunk as the products want it: the newest key and value, of which TMA may have found
-/// what was there before; 0 as the values beyond the context (their weights are 0, but 0 * NaN is
-/// NaN).
+/// The newest key and value into the last chunk, where TMA may have found what was there before.
 template <class Format, int D>
 __device__ __forceinline__ void complete_last(FewShared<Format, D>& shared, const Pair& pair,
                                               const Newest<D / 64>& newest) {
-  constexpr int kStages = Shared<Format, D, 1>::kStages, kUnits = D / 8;
+  constexpr int kStages = Shared<Format, D, 1>::kStages;
   using Tile = Tiles<Format, D>;
   const int lane = static_cast<int>(threadIdx.x) % 32, key = (pair.run.keys - 1) % kKeys;
   // From here on no barrier of the ring begins another phase, so that the parity of one tells.
@@ -220,9 +240,6 @@ __device__ __forceinline__ void complete_last(FewShared<Format, D>& shared, cons
       if (!newest.there) continue;
       *reinterpret_cast<uint32_t*>(chunk + Tile::offset(key, lane / 4 + turn * 8) + lane % 4 * 4) =
           newest.pairs[plane][turn];
-    }
-    for (int i = lane; plane == 1 && i < (kKeys - 1 - key) * kUnits; i += 32) {
-      *reinterpret_cast<uint4*>(chunk + Tile::offset(key + 1 + i / kUnits, i % kUnits)) = uint4{};
     }
     arrive(&shared.complete[plane]);  // every lane, for what it wrote
   }
@@ -243,8 +260,8 @@ __device__ __forceinline__ void merge_pair(const DecodeParams& p, FewShared<Form
   for (int i = 0; i < nodes; ++i) {
     const int window = i % kWindows, children = pair.children(i);
     const uint32_t parity = static_cast<uint32_t>(i / kWindows) & 1;
-    // Not earlier: the blocks' chunks before it wait for the nodes that are folded here.
-    if (i + 1 == nodes && pair.has_last()) complete_last(shared, pair, newest);
+    // Not earlier: until its loads have begun, chunks before it wait for the nodes folded here.
+    if (i == max(nodes - kWindows, 0) && pair.has_last()) complete_last(shared, pair, newest);
     // Nobody's arrival may be under way to a block that has ended.
     if (i >= kWindows) wait_cluster(&shared.drained[window], parity ^ 1);
     wait_cluster(&shared.arrived[window], parity);
