@@ -157,13 +157,13 @@ class FewConsumer : Consumer<Format, D, 1> {
     for (; k + kAtOnce <= steps; k += kAtOnce) this->template multiply_steps<kAtOnce>(k);
 #pragma unroll 1
     for (; k < steps; ++k) this->template multiply_steps<1>(k);
-    this->release();
   }
 
   /// chunk_state to all blocks, as child `rank` of a node.
   __device__ __forceinline__ void send_chunk(int rank, int node) {
     const int window = node % kWindows, lane = this->lane;
     if (node >= kWindows) wait_cluster(&few.drained[window], (node / kWindows - 1) & 1);
+    this->free_values();
     const auto& x = this->chunk_state;
 #pragma unroll
     for (int m = 0; m < Base::kM; ++m) {

@@ -57,6 +57,7 @@ class Consumer : protected Tree<Format, D, N> {
         multiply_values(run, chunk * kKeys);
 #pragma unroll
         for (int n = 0; n < N; ++n) Base::add_tile(run, chunk, n, chunk_state.tile[n]);
+        free_values();
         Base::end_chunk(run, chunk, upper);
       }
       if (run.end < run.chunks) Base::flush(run, upper);
@@ -83,10 +84,11 @@ class Consumer : protected Tree<Format, D, N> {
   float scale_of_row[N][2];  // of scores, times log2(e)
   Partial chunk_state;
 
-  __device__ __forceinline__ void release() {
+  /// Not beside the products that read the stage: ptxas lets the arrival pass reads under way. Those
+  /// have returned behind a barrier or a branch that needs what the products gave.
+  __device__ __forceinline__ void free_stage(int stage) {
     __syncwarp();
-    if (lane == 0) arrive(&shared.empty[ring.stage]);
-    ring.next();
+    if (lane == 0) arrive(&shared.empty[stage]);
   }
 
   /// What the run's rows see and where they are.
@@ -179,7 +181,9 @@ class Consumer : protected Tree<Format, D, N> {
   /// The weights of a chunk; top and sum of chunk_state.
   __device__ __forceinline__ void score(int first_key) {
     float s[2][N][4];  // the warp's keys 16 m + lane / 4 + {0, 8} x the thread's rows
+    const int stage_of_keys = ring.stage;
     multiply_keys(s);
+    ring.next();
     [[maybe_unused]] float inverses[2][2];  // of the scales of the thread's values
     if constexpr (Format::kScaled) {
       wait(&shared.full[ring.stage], ring.parity);
@@ -215,7 +219,7 @@ class Consumer : protected Tree<Format, D, N> {
         }
       }
     }
-    weigh(s, inverses, first_key, masked);
+    weigh(s, inverses, first_key, masked, stage_of_keys);
   }
 
   __device__ __forceinline__ void multiply_keys(float (&s)[2][N][4]) {
@@ -275,7 +279,6 @@ class Consumer : protected Tree<Format, D, N> {
         }
       }
     }
-    release();
   }
   /// Of the thread's keys of the stage.
   __device__ __forceinline__ float key_scale(int m, int half) const {
@@ -304,9 +307,9 @@ class Consumer : protected Tree<Format, D, N> {
 
   /// Scores to weights in shared memory; top and sum of chunk_state. Where values have scales, the
   /// scores come as exponents of the weights times those, and top is of them: a weight that f16
-  /// rounds to nothing is nothing beside the largest.
+  /// rounds to nothing is nothing beside the largest. The stage of the keys is free then.
   __device__ __forceinline__ void weigh(float (&s)[2][N][4], const float (&inverses)[2][2],
-                                        int first_key, bool masked) {
+                                        int first_key, bool masked, int stage_of_keys) {
     const int my_row = lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
@@ -324,6 +327,7 @@ class Consumer : protected Tree<Format, D, N> {
       }
     }
     barrier_sync(1, kWarps * 32);
+    free_stage(stage_of_keys);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       float all[2] = {minus_infinity(), minus_infinity()}, sum[2] = {0, 0};
@@ -421,7 +425,11 @@ class Consumer : protected Tree<Format, D, N> {
         for (int k = clean; k < steps; ++k) multiply_token(k, limit, limit + first_key);
       }
     }
-    release();
+  }
+  /// The stage that multiply_values() read, once something was computed from chunk_state.
+  __device__ __forceinline__ void free_values() {
+    free_stage(ring.stage);
+    ring.next();
   }
   /// Fragments of V^T: the warp's columns, 16 a tile m, x the keys of steps [k, k + Steps).
   template <int Steps>
