@@ -265,15 +265,23 @@ __device__ __forceinline__ void merge_pair(const DecodeParams& p, FewShared<Form
     // Nobody's arrival may be under way to a block that has ended.
     if (i >= kWindows) wait_cluster(&shared.drained[window], parity ^ 1);
     wait_cluster(&shared.arrived[window], parity);
-    Partial child[kFan];
+    // Of all eight, what no fold waits for another is computed for all at once.
+    const auto fold_children = [&]<bool All>() {
+      Partial child[kFan];
 #pragma unroll
-    for (int c = 0; c < kFan; ++c) {
-      if (c < children) load(child[c], window, c);
-    }
-    node = child[0];
+      for (int c = 0; c < kFan; ++c) {
+        if (All || c < children) load(child[c], window, c);
+      }
+      node = child[0];
 #pragma unroll
-    for (int c = 1; c < kFan; ++c) {
-      if (c < children) node.fold(child[c]);
+      for (int c = 1; c < kFan; ++c) {
+        if (All || c < children) node.fold(child[c]);
+      }
+    };
+    if (children == kFan) {
+      fold_children.template operator()<true>();
+    } else {
+      fold_children.template operator()<false>();
     }
     if (i + kWindows < nodes) {
       if (lane == 0) arrive_expect(&shared.arrived[window], node_bytes(p, pair, i + kWindows));

@@ -84,8 +84,8 @@ class Consumer : protected Tree<Format, D, N> {
   float scale_of_row[N][2];  // of scores, times log2(e)
   Partial chunk_state;
 
-  /// Not beside the products that read the stage: ptxas lets the arrival pass reads under way. Those
-  /// have returned behind a barrier or a branch that needs what the products gave.
+  /// Not beside the products that read the stage: ptxas lets the arrival pass reads under way.
+  /// Those have returned behind a barrier or a branch that needs what the products gave.
   __device__ __forceinline__ void free_stage(int stage) {
     __syncwarp();
     if (lane == 0) arrive(&shared.empty[stage]);

@@ -85,23 +85,28 @@ __device__ __forceinline__ void load_rows(const FewParams& p, std::byte* tile, B
   }
 }
 
+// `One`: of one row. Its chain of kernels is all latency, and code that runs once costs what it is
+// long: nothing is divided there, nothing is counted.
+
 /// x as it is into shared memory.
+template <bool One>
 __device__ __forceinline__ void load_x(const FewParams& p, std::byte* to, int threads) {
-  const int pieces = p.k / 8;
+  constexpr int kAtOnce = One ? 2 : 4;
+  const int pieces = p.k / 8, all = One ? pieces : p.rows * pieces;
   const auto* x = static_cast<const __nv_bfloat16*>(p.x);
-  for (int first = static_cast<int>(threadIdx.x); first < p.rows * pieces; first += 4 * threads) {
-    uint4 v[4];
+  for (int first = static_cast<int>(threadIdx.x); first < all; first += kAtOnce * threads) {
+    uint4 v[kAtOnce];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int i = first + j * threads, row = i / pieces;
-      if (i < p.rows * pieces) {
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int i = first + j * threads, row = One ? 0 : i / pieces;
+      if (i < all) {
         v[j] = *reinterpret_cast<const uint4*>(x + row * p.x_stride + (i - row * pieces) * 8);
       }
     }
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int i = first + j * threads, row = i / pieces;
-      if (i < p.rows * pieces) {
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int i = first + j * threads, row = One ? 0 : i / pieces;
+      if (i < all) {
         *reinterpret_cast<uint4*>(to + row * p.pitch() + (i - row * pieces) * 16) = v[j];
       }
     }
@@ -119,44 +124,54 @@ __device__ __forceinline__ float sum_groups(const float* sums, int groups) {
 }
 
 /// The rms_norm of x into shared memory, with the bits of rms_norm() (norm.cu): a warp sums 256
-/// values of a row, a butterfly the warps' sums.
+/// values of a row, a butterfly the warps' sums. `One`: each warp at most 256 values.
+template <bool One>
 __device__ __forceinline__ void norm_x(const FewParams& p, std::byte* to, const float* norm,
                                        float* partial, int threads) {
+  constexpr int kUnits = One ? 1 : kNormUnits;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = warp_index();
   const int warps = threads / 32, groups = (p.k + 255) / 256;
   const auto* x = static_cast<const float*>(p.x);
-  Floats8 values[kNormUnits];
+  struct Place {
+    int row, group, column;
+    bool there;
+  };
+  const auto place = [&](int j) {
+    const int unit = warp + j * warps;
+    const int row = One ? (unit < groups ? 0 : 1) : unit / groups, group = unit - row * groups;
+    const int column = group * 256 + lane * 8;
+    return Place{row, group, column, row < p.rows && column < p.k};
+  };
+  Floats8 values[kUnits];
 #pragma unroll
-  for (int j = 0; j < kNormUnits; ++j) {
-    const int unit = warp + j * warps, row = unit / groups;
-    const int at = (unit - row * groups) * 256 + lane * 8;
-    if (row < p.rows && at < p.k) values[j] = load8(x + row * p.x_stride + at);
+  for (int j = 0; j < kUnits; ++j) {
+    const Place at = place(j);
+    if (at.there) values[j] = load8(x + at.row * p.x_stride + at.column);
   }
 #pragma unroll
-  for (int j = 0; j < kNormUnits; ++j) {
-    const int unit = warp + j * warps, row = unit / groups;
-    if (row >= p.rows) break;
+  for (int j = 0; j < kUnits; ++j) {
+    const Place at = place(j);
+    if (at.row >= p.rows) break;
     float sum = 0;
-    if ((unit - row * groups) * 256 + lane * 8 < p.k) {
+    if (at.there) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) sum = fmaf(values[j].v[i], values[j].v[i], sum);
     }
     sum = warp_sum(sum);
-    if (lane == 0) partial[row * kMostGroups + unit - row * groups] = sum;
+    if (lane == 0) partial[at.row * kMostGroups + at.group] = sum;
   }
   barrier_sync(1, threads);
 #pragma unroll
-  for (int j = 0; j < kNormUnits; ++j) {
-    const int unit = warp + j * warps, row = unit / groups;
-    if (row >= p.rows) break;
-    const float mean = sum_groups(partial + row * kMostGroups, groups) / static_cast<float>(p.k);
+  for (int j = 0; j < kUnits; ++j) {
+    const Place at = place(j);
+    if (at.row >= p.rows) break;
+    const float mean = sum_groups(partial + at.row * kMostGroups, groups) / static_cast<float>(p.k);
     const float scale = rsqrtf(mean + p.eps);
-    const int at = (unit - row * groups) * 256 + lane * 8;
-    if (at >= p.k) continue;
-    const Floats8 weight = load8(norm + at);
+    if (!at.there) continue;
+    const Floats8 weight = load8(norm + at.column);
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[j].v[i] *= scale * weight.v[i];
-    store8(reinterpret_cast<__nv_bfloat16*>(to + row * p.pitch()) + at, values[j]);
+    store8(reinterpret_cast<__nv_bfloat16*>(to + at.row * p.pitch()) + at.column, values[j]);
   }
 }
 
@@ -165,11 +180,13 @@ struct Step {
   uint32_t a[4][4];
   uint32_t b[2][4];
 
-  __device__ __forceinline__ void load(uint32_t w, uint32_t x) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) load_matrices(b[i], x + 64u * static_cast<uint32_t>(i));
+  __device__ __forceinline__ void load_w(uint32_t w) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) load_matrices(a[i], w + 32u * static_cast<uint32_t>(i));
+  }
+  __device__ __forceinline__ void load_x(uint32_t x) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) load_matrices(b[i], x + 64u * static_cast<uint32_t>(i));
   }
   __device__ __forceinline__ void add_to(float (&sum)[4]) const {
 #pragma unroll
@@ -184,19 +201,24 @@ __device__ __forceinline__ float sum_of(const FewParams& p, const float* sums, i
   float of[kMostChains];
 #pragma unroll
   for (int i = 0; i < kMostChains; ++i) of[i] = i < chains ? from[i * next] : 0.0f;
-  float all = 0, sum = 0;
+  if (p.turns == 2) {
 #pragma unroll
-  for (int i = 0; i < kMostChains; ++i) {
-    if (i >= chains) break;
-    const bool first = p.turns == 1 || i % 2 == 0;
-    sum = first ? of[i] : sum + of[i];
-    if (p.turns == 2 && first) continue;
-    all = i < p.turns ? sum : all + sum;
+    for (int i = 0; i < kMostChains / 2; ++i) of[i] = of[2 * i] + of[2 * i + 1];
   }
+  float all = of[0];
+#pragma unroll
+  for (int i = 1; i < kMostChains; ++i) all = i < p.split ? all + of[i] : all;
   return all;
 }
 
-template <bool Normed>
+/// Of `out`.
+struct Value {
+  int row, column;
+  int64_t at;
+  bool there;
+};
+
+template <bool Normed, bool One>
 __global__ void __launch_bounds__(kMostThreads + 32, 3)
     few_kernel(const __grid_constant__ FewParams p) {
   extern __shared__ __align__(128) std::byte shared[];
@@ -227,28 +249,6 @@ __global__ void __launch_bounds__(kMostThreads + 32, 3)
   const int columns = p.up_row > 0 ? 8 * p.chunks : 16 * p.chunks;
   const int first = static_cast<int>(blockIdx.x) * columns;
   const int limit = p.up_row > 0 ? p.up_row : p.n;
-  if (p.early) let_successor_begin();
-  wait_for_predecessor();
-  // Elsewhere not before: W of kernels further behind would delay what this one and the next ones
-  // read.
-  let_successor_begin();
-
-  // The first of this thread's values that are added to is asked for before x.
-  const auto old_at = [&](int i) {
-    const int row = i / columns, column = first + i - row * columns;
-    if (p.epilogue != Epilogue::kAdd || i >= p.rows * columns || column >= limit) return 0.0f;
-    const int64_t at = row * p.out_stride + column;
-    if (p.out_f32) return static_cast<const float*>(p.out)[at];
-    return __uint_as_float(uint32_t{static_cast<const uint16_t*>(p.out)[at]} << 16);
-  };
-  const float first_old = old_at(thread);
-  if constexpr (Normed) {
-    norm_x(p, x_tile, norm, partial, threads);
-  } else {
-    load_x(p, x_tile, threads);
-  }
-  barrier_sync(1, threads);
-
   const int chain = warp / p.chunks, chunk = warp - chain * p.chunks;
   const int rank = chain / p.turns, turn = chain - rank * p.turns, steps = p.k / 64;
   const int begin = steps * rank / p.split + turn, end = steps * (rank + 1) / p.split;
@@ -256,14 +256,45 @@ __global__ void __launch_bounds__(kMostThreads + 32, 3)
                      static_cast<uint32_t>((chunk * 16 + lane % 16) * p.pitch() + lane / 16 * 16);
   const uint32_t x = shared_address(x_tile) +
                      static_cast<uint32_t>(min(lane % 8, p.rows - 1) * p.pitch() + lane / 8 * 16);
+  // Of this thread's values the first is found, and what it is added to asked for, before x.
+  const auto place = [&](int i) {
+    const int row = One ? 0 : i / columns, column = first + i - row * columns;
+    return Value{row, column, row * p.out_stride + column,
+                 i < (One ? columns : p.rows * columns) && column < limit};
+  };
+  const auto old_of = [&](const Value& to) {
+    if (p.epilogue != Epilogue::kAdd || !to.there) return 0.0f;
+    if (p.out_f32) return static_cast<const float*>(p.out)[to.at];
+    return __uint_as_float(uint32_t{static_cast<const uint16_t*>(p.out)[to.at]} << 16);
+  };
+  const Value first_value = place(thread);
+  if (p.early) let_successor_begin();
+  wait_for_predecessor();
+  // Elsewhere not before: W of kernels further behind would delay what this one and the next ones
+  // read.
+  let_successor_begin();
+
+  const float first_old = old_of(first_value);
+  if constexpr (Normed) {
+    norm_x<One>(p, x_tile, norm, partial, threads);
+  } else {
+    load_x<One>(p, x_tile, threads);
+  }
+
   float sum[4] = {};
-  wait(barriers + chunk * p.split + rank, 0);
+  const auto load_w = [&](Step& step, int i) {
+    if (i < end) step.load_w(w + static_cast<uint32_t>(i) * 128);
+  };
   const auto load = [&](Step& step, int i) {
-    const auto at = static_cast<uint32_t>(i) * 128;
-    if (i < end) step.load(w + at, x + at);
+    if (i < end) step.load_x(x + static_cast<uint32_t>(i) * 128);
+    load_w(step, i);
   };
   Step even, odd;
-  load(even, begin);
+  // W has mostly been there for long, x not before all threads have written theirs.
+  wait(barriers + chunk * p.split + rank, 0);
+  load_w(even, begin);
+  barrier_sync(1, threads);
+  if (begin < end) even.load_x(x + static_cast<uint32_t>(begin) * 128);
   for (int i = begin; i < end; i += 2 * p.turns) {
     load(odd, i + p.turns);
     even.add_to(sum);
@@ -278,22 +309,27 @@ __global__ void __launch_bounds__(kMostThreads + 32, 3)
   }
   barrier_sync(1, threads);
 
-  for (int i = thread; i < p.rows * columns; i += threads) {
-    const int row = i / columns, at = i - row * columns, column = first + at;
-    if (column >= limit) continue;
-    float value = sum_of(p, sums, row, at);
-    if (p.bias != nullptr) value += p.bias[column];
+  const auto finish = [&](const Value& to, float old) {
+    const int at = to.column - first;
+    float value = sum_of(p, sums, to.row, at);
+    if (p.bias != nullptr) value += p.bias[to.column];
     if (p.up_row > 0) {
-      float up = sum_of(p, sums, row, columns + at);
-      if (p.bias != nullptr) up += p.bias[p.up_row + column];
+      float up = sum_of(p, sums, to.row, columns + at);
+      if (p.bias != nullptr) up += p.bias[p.up_row + to.column];
       value = silu_of(value) * up;
     }
-    if (p.epilogue == Epilogue::kAdd) value += i == thread ? first_old : old_at(i);
-    const int64_t to = row * p.out_stride + column;
+    if (p.epilogue == Epilogue::kAdd) value += old;
     if (p.out_f32) {
-      static_cast<float*>(p.out)[to] = value;
+      static_cast<float*>(p.out)[to.at] = value;
     } else {
-      static_cast<uint16_t*>(p.out)[to] = static_cast<uint16_t>(pack_bf16(value, 0.0f));
+      static_cast<uint16_t*>(p.out)[to.at] = static_cast<uint16_t>(pack_bf16(value, 0.0f));
+    }
+  };
+  if (first_value.there) finish(first_value, first_old);
+  if constexpr (!One) {
+    for (int i = thread + threads; i < p.rows * columns; i += threads) {
+      const Value value = place(i);
+      if (value.there) finish(value, old_of(value));
     }
   }
 }
@@ -356,10 +392,10 @@ void decode_few(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut) {
       .block = static_cast<unsigned>(threads + 32),
       .shared_bytes = static_cast<size_t>(p.shared_bytes(normed) + 16),
       .overlap = true};
-  if (normed) {
-    launch(stream, at, few_kernel<true>, p);
+  if (p.rows > 1 || (normed && p.k > 256 * (threads / 32))) {
+    launch(stream, at, normed ? few_kernel<true, false> : few_kernel<false, false>, p);
   } else {
-    launch(stream, at, few_kernel<false>, p);
+    launch(stream, at, normed ? few_kernel<true, true> : few_kernel<false, true>, p);
   }
 }
 
