@@ -73,7 +73,8 @@ struct OpTable {
                     std::span<const TensorView> pieces) = nullptr;
 
   /// qkv_prepare, then attention, as one op with the same bits; q is left as it was. False, and
-  /// nothing was done: not for these shapes. Null: for none.
+  /// nothing was done: not for these shapes. Null: for none. Of the cache nothing else that it
+  /// reads was written since the last copy or graph launch of the stream.
   bool (*prepared_attention)(Stream&, const QkvPrepareArgs&, const AttnArgs&) = nullptr;
 
   /// Two `linear` as one op with the same bits: second.x is first.out, which nobody else reads, and

@@ -29,6 +29,8 @@ using Bf16Consumer = Consumer<KvBf16, D, N>;
 constexpr int kMaxSegments = kMaxDecodeSegments;
 constexpr int kMaxRows = 32;  // of q heads that a block takes at once
 constexpr int64_t kSlackKeys = 1024;
+// A box is copied whole: with fewer keys the last one brings less beyond the context.
+constexpr int kBf16BoxRows = 32;
 
 int padded_dim(int head_dim) {
   return head_dim <= 64 ? 64 : (head_dim <= 128 ? 128 : 256);
@@ -115,7 +117,8 @@ void decode_segments(Stream& stream, const AttnArgs& args, const QkvPrepareArgs*
       .group = group,
       .head_dim = shape.head_dim,
       .block_size = kv.block_size,
-      .box_rows = std::min(kTileKeys, kv.block_size & -kv.block_size),
+      .box_rows = std::min(kv.format == KvFormat::kBf16 ? kBf16BoxRows : kTileKeys,
+                           kv.block_size & -kv.block_size),
       .tile_rows = rows_at_once(padded, rows),
       .max_pairs = 0,
       .partial_rows = 0,

@@ -361,8 +361,10 @@ __global__ __launch_bounds__(kFewThreads,
   if (warp < kWarps) {
     FewConsumer<Format, D>(f, none, shared, warp).consume(pair);
   } else if (warp == kProducer) {
-    produce(p, &map, none, shared.main, run, run.next);
+    // Where the newest key is written here, the cache has been as it is since the step before.
+    produce(p, &map, none, shared.main, {run, run.next, f.prepared});
     if (threadIdx.x % 32 == 0) arrive(&shared.asked);
+    wait_for_predecessor();
     cluster_wait();
   } else {
     const auto newest = write_newest<D / 64>(f, pair, shared.heads[kWarps]);

@@ -584,7 +584,7 @@ __global__ __launch_bounds__(kWarps * 32 + 32, Consumer::Memory::kBlocks) void d
   } else {
     const Run run = find_run(p, plan, find_segment(p, plan, begin), begin, end);
     if (warp == kWarps) {
-      produce(p, &map, plan, shared, run, end);
+      produce(p, &map, plan, shared, {run, end});
     } else {
       Consumer(p, plan, shared, warp).consume(run, end);
     }

@@ -140,15 +140,26 @@ __device__ __forceinline__ void fill_scales(const DecodeParams& p, float* scales
   for (int i = 0; i < kKeys; i += 32) scales[lane + i] = scale;
 }
 
-/// The warp that fills the ring with the share whose first run is `run`. Lane i copies box i of a
-/// chunk (box_rows keys each). Boxes beyond the context aren't copied. Chunks that come together
-/// don't lie on both sides of a multiple of kTogether.
+/// What the ring brings.
+struct RingShare {
+  Run run;  ///< the first one of the share
+  int end;  ///< of the share, in units
+  /// No kernel since the last copy or graph launch has written it: it comes before the kernel ahead
+  /// has ended.
+  bool ahead = false;
+};
+
+/// The warp that fills the ring with a share. Lane i copies box i of a chunk (box_rows keys each).
+/// Boxes beyond the context aren't copied. Chunks that come together don't lie on both sides of a
+/// multiple of kTogether.
 template <class Memory>
 __device__ void produce(const DecodeParams& p, const CUtensorMap* map, const Plan& plan,
-                        Memory& shared, Run run, int end) {
+                        Memory& shared, const RingShare& share) {
   using Format = typename Memory::Format;
   using Tile = Tiles<Format, Memory::kDim>;
   constexpr int kTogether = Memory::kTogether;
+  Run run = share.run;
+  const int end = share.end;
   const int lane = static_cast<int>(threadIdx.x) % 32, in_chunk = lane * p.box_rows;
   const int key_bytes = Tile::kKeyBytes + p.layout.scales * 4;
   // The scales of a box are one copy where a box is a block.
@@ -156,7 +167,7 @@ __device__ void produce(const DecodeParams& p, const CUtensorMap* map, const Pla
   const int copies = together ? 1 : p.layout.scales;
   const auto scale_bytes = static_cast<uint32_t>(p.box_rows * p.layout.scales * 4 / max(copies, 1));
   Cursor<Memory::kStages> ring{.parity = 1};
-  prefetch_chunks<Format, Memory::kDim>(p, map, run);
+  if (!share.ahead) prefetch_chunks<Format, Memory::kDim>(p, map, run);
   for (bool first = true;; first = false) {
     const int32_t* table = p.table + run.segment * p.table_row;
     /// Of the lane's box of a chunk; block -1: none.
@@ -174,7 +185,7 @@ __device__ void produce(const DecodeParams& p, const CUtensorMap* map, const Pla
     };
     Box boxes[kTogether], next_boxes[kTogether];
     find_boxes(run.begin, boxes);
-    if (first) wait_for_predecessor();
+    if (first && !share.ahead) wait_for_predecessor();
     for (int chunk = run.begin, count = 0; chunk < run.end; chunk += count * run.step) {
       count = min(kTogether - chunk % kTogether, run.end - chunk);
       find_boxes(chunk + count * run.step, next_boxes);

@@ -23,9 +23,6 @@ constexpr int kMostPieces = 32;     ///< of W in a block
 constexpr int kPiecesUnderWay = 2;  ///< at a time
 constexpr int kNormUnits = 4;       ///< pieces of 256 values of x that a warp norms, at most
 constexpr int kMostGroups = 16;     ///< of 256 values of a row of x that is normed
-/// One row is attended to by one kernel, and W of the kernel behind comes while memory is idle: of
-/// the one behind a product this small (o, which waits for attention), and behind gate and up.
-constexpr int64_t kEarlyValues = int64_t{2} << 20;
 
 struct FewParams {
   const std::byte* w;
@@ -270,8 +267,8 @@ __global__ void __launch_bounds__(kMostThreads + 32, 3)
   const Value first_value = place(thread);
   if (p.early) let_successor_begin();
   wait_for_predecessor();
-  // Elsewhere not before: W of kernels further behind would delay what this one and the next ones
-  // read.
+  // Of several rows not before: W of kernels further behind would delay what this one and the next
+  // ones read. One row is attended to by one kernel, and W comes while memory is idle.
   let_successor_begin();
 
   const float first_old = old_of(first_value);
@@ -378,8 +375,7 @@ void decode_few(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut) {
   p.out = gemm.out.data;
   p.out_stride = gemm.out.stride[0];
   p.out_f32 = gemm.out.dtype == DType::kF32;
-  p.early = p.rows == 1 && (gemm.epilogue == Epilogue::kSiluMul ||
-                            (gemm.epilogue == Epilogue::kAdd && shape.n * shape.k <= kEarlyValues));
+  p.early = p.rows == 1;
   const int threads = 32 * cut.chunks * cut.split * cut.turns;
   CHECK(p.rows > 0 && p.rows <= kMostRows && p.k % 64 == 0 && x.dim(1) == shape.k &&
             x.stride[0] % 8 == 0 && threads <= kMostThreads &&
