@@ -20,17 +20,21 @@ struct Backend {
 
 /// The reference, and the CPU backend at every instruction set that this machine has. With
 /// AddressSanitizer the widest alone: tests/ops has every kernel of the others.
-inline std::vector<Backend> backends() {
-  const CpuInfo cpu = cpu_info();
+inline const std::vector<Backend>& backends() {
+  static const std::vector<Backend> found = [] {
+    const CpuInfo cpu = cpu_info();
 #ifdef __SANITIZE_ADDRESS__
-  if (cpu.supported) return {{std::string(cpu_isa_name(cpu.isa)), &cpu_ops(cpu.isa)}};
+    if (cpu.supported)
+      return std::vector<Backend>{{std::string(cpu_isa_name(cpu.isa)), &cpu_ops(cpu.isa)}};
 #endif
-  std::vector<Backend> out = {{"ref", &ref_ops()}};
-  if (!cpu.supported) return out;
-  for (const CpuIsa isa : cpu_isas()) {
-    out.push_back({std::string(cpu_isa_name(isa)), &cpu_ops(isa)});
-  }
-  return out;
+    std::vector<Backend> out = {{"ref", &ref_ops()}};
+    if (!cpu.supported) return out;
+    for (const CpuIsa isa : cpu_isas()) {
+      out.push_back({std::string(cpu_isa_name(isa)), &cpu_ops(isa)});
+    }
+    return out;
+  }();
+  return found;
 }
 
 /// A checkpoint's name and the index of a backend.

@@ -31,8 +31,9 @@ const OpTable& cpu_ops(CpuIsa isa) {
 
 std::vector<CpuIsa> cpu_isas() {
   std::vector<CpuIsa> out;
+  const CpuIsa widest = cpu_info().isa;
   for (const CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAmx}) {
-    if (isa <= cpu_info().isa && table_of(isa) != nullptr) out.push_back(isa);
+    if (isa <= widest && table_of(isa) != nullptr) out.push_back(isa);
   }
   return out;
 }
