@@ -4,6 +4,7 @@
 // format instantiates it. What it does is told in attention_decode.cu.
 
 #include <algorithm>
+#include <cfloat>
 #include <climits>
 #include <type_traits>
 
@@ -79,9 +80,8 @@ class Consumer : protected Tree<Format, D, N> {
   Cursor<Memory::kStages> ring{.parity = 0};
   const __nv_bfloat16* q_rows[N];
   uint32_t q[D / 16][N][2];
-  int visible[N][2];         // keys that the thread's rows see
-  int seen_by_all;           // keys
-  float scale_of_row[N][2];  // of scores, times log2(e)
+  int visible[N][2];  // keys that the thread's rows see
+  int seen_by_all;    // keys
   Partial chunk_state;
 
   /// Not beside the products that read the stage: ptxas lets the arrival pass reads under way.
@@ -128,15 +128,11 @@ class Consumer : protected Tree<Format, D, N> {
         }
       }
     }
-    if constexpr (kHalfKeys) {
-      halve_rows(run);
-    } else {
-#pragma unroll
-      for (auto& scales : scale_of_row) scales[0] = scales[1] = p.scale;
-    }
+    if constexpr (kHalfKeys) halve_rows(run);
   }
   /// q, times the channels' scales of K, as f16: each row by the power of two that makes its
-  /// largest value 1 to 2, and that meets its scores again.
+  /// largest value 2^12 to 2^13, and that meets its scores again. What a row's scores are
+  /// multiplied by and begin with goes to the warp's shared memory: registers are short.
   __device__ __forceinline__ void halve_rows(const Run& run) {
     const float* scale = p.k_scale + int64_t{run.kv_head} * p.head_dim;
     const auto each_pair = [&](const auto& body) {
@@ -162,20 +158,30 @@ class Consumer : protected Tree<Format, D, N> {
     each_pair([&](int n, uint32_t&, float low, float high) {
       largest[n] = fmaxf(largest[n], fmaxf(fabsf(low), fabsf(high)));
     });
-    float inverse[N];
+    float inverse[N], sum[N] = {};
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      const PowerOfTwo of = power_of(max_of_quad(largest[n]));
+      const PowerOfTwo of = power_of(max_of_quad(largest[n]) * 0x1p-12f);
       inverse[n] = of.inverse;
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        scale_of_row[n][h] =
-            __fmul_rn(p.scale, __shfl_sync(0xffffffffu, of.power, lane % 4 * 8 + h * 4));
+      if (lane % 4 == 0) {
+        shared.scale_of_row[warp][n * 8 + lane / 4] = p.scale * Format::kKeyUnit * of.power;
       }
     }
     each_pair([&](int n, uint32_t& pair, float low, float high) {
       pair = pack_f16(low * inverse[n], high * inverse[n]);
+      const float2 halves = __half22float2(f16_pair(pair));
+      sum[n] += halves.x + halves.y;
     });
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      const float zero = -Format::kKeyZero / Format::kKeyUnit * sum_of_quad(sum[n]);
+      if (lane % 4 == 0) shared.zero_of_row[warp][n * 8 + lane / 4] = zero;
+    }
+    __syncwarp();
+  }
+  /// Of the thread's rows of tile n.
+  __device__ __forceinline__ float2 of_rows(const float (&values)[kWarps][8 * N], int n) const {
+    return *reinterpret_cast<const float2*>(&values[warp][n * 8 + lane % 4 * 2]);
   }
 
   /// The weights of a chunk; top and sum of chunk_state.
@@ -192,14 +198,17 @@ class Consumer : protected Tree<Format, D, N> {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const float of_value = key_scale(m, half), level = log2_approx(of_value);
-          inverses[m][half] = __fdividef(1.0f, of_value);
+          // Finite: a weight of 0 stays 0, whatever the scale of what a row doesn't see. In the
+          // unit of the outputs.
+          inverses[m][half] =
+              fminf(fabsf(__fdividef(1.0f / Format::kValueUnit, of_value)), FLT_MAX);
 #pragma unroll
           for (int n = 0; n < N; ++n) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-              float& x = s[m][n][half * 2 + h];
-              x = fmaf(x, scale_of_row[n][h], level);
-            }
+            float2 scale{p.scale, p.scale};
+            if constexpr (kHalfKeys) scale = of_rows(shared.scale_of_row, n);
+            float* of_key = &s[m][n][half * 2];
+            of_key[0] = fmaf(of_key[0], scale.x, level);
+            of_key[1] = fmaf(of_key[1], scale.y, level);
           }
         }
       }
@@ -219,14 +228,19 @@ class Consumer : protected Tree<Format, D, N> {
         }
       }
     }
-    weigh(s, inverses, first_key, masked, stage_of_keys);
+    weigh(s, inverses, stage_of_keys);
   }
 
   __device__ __forceinline__ void multiply_keys(float (&s)[2][N][4]) {
 #pragma unroll
-    for (auto& tile : s) {
+    for (int n = 0; n < N; ++n) {
+      float2 zero{0, 0};
+      if constexpr (kHalfKeys) zero = of_rows(shared.zero_of_row, n);
 #pragma unroll
-      for (auto& x : tile) x[0] = x[1] = x[2] = x[3] = 0;
+      for (int m = 0; m < 2; ++m) {
+        s[m][n][0] = s[m][n][2] = zero.x;
+        s[m][n][1] = s[m][n][3] = zero.y;
+      }
     }
     wait(&shared.full[ring.stage], ring.parity);
     const uint32_t base = shared_address(shared.ring[ring.stage]);
@@ -248,7 +262,7 @@ class Consumer : protected Tree<Format, D, N> {
               a[i][m][j] = codes[j];
             } else {
               uint32_t pairs[kPairs];
-              widen<kHalfKeys>(pairs, codes[j]);
+              widen</*Keys=*/true>(pairs, codes[j]);
 #pragma unroll
               for (int x = 0; x < kPairs; ++x) {
                 a[i + j / 2 * kUnitTiles + x / 2][m][j % 2 + x % 2 * 2] = pairs[x];
@@ -284,15 +298,18 @@ class Consumer : protected Tree<Format, D, N> {
   __device__ __forceinline__ float key_scale(int m, int half) const {
     return shared.scales[ring.stage][warp * 32 + m * 16 + lane / 4 + half * 8];
   }
-  /// To f16 or to bf16.
-  template <bool Half>
+  /// Codes of keys (to f16 or bf16) or of values (f16).
+  template <bool Keys>
   static __device__ __forceinline__ void widen(uint32_t (&pairs)[kPairs], uint32_t word) {
-    if constexpr (Half) {
-      pairs[0] = Format::template widen_f16<0>(word);
-      pairs[1] = Format::template widen_f16<1>(word);
-    } else {
+    if constexpr (Keys && kHalfKeys) {
+      pairs[0] = Format::template key_f16<0>(word);
+      pairs[1] = Format::template key_f16<1>(word);
+    } else if constexpr (Keys) {
       pairs[0] = Format::template widen<0>(word);
       pairs[1] = Format::template widen<1>(word);
+    } else {
+      pairs[0] = Format::template value_f16<0>(word);
+      pairs[1] = Format::template value_f16<1>(word);
     }
   }
   template <bool Half>
@@ -309,7 +326,7 @@ class Consumer : protected Tree<Format, D, N> {
   /// scores come as exponents of the weights times those, and top is of them: a weight that f16
   /// rounds to nothing is nothing beside the largest. The stage of the keys is free then.
   __device__ __forceinline__ void weigh(float (&s)[2][N][4], const float (&inverses)[2][2],
-                                        int first_key, bool masked, int stage_of_keys) {
+                                        int stage_of_keys) {
     const int my_row = lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
@@ -350,10 +367,7 @@ class Consumer : protected Tree<Format, D, N> {
         for (int j = 0; j < 4; ++j) {
           if constexpr (Format::kScaled) {
             s[m][n][j] = exp2_approx(__fadd_rn(s[m][n][j], shift[j % 2]));
-            const float weight = __fmul_rn(s[m][n][j], inverses[m][j / 2]);
-            const int key = first_key + warp * 32 + m * 16 + lane / 4 + j / 2 * 8;
-            // What a row doesn't see has any scale.
-            sum[j % 2] += masked && key >= visible[n][j % 2] ? 0.0f : weight;
+            sum[j % 2] += __fmul_rn(s[m][n][j], inverses[m][j / 2]);
           } else {
             s[m][n][j] = exp2_approx(fmaf(s[m][n][j], p.scale, shift[j % 2]));
             sum[j % 2] += s[m][n][j];
@@ -463,7 +477,7 @@ class Consumer : protected Tree<Format, D, N> {
               uint32_t word = codes[j * 2 + half];
               if constexpr (kStep < kUnitTiles) word >>= tile % kUnitTiles * 2 * Format::kBits;
               uint32_t pairs[kPairs];
-              widen<true>(pairs, word);
+              widen</*Keys=*/false>(pairs, word);
 #pragma unroll
               for (int x = 0; x < 2 * kStep; ++x) {
                 a[i + j][m + x / 2][half * 2 + x % 2] = pairs[x];

@@ -66,8 +66,19 @@ struct Ring {
 template <class Format, int D>
 constexpr int kStageBytes = kKeys*(D* Format::kBits / 8 + 4 * kGroups<Format, D>);
 
+/// Of each warp's rows, where q is f16: what scores are multiplied by (log2(e), the unit of the
+/// keys' operands), and the scores of a key of zeros before that.
+template <class Format, int N>
+struct RowValues {};
+template <int N>
+struct RowValues<KvInt8, N> {
+  alignas(8) float scale_of_row[kWarps][8 * N];
+  alignas(8) float zero_of_row[kWarps][8 * N];
+};
+
 template <class Format, int D, int N, int Blocks = blocks_per_processor(D, 8 * N, Format::kBits)>
-struct Shared : Ring<Format, D, Blocks, 192 * 1024 / Blocks / kStageBytes<Format, D>, kWarps, 1> {
+struct Shared : Ring<Format, D, Blocks, 192 * 1024 / Blocks / kStageBytes<Format, D>, kWarps, 1>,
+                RowValues<Format, N> {
   static constexpr int kWeightRow = kKeys + 8;      // padded: rows shift by 4 banks
   alignas(16) uint16_t weights[8 * N][kWeightRow];  // bf16, or f16 times the scales of the values
   alignas(8) float tops[kWarps][8 * N];

@@ -45,15 +45,23 @@ __device__ __forceinline__ uint32_t bits(__half2 x) {
   return *reinterpret_cast<const uint32_t*>(&x);
 }
 
-/// (x & mask) | base, one instruction: two constants would be two.
+// One instruction: two constants would be two.
+/// (x & mask) | base.
 __device__ __forceinline__ uint32_t and_or(uint32_t x, uint32_t mask, uint32_t base) {
   uint32_t y;
   asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(y) : "r"(x), "r"(mask), "r"(base));
   return y;
 }
+/// (x & mask) ^ base.
+__device__ __forceinline__ uint32_t and_xor(uint32_t x, uint32_t mask, uint32_t base) {
+  uint32_t y;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6A;" : "=r"(y) : "r"(x), "r"(mask), "r"(base));
+  return y;
+}
 
 // A format's widen<P>(word, zeros): pair P of a word, as two bf16. `zeros` is of formats with zero
-// points: of the low and the high half (twice). widen_f16<P>(word) of codes of 8 bits: as two f16.
+// points: of the low and the high half (twice). Of codes of 8 bits, value_f16<P>(word) is the pair
+// as two f16 value / kValueUnit, key_f16<P>(word) of int8 as (kKeyZero + value) / kKeyUnit.
 
 struct KvBf16 {
   static constexpr int kBits = 16;
@@ -77,12 +85,17 @@ struct KvInt8 {
     return bits(__hsub2(bf16_pair(and_or(pair, 0x007F007Fu, 0x43004300u)),
                         bf16_pair(and_or(pair, 0x00800080u, 0x43004300u))));
   }
-  /// 1024 + (128 + code), less 1152.
+  /// Subnormal: a mask alone.
+  static constexpr float kKeyUnit = 0x1p24f, kKeyZero = 128;
   template <int Pair>
-  static __device__ __forceinline__ uint32_t widen_f16(uint32_t word) {
-    const uint32_t pair = Pair == 0 ? word : word >> 8;
-    uint32_t x;  // (pair & 0x00FF00FF) ^ 0x64806480
-    asm("lop3.b32 %0, %1, %2, %3, 0x6A;" : "=r"(x) : "r"(pair), "r"(0x00FF00FFu), "r"(0x64806480u));
+  static __device__ __forceinline__ uint32_t key_f16(uint32_t word) {
+    return and_xor(Pair == 0 ? word : word >> 8, 0x00FF00FFu, 0x00800080u);
+  }
+  /// 1024 + (128 + code), less 1152.
+  static constexpr float kValueUnit = 1;
+  template <int Pair>
+  static __device__ __forceinline__ uint32_t value_f16(uint32_t word) {
+    const uint32_t x = and_xor(Pair == 0 ? word : word >> 8, 0x00FF00FFu, 0x64806480u);
     return bits(__hsub2(f16_pair(x), f16_pair(0x64806480u)));
   }
 };
@@ -104,12 +117,12 @@ struct KvFp8 {
     const uint32_t small = (pair & 0x80008000u) | (pair >> 4 & 0x07F007F0u);
     return bits(__hmul2(bf16_pair(small), bf16_pair(0x7B807B80u)));
   }
-  /// The same, 2^-8 of the value.
+  /// Moved to f16's place, 2^-8 of the value.
+  static constexpr float kValueUnit = 0x1p8f;
   template <int Pair>
-  static __device__ __forceinline__ uint32_t widen_f16(uint32_t word) {
+  static __device__ __forceinline__ uint32_t value_f16(uint32_t word) {
     const uint32_t pair = Pair == 1 ? word : word << 8;
-    const uint32_t small = (pair & 0x80008000u) | (pair >> 1 & 0x3F803F80u);
-    return bits(__hmul2(f16_pair(small), f16_pair(0x5C005C00u)));
+    return (pair & 0x80008000u) | (pair >> 1 & 0x3F803F80u);
   }
 };
 
