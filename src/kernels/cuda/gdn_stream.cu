@@ -71,6 +71,10 @@ struct Segment {
   GdnSlots slots;
   __device__ __forceinline__ int rows() const { return slots.count + end - begin; }
   __device__ __forceinline__ bool is_short() const { return rows() <= kBatch; }
+  /// Whether anything becomes of the state in its read slot.
+  __device__ __forceinline__ bool takes_state() const {
+    return slots.read >= 0 && (rows() > 0 || slots.write >= 0 || slots.keep >= 0);
+  }
 };
 
 /// Chain number i of this block, empty beyond the last one.
@@ -118,13 +122,13 @@ __device__ void fetch(const GdnView& p, Shared<State>& shared, int count, int hk
   Place<Shared<State>::kStages> place;
   const int group = p.group(), chains = num_chains(p, count);
   for (int i = 0; i < chains; ++i) {
-    const int read = load_first<Kept>(p, load_chain(p, count, i)).slots.read;
-    if (read < 0) continue;
+    const Segment first = load_first<Kept>(p, load_chain(p, count, i));
+    if (!first.takes_state()) continue;
     for (int r = 0; r < group; ++r) {
       wait(&shared.empty[place.stage], place.phase ^ 1);
       arrive_expect(&shared.full[place.stage], kBytes);
-      bulk_load(shared.ring[place.stage], head_state<State>(p, read, hk * group + r), kBytes,
-                &shared.full[place.stage]);
+      bulk_load(shared.ring[place.stage], head_state<State>(p, first.slots.read, hk * group + r),
+                kBytes, &shared.full[place.stage]);
       place.next();
     }
   }
@@ -193,8 +197,14 @@ class Worker {
   static constexpr int kAhead = Kept ? kBatch : kBatch / 2;
 
  public:
-  __device__ Worker(const GdnView& p, Shared<State>& shared, int hk)
-      : p_(p), shared_(shared), hk_(hk) {
+  __device__ Worker(const GdnView& p, Shared<State>& shared, int hk, int count)
+      : p_(p), shared_(shared), hk_(hk), count_(count) {
+    // Before the kernels in front have finished: all this is from the host.
+    now_ = load_chain(p, count, 0);
+    next_ = load_chain(p, count, 1);
+    after_ = load_chain(p, count, 2);
+    first_ = load_first<Kept>(p, now_);
+    next_first_ = load_first<Kept>(p, next_);
     group_ = p.group();
     thread_ = static_cast<int>(threadIdx.x);
     lane_ = thread_ % kLanes;
@@ -217,29 +227,25 @@ class Worker {
     bias_ = p.dt_bias[hk * group_ + gate_head_];
   }
 
-  __device__ void run(int count) {
-    const int chains = num_chains(p_, count);
-    // The loads of chain i + 1's inputs need its first segment, that needs where it begins.
-    Chain now = load_chain(p_, count, 0), next = load_chain(p_, count, 1),
-          after = load_chain(p_, count, 2);
-    Segment first = load_first<Kept>(p_, now), next_first = load_first<Kept>(p_, next);
-    load_inputs(first, 0);
+  __device__ void run() {
+    const int chains = num_chains(p_, count_);
+    load_inputs(first_, 0);
     for (int i = 0; i < chains; ++i) {
-      const Segment after_first = load_first<Kept>(p_, after);
-      const Chain later = load_chain(p_, count, i + 3);
-      if (now.first == now.last) load_inputs(next_first, 0);
-      for (int s = now.first; s < now.last; ++s) {
-        const bool is_first = s == now.first;
-        const Segment segment = is_first ? first : load_segment<Kept>(p_, s);
+      const Segment after_first = load_first<Kept>(p_, after_);
+      const Chain later = load_chain(p_, count_, i + 3);
+      if (now_.first == now_.last) load_inputs(next_first_, 0);
+      for (int s = now_.first; s < now_.last; ++s) {
+        const bool is_first = s == now_.first;
+        const Segment segment = is_first ? first_ : load_segment<Kept>(p_, s);
         if (!is_first) load_inputs(segment, 0);
-        run_segment(segment, is_first && first.slots.read >= 0,
-                    s + 1 == now.last ? next_first : Segment{});
+        run_segment(segment, is_first && first_.takes_state(),
+                    s + 1 == now_.last ? next_first_ : Segment{});
       }
-      now = next;
-      next = after;
-      after = later;
-      first = next_first;
-      next_first = after_first;
+      now_ = next_;
+      next_ = after_;
+      after_ = later;
+      first_ = next_first_;
+      next_first_ = after_first;
     }
   }
 
@@ -345,6 +351,7 @@ class Worker {
         v += count;
       } while (v < rows);
       if (segment.slots.write >= 0) store_state(segment.slots.write, r);
+      free_stage();
     }
     if (!is_short) load_inputs(next, 0);
   }
@@ -427,9 +434,7 @@ class Worker {
       for (int i = 0; i < kPasses; ++i) {
         load_row<kLanes>(shared_.ring[place_.stage] + row(i) * kDim, lane_, s_[i]);
       }
-      __syncwarp();
-      if (thread_ % 32 == 0) arrive(&shared_.empty[place_.stage]);
-      place_.next();
+      holds_stage_ = true;
       return;
     }
     const State* from = head_state<State>(p_, max(slot, 0), hk_ * group_ + r);
@@ -442,6 +447,15 @@ class Worker {
         for (int j = 0; j < 16; ++j) s_[i][j] = 0;
       }
     }
+  }
+  /// Behind a first use of all that load_state() read: the stage is filled again at once, and ptxas
+  /// lets an arrival pass reads whose values nobody has asked for yet.
+  __device__ __forceinline__ void free_stage() {
+    if (!holds_stage_) return;
+    holds_stage_ = false;
+    __syncwarp();
+    if (thread_ % 32 == 0) arrive(&shared_.empty[place_.stage]);
+    place_.next();
   }
   __device__ __forceinline__ void store_state(int slot, int r) const {
     State* to = head_state<State>(p_, slot, hk_ * group_ + r);
@@ -473,6 +487,7 @@ class Worker {
           for (int i = 0; i < kPasses; ++i) {
             token.advance(s_[i], y[(2 + r) * kDim + row(i)], decay, beta);
           }
+          free_stage();
         }
         if (keeps && j == own && j < count) store_state(segment.slots.keep, r);
       }
@@ -486,6 +501,7 @@ class Worker {
           const float o = token.step(s_[i], y[(2 + r) * kDim + row(i)], decay, beta);
           if (lane_ == 0) shared_.o[turn][j][row(i)] = o;
         }
+        free_stage();
       }
       if (lane_ == 0) arrive(&shared_.o_full[turn]);
       ++item_;
@@ -496,9 +512,13 @@ class Worker {
 
   const GdnView& p_;
   Shared<State>& shared_;
-  int hk_, group_, thread_, lane_, width_, gate_token_, gate_head_;
+  int hk_, count_, group_, thread_, lane_, width_, gate_token_, gate_head_;
+  // The loads of chain i + 1's inputs need its first segment, that needs where it begins.
+  Chain now_, next_, after_;
+  Segment first_, next_first_;
   int item_ = 0;  // outputs given away
   Place<Shared<State>::kStages> place_;
+  bool holds_stage_ = false;  // place_'s: read, not yet free
   float rate_, bias_, a_ = 0, b_ = 0;
   int channels_[Pairs];  // of the rows, the first of each pair
   float taps_[Pairs][2][4], window_[Pairs][2][3];
@@ -539,10 +559,10 @@ __global__ void __launch_bounds__(kBlock, 1)
     }
   } else {
     raise_registers_to<kRegisters>();
-    Worker<State, Pairs, Kept> worker(p, shared, hk);
+    Worker<State, Pairs, Kept> worker(p, shared, hk, count);
     wait_for_predecessor();
     let_successor_begin();
-    worker.run(count);
+    worker.run();
   }
 }
 
