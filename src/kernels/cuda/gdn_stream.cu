@@ -195,16 +195,14 @@ template <class State, int Pairs, bool Kept>
 class Worker {
   // Rows whose inputs are loaded a chain ahead.
   static constexpr int kAhead = Kept ? kBatch : kBatch / 2;
+  // Whether the first chains are looked up before the kernels in front have finished (all that says
+  // where they are is from the host). With bf16 states the code that comes of it is slower.
+  static constexpr bool kEarly = sizeof(State) == 4;
 
  public:
   __device__ Worker(const GdnView& p, Shared<State>& shared, int hk, int count)
       : p_(p), shared_(shared), hk_(hk), count_(count) {
-    // Before the kernels in front have finished: all this is from the host.
-    now_ = load_chain(p, count, 0);
-    next_ = load_chain(p, count, 1);
-    after_ = load_chain(p, count, 2);
-    first_ = load_first<Kept>(p, now_);
-    next_first_ = load_first<Kept>(p, next_);
+    if constexpr (kEarly) find_first();
     group_ = p.group();
     thread_ = static_cast<int>(threadIdx.x);
     lane_ = thread_ % kLanes;
@@ -229,6 +227,7 @@ class Worker {
 
   __device__ void run() {
     const int chains = num_chains(p_, count_);
+    if constexpr (!kEarly) find_first();
     load_inputs(first_, 0);
     for (int i = 0; i < chains; ++i) {
       const Segment after_first = load_first<Kept>(p_, after_);
@@ -250,6 +249,13 @@ class Worker {
   }
 
  private:
+  __device__ __forceinline__ void find_first() {
+    now_ = load_chain(p_, count_, 0);
+    next_ = load_chain(p_, count_, 1);
+    after_ = load_chain(p_, count_, 2);
+    first_ = load_first<Kept>(p_, now_);
+    next_first_ = load_first<Kept>(p_, next_);
+  }
   static __device__ __forceinline__ void sync() {
     barrier_sync(1, kThreads);
   }
