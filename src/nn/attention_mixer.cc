@@ -81,7 +81,6 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, const RmsNormA
   }
   TensorView qkv = take_rows(context, rows, q_width() + 2 * kv_width());
   TensorView attended = take_rows(context, rows, q_heads * head_dim);
-  qkv_.forward(context, norm, qkv);
 
   // With a gate, each head's columns are [q | gate].
   const TensorView q_part = qkv.columns(0, q_width()).split_last(q_heads, q_width() / q_heads);
@@ -89,9 +88,6 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, const RmsNormA
   const TensorView k = qkv.columns(q_width(), q_width() + kv_width());
   const TensorView v = qkv.columns(q_width() + kv_width(), q_width() + 2 * kv_width());
   const TensorView keys = k.split_last(spec_.kv_heads, head_dim);
-  if (planner_ && planner_->routed() && context.batch.num_deciding > 0) {
-    planner_->decide(context, kv, layer, keys, k_norm_.weight());
-  }
   const QkvPrepareArgs prepare{.q = q,
                                .k = keys,
                                .v = v.split_last(spec_.kv_heads, head_dim),
@@ -102,6 +98,15 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, const RmsNormA
                                .positions = context.batch.positions,
                                .kv_slot = context.batch.kv_slot,
                                .kv = kv};
+  const OpTable& ops = context.ops;
+  LinearArgs project_in = qkv_.args(context, norm.out, qkv, Epilogue::kStore);
+  project_in.norm = norm;
+  // Routers read the keys before their rope.
+  const bool decides = planner_ && planner_->routed() && context.batch.num_deciding > 0;
+  const bool prepared = !decides && ops.linear_prepare != nullptr &&
+                        ops.linear_prepare(context.stream, project_in, prepare);
+  if (!prepared) ops.linear(context.stream, project_in);
+  if (decides) planner_->decide(context, kv, layer, keys, k_norm_.weight());
   const TensorView heads = attended.split_last(q_heads, head_dim);
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
   AttnArgs attention{.shape = {spec_.q_heads, spec_.kv_heads, spec_.head_dim, scale},
@@ -115,10 +120,10 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, const RmsNormA
   HeadPlan plan;
   bool attended_too = false;
   if (planner_ && planner_->needed(context.batch)) {
-    context.ops.qkv_prepare(context.stream, prepare);
+    if (!prepared) ops.qkv_prepare(context.stream, prepare);
     plan = planner_->plan(context, layer, attention);
     attention.heads = &plan;
-  } else {
+  } else if (!prepared) {
     attended_too = prepare_attention(context.ops, context.stream, prepare, attention);
   }
   const LinearArgs project = out_.args(context, attended, residual, Epilogue::kAdd);

@@ -68,6 +68,7 @@ OpTable with(const OpTable& base, F&& change) {
   base_ops = &base;
   OpTable out = base;
   out.prepared_attention = nullptr;  // a changed op is reached
+  out.linear_prepare = nullptr;
   out.linear_pair = nullptr;
   out.attention_linear = nullptr;
   change(out);

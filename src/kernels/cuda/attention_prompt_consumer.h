@@ -87,11 +87,12 @@ struct PrefillConsumer {
       at.step();
     }
   }
-  /// Each warp says that it has done with the units.
-  __device__ __forceinline__ void release(RingAt<C> at) const {
+  /// Each warp says that it has done with the units. `read` is a note (not negative) that came with
+  /// them: ptxas must not let the arrival pass the read.
+  __device__ __forceinline__ void release(RingAt<C> at, int read = 0) const {
 #pragma unroll
     for (int u = 0; u < C::kUnits; ++u) {
-      if (threadIdx.x % 32 == 0) arrive(shared.empty + at.slot);
+      if (threadIdx.x % 32 == 0) arrive(shared.empty + at.slot + (read < 0 ? 1 : 0));
       at.step();
     }
   }
@@ -169,7 +170,7 @@ struct PrefillConsumer {
     wgmma_fence();
     issue_values(ring);
     const int next = note_at(ring);
-    end_values(ring);
+    end_values(ring, next);
     ring.step_tile();
     return next;
   }
@@ -180,11 +181,11 @@ struct PrefillConsumer {
       for (int i = 0; i < 4; ++i) p[k][i] = pack_bf16(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
     }
   }
-  __device__ __forceinline__ void end_values(RingAt<C> at) {
+  __device__ __forceinline__ void end_values(RingAt<C> at, int note) {
     wgmma_wait<0>();
 #pragma unroll
     for (int u = 0; u < C::kUnits; ++u) hold(o[u]);
-    release(at);
+    release(at, note);
   }
 
   /// Q into registers, so that the scores read shared memory for K alone.
@@ -197,8 +198,6 @@ struct PrefillConsumer {
       load_matrices(q_words[step], tile + step / 4 * C::kQPanelBytes +
                                        swizzled_128(row, step % 4 * 32 + lane / 16 * 16));
     }
-    __syncwarp();
-    release_q();
   }
   /// The tiles that the notes tell, with the scores of a tile computed beside the values of the one
   /// before.
@@ -211,7 +210,8 @@ struct PrefillConsumer {
       issue_scores(ring);
       wgmma_wait<0>();
       hold(s);
-      release(ring);
+      release(ring, note);
+      release_q();  // the products have it: no read of it is under way
       ring.step_tile();
       scores_to_p(rows, note);
       round_p();
@@ -229,7 +229,7 @@ struct PrefillConsumer {
         hold(s);
         release(k);
         scores_to_p(rows, note);
-        end_values(ring);
+        end_values(ring, note);
         softmax.rescale(o);
         round_p();
         ring = k;
@@ -237,7 +237,7 @@ struct PrefillConsumer {
       }
       wgmma_fence();
       issue_values(ring);
-      end_values(ring);
+      end_values(ring, note);
       ring.step_tile();
     }
     while (note != 0) note = pass();
@@ -257,7 +257,7 @@ struct PrefillConsumer {
     ring.step_tile();
     await(ring);
     const int next = note_at(ring);
-    release(ring);
+    release(ring, next);
     ring.step_tile();
     return next;
   }

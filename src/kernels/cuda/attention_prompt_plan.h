@@ -338,7 +338,8 @@ class KeyTiles<C, true> {
 
 /// order[0]: how many items (tile, head) this launch is for; then they, section by section and
 /// there longest first (by the tiles of keys of all warpgroups, in classes; inside a class in any
-/// order, on which no bit depends). The counter becomes 0. One block.
+/// order, on which no bit depends), those of streaming heads behind all others: they are short, and
+/// fill the last round. The counter becomes 0. One block.
 template <class C>
 __global__ void __launch_bounds__(1024)
     order_items(const __grid_constant__ PrefillParams params,
@@ -351,7 +352,7 @@ __global__ void __launch_bounds__(1024)
   wait_for_predecessor();
   const int longest = ((plan.longest - 1) / C::kKeys + 1) * C::kWarpgroups;
   const int sections = plan.num_items / plan.section_items;
-  const int classes = kClasses / sections;  // of a section
+  const int classes = kClasses / (2 * sections);  // of a section
   const auto class_of = [&](int index) {
     const PrefillItem item = item_at(plan, index);
     const PrefillTile& tile = item.tile;
@@ -359,13 +360,14 @@ __global__ void __launch_bounds__(1024)
     const bool full = kind == static_cast<int>(HeadKind::kFull);
     if (full == C::kPlanned) return -1;
     int cost = (tile.position + tile.tokens - 1) / C::kKeys + 1;
+    int section = index / plan.section_items;
     if (kind == static_cast<int>(HeadKind::kStreaming)) {
+      section += sections;
       cost = min(cost, params.sink_blocks + params.window_blocks);
     } else if (!full) {
       cost = params.counts[params.row_block(tile.segment, item.head, tile.block)];
     }
     cost *= (tile.tokens + 63) / 64;
-    const int section = index / plan.section_items;
     return (section + 1) * classes - 1 - min(classes - 1, cost * (classes - 1) / longest);
   };
   for (int i = thread; i < plan.num_items; i += 1024) {

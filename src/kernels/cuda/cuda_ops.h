@@ -47,6 +47,9 @@ bool linear_decode_norms(const LinearArgs& args);
 /// e4m3 codes in the memory of first.out.
 bool linear_prompt_pairs(const LinearArgs& first, const LinearArgs& second);
 void linear_prompt_pair(Stream& stream, const LinearArgs& first, const LinearArgs& second);
+/// OpTable::linear_prepare of prompt rows.
+bool linear_prompt_prepares(const LinearArgs& linear, const QkvPrepareArgs& prepare);
+void linear_prompt_prepare(Stream& stream, const LinearArgs& linear, const QkvPrepareArgs& prepare);
 /// OpTable::attention_linear of prompt rows, likewise by codes in the memory of linear.x.
 bool attention_linear_prompt_pairs(const AttnArgs& attention, const LinearArgs& linear);
 void attention_linear_prompt(Stream& stream, const AttnArgs& attention, const LinearArgs& linear);

@@ -66,6 +66,14 @@ void gemm_fp8_quantized(Stream& stream, const Gemm& gemm, const QuantizedRows& a
 /// Whether that is faster than gemm_fp8() and quantize_rows(): its tiles are twice as wide.
 bool quantized_product_pays(const WeightShape& shape, int64_t rows);
 
+/// gemm_fp8() of the rows of q, k and v, then qkv_prepare(): the same bits of q and of the cache;
+/// of gemm.out the columns of k and v are not written.
+void gemm_fp8_prepared(Stream& stream, const Gemm& gemm, const QuantizedRows& a,
+                       const BlockScales& b, const QkvPrepareArgs& prepare);
+/// Whether it can: heads of 128 dims, all turned by neighbours 64 apart, a cache of bf16, and rows
+/// for which gemm_fp8() takes its large tile.
+bool prepared_product_supports(const Gemm& gemm, const QkvPrepareArgs& prepare);
+
 /// As gemm_bf16 with b in tiles of int8 or int4 codes: bf16(code * scale) times x. For kSiluMul N /
 /// 2 is a multiple of kQuantTile.
 void gemm_int(Stream& stream, const Gemm& gemm, WeightFormat format);

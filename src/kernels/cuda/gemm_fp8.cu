@@ -2,39 +2,24 @@
 // (128 Sub) x 128 x 128, persistent, one producer thread and two consumer warpgroups of 64 Sub
 // rows. Each 128 of K is a chain of 4 wgmma, whose sum (64 x 128) is scaled and added to the f32
 // total in registers while the other warpgroup multiplies. Bound: the tensor cores' fp8 rate.
-// Results that become codes themselves (Codes) have tiles of 64 Sub x (128 gate + 128 up): each
-// warpgroup has half of the 128 columns that share a scale. docs/kernels/gemm.md.
+// Results that become codes themselves (kCodes) have tiles of 64 Sub x (128 gate + 128 up): each
+// warpgroup has half of the 128 columns that share a scale. Those of q, k and v (kPrepared) have a
+// head a tile, which is normed, turned and, of k and v, stored into the cache.
+// docs/kernels/gemm.md.
 
 #include "base/align.h"
 #include "kernels/cuda/common/math.h"
-#include "kernels/cuda/fp8_rows.h"
-#include "kernels/cuda/gemm_device.h"
+#include "kernels/cuda/gemm_fp8_scales.h"
 #include "kernels/cuda/weight_layout.h"
 
 namespace weft::cuda {
 namespace {
 
-constexpr int kStep = 128;  // K of a stage: 128 bytes
-constexpr int kTileN = 128;
-constexpr int kBBytes = kTileN * 128;
-constexpr int kConsumers = 256;
-constexpr int kThreads = kConsumers + 128;
-
-struct Params {
-  TileSpace space;
-  GemmOutput out;
-  int k_steps = 0;
-  int a_bytes = 0;  // of a's box, as in gemm_bf16.cu
-  const float* a_scales = nullptr;
-  int64_t a_scale_stride = 0;
-  BlockScales b;
-  QuantizedRows codes;  // in place of `out`
-};
-
-template <int Sub, bool Codes>
+template <int Sub, Into To>
 struct Layout {
-  static constexpr int kRows = Sub * (Codes ? 64 : 128);  // of a tile
-  static constexpr int kColumnParts = Codes ? 2 : 1;      // of kTileN
+  static constexpr bool kCodes = To == Into::kCodes;
+  static constexpr int kRows = Sub * (kCodes ? 64 : 128);  // of a tile
+  static constexpr int kColumnParts = kCodes ? 2 : 1;      // of kTileN
   static constexpr int kABytes = kRows * 128;
   static constexpr int kStageBytes = kABytes + kColumnParts * kBBytes;
   static constexpr int kStages = 196608 / kStageBytes;
@@ -62,11 +47,11 @@ __device__ __forceinline__ void prefetch_sums(const CUtensorMap* map, const Tile
   }
 }
 
-template <int Sub, bool Codes>
+template <int Sub, Into To>
 __device__ __forceinline__ void produce(const CUtensorMap* a_map, const CUtensorMap* b_map,
                                         const CUtensorMap* out_map, const Params& p,
                                         uint8_t* shared) {
-  using L = Layout<Sub, Codes>;
+  using L = Layout<Sub, To>;
   Barrier* full = reinterpret_cast<Barrier*>(shared + L::kBarriers);
   Barrier* empty = full + L::kStages;
   const int* first_unit = reinterpret_cast<const int*>(shared + L::kUnits);
@@ -91,7 +76,7 @@ __device__ __forceinline__ void produce(const CUtensorMap* a_map, const CUtensor
         tma_load(b + kBBytes / 2, b_map, bar, Coords{k, row + p.out.second_half, tile.expert});
         b += kBBytes;
       }
-      if constexpr (Sub == 2 && !Codes) {
+      if constexpr (Sub == 2 && To == Into::kRows) {
         if (p.out.add && !p.out.direct) {
           prefetch_sums<L::kRows>(out_map, tile, n, step, p.k_steps);
         }
@@ -100,98 +85,6 @@ __device__ __forceinline__ void produce(const CUtensorMap* a_map, const CUtensor
     }
   }
 }
-
-/// The scales of a warp's rows and of the tile's columns, read ahead of the steps that use them.
-template <int Sub>
-class Scales {
- public:
-  /// `row` is the warp's first; its rows are row + 64 sub + 0 .. 15, one a lane.
-  __device__ __forceinline__ Scales(const Params& p, const Tile& tile, int row, int column)
-      : steps_(p.k_steps), a_stride_(p.a_scale_stride) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    // A row outside reads the last one's.
-    a_ = p.a_scales + min(row + lane / 16 % Sub * 64 + lane % 16, tile.row_end - 1);
-    // Lane l reads group l % 8 of 16 columns (the second half's are the upper 4), step l / 8 of 4.
-    const int group = lane % 8;
-    const int n = column + (group < 4 ? 16 * group : p.out.second_half + 16 * (group - 4));
-    b_ = p.b.scales + tile.expert * p.b.expert_stride +
-         min(n / kFp8ScaleRows, p.b.groups - 1) * p.b.row_stride;
-    a_next_[0] = load_a(0);
-    a_next_[1] = load_a(1);
-    b_next_ = load_b(0);
-  }
-  /// To step `step` (called for 0, 1, ...).
-  __device__ __forceinline__ void next(int step) {
-    a_now_ = a_next_[0];
-    a_next_[0] = a_next_[1];
-    a_next_[1] = load_a(step + 2);
-    if (step % 4 == 0) {
-      const int lane = static_cast<int>(threadIdx.x) % 32;
-      b_now_ = b_next_;
-      b_next_ = load_b(step + 4);
-      // The usual case: one block of the checkpoint in each half of the tile.
-      uniform_ = __all_sync(0xffffffffu, b_now_ == __shfl_sync(0xffffffffu, b_now_, lane & 28));
-    }
-    first_ = step % 4 * 8;
-  }
-  /// Of 64 rows: a's for the thread's two, and their products with b's if those are uniform.
-  struct Factors {
-    float a[2], low[2], high[2];
-  };
-  /// Ahead of add(), so that it costs nothing while the product runs.
-  __device__ __forceinline__ Factors factors(int sub) const {
-    const int from = 16 * sub + static_cast<int>(threadIdx.x) % 32 / 4;
-    Factors f;
-    const float low = __shfl_sync(0xffffffffu, b_now_, first_),
-                high = __shfl_sync(0xffffffffu, b_now_, first_ + 4);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      f.a[i] = __shfl_sync(0xffffffffu, a_now_, from + 8 * i);
-      f.low[i] = f.a[i] * low;
-      f.high[i] = f.a[i] * high;
-    }
-    return f;
-  }
-  /// total += part * scales for 64 rows.
-  __device__ __forceinline__ void add(float (&total)[kTileN / 2], const float (&part)[kTileN / 2],
-                                      const Factors& f) const {
-    if (uniform_) [[likely]] {
-#pragma unroll
-      for (int i = 0; i < kTileN / 2; ++i) {
-        const float scale = i < kTileN / 4 ? f.low[i % 4 / 2] : f.high[i % 4 / 2];
-        total[i] = __fmaf_rn(part[i], scale, total[i]);
-      }
-      return;
-    }
-#pragma unroll
-    for (int group = 0; group < 8; ++group) {
-      const float b = __shfl_sync(0xffffffffu, b_now_, first_ + group);
-      const float scale[2] = {f.a[0] * b, f.a[1] * b};
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        total[8 * group + i] =
-            __fmaf_rn(part[8 * group + i], scale[i % 4 / 2], total[8 * group + i]);
-      }
-    }
-  }
-
- private:
-  __device__ __forceinline__ float load_a(int step) const {
-    // Not __ldg: an earlier kernel writes them while this one has begun.
-    return step < steps_ ? __ldcg(a_ + step * a_stride_) : 0.0f;
-  }
-  __device__ __forceinline__ float load_b(int step) const {
-    const int own = step + static_cast<int>(threadIdx.x) % 32 / 8;
-    return own < steps_ ? __ldg(b_ + own) : 0.0f;
-  }
-  int steps_;
-  int64_t a_stride_;
-  const float* a_;
-  const float* b_;
-  float a_now_ = 0, a_next_[2], b_now_ = 0, b_next_;
-  int first_ = 0;
-  bool uniform_ = true;
-};
 
 /// Starts the product of 64 rows of a stage.
 __device__ __forceinline__ void multiply(float (&part)[kTileN / 2], uint64_t a, uint64_t b) {
@@ -253,10 +146,11 @@ __device__ __forceinline__ void store_as_codes(float (&act)[Sub][kTileN / 2], co
   }
 }
 
-template <int Sub, bool Codes>
+template <int Sub, Into To>
 __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params& p,
                                         uint8_t* shared) {
-  using L = Layout<Sub, Codes>;
+  using L = Layout<Sub, To>;
+  constexpr bool Codes = To == Into::kCodes;
   Barrier* full = reinterpret_cast<Barrier*>(shared + L::kBarriers);
   Barrier* empty = full + L::kStages;
   const int* first_unit = reinterpret_cast<const int*>(shared + L::kUnits);
@@ -362,6 +256,12 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
 #pragma unroll
     for (int sub = 0; sub < Sub; ++sub) {
       finish_values<kTileN>(total[sub], p.out, column);
+      if constexpr (To == Into::kPrepared) {
+        if (prepare_head(total[sub], p.prepare, tile.column_tile, tile.row, tile.row_end)) {
+          tile.row += 64;
+          continue;
+        }
+      }
       store_rows<kTileN>(total[sub], p.out, tile, column, out_map, staging);
       tile.row += 64;
     }
@@ -369,12 +269,12 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
   if (lane == 0) bulk_wait<0>();
 }
 
-template <int Sub, bool Codes>
+template <int Sub, Into To>
 __global__ void __launch_bounds__(kThreads, 1)
     gemm_kernel(const __grid_constant__ CUtensorMap a_map,
                 const __grid_constant__ CUtensorMap b_map,
                 const __grid_constant__ CUtensorMap out_map, const Params p) {
-  using L = Layout<Sub, Codes>;
+  using L = Layout<Sub, To>;
   extern __shared__ __align__(1024) uint8_t shared[];
   Barrier* full = reinterpret_cast<Barrier*>(shared + L::kBarriers);
   if (threadIdx.x == 0) {
@@ -393,16 +293,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   if (threadIdx.x < 128) {
     drop_registers_to<40>();
-    if (threadIdx.x == 0) produce<Sub, Codes>(&a_map, &b_map, &out_map, p, shared);
+    if (threadIdx.x == 0) produce<Sub, To>(&a_map, &b_map, &out_map, p, shared);
   } else {
     raise_registers_to<232>();
-    consume<Sub, Codes>(&out_map, p, shared);
+    consume<Sub, To>(&out_map, p, shared);
   }
 }
 
-template <int Sub, bool Codes>
+template <int Sub, Into To>
 void launch_gemm(Stream& stream, const Gemm& g, const QuantizedRows& a, Params p) {
-  using L = Layout<Sub, Codes>;
+  using L = Layout<Sub, To>;
   const int tile_columns = L::columns(p.out);
   p.out.second_half = p.out.silu_mul ? p.out.columns : kTileN / 2;
   p.out.bias_half =
@@ -441,7 +341,7 @@ void launch_gemm(Stream& stream, const Gemm& g, const QuantizedRows& a, Params p
           .block = kThreads,
           .shared_bytes = static_cast<size_t>(L::bytes(experts)),
           .overlap = true},
-         gemm_kernel<Sub, Codes>, a_map, b_map, map_of(p.out, rows), p);
+         gemm_kernel<Sub, To>, a_map, b_map, map_of(p.out, rows), p);
 }
 
 /// Half a warp takes 128 columns of a row: lane l elements 8l .. 8l + 7.
@@ -515,6 +415,12 @@ double waves_of(int64_t rows, int64_t n, int64_t tile_rows, int64_t tile_columns
 /// A wave of the small tile takes so much of one of the large tile (measured).
 constexpr double kSmallTile = 0.56;
 
+bool takes_small_tiles(const Gemm& g) {
+  const int64_t rows = g.a.dim(0);
+  if (g.offsets != nullptr) return rows / g.experts < 192;
+  return kSmallTile * waves_of(rows, g.n, 128, kTileN) <= waves_of(rows, g.n, 256, kTileN);
+}
+
 Params params_of(const Gemm& g, const QuantizedRows& a, const BlockScales& b) {
   CHECK(
       g.b_row_bytes % 16 == 0 && (g.epilogue != Epilogue::kSiluMul || g.n / 2 % kFp8ScaleRows == 0),
@@ -534,16 +440,12 @@ Params params_of(const Gemm& g, const QuantizedRows& a, const BlockScales& b) {
 }  // namespace
 
 void gemm_fp8(Stream& stream, const Gemm& g, const QuantizedRows& a, const BlockScales& b) {
-  const int64_t rows = g.a.dim(0);
-  if (rows == 0) return;
+  if (g.a.dim(0) == 0) return;
   const Params p = params_of(g, a, b);
-  const bool small = g.offsets != nullptr ? rows / g.experts < 192
-                                          : kSmallTile * waves_of(rows, g.n, 128, kTileN) <=
-                                                waves_of(rows, g.n, 256, kTileN);
-  if (small) {
-    launch_gemm<1, false>(stream, g, a, p);
+  if (takes_small_tiles(g)) {
+    launch_gemm<1, Into::kRows>(stream, g, a, p);
   } else {
-    launch_gemm<2, false>(stream, g, a, p);
+    launch_gemm<2, Into::kRows>(stream, g, a, p);
   }
 }
 
@@ -555,7 +457,30 @@ void gemm_fp8_quantized(Stream& stream, const Gemm& g, const QuantizedRows& a, c
   p.out.direct = true;  // no map of it
   p.codes = out;
   p.space.row_group = 16;
-  launch_gemm<2, true>(stream, g, a, p);
+  launch_gemm<2, Into::kCodes>(stream, g, a, p);
+}
+
+void gemm_fp8_prepared(Stream& stream, const Gemm& g, const QuantizedRows& a, const BlockScales& b,
+                       const QkvPrepareArgs& prepare) {
+  if (g.a.dim(0) == 0) return;
+  CHECK(prepared_product_supports(g, prepare), "gemm_fp8: heads that it does not prepare");
+  Params p = params_of(g, a, b);
+  p.prepare = prepare_params(prepare);
+  launch_gemm<2, Into::kPrepared>(stream, g, a, p);
+}
+
+bool prepared_product_supports(const Gemm& g, const QkvPrepareArgs& prepare) {
+  const int64_t q_heads = prepare.q.dim(1), kv_heads = prepare.k.dim(1);
+  const auto of_out = [&](const TensorView& heads, int64_t first) {
+    return heads.dim(2) == kPreparedDim && heads.stride[1] == kPreparedDim &&
+           heads.data == g.out.columns(first * kPreparedDim, g.n).data;
+  };
+  return g.offsets == nullptr && g.epilogue == Epilogue::kStore && g.out.dtype == DType::kBF16 &&
+         g.n == (q_heads + 2 * kv_heads) * kPreparedDim && of_out(prepare.q, 0) &&
+         of_out(prepare.k, q_heads) && of_out(prepare.v, q_heads + kv_heads) &&
+         prepare.rope.rotary_dim == kPreparedDim && prepare.rope.style == RopeStyle::kNeox &&
+         !prepare.positions.triples.defined() && prepare.kv.shape.format == KvFormat::kBf16 &&
+         !takes_small_tiles(g);
 }
 
 bool quantized_product_pays(const WeightShape& shape, int64_t rows) {

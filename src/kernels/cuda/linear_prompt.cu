@@ -138,6 +138,18 @@ void linear_prompt_pair(Stream& stream, const LinearArgs& first, const LinearArg
   gemm_fp8(stream, gemm_of(second), between, block_scales(*second.weight));
 }
 
+bool linear_prompt_prepares(const LinearArgs& linear, const QkvPrepareArgs& prepare) {
+  return fp8_product_supports(linear.weight->shape, linear.epilogue) &&
+         prepared_product_supports(gemm_of(linear), prepare);
+}
+
+void linear_prompt_prepare(Stream& stream, const LinearArgs& linear,
+                           const QkvPrepareArgs& prepare) {
+  ArenaScope scope(stream.scratch());
+  gemm_fp8_prepared(stream, gemm_of(linear), quantized_x(stream, linear),
+                    block_scales(*linear.weight), prepare);
+}
+
 bool attention_linear_prompt_pairs(const AttnArgs& attention, const LinearArgs& linear) {
   return attention_prompt_quantizes(attention.shape) && takes_codes(linear);
 }

@@ -31,7 +31,8 @@ template <class X, int Turns, bool Codes>
 __global__ __launch_bounds__(kMaxThreads) void rms_norm_kernel(NormParams p) {
   __shared__ float partial[32];
   let_successor_begin();
-  const int64_t row = blockIdx.x;
+  // The last rows first: what the kernel before wrote last is in L2 still.
+  const int64_t row = gridDim.x - 1 - blockIdx.x;
   const int step = static_cast<int>(blockDim.x) * 8;
   // Weights come from no kernel; a wide row's are too many to hold.
   constexpr bool kEarly = Turns <= 2;

@@ -170,8 +170,9 @@ __global__ __launch_bounds__(kWarps * 32) void prepare_rows_kernel(PrepareParams
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int q_groups = (p.q_heads + Heads - 1) / Heads;
   const int groups = q_groups + (p.kv_heads + Heads - 1) / Heads;
-  const int64_t item = int64_t{blockIdx.x} * kWarps + warp;
-  if (item >= p.num_items) return;  // T * groups
+  // The last rows first: what the kernel before wrote last is in L2 still.
+  const int64_t item = p.num_items - 1 - (int64_t{blockIdx.x} * kWarps + warp);
+  if (item < 0) return;
   const int64_t token = item / groups;
   const int group = static_cast<int>(item - token * groups);
   const bool is_q = group < q_groups;

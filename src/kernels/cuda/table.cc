@@ -31,6 +31,16 @@ MoeArgs part(const MoeArgs& args, bool prompt) {
   return out;
 }
 
+QkvPrepareArgs part(const QkvPrepareArgs& args, int64_t border, bool prompt) {
+  QkvPrepareArgs out = args;
+  RopePositions& at = out.positions;
+  for (TensorView* view :
+       {&out.q, &out.k, &out.v, &out.kv_slot, &at.index, &at.delta, &at.triples}) {
+    *view = part(*view, border, prompt);
+  }
+  return out;
+}
+
 void linear(Stream& stream, const LinearArgs& args) {
   LinearArgs prompt = part(args, true), decode = part(args, false);
   if (args.norm.weight.defined()) {
@@ -62,6 +72,17 @@ bool linear_pair(Stream& stream, const LinearArgs& first, const LinearArgs& seco
   cuda::linear_prompt_pair(stream, gate_up, down);
   linear(stream, part(first, false));
   linear(stream, part(second, false));
+  return true;
+}
+
+bool linear_prepare(Stream& stream, const LinearArgs& args, const QkvPrepareArgs& prepare) {
+  const LinearArgs prompt = part(args, true);
+  const int64_t rows = prompt.x.dim(0);
+  const QkvPrepareArgs prepared = part(prepare, rows, true);
+  if (rows == 0 || !cuda::linear_prompt_prepares(prompt, prepared)) return false;
+  cuda::linear_prompt_prepare(stream, prompt, prepared);
+  linear(stream, part(args, false));
+  cuda::qkv_prepare(stream, part(prepare, rows, false));
   return true;
 }
 
@@ -127,6 +148,7 @@ const OpTable* cuda_ops() {
       .choices = cuda::kernel_choices,
       .pack_rows = cuda::pack_rows,
       .prepared_attention = cuda::attention_prepared,
+      .linear_prepare = linear_prepare,
       .linear_pair = linear_pair,
       .attention_linear = attention_linear,
       .weight_bytes = cuda::weight_bytes,
