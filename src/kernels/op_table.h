@@ -80,6 +80,7 @@ struct OpTable {
   /// linear whose out is q, k and v, then qkv_prepare, as one op with the same bits; what out has
   /// of k and v then is undefined. False, and nothing was done: not for these. Null: for none.
   bool (*linear_prepare)(Stream&, const LinearArgs&, const QkvPrepareArgs&) = nullptr;
+
   /// Two `linear` as one op with the same bits: second.x is first.out, which nobody else reads, and
   /// what is left there has a form of the backend's. False, and nothing was done: not for these.
   /// Null: for none.

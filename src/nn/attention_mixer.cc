@@ -99,8 +99,7 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, const RmsNormA
                                .kv_slot = context.batch.kv_slot,
                                .kv = kv};
   const OpTable& ops = context.ops;
-  LinearArgs project_in = qkv_.args(context, norm.out, qkv, Epilogue::kStore);
-  project_in.norm = norm;
+  const LinearArgs project_in = qkv_.args(context, norm, qkv, Epilogue::kStore);
   // Routers read the keys before their rope.
   const bool decides = planner_ && planner_->routed() && context.batch.num_deciding > 0;
   const bool prepared = !decides && ops.linear_prepare != nullptr &&

@@ -22,9 +22,7 @@ void Linear::forward(StepContext& context, TensorView x, TensorView out, int64_t
 
 void Linear::forward(StepContext& context, const RmsNormArgs& norm, TensorView out,
                      Epilogue epilogue) const {
-  LinearArgs all = args(context, norm.out, out, epilogue);
-  all.norm = norm;
-  context.ops.linear(context.stream, all);
+  context.ops.linear(context.stream, args(context, norm, out, epilogue));
 }
 
 void Linear::forward(Stream& stream, const OpTable& ops, TensorView x, TensorView out,

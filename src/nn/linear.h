@@ -64,6 +64,12 @@ class Linear {
             .epilogue = epilogue,
             .prompt_rows = context.batch.prompt_rows};
   }
+  LinearArgs args(const StepContext& context, const RmsNormArgs& norm, TensorView out,
+                  Epilogue epilogue) const {
+    LinearArgs both = args(context, norm.out, out, epilogue);
+    both.norm = norm;
+    return both;
+  }
   /// What forward() takes of the stream's scratch memory, at most.
   int64_t scratch_bytes(const StepQuery& query, Epilogue epilogue = Epilogue::kStore) const {
     return query.ops.linear_scratch(weight_.shape, epilogue, query.rows, query.num_threads);

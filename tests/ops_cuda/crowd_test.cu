@@ -79,7 +79,7 @@ class Op {
     for (size_t i = 0; i < outs_.size(); ++i) {
       cuda::check(
           cudaMemcpyAsync(first_[i].view.data, outs_[i].data, static_cast<size_t>(outs_[i].bytes()),
-                          cudaMemcpyDeviceToDevice, native(stream)),
+                          cudaMemcpyDeviceToDevice, cuda::native(stream)),
           "first");
     }
     stream.sync();
@@ -88,7 +88,7 @@ class Op {
   void again(CudaTestStream& stream) {
     enqueue(stream);
     for (size_t i = 0; i < outs_.size(); ++i) {
-      count_differing<<<64, 256, 0, native(stream)>>>(
+      count_differing<<<64, 256, 0, cuda::native(stream)>>>(
           outs_[i].ptr<uint32_t>(), first_[i].view.ptr<uint32_t>(), outs_[i].bytes() / 4,
           counter_.view.ptr<unsigned long long>());
     }
@@ -104,9 +104,6 @@ class Op {
   }
 
  private:
-  static cudaStream_t native(CudaTestStream& stream) {
-    return static_cast<cudaStream_t>(static_cast<Stream&>(stream).native());
-  }
   /// Bits of NaN would be equal whatever was read.
   void expect_finite(const TensorView& out) const {
     if (out.dtype != DType::kBF16) return;
@@ -123,8 +120,9 @@ class Op {
   }
   void enqueue(CudaTestStream& stream) {
     for (const TensorView& out : outs_) {
-      cuda::check(cudaMemsetAsync(out.data, 0, static_cast<size_t>(out.bytes()), native(stream)),
-                  "zero");
+      cuda::check(
+          cudaMemsetAsync(out.data, 0, static_cast<size_t>(out.bytes()), cuda::native(stream)),
+          "zero");
     }
     // launch() sets attributes of a kernel, and stands for one thread.
     static std::mutex launches;
@@ -240,8 +238,10 @@ void add_attention(Ops& ops, const Attention& a, const Shared<Cache>& cache) {
     std::vector<int32_t> host_cu_q, host_kv_start;
     HeadPlan plan;
     AttnArgs args;
+    Shared<Cache> cache;
   };
   const auto own = std::make_shared<Own>();
+  own->cache = cache;
   const auto segments = static_cast<int64_t>(a.keys.size());
   const int64_t rows = segments * a.rows, block = cache->kv.shape.block_size;
   const int64_t width = (*std::max_element(a.keys.begin(), a.keys.end()) + block - 1) / block;
@@ -304,7 +304,6 @@ void add_attention(Ops& ops, const Attention& a, const Shared<Cache>& cache) {
       (a.format == KvFormat::kBf16 ? cuda::attention_prompt : cuda::attention_prompt_gathered)(
           stream, own->args);
     }
-    (void)cache;
   };
   ops.push_back(std::make_unique<Op>(std::move(name), run, std::vector<TensorView>{own->out.view}));
 }
