@@ -207,6 +207,11 @@ class TokenizerLoader {
       if (tables_.byte_level) return unsupported(field + ": nothing may follow ByteLevel");
       if (type == "Split") {
         TRY(read_split(e, field));
+      } else if (type == "Digits") {  // SmolLM, DeepSeek LLM: \p{N} is Rust's char::is_numeric
+        const bool single = TRY(flag_member(e, field, "individual_digits", false));
+        text::SplitStep split;
+        split.regex = TRY(text::Regex::compile(single ? "\\p{N}" : "\\p{N}+"));
+        parts_->pre_tokenizers.emplace_back(std::move(split));
       } else if (type == "ByteLevel") {
         tables_.byte_level = true;
         if (TRY(flag_member(e, field, "add_prefix_space", true))) {
@@ -220,7 +225,7 @@ class TokenizerLoader {
       } else if (type == "Metaspace") {
         TRY(read_metaspace(e, field));
       } else {
-        return unknown_kind(field, type, "Split, ByteLevel, Metaspace, Sequence");
+        return unknown_kind(field, type, "Split, Digits, ByteLevel, Metaspace, Sequence");
       }
     }
     if (parts_->pre_tokenizers.size() == 1) {

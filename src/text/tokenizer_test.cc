@@ -96,6 +96,26 @@ TEST(Tokenizer, LongWordsMergeLikeShortOnes) {
   }
 }
 
+TEST(Tokenizer, DigitsStandAloneOrTogether) {
+  // Merges across every border, so that ids tell where the text was split.
+  Json j = byte_level({{"1", "2"}, {"a", "1"}, {"12", "b"}, {"\u00c2", "\u00bd"}});
+  const auto ids = [&](bool individual, std::string_view s) {
+    j["pre_tokenizer"] = {
+        {"type", "Sequence"},
+        {"pretokenizers",
+         {{{"type", "Digits"}, {"individual_digits", individual}}, j["pre_tokenizer"]}}};
+    const Tokenizer t = make(j);
+    j["pre_tokenizer"] = j["pre_tokenizer"]["pretokenizers"][1];
+    return t.encode(s, false).value();
+  };
+  EXPECT_EQ(ids(true, "a12b"), (Ids{'a', '1', '2', 'b'}));
+  EXPECT_EQ(ids(false, "a12b"), (Ids{'a', 256, 'b'}));
+  EXPECT_EQ(ids(true, "1\xC2\xBD"), (Ids{'1', 259}));  // one half is a number as well
+  j["pre_tokenizer"] = {{"type", "Digits"}, {"individual_digits", 1}};
+  EXPECT_NE(error_of(j).find("pre_tokenizer.individual_digits must be true or false"),
+            std::string::npos);
+}
+
 TEST(Tokenizer, AddedTokenFlags) {
   Json j = byte_level({});
   j["added_tokens"] = {added(300, "<s>"),
