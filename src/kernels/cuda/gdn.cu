@@ -176,13 +176,15 @@ __global__ void __launch_bounds__(kThreads) gdn_recurrent_kernel(GdnView p, int 
   for (int r = threadIdx.x; r < group; r += kThreads) keep_gates(p, first, last, hk * group + r);
 }
 
-/// Whether the outputs already have their norm.
-bool run(Stream& stream, const GdnArgs& args, int first, int count) {
+/// Chains [first, first + count); `several`: they have more rows than segments. Whether the outputs
+/// already have their norm.
+bool run(Stream& stream, const GdnArgs& args, int first, int count, bool several) {
   if (count == 0) return true;
-  // Many chains: the bits are the same.
+  // Which of the three fast kernels: the bits are the same.
   const bool kept = args.state.conv.dim(1) >= args.shape.conv_width;
   const bool many = int64_t{count} * args.shape.key_heads >= (kept ? kManyKeptUnits : kManyUnits);
   if (many && gdn_stream(stream, args, first, count)) return true;
+  if ((kept || several) && gdn_verify(stream, args, first, count)) return true;
   if (gdn_decode(stream, args, first, count)) return true;
   gdn_recurrent(stream, args, first, count);
   return false;
@@ -256,6 +258,12 @@ int gdn_multiprocessors() {
   return count;
 }
 
+bool gdn_has_pairs(const GdnView& p) {
+  return p.qkv_row % 2 == 0 && p.window_slot % 2 == 0 && p.window_row % 2 == 0 &&
+         p.kept_row % 4 == 0 && reinterpret_cast<uintptr_t>(p.qkv) % 4 == 0 &&
+         reinterpret_cast<uintptr_t>(p.windows) % 8 == 0;
+}
+
 void gdn_recurrent(Stream& stream, const GdnArgs& args, int first, int count) {
   GdnView p = gdn_view(args);
   CHECK(p.width <= kMaxWidth && p.key_dim <= kSliceFloats);
@@ -282,11 +290,13 @@ void gdn(Stream& stream, const GdnArgs& args) {
   if (args.num_prompt_chains > 0) {
     CHECK(args.host_cu_q != nullptr);
     prompt_rows = args.host_cu_q[args.num_prompt_segments];
-    if (gdn_prompt(stream, args) || !run(stream, args, 0, args.num_prompt_chains)) {
+    if (gdn_prompt(stream, args) || !run(stream, args, 0, args.num_prompt_chains, true)) {
       normalise(stream, args, 0, prompt_rows);
     }
   }
-  if (!run(stream, args, args.num_prompt_chains, args.num_chains - args.num_prompt_chains)) {
+  const bool several = rows - prompt_rows > args.num_segments - args.num_prompt_segments;
+  if (!run(stream, args, args.num_prompt_chains, args.num_chains - args.num_prompt_chains,
+           several)) {
     normalise(stream, args, prompt_rows, rows);
   }
 }

@@ -51,13 +51,19 @@ struct GdnView {
 };
 
 GdnView gdn_view(const GdnArgs& args);
+/// Whether neighbouring channels of rows and windows can be moved together.
+bool gdn_has_pairs(const GdnView& p);
 
 /// The prompt chains in the chunked form; false if the shape is none of those it can do.
 bool gdn_prompt(Stream& stream, const GdnArgs& args);
 /// Chains [first, first + count) token by token, in the order of their segments; any shape.
 void gdn_recurrent(Stream& stream, const GdnArgs& args, int first, int count);
-/// The same for the shapes of released models; false if the shape is none of them.
+/// The same for the shapes of released models; false if the shape is none of them, or the slots
+/// have room for kept rows.
 bool gdn_decode(Stream& stream, const GdnArgs& args, int first, int count);
+/// gdn_decode() for segments of several tokens and for kept rows, the same bits; false if the shape
+/// is none that it can do.
+bool gdn_verify(Stream& stream, const GdnArgs& args, int first, int count);
 /// gdn_decode() for many chains, the same bits; false if the shape is none that it can do.
 bool gdn_stream(Stream& stream, const GdnArgs& args, int first, int count);
 /// Of the current device.

@@ -46,21 +46,33 @@ __device__ __forceinline__ void load_row(const __nv_bfloat16* row, int lane, flo
     }
   }
 }
-template <int Lanes>
+/// Into the row in memory. `Passing`: of more states than L2 holds, so the first to leave it.
+template <int Lanes, bool Passing = false>
 __device__ __forceinline__ void store_row(float* row, int lane, const float (&x)[16]) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    *reinterpret_cast<float4*>(row + 4 * (lane + Lanes * j)) =
-        *reinterpret_cast<const float4*>(x + 4 * j);
+    auto* at = reinterpret_cast<float4*>(row + 4 * (lane + Lanes * j));
+    const float4 values = *reinterpret_cast<const float4*>(x + 4 * j);
+    if constexpr (Passing) {
+      __stcs(at, values);
+    } else {
+      *at = values;
+    }
   }
 }
-template <int Lanes>
+template <int Lanes, bool Passing = false>
 __device__ __forceinline__ void store_row(__nv_bfloat16* row, int lane, const float (&x)[16]) {
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
-    *reinterpret_cast<uint4*>(row + 8 * (lane + Lanes * j)) =
+    auto* at = reinterpret_cast<uint4*>(row + 8 * (lane + Lanes * j));
+    const uint4 values =
         make_uint4(pack_bf16(x[8 * j], x[8 * j + 1]), pack_bf16(x[8 * j + 2], x[8 * j + 3]),
                    pack_bf16(x[8 * j + 4], x[8 * j + 5]), pack_bf16(x[8 * j + 6], x[8 * j + 7]));
+    if constexpr (Passing) {
+      __stcs(at, values);
+    } else {
+      *at = values;
+    }
   }
 }
 

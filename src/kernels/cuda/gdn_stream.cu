@@ -466,7 +466,7 @@ class Worker {
   __device__ __forceinline__ void store_state(int slot, int r) const {
     State* to = head_state<State>(p_, slot, hk_ * group_ + r);
 #pragma unroll
-    for (int i = 0; i < kPasses; ++i) store_row<kLanes>(to + row(i) * kDim, lane_, s_[i]);
+    for (int i = 0; i < kPasses; ++i) store_row<kLanes, true>(to + row(i) * kDim, lane_, s_[i]);
   }
 
   /// Of token j in y.
@@ -596,12 +596,6 @@ void launch_group(Stream& stream, const GdnView& p, const GdnChains& chains) {
     launch_stream<State, 2>(stream, p, chains);
   }
 }
-/// Whether neighbouring channels of rows and windows can be moved together.
-bool has_pairs(const GdnView& p) {
-  return p.qkv_row % 2 == 0 && p.window_slot % 2 == 0 && p.window_row % 2 == 0 &&
-         p.kept_row % 4 == 0 && reinterpret_cast<uintptr_t>(p.qkv) % 4 == 0 &&
-         reinterpret_cast<uintptr_t>(p.windows) % 8 == 0;
-}
 static_assert((2 + kMaxGroup) * kDim <= 2 * 2 * kThreads);
 
 }  // namespace
@@ -612,7 +606,7 @@ bool gdn_stream(Stream& stream, const GdnArgs& args, int first, int count) {
   const GdnShape& s = args.shape;
   if (!gdn_decode_supports(s) || s.key_dim != kDim || s.value_heads / s.key_heads > kMaxGroup ||
       s.key_heads > gdn_multiprocessors() || p.state_slot % 8 != 0 || p.state_head % 8 != 0 ||
-      reinterpret_cast<uintptr_t>(p.states) % 16 != 0 || !has_pairs(p)) {
+      reinterpret_cast<uintptr_t>(p.states) % 16 != 0 || !gdn_has_pairs(p)) {
     return false;
   }
   const GdnChains chains = gdn_chains(first, count);
