@@ -109,6 +109,56 @@ TEST(KvAttentionTest, EveryNumberOfKeysBeforeTheRows) {
   worst.print();
 }
 
+// So much work that shares are cut at nodes of 64 chunks: the bits of each sequence alone.
+TEST(KvAttentionTest, LongSequencesBesideEachOther) {
+  constexpr int64_t kHeads = 8, kDim = 128, kBlock = 64, kBlocks = 16, kSequences = 8;
+  for (const KvFormat format : {KvFormat::kBf16, KvFormat::kInt8Dynamic, KvFormat::kInt4}) {
+    const KvShape shape{format, kHeads, kDim, kBlock};
+    const DeviceTensor pool(DType::kU8, {kBlocks, cuda::kv_block_bytes(shape)});
+    AttnArgs args;
+    args.kv = {shape, static_cast<std::byte*>(pool.view.data), pool.view.dim(1), kBlocks};
+    std::vector<int64_t> slots(kBlocks * kBlock);
+    std::iota(slots.begin(), slots.end(), 0);
+    write_rows(args.kv, kHeads, kDim, random_bf16(kBlocks * kBlock * kHeads * kDim, 1),
+               random_bf16(kBlocks * kBlock * kHeads * kDim, 2), slots);
+    const DeviceTensor q(DType::kBF16, {kSequences, kHeads, kDim},
+                         random_bf16(kSequences * kHeads * kDim, 3, 2));
+    const int64_t width = 33000 / kBlock + 1;
+    std::vector<int32_t> blocks, first_rows{0}, starts;
+    for (int64_t s = 0; s < kSequences; ++s) {
+      for (int64_t b = 0; b < width; ++b) {
+        blocks.push_back(static_cast<int32_t>((b * (2 * s + 1) + b / kBlocks + s) % kBlocks));
+      }
+      first_rows.push_back(static_cast<int32_t>(s + 1));
+      starts.push_back(static_cast<int32_t>(32767 + 29 * (s % 2) - 131 * (s / 6)));
+    }
+    const DeviceTensor table(blocks), cu_q(first_rows), kv_start(starts);
+    args.shape = {kHeads, kHeads, kDim, 1 / std::sqrt(float{kDim}), format};
+    args.max_decode_len = 1;
+    const auto run = [&](int64_t begin, int64_t end) {
+      DeviceTensor out(DType::kBF16, {end - begin, kHeads, kDim});
+      out.poison();
+      args.q = q.view.rows(begin, end);
+      args.out = out.view;
+      args.seqs.num_segments = static_cast<int>(end - begin);
+      args.seqs.cu_q = cu_q.view.rows(0, end - begin + 1);
+      args.seqs.kv_start = kv_start.view.rows(begin, end);
+      args.seqs.block_table = {
+          table.view.row<int32_t>(0) + begin * width, DType::kI32, {end - begin, width}};
+      CudaTestStream stream;
+      cuda::attention_decode(stream, args);
+      stream.sync();
+      return out.bytes();
+    };
+    std::vector<std::byte> alone;
+    for (int64_t s = 0; s < kSequences; ++s) {
+      const auto row = run(s, s + 1);
+      alone.insert(alone.end(), row.begin(), row.end());
+    }
+    EXPECT_EQ(run(0, kSequences), alone) << kv_format_name(format);
+  }
+}
+
 TEST(KvAttentionTest, StoringMovesResultsWithinTheBound) {
   constexpr int kDim = 64, kHeads = 8, kKeys = 17, kSequences = 500;
   int64_t cases = 0, beyond[2] = {0, 0};
