@@ -111,6 +111,17 @@ class KvWorld {
     return row;
   }
 
+  /// The outputs among the bytes of out and lse.
+  std::vector<float> floats(const std::vector<std::byte>& bytes) const {
+    std::vector<float> out(
+        static_cast<size_t>(int64_t{cu_q_.back()} * case_.heads.q * case_.heads.dim));
+    for (size_t i = 0; i < out.size(); ++i) {
+      bf16 value;
+      std::memcpy(&value, bytes.data() + 2 * i, 2);
+      out[i] = bf16_to_float(value);
+    }
+    return out;
+  }
   /// Rows of all pieces, [T, H, D], over the quantised cache.
   std::vector<float> prompts() { return floats(run(true)); }
   std::vector<float> decoded() {
@@ -189,17 +200,6 @@ class KvWorld {
       }
     }
     return values;
-  }
-  /// The outputs among the bytes of out and lse.
-  std::vector<float> floats(const std::vector<std::byte>& bytes) const {
-    std::vector<float> out(
-        static_cast<size_t>(int64_t{cu_q_.back()} * case_.heads.q * case_.heads.dim));
-    for (size_t i = 0; i < out.size(); ++i) {
-      bf16 value;
-      std::memcpy(&value, bytes.data() + 2 * i, 2);
-      out[i] = bf16_to_float(value);
-    }
-    return out;
   }
   /// Calls run(stream, args), which gives the bound of its scratch memory; bytes of out and lse.
   template <class Run>

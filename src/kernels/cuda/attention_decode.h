@@ -100,29 +100,30 @@ __device__ inline void make_plan(const DecodeParams& p, const Plan& plan) {
     // Units as long as they lengthen no share by more than 4%: cuts at nodes leave less to fold.
     // A share has as many units as the fullest and as many halves as units have on average.
     static_assert(kFan == 8);
-    int units[4] = {0, 0, 0, 0}, halves[4] = {0, 0, 0, 0};
+    constexpr int kSizes = 5, kGranules[kSizes] = {0, 1, 2, 3, 6};
+    int units[kSizes] = {}, halves[kSizes] = {};
     for (int s = begin; s < end; ++s) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int of_pair = Plan::units_of(plan.halves[s], i);
+      for (int i = 0; i < kSizes; ++i) {
+        const int of_pair = Plan::units_of(plan.halves[s], kGranules[i]);
         units[i] += of_pair * plan.starts[s];
-        halves[i] += max(of_pair * (2 << i), plan.halves[s]) * plan.starts[s];
+        halves[i] += max(of_pair * (2 << kGranules[i]), plan.halves[s]) * plan.starts[s];
       }
     }
-    int64_t longest[4];
+    int64_t longest[kSizes], shortest = INT64_MAX;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kSizes; ++i) {
       const auto total = __reduce_add_sync(0xffffffffu, static_cast<unsigned>(units[i]));
       const auto all = __reduce_add_sync(0xffffffffu, static_cast<unsigned>(halves[i]));
       const auto blocks = static_cast<unsigned>(p.num_blocks);
       longest[i] = int64_t{(total + blocks - 1) / blocks} * all / max(total, 1u);
+      shortest = min(shortest, longest[i]);
     }
-    const int64_t shortest = min(min(longest[0], longest[1]), min(longest[2], longest[3]));
     int granule = 0, mine = units[0];
 #pragma unroll
-    for (int i = 1; i < 4; ++i) {
+    for (int i = 1; i < kSizes; ++i) {
       if (25 * longest[i] <= 26 * shortest) {
-        granule = i;
+        granule = kGranules[i];
         mine = units[i];
       }
     }

@@ -207,7 +207,7 @@ __global__ __launch_bounds__(kBound, 2) void merge_kernel(const __grid_constant_
     return merger.find_node(begin, level, row);
   };
   // Units are whole nodes of the levels below.
-  const int first_level = merger.granule == 3 ? 2 : 1;
+  const int first_level = merger.granule / 3 + 1;
   auto node = find_item(first_level, warp_index());
   wait_for_predecessor();
   for (int level = first_level;; ++level) {

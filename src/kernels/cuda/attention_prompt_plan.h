@@ -1,9 +1,12 @@
 #pragma once
 
-// The work of attention over prompts (attention_prompt.cu): the plan of a launch, the items, the
-// tiles of keys that each needs, and the order of the items. Included by that .cu alone.
+// The work of attention over prompts (attention_prompt_kernel.cuh): the plan of a launch, the
+// items, the tiles of keys that each needs, and the order of the items. Included by its kernels
+// alone.
 
 #include <cuda_bf16.h>
+
+#include <type_traits>
 
 #include "kernels/cuda/common/ptx.h"
 #include "kernels/cuda/gemm.h"
@@ -74,19 +77,32 @@ struct PrefillParams {
   }
 };
 
+/// What K and V are: the cache's bf16; f16 that kv_gather.h made of a quantised cache; the same,
+/// made by a warp of each block while the others go on.
+enum class KvOperands { kBf16, kF16, kF16Beside };
+
+/// What is known of K and V in f16.
+struct NoGather {
+  const int32_t* ready = nullptr;
+};
+template <KvOperands Operands>
+using PrefillSourceOf = std::conditional_t<Operands == KvOperands::kBf16, NoGather, GatherParams>;
+template <class C>
+using PrefillSource = PrefillSourceOf<C::kOperands>;
+
 /// Planned: for the streaming and the listed heads of a HeadPlan; the rows of a tile lie in one
 /// block of 128, so that all warpgroups see the same blocks. Overlap: the scores of a tile of keys
-/// are computed beside the values of the one before. Gathers: a warp makes the K and V that the
-/// others read (kv_gather.h).
-template <int HeadDim, int Keys, int Warpgroups, bool Planned = false, bool Overlap = false,
-          bool Gathers = false>
+/// are computed beside the values of the one before.
+template <int HeadDim, int Keys, int Warpgroups, bool Planned, bool Overlap, KvOperands Operands>
 struct PrefillShape {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kKeys = Keys;
   static constexpr int kWarpgroups = Warpgroups;
   static constexpr bool kPlanned = Planned;
   static constexpr bool kOverlap = Overlap;
-  static constexpr bool kGathers = Gathers;
+  static constexpr KvOperands kOperands = Operands;
+  static constexpr bool kF16 = Operands != KvOperands::kBf16;
+  static constexpr bool kGathers = Operands == KvOperands::kF16Beside;
   static constexpr int kRows = 64 * Warpgroups;
   static constexpr int kThreads = 128 * (Warpgroups + 1);
   static constexpr int kConsumerRegisters = Warpgroups == 2   ? (HeadDim > 128 ? 240 : 232)
@@ -107,18 +123,30 @@ struct PrefillShape {
   static constexpr int kQPanelBytes = 64 * 128;
   static constexpr int kQBytes = HeadDim / 64 * kQPanelBytes;  // of a warpgroup
   static constexpr int kMaxBoxKeys = Keys % 64 == 0 ? 64 : Keys % 32 == 0 ? 32 : 16;
-  static constexpr int kAside = Gathers ? kGatherBytes : 0;
-  static constexpr int kShared = 227 * 1024 - 2048 - kAside;  // 2048: alignment, barriers, notes
-  static constexpr int kFit = (kShared - Warpgroups * kQBytes) / kUnitBytes;
-  static constexpr int kStages = kFit < 12 ? kFit : 12;
+  static constexpr int kAside = kGathers ? kGatherBytes : 0;
+  // The copying warp is so many items before the slowest warpgroup, at most.
+  static constexpr int kClaims = 16;
+  /// What PrefillShared holds beside q and the ring.
+  static constexpr int book_bytes(int stages) {
+    const int words = (2 * stages + 2 * Warpgroups + kClaims + 1) * 2 + kClaims * 7 + 2 * stages;
+    return (words * 4 + (kF16 ? stages * 2 * Keys : 0) + 127) / 128 * 128;
+  }
+  static constexpr int shared_bytes(int stages) {  // 1024: alignment
+    return 1024 + Warpgroups * kQBytes + stages * kUnitBytes + book_bytes(stages) + kAside;
+  }
+  static constexpr int stages_that_fit() {
+    int stages = 12;
+    while (shared_bytes(stages) > 227 * 1024) --stages;
+    return stages;
+  }
+  static constexpr int kStages = stages_that_fit();
+  static constexpr int kBookBytes = book_bytes(kStages);
   /// Warps of a block without items that gather too, in the memory of its ring.
   static constexpr int kRingGathers = kStages * kUnitBytes / kGatherBytes;
   static constexpr int kHelpers = kRingGathers < 4 * Warpgroups ? kRingGathers : 4 * Warpgroups;
-  static constexpr int kSharedBytes = 2048 + Warpgroups * kQBytes + kStages * kUnitBytes + kAside;
+  static constexpr int kSharedBytes = shared_bytes(kStages);
   static_assert(kStages >= 2 * kUnits && Warpgroups <= 4);
-  static_assert(Planned ? kRows <= HeadPlan::kBlock && !Gathers : !Overlap);
-  // The copying warp is so many items before the slowest warpgroup, at most.
-  static constexpr int kClaims = 16;
+  static_assert(Planned ? kRows <= HeadPlan::kBlock && !kGathers : !Overlap);
   static_assert(kStages / (2 * kUnits) + 2 < kClaims);
 };
 
@@ -166,13 +194,16 @@ struct PrefillShared {
   Barrier* tail;
   unsigned char* aside;  // kAside
   int* notes;            // [kStages]
-  PrefillItem* items;    // [kClaims] of the rounds; of 0 tokens at the end
+  // Of f16: whether a row of a tile's K or V has a power (kv_gather.h), and then all of them.
+  int* odd;            // [kStages]
+  int8_t* powers;      // [kStages][K, V][Keys]
+  PrefillItem* items;  // [kClaims] of the rounds; of 0 tokens at the end
 
   __device__ __forceinline__ explicit PrefillShared(unsigned char* raw) {
     q = raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
     ring = q + C::kWarpgroups * C::kQBytes;
     full = reinterpret_cast<Barrier*>(ring + C::kStages * C::kUnitBytes);
-    aside = reinterpret_cast<unsigned char*>(full) + 1024;
+    aside = reinterpret_cast<unsigned char*>(full) + C::kBookBytes;
     empty = full + C::kStages;
     q_full = empty + C::kStages;
     q_empty = q_full + C::kWarpgroups;
@@ -180,10 +211,10 @@ struct PrefillShared {
     tail = claimed + C::kClaims;
     items = reinterpret_cast<PrefillItem*>(tail + 1);
     notes = reinterpret_cast<int*>(items + C::kClaims);
+    odd = notes + C::kStages;
+    powers = reinterpret_cast<int8_t*>(odd + C::kStages);
   }
-  static_assert((2 * C::kStages + 2 * C::kWarpgroups + C::kClaims + 1) * sizeof(Barrier) +
-                    C::kClaims * sizeof(PrefillItem) + C::kStages * sizeof(int) <=
-                1024);
+  static_assert(sizeof(PrefillItem) == 7 * 4);
   __device__ __forceinline__ PrefillItem& item(int round) const {
     return items[round % C::kClaims];
   }

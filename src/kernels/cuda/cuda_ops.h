@@ -64,7 +64,7 @@ int64_t attention_prompt_scratch(const AttnShape& shape, int64_t num_sequences, 
 int64_t attention_decode_scratch(const AttnShape& shape, int64_t num_sequences, int64_t num_keys);
 void attention_prompt(Stream& stream, const AttnArgs& args);
 /// attention_prompt, which reads bf16, over a quantised cache: beside its scratch memory this takes
-/// a bf16 copy of one sequence's K and V.
+/// an f16 copy of one sequence's K and V.
 int64_t kv_gather_scratch(const AttnShape& shape, int64_t num_keys);
 void attention_prompt_gathered(Stream& stream, const AttnArgs& args);
 /// The same for rows that become codes (gemm.h) in place of args.out; null codes: args.out.

@@ -1,7 +1,8 @@
-// Attention of prompts over a quantised cache: the blocks that the segments see are made bf16 in
-// scratch memory, x = bf16(code * scale), and attention_prompt reads those. A unit of 16 bytes of
-// codes a thread and turn; bytes: codes and scales once, bf16 written and read once; bound by
-// memory. What a row sees is a function of its segment's blocks alone. docs/kernels/kv_gather.md
+// Attention of prompts over a quantised cache: the blocks that the segments see are made f16 in
+// scratch memory, x = f16(code * scale / 2^power of the row), and the attention reads those. A unit
+// of 16 bytes of codes a thread and turn; bytes: codes and scales once, f16 written and read once;
+// bound by memory. What a row sees is a function of its segment's blocks alone.
+// docs/kernels/kv_gather.md
 
 #include <algorithm>
 #include <limits>
@@ -18,7 +19,7 @@ constexpr int kUnroll = 4;
 constexpr int64_t kSlackKeys =
     1024;  // a block table may be a little wider than the longest context
 
-/// Block (x, y): block x of `to`, plane and head y.
+/// Block (x, y): block x of `to`, plane and head y: a share.
 template <class Format>
 __global__ __launch_bounds__(kThreads) void gather_kernel(const __grid_constant__ GatherParams p) {
   constexpr int kUnitDims = kKvUnitDims<Format>;
@@ -32,51 +33,80 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const __grid_constant_
   wait_for_predecessor();
 
   const std::byte* from = p.cache + p.table[segment * p.table_row + index] * p.block_bytes;
-  if (blockIdx.y == 0 && thread == 0) p.new_table[segment * p.new_row + index] = block;
   std::byte* to = p.to + block * p.into.bytes();
-  const float* channels = plane == 0 ? p.k_scale : p.v_scale;
+  const int in_block = static_cast<int>(blockIdx.y), share = block * p.shares_of_block + in_block;
+  const float* channels =
+      p.channels != nullptr ? p.channels + in_block * (p.head_dim + 4) : nullptr;
+  int odd = 0;
   const int row_units = static_cast<int>(p.from.row_bytes) / 16, units = tokens * row_units;
   for (int first = thread; first < units; first += kThreads * kUnroll) {
     uint4 codes[kUnroll];
     float scale[kUnroll];
+    int power[kUnroll];
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
       const int unit = first + i * kThreads, token = unit / row_units;
       codes[i] = {};
       scale[i] = 0;
+      power[i] = 0;
       if (token >= seen || unit >= units) continue;
       codes[i] = __ldcs(reinterpret_cast<const uint4*>(from + p.from.code_offset(plane, head, 0) +
                                                        int64_t{unit} * 16));
-      if (channels == nullptr) {
-        const int group =
-            Format::kZeros ? (unit - token * row_units) * kUnitDims / kKvInt4Group : 0;
-        scale[i] =
-            *reinterpret_cast<const float*>(from + p.from.scale_offset(plane, head, group, token));
+      if (channels != nullptr) {
+        power[i] = __float_as_int(channels[p.head_dim]);
+        continue;
       }
+      const int group = Format::kZeros ? (unit - token * row_units) * kUnitDims / kKvInt4Group : 0;
+      float largest = 0;
+      for (int g = 0; g < p.from.scales; ++g) {
+        const float of_group =
+            *reinterpret_cast<const float*>(from + p.from.scale_offset(plane, head, g, token));
+        largest = fmaxf(largest, of_group);
+        if (g == group) scale[i] = of_group;
+      }
+      power[i] = kv_row_power(largest, kv_code_log2(p.format));
+      scale[i] *= power_of_two(-power[i]);
     }
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
       const int unit = first + i * kThreads, token = unit / row_units;
       if (unit >= units) continue;
       const int dim = (unit - token * row_units) * kUnitDims;
+      if (dim == 0) p.powers[share * tokens + token] = static_cast<int8_t>(power[i]);
+      odd |= power[i];
       auto* out = reinterpret_cast<uint4*>(to + p.into.code_offset(plane, head, token) + dim * 2);
-      const float* mine =
-          channels != nullptr ? channels + int64_t{head} * p.head_dim + dim : nullptr;
+      const float* mine = channels != nullptr ? channels + dim : nullptr;
 #pragma unroll
       for (int at = 0; at < kUnitDims / 8; ++at) {
         if (dim + 8 * at >= p.head_dim) break;
-        out[at] = token < seen ? widen_unit<Format>(codes[i], at, scale[i], mine) : uint4{};
+        out[at] = token < seen ? widen_unit<Format, true>(codes[i], at, scale[i], mine) : uint4{};
       }
     }
   }
+  const int any = __syncthreads_or(odd);
+  if (thread == 0) p.ready[share] = any != 0 ? 2 : 1;
 }
 
-/// The new table, and nothing ready yet.
+/// The new table, nothing ready yet, and the scales of channels with the powers of their heads.
 __global__ void begin_gather(const __grid_constant__ GatherParams p) {
   const int first = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   const int step = static_cast<int>(gridDim.x * blockDim.x);
   wait_for_predecessor();
   if (first == 0) *p.next = 0;
+  const int lane = first % 32, heads = static_cast<int>(p.from.heads);
+  for (int head = first / 32; p.channels != nullptr && head < 2 * heads; head += step / 32) {
+    const float* from = head < heads ? p.k_scale + int64_t{head} * p.head_dim
+                                     : p.v_scale + int64_t{head - heads} * p.head_dim;
+    float* to = p.channels + head * (p.head_dim + 4);
+    float largest = 0;
+    for (int dim = lane; dim < p.head_dim; dim += 32) largest = fmaxf(largest, fabsf(from[dim]));
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, lanes));
+    }
+    const int power = kv_row_power(largest, kv_code_log2(p.format));
+    for (int dim = lane; dim < p.head_dim; dim += 32) to[dim] = from[dim] * power_of_two(-power);
+    if (lane == 0) to[p.head_dim] = __int_as_float(power);
+  }
   for (int block = first; block < p.blocks(); block += step) {
     const int segment = p.segment_of(block);
     p.new_table[segment * p.new_row + block - p.starts[segment]] = block;
@@ -84,11 +114,21 @@ __global__ void begin_gather(const __grid_constant__ GatherParams p) {
   for (int share = first; share < p.num_shares; share += step) p.ready[share] = 0;
 }
 
+int64_t whole_bytes(int64_t bytes) {
+  return (bytes + 255) / 256 * 256;
+}
+/// GatherParams::ready and next, powers, channels.
 int64_t ready_bytes(int64_t shares) {
-  return (shares * 4 + 4 + 255) / 256 * 256;
+  return whole_bytes(shares * 4 + 4);
+}
+int64_t powers_bytes(int64_t shares, int64_t block_size) {
+  return whole_bytes(shares * block_size);
+}
+int64_t channels_bytes(int64_t heads, int64_t head_dim) {
+  return whole_bytes(2 * heads * (head_dim + 4) * 4);
 }
 int64_t table_bytes(int64_t blocks) {
-  return (kMaxGatherSegments * blocks * 4 + 255) / 256 * 256;
+  return whole_bytes(kMaxGatherSegments * blocks * 4);
 }
 
 int num_keys(const SeqMap& seqs, int segment) {
@@ -127,25 +167,30 @@ void attend(Stream& stream, const AttnArgs& args, const QuantizedRows& codes, in
   const ArenaScope scope(stream.scratch());
   p.to = static_cast<std::byte*>(stream.scratch().take(capacity * p.into.bytes()));
   p.new_table = static_cast<int32_t*>(stream.scratch().take(table_bytes(capacity)));
+  p.tokens = kv.block_size;
+  p.shares_of_block = 2 * kv.heads;
+  p.num_shares = blocks * p.shares_of_block;
+  const int64_t most = capacity * p.shares_of_block;
+  p.ready = static_cast<int32_t*>(stream.scratch().take(ready_bytes(most)));
+  p.next = p.ready + most;
+  p.powers = static_cast<int8_t*>(stream.scratch().take(powers_bytes(most, kv.block_size)));
+  if (kv_has_static_scales(kv.format)) {
+    p.channels = static_cast<float*>(stream.scratch().take(channels_bytes(kv.heads, kv.head_dim)));
+  }
   const bool beside = can_gather_beside(args, p.from);
   if (beside) {
-    p.tokens = kv.block_size;
     p.row_bytes = static_cast<int>(p.from.row_bytes);
     p.stage_rows = GatherStage::kCodeBytes / p.row_bytes / 4 * 4;  // scales of 16 bytes
     p.scale_groups = p.from.scales;
     p.row_eights = p.row_bytes / kv_code_bits(kv.format);
     p.inverse_row = UINT32_MAX / static_cast<uint32_t>(p.row_eights) + 1;
-    p.shares_of_block = 2 * kv.heads;
-    p.num_shares = blocks * p.shares_of_block;
     p.scales_at = p.from.scale_offset(0, 0, 0, 0);
     p.into_bytes = p.into.bytes();
-    const int64_t most = capacity * p.shares_of_block;
-    p.ready = static_cast<int32_t*>(stream.scratch().take(ready_bytes(most)));
-    p.next = p.ready + most;
-    launch(stream, {.grid = 16, .block = 512, .overlap = true}, begin_gather, p);
-  } else {
+  }
+  launch(stream, {.grid = 16, .block = 512, .overlap = true}, begin_gather, p);
+  if (!beside) {
     const LaunchShape shape{
-        .grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(2 * kv.heads)),
+        .grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(p.shares_of_block)),
         .block = dim3(kThreads),
         .overlap = true};
     with_kv_format(kv.format, [&](auto format) {
@@ -174,11 +219,7 @@ void attend(Stream& stream, const AttnArgs& args, const QuantizedRows& codes, in
     }
     plain_args.heads = &heads;
   }
-  if (beside) {
-    attention_prompt_beside(stream, plain_args, codes, p);
-  } else {
-    attention_prompt_into(stream, plain_args, codes);
-  }
+  attention_prompt_f16(stream, plain_args, codes, p);
 }
 
 }  // namespace
@@ -187,7 +228,9 @@ int64_t kv_gather_scratch(const AttnShape& shape, int64_t num_keys) {
   if (shape.kv_format == KvFormat::kBf16) return 0;
   const int64_t keys = num_keys + kSlackKeys;
   return keys * shape.kv_heads * shape.head_dim * 4 + table_bytes(keys / 16 + 1) +
-         ready_bytes((keys / 16 + 1) * 2 * shape.kv_heads) + 512;
+         ready_bytes((keys / 16 + 1) * 2 * shape.kv_heads) +
+         powers_bytes(keys * 2 * shape.kv_heads, 1) +
+         channels_bytes(shape.kv_heads, shape.head_dim) + 1024;
 }
 
 void attention_prompt_gathered(Stream& stream, const AttnArgs& args) {

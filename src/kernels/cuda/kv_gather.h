@@ -1,8 +1,9 @@
 #pragma once
 
-// How the blocks of a quantised cache become bf16 for attention_prompt: what is read and written,
-// and the way beside the attention itself, in which a warp of each of its blocks makes them while
-// the others work with those that are done. Included by .cu files. docs/kernels/kv_gather.md
+// How the blocks of a quantised cache become f16 for attention of prompts: what is read and
+// written, and the way beside the attention itself, in which a warp of each of its blocks makes
+// them while the others work with those that are done. Included by .cu files.
+// docs/kernels/kv_gather.md
 
 #include "device/stream.h"
 #include "kernels/args.h"
@@ -17,26 +18,31 @@ constexpr int kMaxGatherSegments = 64;  // of a launch
 
 struct GatherParams {
   const std::byte* cache = nullptr;
-  std::byte* to = nullptr;  ///< blocks of bf16
+  std::byte* to = nullptr;  ///< blocks of f16
   const int32_t* table = nullptr;
   int32_t* new_table = nullptr;
   int64_t block_bytes = 0, table_row = 0, new_row = 0;
   KvBlockLayout from, into;
   const float* k_scale = nullptr;  ///< [G][D] of static formats; null: a scale a row
   const float* v_scale = nullptr;
+  /// [plane][head][D + 4]: those divided by the power of the head's rows, and (bits of) its log2.
+  float* channels = nullptr;
   int head_dim = 0, num_segments = 0;
   KvFormat format = KvFormat::kBf16;
   int starts[kMaxGatherSegments + 1] = {};  ///< the segment's first block in `to`
   int keys[kMaxGatherSegments] = {};
 
-  // Of the way beside the attention. A share is the rows of one plane and head of a block.
-  int32_t* next = nullptr;   ///< the share to be taken next
-  int32_t* ready = nullptr;  ///< [share] 1 once its rows are written; shares: [block][plane][head]
+  // A share is the rows of one plane and head of a block; shares: [block][plane][head].
+  int8_t* powers = nullptr;  ///< [share][token] kv_row_power()
+  int32_t* ready = nullptr;  ///< [share] 1 once its rows are written, 2 if any of them has a power
+
+  // Of the way beside the attention.
+  int32_t* next = nullptr;                        ///< the share to be taken next
   int tokens = 0, row_bytes = 0, stage_rows = 0;  ///< of a block; codes; rows copied at once
   int row_eights = 0;                             ///< eights of dims of a row, the rest's too
   uint32_t inverse_row = 0;                       ///< 2^32 / row_eights, rounded up
   int shares_of_block = 0, num_shares = 0, scale_groups = 0;
-  int64_t scales_at = 0, into_bytes = 0;  ///< in a block; of a block of bf16
+  int64_t scales_at = 0, into_bytes = 0;  ///< in a block; of a block of f16
 
   __host__ __device__ int blocks() const { return starts[num_segments]; }
   /// The segment of a block of `to`.
@@ -52,20 +58,20 @@ struct GatherParams {
 
 /// Whether attention_prompt_beside() takes these; `from` is the cache's layout.
 bool can_gather_beside(const AttnArgs& args, const KvBlockLayout& from);
-/// attention_prompt_into over the new blocks, which `args` name, made along the way. The new table
-/// is written, `next` and `ready` are 0.
-void attention_prompt_beside(Stream& stream, const AttnArgs& args, const QuantizedRows& codes,
-                             const GatherParams& gather);
+/// attention_prompt_into over the new blocks of f16, which `args` name: they are there, or, if
+/// can_gather_beside(), made along the way (the new table is written, `next` and `ready` are 0).
+void attention_prompt_f16(Stream& stream, const AttnArgs& args, const QuantizedRows& codes,
+                          const GatherParams& gather);
 
 /// Rows on their way from the cache: so many copies of up to 4 KiB of codes and their scales.
 struct GatherStage {
-  static constexpr int kCodeBytes = 4096, kScales = 128;
+  static constexpr int kCodeBytes = 4096, kScales = 132;
   unsigned char codes[kCodeBytes];
-  float scales[kScales];  ///< [groups][rows]; of static formats, one a channel
+  float scales[kScales];  ///< [groups][rows]; of static formats, of GatherParams::channels
   std::byte* to;
   int rows, seen;  ///< no rows: nothing any more
   int done;        ///< the share that is ready with these rows; -1: none
-  int unused;
+  int first;       ///< row in GatherParams::powers
   Barrier full;
 };
 constexpr int kGatherStages = 3;
@@ -76,6 +82,7 @@ struct GatherShared {
   std::byte* to;
   int share, rows, seen;  ///< rows: left of it
   int next_share;         ///< the one after
+  int odd;                ///< whether a row of the share that is being widened has a power
 };
 constexpr int kGatherBytes = (static_cast<int>(sizeof(GatherShared)) + 127) / 128 * 128;
 static_assert(sizeof(GatherStage) % 16 == 0);
@@ -86,6 +93,18 @@ __device__ __forceinline__ void wait_for_share(const int32_t* ready) {
   do {
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(done) : "l"(ready) : "memory");
   } while (done == 0);
+}
+
+/// Waits for two of them; whether a row of either has a power, which the caller sees then.
+__device__ __forceinline__ bool wait_for_shares(const int32_t* one, const int32_t* other) {
+  int32_t state, others;
+  do {
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(others) : "l"(other) : "memory");
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(state) : "l"(one) : "memory");
+  } while (state == 0 || others == 0);
+  const bool odd = (state | others) > 1;
+  if (odd) __threadfence();
+  return odd;
 }
 
 /// A warp that takes shares until there are no more. Whoever has time takes the next one, so that
@@ -100,6 +119,7 @@ class GatherWarp {
 #pragma unroll
       for (auto& stage : shared.stages) barrier_init(&stage.full, 1);
       fence_barrier_init();
+      shared.odd = 0;
       shared.next_share = atomicAdd(p.next, 1);
       look_up();
       advance();
@@ -144,15 +164,15 @@ class GatherWarp {
     const int block = share / p.shares_of_block, in_block = share - block * p.shares_of_block;
     shared.share = share;
     if (share < p.num_shares) {
-      const int segment = p.segment_of(block), heads = p.shares_of_block / 2;
+      const int segment = p.segment_of(block);
       shared.seen = p.keys[segment] - (block - p.starts[segment]) * p.tokens;
       shared.rows = p.tokens;
       const std::byte* from = p.cache + next_block_ * p.block_bytes;
       shared.codes = from + in_block * p.tokens * p.row_bytes;
       shared.scales = from + p.scales_at + in_block * p.scale_groups * p.tokens * 4;
-      if (p.k_scale != nullptr) {
-        const float* of = in_block < heads ? p.k_scale : p.v_scale - heads * p.head_dim;
-        shared.scales = reinterpret_cast<const std::byte*>(of + in_block * p.head_dim);
+      if (p.channels != nullptr) {
+        shared.scales =
+            reinterpret_cast<const std::byte*>(p.channels + in_block * (p.head_dim + 4));
       }
       shared.to = p.to + block * p.into_bytes + in_block * p.tokens * p.head_dim * 2;
     }
@@ -171,9 +191,10 @@ class GatherWarp {
     stage.to = shared.to;
     stage.rows = rows;
     stage.seen = shared.seen;
-    const bool channels = p.k_scale != nullptr;
+    stage.first = (shared.share + 1) * p.tokens - shared.rows;
+    const bool channels = p.channels != nullptr;
     const int groups = channels ? 1 : p.scale_groups,
-              group_bytes = (channels ? p.head_dim : rows) * 4;
+              group_bytes = (channels ? p.head_dim + 4 : rows) * 4;
     const int bytes = rows * p.row_bytes;
     arrive_expect(&stage.full, static_cast<uint32_t>(bytes + groups * group_bytes));
     bulk_load(stage.codes, shared.codes, static_cast<uint32_t>(bytes), &stage.full);
@@ -194,8 +215,32 @@ class GatherWarp {
     }
   }
 
-  __device__ __forceinline__ void widen(const GatherStage& stage) {
-    const bool channels = p.k_scale != nullptr;
+  /// The powers of a stage's rows, which leave its scales.
+  __device__ __forceinline__ void take_powers(GatherStage& stage) {
+    const int rows = stage.rows, code_log2 = kv_code_log2(p.format);
+#pragma unroll 1
+    for (int row = lane_; row < rows; row += 32) {
+      int power;
+      if (p.channels != nullptr) {
+        power = __float_as_int(stage.scales[p.head_dim]);
+      } else {
+        float scale = stage.scales[row];
+        if (p.scale_groups > 1) scale = fmaxf(scale, stage.scales[rows + row]);
+        power = row < stage.seen ? kv_row_power(scale, code_log2) : 0;
+        if (power != 0) {
+          stage.scales[row] *= power_of_two(-power);
+          if (p.scale_groups > 1) stage.scales[rows + row] *= power_of_two(-power);
+          fence_async_shared();
+        }
+      }
+      p.powers[stage.first + row] = static_cast<int8_t>(power);
+      if (power != 0) shared.odd = 1;
+    }
+    __syncwarp();
+  }
+  __device__ __forceinline__ void widen(GatherStage& stage) {
+    take_powers(stage);
+    const bool channels = p.channels != nullptr;
     switch (p.format) {
       case KvFormat::kInt8:
       case KvFormat::kInt8Dynamic:
@@ -211,8 +256,10 @@ class GatherWarp {
       fence_async_global();
       __syncwarp();
       if (lane_ == 0) {
-        asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p.ready + stage.done), "r"(1)
+        asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p.ready + stage.done),
+                     "r"(1 + shared.odd)
                      : "memory");
+        shared.odd = 0;
       }
     }
   }
@@ -237,10 +284,10 @@ class GatherWarp {
           words[1] = both.y;
         }
         if constexpr (Channels) {
-          out[turn] = widen_eight<Format>(words, 0, stage.scales + dim);
+          out[turn] = widen_eight<Format, true>(words, 0, stage.scales + dim);
         } else {
           const int group = Format::kZeros ? dim / kKvInt4Group * rows : 0;
-          out[turn] = widen_eight<Format>(words, stage.scales[group + row], nullptr);
+          out[turn] = widen_eight<Format, true>(words, stage.scales[group + row], nullptr);
         }
         if (row >= seen) out[turn] = {};  // an older owner's
       }

@@ -2,7 +2,7 @@
 
 // wgmma: the matrix instruction of a Hopper warpgroup (4 consecutive warps, the first at a multiple
 // of 4; all 128 threads call). D (64 x N, f32 in registers) = A (64 x K) B (K x N) [+ D], K = 16
-// for bf16 and 32 for e4m3; A from shared memory or registers, B from shared memory.
+// for bf16 and f16, 32 for e4m3; A from shared memory or registers, B from shared memory.
 //
 // Order of calls: wgmma_fence() (after ordinary writes to D or to A in registers), the products,
 // wgmma_commit(), wgmma_wait<pending groups>(); until then D, A in registers and the shared memory
@@ -11,7 +11,8 @@
 // D: thread t of the warpgroup holds, with row r = 16 (t / 32) + (t % 32) / 4, c = 2 (t % 4):
 //   d[4j + 0], d[4j + 1]: (r,     8j + c), (r,     8j + c + 1)
 //   d[4j + 2], d[4j + 3]: (r + 8, 8j + c), (r + 8, 8j + c + 1)
-// A of bf16 in registers (64 x 16): a[0] = (r, c..c+1), a[1] = (r + 8, c..), a[2] = (r, c + 8..),
+// A of bf16 or f16 in registers (64 x 16): a[0] = (r, c..c+1), a[1] = (r + 8, c..), a[2] = (r, c
+// + 8..),
 //   a[3] = (r + 8, c + 8..): the D layout of two neighbouring j, rounded.
 // A of e4m3 in registers (64 x 32): with c = 4 (t % 4), a[0] = (r, c..c+3), a[1] = (r + 8, c..),
 //   a[2] = (r, c + 16..), a[3] = (r + 8, c + 16..).
@@ -45,7 +46,7 @@ __device__ __forceinline__ uint64_t k_major_128(const void* tile) {
 __device__ __forceinline__ uint64_t k_major_64(const void* tile) {
   return matrix_descriptor(shared_address(tile), 16, 512, Swizzle::k64);
 }
-/// M or N contiguous ("MN-major", bf16 alone; pass transpose = true for that operand): panels of 64
+/// M or N contiguous ("MN-major", not e4m3; pass transpose = true for that operand): panels of 64
 /// elements (128 bytes) x K rows, 128-byte swizzle, as TMA writes boxes of 64 elements x K rows;
 /// panels `panel_bytes` apart (128 * rows of the panel), ignored if M or N of the product is 64.
 /// Step along K by 16 rows with advance(d, 2048).
@@ -89,7 +90,7 @@ __device__ __forceinline__ void hold(uint32_t (&a)[Count]) {
 
 // ---- Products. `accumulate` = 0 overwrites D.
 // Wgmma<N>::bf16(d, desc_a, desc_b, accumulate), ::bf16_a(d, a, desc_b, accumulate) with A in
-// registers, ::e4m3 and ::e4m3_a likewise.
+// registers, ::f16, ::f16_a, ::e4m3 and ::e4m3_a likewise.
 
 template <int N>
 struct Wgmma;
@@ -142,50 +143,54 @@ struct Wgmma;
       WEFT_F16(112)
 
 // o0.. are the numbers of the operands after D's N / 2 registers.
-#define WEFT_WGMMA(N, HALF, o0, o1, o2, o3, o4, o5, o6)                                           \
-  template <>                                                                                     \
-  struct Wgmma<N> {                                                                               \
-    static constexpr int kRegisters = HALF;                                                       \
-    template <bool TransposeA = false, bool TransposeB = false>                                   \
-    static __device__ __forceinline__ void bf16(float (&d)[HALF], uint64_t a, uint64_t b,         \
-                                                int accumulate) {                                 \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #o2                                       \
-                   ", 0;\n"                                                                       \
-                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" WEFT_REGS##HALF   \
-                   "}, %" #o0 ", %" #o1 ", p, 1, 1, %" #o3 ", %" #o4 ";\n}"                       \
-                   : WEFT_ACC##HALF                                                               \
-                   : "l"(a), "l"(b), "r"(accumulate), "n"(TransposeA ? 1 : 0),                    \
-                     "n"(TransposeB ? 1 : 0));                                                    \
-    }                                                                                             \
-    template <bool TransposeB = false>                                                            \
-    static __device__ __forceinline__ void bf16_a(float (&d)[HALF], const uint32_t (&a)[4],       \
-                                                  uint64_t b, int accumulate) {                   \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #o5                                       \
-                   ", 0;\n"                                                                       \
-                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" WEFT_REGS##HALF   \
-                   "}, {%" #o0 ", %" #o1 ", %" #o2 ", %" #o3 "}, %" #o4 ", p, 1, 1, %" #o6 ";\n}" \
-                   : WEFT_ACC##HALF                                                               \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate),         \
-                     "n"(TransposeB ? 1 : 0));                                                    \
-    }                                                                                             \
-    static __device__ __forceinline__ void e4m3(float (&d)[HALF], uint64_t a, uint64_t b,         \
-                                                int accumulate) {                                 \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #o2                                       \
-                   ", 0;\n"                                                                       \
-                   "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" WEFT_REGS##HALF   \
-                   "}, %" #o0 ", %" #o1 ", p, 1, 1;\n}"                                           \
-                   : WEFT_ACC##HALF                                                               \
-                   : "l"(a), "l"(b), "r"(accumulate));                                            \
-    }                                                                                             \
-    static __device__ __forceinline__ void e4m3_a(float (&d)[HALF], const uint32_t (&a)[4],       \
-                                                  uint64_t b, int accumulate) {                   \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #o5                                       \
-                   ", 0;\n"                                                                       \
-                   "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" WEFT_REGS##HALF   \
-                   "}, {%" #o0 ", %" #o1 ", %" #o2 ", %" #o3 "}, %" #o4 ", p, 1, 1;\n}"           \
-                   : WEFT_ACC##HALF                                                               \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));        \
-    }                                                                                             \
+#define WEFT_WGMMA_16(NAME, N, HALF, o0, o1, o2, o3, o4, o5, o6)                               \
+  template <bool TransposeA = false, bool TransposeB = false>                                  \
+  static __device__ __forceinline__ void NAME(float(&d)[HALF], uint64_t a, uint64_t b,         \
+                                              int accumulate) {                                \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #o2                                      \
+                 ", 0;\n"                                                                      \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #NAME "." #NAME             \
+                 " {" WEFT_REGS##HALF "}, %" #o0 ", %" #o1 ", p, 1, 1, %" #o3 ", %" #o4 ";\n}" \
+                 : WEFT_ACC##HALF                                                              \
+                 : "l"(a), "l"(b), "r"(accumulate), "n"(TransposeA ? 1 : 0),                   \
+                   "n"(TransposeB ? 1 : 0));                                                   \
+  }                                                                                            \
+  template <bool TransposeB = false>                                                           \
+  static __device__ __forceinline__ void NAME##_a(float(&d)[HALF], const uint32_t(&a)[4],      \
+                                                  uint64_t b, int accumulate) {                \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #o5                                      \
+                 ", 0;\n"                                                                      \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #NAME "." #NAME             \
+                 " {" WEFT_REGS##HALF "}, {%" #o0 ", %" #o1 ", %" #o2 ", %" #o3 "}, %" #o4     \
+                                      ", p, 1, 1, %" #o6 ";\n}"                                \
+                 : WEFT_ACC##HALF                                                              \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate),        \
+                   "n"(TransposeB ? 1 : 0));                                                   \
+  }
+#define WEFT_WGMMA(N, HALF, o0, o1, o2, o3, o4, o5, o6)                                         \
+  template <>                                                                                   \
+  struct Wgmma<N> {                                                                             \
+    static constexpr int kRegisters = HALF;                                                     \
+    WEFT_WGMMA_16(bf16, N, HALF, o0, o1, o2, o3, o4, o5, o6)                                    \
+    WEFT_WGMMA_16(f16, N, HALF, o0, o1, o2, o3, o4, o5, o6)                                     \
+    static __device__ __forceinline__ void e4m3(float (&d)[HALF], uint64_t a, uint64_t b,       \
+                                                int accumulate) {                               \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #o2                                     \
+                   ", 0;\n"                                                                     \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" WEFT_REGS##HALF \
+                   "}, %" #o0 ", %" #o1 ", p, 1, 1;\n}"                                         \
+                   : WEFT_ACC##HALF                                                             \
+                   : "l"(a), "l"(b), "r"(accumulate));                                          \
+    }                                                                                           \
+    static __device__ __forceinline__ void e4m3_a(float (&d)[HALF], const uint32_t (&a)[4],     \
+                                                  uint64_t b, int accumulate) {                 \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #o5                                     \
+                   ", 0;\n"                                                                     \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" WEFT_REGS##HALF \
+                   "}, {%" #o0 ", %" #o1 ", %" #o2 ", %" #o3 "}, %" #o4 ", p, 1, 1;\n}"         \
+                   : WEFT_ACC##HALF                                                             \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));      \
+    }                                                                                           \
   }
 
 WEFT_WGMMA(8, 4, 4, 5, 6, 7, 8, 9, 10);
@@ -226,6 +231,7 @@ WEFT_WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134);
 #undef WEFT_ACC128
 #undef WEFT_F4
 #undef WEFT_F16
+#undef WEFT_WGMMA_16
 #undef WEFT_WGMMA
 
 }  // namespace weft::cuda
