@@ -28,8 +28,8 @@ std::string refusal(const std::vector<std::string>& words) {
 
 TEST(ServeFlags, TheTokenBudgetIsThatOfTheDeviceOrTheUsers) {
   EXPECT_EQ(batched_tokens(serve({"m"}).engine, /*gpu=*/false), 2048);
-  EXPECT_EQ(batched_tokens(serve({"m"}).engine, /*gpu=*/true), 8192);
-  EXPECT_EQ(batched_tokens(serve({"m", "--max-num-batched-tokens", "auto"}).engine, true), 8192);
+  EXPECT_EQ(batched_tokens(serve({"m"}).engine, /*gpu=*/true), 8448);
+  EXPECT_EQ(batched_tokens(serve({"m", "--max-num-batched-tokens", "auto"}).engine, true), 8448);
   EXPECT_EQ(batched_tokens(serve({"m", "--max-num-batched-tokens=1k"}).engine, true), 1024);
 }
 

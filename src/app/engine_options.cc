@@ -7,7 +7,7 @@ namespace weft {
 
 int batched_tokens(const EngineOptions& options, bool gpu) {
   if (options.max_num_batched_tokens > 0) return options.max_num_batched_tokens;
-  return gpu ? 8192 : 2048;
+  return gpu ? 8448 : 2048;
 }
 
 Result<int64_t> parse_size(const std::string& flag, const std::string& text) {

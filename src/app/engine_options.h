@@ -44,9 +44,15 @@ struct EngineOptions {
   SpeculationConfig speculation;           ///< --speculative-config
 };
 
-/// The token budget of a step: what was asked, or 2048 on a CPU and 8192 on a GPU, which has the
-/// memory and needs many rows for its full speed.
+/// The token budget of a step: what was asked, or 2048 on a CPU and 8448 on a GPU, which has the
+/// memory and needs many rows for its full speed. 8448 = 64 x 132: with 66 tiles of 128 rows (or 33
+/// of 256) the tiles of products 512 columns wide and wider fill all rounds of 132 multiprocessors.
 int batched_tokens(const EngineOptions& options, bool gpu);
+
+/// The tokens of a step of one sequence alone, where heads see few keys and nothing was asked: its
+/// steps then take no longer than those of dense attention behind a long prompt, and twice to four
+/// times the rows save time. The memory plan may not have room for so many.
+inline constexpr int kLoneBatchedTokens = 32768;
 
 /// "4096", "32k" (1024), "1M"; or with `bytes` also "2G". Error names `flag`.
 Result<int64_t> parse_size(const std::string& flag, const std::string& text);

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <random>
 
@@ -14,6 +15,7 @@
 #include "base/log.h"
 #include "checkpoint/checkpoint.h"
 #include "device/gpu_health.h"
+#include "models/prefill.h"
 #include "runtime/executor_gpu.h"
 #include "runtime/executor_local.h"
 
@@ -163,6 +165,9 @@ Result<void> choose_kv_format(const EngineOptions& options, const Checkpoint* ch
   return {};
 }
 
+/// Room for longer steps may take one block of the KV cache in so many.
+constexpr int64_t kLoneCost = 25;
+
 /// Bytes that may be used on the GPU: its share by --gpu-memory-utilization less what is taken.
 int64_t gpu_limit(const EngineOptions& options, const CudaDeviceInfo& gpu) {
   const double share = options.gpu_memory_utilization * static_cast<double>(gpu.total_bytes);
@@ -200,7 +205,19 @@ Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options
   }
   memory.device = DeviceKind::kCuda;
   memory.memory_fraction = 1.0;  // the share is taken already
-  return plan_memory(model, memory, std::max<int64_t>(0, gpu_limit(options, *gpu)));
+  const int64_t limit = std::max<int64_t>(0, gpu_limit(options, *gpu));
+  // Steps of a sequence alone may be longer, where the cache loses little by it. What a router
+  // decides by has steps of its own.
+  MemoryPlan usual = TRY(plan_memory(model, memory, limit));
+  const bool chooses = options.max_num_batched_tokens == 0 && has_sparse_prefill(plan.spec) &&
+                       !has_prefill_router(plan.spec);
+  if (!chooses) return usual;
+  memory.max_num_batched_tokens = kLoneBatchedTokens;
+  auto longer = plan_memory(model, memory, limit);
+  const bool pays = longer && longer->max_model_len == usual.max_model_len &&
+                    GpuExecutor::check_limits(longer->limits) &&
+                    longer->block_bytes >= usual.block_bytes / kLoneCost * (kLoneCost - 1);
+  return pays ? std::move(longer) : std::move(usual);
 }
 
 /// What a configuration of speculation asks of the model and its device.
@@ -336,7 +353,9 @@ Result<void> LocalEngine::load(const EngineOptions& options, const EngineConfig&
                              .num_state_slots = static_cast<int>(limits.num_slots),
                              .num_swap_blocks = static_cast<int>(memory.num_swap_blocks),
                              .num_swap_slots = static_cast<int>(memory.num_swap_slots),
-                             .max_batched_tokens = static_cast<int>(limits.max_rows),
+                             .max_batched_tokens = std::min(static_cast<int>(limits.max_rows),
+                                                            batched_tokens(options, on_gpu(plan_))),
+                             .lone_batched_tokens = static_cast<int>(limits.max_rows),
                              .max_seqs = static_cast<int>(limits.max_seqs),
                              .max_model_len = static_cast<int>(limits.max_model_len),
                              .prefix_caching = options.prefix_caching,

@@ -6,6 +6,12 @@
 #include "models/prefill.h"
 
 namespace weft {
+namespace {
+
+/// Steps that ask for more rows compute all rows to the end: no memory is planned for them.
+constexpr int64_t kMostAsked = 1024;
+
+}  // namespace
 
 Decoder::Decoder(const ModelSpec& spec, const LoadOptions& options, const OpTable* ops)
     : spec_(spec), options_(options), ops_(ops) {
@@ -151,6 +157,7 @@ int64_t Decoder::arena_bytes(int64_t rows) const {
   // residual, normed and out of the layers; with MTP also its own and the concatenation.
   int64_t arena =
       layer_bytes + query.f32_bytes(spec_.hidden) + 2 * query.activation_bytes(spec_.hidden);
+  arena += step_query(std::min(rows, kMostAsked)).f32_bytes(spec_.hidden);
   if (takes_images()) arena += query.activation_bytes(spec_.hidden);  // of deepstack
   if (mtp_) {
     arena += query.f32_bytes(spec_.hidden) + 3 * query.activation_bytes(spec_.hidden) +
@@ -224,13 +231,51 @@ TensorView Decoder::run_layers(StepContext& context, const Layers& layers, int f
   };
   for (size_t i = 0; i < layers.size(); ++i) {
     const DecoderLayer& layer = *layers[i];
-    layer.mixer->forward(context, LayerId{first_layer + static_cast<int>(i)},
+    const bool last = i + 1 == layers.size() && narrows(context);
+    StepContext part = context;
+    part.cache_only = last && context.asked->rows.dim(0) == 0;
+    layer.mixer->forward(part, LayerId{first_layer + static_cast<int>(i)},
                          norm_with(layer.input_norm), residual);
+    if (last) {
+      return end_asked(context, layer, residual, normed, out, final_norm);
+    }
     pending =
         layer.mlp.forward(context, layer.post_norm.args(residual, {}, normed, eps), out, residual);
     if (first_layer == 0) add_deepstack(context, i, residual);
   }
   context.ops.rms_norm(context.stream, norm_with(final_norm));
+  if (context.asked == nullptr || context.asked->rows.dim(0) == rows) return normed;
+  const TensorView asked = out.rows(0, context.asked->rows.dim(0));
+  context.ops.embed(context.stream, {.ids = context.asked->rows, .table = normed, .out = asked});
+  return asked;
+}
+
+/// Whether the last layer ends with the asked rows.
+bool Decoder::narrows(const StepContext& context) const {
+  if (context.asked == nullptr) return false;
+  const int64_t asked = context.asked->rows.dim(0);
+  const bool deepstack = vision_ && vision_->spec().deepstack.size() >= layers_.size();
+  return !deepstack && asked < context.batch.num_rows() && asked <= kMostAsked;
+}
+
+/// What is behind the mixer of the last layer, for the rows that are asked.
+TensorView Decoder::end_asked(StepContext& context, const DecoderLayer& layer, TensorView residual,
+                              TensorView normed, TensorView out, const RmsNorm& final_norm) const {
+  const AskedRows& asked = *context.asked;
+  const int64_t count = asked.rows.dim(0);
+  normed = normed.rows(0, count);
+  if (count == 0) return normed;
+  out = out.rows(0, count);
+  const TensorView few = take_rows_f32(context.arena, count, spec_.hidden);
+  context.ops.embed(context.stream, {.ids = asked.rows, .table = residual, .out = few});
+  StepBatch batch = context.batch;
+  batch.prompt_rows = asked.prompt_rows;
+  StepContext part{context.stream, context.ops, context.arena, batch, context.kv};
+  const float eps = spec_.norm_eps;
+  const bool pending =
+      layer.mlp.forward(part, layer.post_norm.args(few, {}, normed, eps), out, few);
+  context.ops.rms_norm(context.stream, pending ? final_norm.args(out, few, normed, eps)
+                                               : final_norm.args(few, {}, normed, eps));
   return normed;
 }
 

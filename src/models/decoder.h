@@ -55,9 +55,12 @@ class Decoder final : public Model {
   void declare_mtp(WeightPlan& plan, const TensorPart& head);
   void declare_vision(WeightPlan& plan);
   Result<> load_kv_scales(Stream& stream);
-  /// Runs `layers` on `residual` (updated) and returns the final norm of it.
+  /// Runs `layers` on `residual` (updated) and returns the final norm of the rows that are asked.
   TensorView run_layers(StepContext& context, const Layers& layers, int first_layer,
                         TensorView residual, const RmsNorm& final_norm) const;
+  bool narrows(const StepContext& context) const;
+  TensorView end_asked(StepContext& context, const DecoderLayer& layer, TensorView residual,
+                       TensorView normed, TensorView out, const RmsNorm& final_norm) const;
   void run_layer(StepContext& context, LayerId id, TensorView residual) const;
   void decide(StepContext& context, const LayeredPrompt& prompt, LayerId id) const;
   StepQuery step_query(int64_t rows) const;

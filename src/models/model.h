@@ -80,7 +80,9 @@ class Model {
   /// The vision tower; null: the model takes no images.
   virtual const VisionTower* vision() const { return nullptr; }
 
-  /// Runs the layers; returns [T, hidden] after the final norm, in the context's arena.
+  /// Runs the layers; returns the asked rows after the final norm, [R, hidden] (or all, [T,
+  /// hidden]), in the context's arena. Of rows that are not asked the last layer computes what its
+  /// cache takes.
   virtual TensorView hidden(StepContext& context) const = 0;
   /// out [R, V] f32 = head(rows [R, hidden]); the first `prompt_rows` use prompt arithmetic.
   virtual void logits(StepContext& context, TensorView rows, int64_t prompt_rows,

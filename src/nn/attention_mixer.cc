@@ -106,6 +106,10 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, const RmsNormA
                         ops.linear_prepare(context.stream, project_in, prepare);
   if (!prepared) ops.linear(context.stream, project_in);
   if (decides) planner_->decide(context, kv, layer, keys, k_norm_.weight());
+  if (context.cache_only) {
+    if (!prepared) ops.qkv_prepare(context.stream, prepare);
+    return;
+  }
   const TensorView heads = attended.split_last(q_heads, head_dim);
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
   AttnArgs attention{.shape = {spec_.q_heads, spec_.kv_heads, spec_.head_dim, scale},

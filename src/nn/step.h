@@ -56,6 +56,12 @@ struct KeptInputs {
   std::vector<TensorView> layers;  ///< by layer: [kept rows, kept_width()] f32
 };
 
+/// Rows of a step whose hidden states are wanted: those of prompts first, ascending.
+struct AskedRows {
+  TensorView rows;          ///< [R] i32
+  int64_t prompt_rows = 0;  ///< of them, rows of prompts
+};
+
 /// What a layer may use while it runs: an argument, never a global.
 struct StepContext {
   Stream& stream;
@@ -65,6 +71,8 @@ struct StepContext {
   const KvStore& kv;
   PlanSink* plans = nullptr;  ///< told what plans of heads do; null: nobody asks, or not on a host
   const KeptInputs* kept = nullptr;  ///< what has to be kept of this step; null: nothing
+  const AskedRows* asked = nullptr;  ///< null: all rows
+  bool cache_only = false;  ///< of this layer nothing is wanted but what it writes to its cache
 };
 
 }  // namespace weft

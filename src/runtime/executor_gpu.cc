@@ -285,17 +285,22 @@ void GpuExecutor::run_mixed(Flight& flight) {
   const ArenaScope scope(arena_);
   StepContext context{parts_.stream, parts_.ops, arena_, step.batch(), parts_.kv};
   sampler_.feed(parts_.stream, step);
+  const AskedRows asked{step.logit_row_ids(), step.num_prompt_logit_rows()};
+  if (!mtp_) context.asked = &asked;  // the module goes over all rows
   const TensorView hidden = parts_.model.hidden(context);
   keep(hidden);
   const std::span<const LogitRow> rows = step.logit_rows();
   const int64_t num_prompt = step.num_prompt_logit_rows(), count = std::ssize(rows);
   for (int64_t begin = 0; begin < count; begin += logits_.dim(0)) {
     const int64_t end = std::min(count, begin + logits_.dim(0));
-    const TensorView gathered = gathered_.rows(0, end - begin);
-    parts_.ops.embed(
-        parts_.stream,
-        {.ids = step.logit_row_ids().rows(begin, end), .table = hidden, .out = gathered});
-    parts_.model.logits(context, gathered, std::clamp<int64_t>(num_prompt - begin, 0, end - begin),
+    TensorView wanted = gathered_.rows(0, end - begin);
+    if (mtp_) {
+      parts_.ops.embed(parts_.stream,
+                       {.ids = asked.rows.rows(begin, end), .table = hidden, .out = wanted});
+    } else {
+      wanted = hidden.rows(begin, end);
+    }
+    parts_.model.logits(context, wanted, std::clamp<int64_t>(num_prompt - begin, 0, end - begin),
                         logits_.rows(0, end - begin));
     sample(flight, rows.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin)));
   }

@@ -81,6 +81,8 @@ void Runner::run(PackedStep& step, StepResult& result) {
                       parts_.kv,
                       &plans,
                       kept_.rows.empty() ? nullptr : &kept_};
+  const AskedRows asked{step.logit_row_ids(), step.num_prompt_logit_rows()};
+  if (!mtp_ && !step.layers().partial()) context.asked = &asked;
   const TensorView hidden =
       step.layers().partial() ? run_layers(step, context) : parts_.model.hidden(context);
   sample(step, context, hidden, result);
@@ -99,7 +101,8 @@ TensorView Runner::run_layers(PackedStep& step, StepContext& context) {
   return residual;
 }
 
-/// Logits of the rows of `hidden` that need them, a piece at a time, and what is sampled from them.
+/// Logits of the rows of `hidden` that need them (all of it, where the context asked for them), a
+/// piece at a time, and what is sampled from them.
 void Runner::sample(PackedStep& step, StepContext& context, const TensorView& hidden,
                     StepResult& result) {
   const std::span<const LogitRow> rows = step.logit_rows();
@@ -107,13 +110,17 @@ void Runner::sample(PackedStep& step, StepContext& context, const TensorView& hi
   for (int64_t begin = 0; begin < count; begin += logits_.dim(0)) {
     const int64_t end = std::min(count, begin + logits_.dim(0));
     const auto piece = rows.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
-    const TensorView gathered = gathered_.rows(0, end - begin);
-    for (int64_t i = 0; i < end - begin; ++i) {
-      std::memcpy(gathered.row<float>(i), hidden.row<float>(piece[static_cast<size_t>(i)].row),
-                  static_cast<size_t>(gathered.dim(1)) * sizeof(float));
+    TensorView wanted = gathered_.rows(0, end - begin);
+    if (context.asked != nullptr) {
+      wanted = hidden.rows(begin, end);
+    } else {
+      for (int64_t i = 0; i < end - begin; ++i) {
+        std::memcpy(wanted.row<float>(i), hidden.row<float>(piece[static_cast<size_t>(i)].row),
+                    static_cast<size_t>(wanted.dim(1)) * sizeof(float));
+      }
     }
-    if (step.layers().partial()) parts_.model.final_norm(context, gathered, gathered);
-    parts_.model.logits(context, gathered, std::clamp<int64_t>(num_prompt - begin, 0, end - begin),
+    if (step.layers().partial()) parts_.model.final_norm(context, wanted, wanted);
+    parts_.model.logits(context, wanted, std::clamp<int64_t>(num_prompt - begin, 0, end - begin),
                         logits_.rows(0, end - begin));
     sampler_.sample(parts_.stream.pool(), step, piece, logits_, result);
   }

@@ -83,7 +83,12 @@ TensorView ToyModel::hidden(StepContext& context) const {
     const int32_t write = batch.write_slot.ptr<int32_t>()[s];
     std::memcpy(state.conv.row<float>(write), &h, sizeof(h));
   }
-  return out;
+  if (context.asked == nullptr) return out;
+  const TensorView& asked = context.asked->rows;
+  for (int64_t i = 0; i < asked.dim(0); ++i) {  // ascending
+    std::memmove(out.row<float>(i), out.row<float>(asked.ptr<int32_t>()[i]), kHidden * 4);
+  }
+  return out.rows(0, asked.dim(0));
 }
 
 void ToyModel::logits(StepContext&, TensorView rows, int64_t prompt_rows, TensorView out) const {

@@ -54,6 +54,9 @@ Result<std::unique_ptr<Scheduler>> Scheduler::create(const SchedulerConfig& c) {
                      "at least max_seqs + " + number(c.chunk - 1) +
                          ", so that a prompt advances while all others decode");
   }
+  if (c.lone_batched_tokens < 0) {
+    return bad_field("lone_batched_tokens", c.lone_batched_tokens, "0 or more");
+  }
   if (c.max_model_len < 2) return bad_field("max_model_len", c.max_model_len, "2 or more");
   if (c.checkpoint_every < 0 || c.checkpoint_every % kChunk != 0) {
     return bad_field("checkpoint_every", c.checkpoint_every, "multiples of " + number(kChunk));

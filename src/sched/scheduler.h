@@ -24,8 +24,11 @@ struct SchedulerConfig {
   int num_swap_blocks = 0;        ///< KV blocks of displaced sequences that the host has room for
   int num_swap_slots = 0;         ///< their recurrent states
   int max_batched_tokens = 2048;  ///< tokens of one step, at least kChunk - 1 + max_seqs
-  int max_seqs = 256;             ///< sequences running at once
-  int max_model_len = 0;          ///< prompt + generated tokens of a sequence
+  /// Tokens of a step while there is only one sequence, so that nobody waits for it; less than
+  /// max_batched_tokens (0): no more than that.
+  int lone_batched_tokens = 0;
+  int max_seqs = 256;     ///< sequences running at once
+  int max_model_len = 0;  ///< prompt + generated tokens of a sequence
   bool prefix_caching = true;
   bool reuse_generated = false;  ///< also cache blocks that decode arithmetic wrote
   int checkpoint_every = 2048;   ///< state checkpoints inside long prompts; 0: none

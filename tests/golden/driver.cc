@@ -1,6 +1,7 @@
 #include "tests/golden/driver.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "nn/linear.h"
 
@@ -179,6 +180,12 @@ std::vector<float> Driver::step(std::span<const int32_t> tokens, int64_t first, 
   StepContext context{*stream_, *options_.ops, arena_, batch, *kv_, on_host ? &plans_ : nullptr};
   const int64_t width = model_->spec().hidden;
   std::vector<float>& kept = mtp_previous ? mtp_hidden_ : hidden_rows_;
+  last = std::min(last, rows);
+  std::vector<int32_t> wanted(static_cast<size_t>(last));
+  std::iota(wanted.begin(), wanted.end(), static_cast<int32_t>(rows - last));
+  const AskedRows asked{upload<int32_t>(wanted, DType::kI32, {last}),
+                        kind == Kind::kPrompt ? last : 0};
+  if (!model_->spec().mtp) context.asked = &asked;  // the module goes over all rows
   TensorView hidden;
   if (mtp_previous) {
     hidden = model_->mtp_hidden(context, upload_rows(*mtp_previous, width));
@@ -188,9 +195,9 @@ std::vector<float> Driver::step(std::span<const int32_t> tokens, int64_t first, 
   }
   const std::vector<float> values = download(hidden);
   kept.insert(kept.end(), values.begin(), values.end());
-  last = std::min(last, rows);
   TensorView out = take_rows_f32(arena_, last, vocab());
-  model_->logits(context, hidden.rows(rows - last, rows), kind == Kind::kPrompt ? last : 0, out);
+  const int64_t computed = hidden.dim(0);
+  model_->logits(context, hidden.rows(computed - last, computed), asked.prompt_rows, out);
   return download(out);
 }
 

@@ -123,6 +123,9 @@ TEST_P(GoldenGpu, ChunksKeepTheBitsOfEveryFormat) {
     const auto driver = gpu(format);
     ASSERT_TRUE(driver);
     const auto whole = driver->prefill(ids, 0, 4);
+    driver->reset();
+    const auto all = driver->prefill(ids, 0);  // all rows are asked of the last layer
+    EXPECT_EQ(whole, std::vector(all.end() - std::ssize(whole), all.end()));
     for (const int64_t chunk : {64, 128, 192}) {
       driver->reset();
       EXPECT_EQ(driver->prefill(ids, chunk, 4), whole)

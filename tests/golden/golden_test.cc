@@ -37,6 +37,19 @@ TEST_P(GoldenText, LongPromptInOnePieceAndInChunks) {
   }
 }
 
+/// Whatever rows are asked, the last layer's other rows are not needed for them.
+TEST_P(GoldenText, AskedRowsAreThoseOfAll) {
+  const auto driver = load(WeightFormat::kF32);
+  ASSERT_TRUE(driver);
+  const auto ids = golden<int32_t>(file(), "input_ids");
+  const auto all = driver->prefill(std::span(ids).first(33), 0);
+  for (const size_t count : {1u, 4u, 32u}) {
+    driver->reset();
+    const auto logits = driver->prefill(std::span(ids).first(33), 0, static_cast<int64_t>(count));
+    EXPECT_EQ(logits, std::vector(all.end() - std::ssize(logits), all.end())) << count;
+  }
+}
+
 TEST_P(GoldenText, GreedyContinuation) {
   const auto driver = load(WeightFormat::kF32);
   ASSERT_TRUE(driver);

@@ -37,9 +37,13 @@ TEST_F(SmallOps, EmbedSmall) {
   const int64_t vocab = 37, width = 136;
   const auto table = random_bf16(vocab * width, 1);
   const std::vector<int32_t> ids = {5, 0, 36, 5, 17};
-  const DeviceTensor table_d(DType::kBF16, {vocab, width}, table), ids_d(ids);
-  for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    DeviceTensor out(dtype, {5, width});
+  const DeviceTensor ids_d(ids);
+  using Types = std::pair<DType, DType>;
+  for (const auto& [from, to] :
+       {Types{DType::kBF16, DType::kF32}, Types{DType::kBF16, DType::kBF16},
+        Types{DType::kF32, DType::kF32}}) {
+    const DeviceTensor table_d(from, {vocab, width}, table);
+    DeviceTensor out(to, {5, width});
     out.poison();
     cuda::embed(stream_, {.ids = ids_d.view, .table = table_d.view, .out = out.view});
     stream_.sync();

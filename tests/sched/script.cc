@@ -189,6 +189,8 @@ std::string SchedScript::configure(Words words) {
       config_.num_swap_slots = value;
     else if (key == "tokens")
       config_.max_batched_tokens = value;
+    else if (key == "lone")
+      config_.lone_batched_tokens = value;
     else if (key == "seqs")
       config_.max_seqs = value;
     else if (key == "max_len")

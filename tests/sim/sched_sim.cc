@@ -203,6 +203,7 @@ Episode::Episode(uint64_t seed, int64_t audit_every, int64_t* events)
   }
   config_.max_seqs = static_cast<int>(r.between(1, 6));
   config_.max_batched_tokens = 63 + config_.max_seqs + static_cast<int>(r.below(200));
+  config_.lone_batched_tokens = r.pick({0, 0, 200, 1000});
   config_.prefix_caching = !r.one_in(10);
   config_.reuse_generated = r.one_in(4);
   config_.checkpoint_every = r.pick({0, 64, 128, 2048});

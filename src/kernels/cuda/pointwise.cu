@@ -116,8 +116,10 @@ void embed(Stream& stream, const EmbedArgs& args) {
                       .table_stride = args.table.stride[0],
                       .out_stride = args.out.stride[0],
                       .width = static_cast<int>(width)};
-  CHECK(args.table.dtype == DType::kBF16, "embed: the table must be bf16");
-  if (args.out.dtype == DType::kF32) {
+  if (args.table.dtype == DType::kF32) {
+    CHECK(args.out.dtype == DType::kF32, "embed: rows of f32 stay f32");
+    launch(stream, by_row(rows, width), embed_kernel<float, float>, p);
+  } else if (args.out.dtype == DType::kF32) {
     launch(stream, by_row(rows, width), embed_kernel<__nv_bfloat16, float>, p);
   } else {
     launch(stream, by_row(rows, width), embed_kernel<__nv_bfloat16, __nv_bfloat16>, p);
