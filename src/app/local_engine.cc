@@ -286,8 +286,11 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   TRY(plan_images(options, plan));
   TRY(check_speculation(options.speculation, plan));
   const OpTable& ops = *plan.ops;
-  // On a GPU a draft would read as much for its logits as for all its layers, and more.
-  plan.load.draft_head = gpu && options.speculation.uses_mtp();
+  // A draft would read as much for its logits as for all its layers, and more.
+  plan.load.draft_head = options.speculation.uses_mtp();
+  if (plan.load.draft_head && !gpu && plan.load.format != WeightFormat::kInt4) {
+    plan.load.mtp_format = WeightFormat::kInt8;
+  }
   plan.footprint = measure_model(plan.spec, plan.load, ops, weights ? &*weights : nullptr);
   plan.cache =
       cache_bytes(plan.footprint.cache_specs, ops, kept_rows(options.speculation, ops.device));

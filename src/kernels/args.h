@@ -214,8 +214,8 @@ struct GdnArgs {
   TensorView chains;
   int num_chains = 0, num_prompt_chains = 0;
   const int32_t* host_cu_q = nullptr;  ///< as in SeqMap
-  TensorView out;                      ///< [T, HV, V]
-  GdnNorm norm;                        ///< of `out`
+  TensorView out;  ///< [T, HV, V]; decode rows on the CPU: or undefined, then only states are made
+  GdnNorm norm;    ///< of `out`
 };
 
 /// out = weight * x * rsqrt(mean_V(x^2) + eps) * act(z), per head.

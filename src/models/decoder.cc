@@ -33,6 +33,7 @@ Decoder::Decoder(const ModelSpec& spec, const LoadOptions& options, const OpTabl
   if (spec_.vision) vision_.emplace(*spec_.vision);
   if (!spec_.mtp) return;
   mtp_.emplace();
+  mixer_options_.format = mtp_format();
   for (int i = 0; i < spec_.mtp->num_layers; ++i) append(mtp_->layers, spec_.mtp->layer);
 }
 
@@ -40,7 +41,7 @@ void Decoder::declare(WeightPlan& plan) {
   const NameMap& names = spec_.names;
   const TensorPart embedding{names.model + "embed_tokens.weight", {spec_.vocab, spec_.hidden}};
   if (!head_is_embedding()) plan.table(embedding_, embedding);
-  declare_layers(plan, layers_, names.model + "layers.");
+  declare_layers(plan, layers_, options_.format, names.model + "layers.");
   norm_.declare(plan, names.model + "norm.weight", spec_.hidden, spec_.norm_minus_one);
   TensorPart head = embedding;
   if (!spec_.tied_head) head.name = names.head;
@@ -63,7 +64,8 @@ bool Decoder::head_is_embedding() const {
   return ops_->weight_rows(head).rank > 0;
 }
 
-void Decoder::declare_layers(WeightPlan& plan, const Layers& layers, const std::string& prefix) {
+void Decoder::declare_layers(WeightPlan& plan, const Layers& layers, WeightFormat format,
+                             const std::string& prefix) {
   for (size_t i = 0; i < layers.size(); ++i) {
     DecoderLayer& layer = *layers[i];
     const std::string p = prefix + std::to_string(i) + ".";
@@ -71,7 +73,7 @@ void Decoder::declare_layers(WeightPlan& plan, const Layers& layers, const std::
     layer.input_norm.declare(plan, p + "input_layernorm.weight", spec_.hidden, minus_one);
     layer.mixer->declare(plan, p);
     layer.post_norm.declare(plan, p + "post_attention_layernorm.weight", spec_.hidden, minus_one);
-    layer.mlp.declare(plan, options_.format, p + "mlp.", spec_.hidden);
+    layer.mlp.declare(plan, format, p + "mlp.", spec_.hidden);
   }
 }
 
@@ -81,8 +83,8 @@ void Decoder::declare_mtp(WeightPlan& plan, const TensorPart& head) {
   const bool minus_one = spec_.norm_minus_one;
   mtp_->embedding_norm.declare(plan, p + "pre_fc_norm_embedding.weight", hidden, minus_one);
   mtp_->hidden_norm.declare(plan, p + "pre_fc_norm_hidden.weight", hidden, minus_one);
-  mtp_->fc.declare(plan, options_.format, {{p + "fc.weight", {hidden, 2 * hidden}}});
-  declare_layers(plan, mtp_->layers, p + "layers.");
+  mtp_->fc.declare(plan, mtp_format(), {{p + "fc.weight", {hidden, 2 * hidden}}});
+  declare_layers(plan, mtp_->layers, mtp_format(), p + "layers.");
   mtp_->norm.declare(plan, p + "norm.weight", hidden, minus_one);
   if (!options_.draft_head || head_format() == WeightFormat::kInt4) return;
   mtp_->head.emplace();

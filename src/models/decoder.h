@@ -51,7 +51,8 @@ class Decoder final : public Model {
     std::optional<Linear> head;  // with LoadOptions::draft_head
   };
 
-  void declare_layers(WeightPlan& plan, const Layers& layers, const std::string& prefix);
+  void declare_layers(WeightPlan& plan, const Layers& layers, WeightFormat format,
+                      const std::string& prefix);
   void declare_mtp(WeightPlan& plan, const TensorPart& head);
   void declare_vision(WeightPlan& plan);
   Result<> load_kv_scales(Stream& stream);
@@ -69,6 +70,7 @@ class Decoder final : public Model {
     return options_.max_model_len > 0 ? options_.max_model_len : spec_.max_positions;
   }
   WeightFormat head_format() const;
+  WeightFormat mtp_format() const { return options_.mtp_format.value_or(options_.format); }
   bool head_is_embedding() const;
   bool takes_images() const { return vision_ && options_.images && ops_ && ops_->vision; }
   void add_deepstack(StepContext& context, size_t layer, TensorView residual) const;

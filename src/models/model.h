@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -30,6 +31,8 @@ struct LoadOptions {
   /// A copy of the head in int4 for the logits of drafts, where the head is wider than that: what a
   /// draft is decides no bit of an answer.
   bool draft_head = false;
+  /// Format of the linear layers of the MTP module; none: `format`.
+  std::optional<WeightFormat> mtp_format;
   bool dummy_weights = false;  ///< seeded random weights instead of the checkpoint's
   LoadProgress progress;       ///< may be empty
 };

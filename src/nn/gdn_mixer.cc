@@ -136,13 +136,10 @@ GdnArgs GdnMixer::args(const StepContext& context, LayerId layer, TensorView qkv
 }
 
 void GdnMixer::replay(StepContext& context, LayerId layer, const KeptInputs::Rows& rows) const {
-  const ArenaScope scope(context.arena);
   const TensorView kept = context.kept->layers[static_cast<size_t>(layer.value)].rows(
       rows.first, rows.first + rows.count);
-  GdnArgs gdn = args(context, layer, kept.columns(0, channels()),
-                     kept.columns(channels(), channels() + 2 * spec_.shape.value_heads));
-  gdn.out = take_rows(context, rows.count, value_width())
-                .split_last(spec_.shape.value_heads, spec_.shape.value_dim);  // nobody reads it
+  const GdnArgs gdn = args(context, layer, kept.columns(0, channels()),
+                           kept.columns(channels(), channels() + 2 * spec_.shape.value_heads));
   context.ops.gdn(context.stream, gdn);
 }
 

@@ -211,7 +211,7 @@ void MtpDrafter::propose(Arena& arena, std::span<DraftRow> rows) {
       const TensorView hidden = parts_.model.mtp_hidden(context, previous);
       std::memcpy(previous.data, hidden.data, static_cast<size_t>(count * width * 4));
     }
-    parts_.model.logits(context, previous, 0, logits_.rows(0, count));
+    parts_.model.draft_logits(context, previous, logits_.rows(0, count));
     sample(active, step);
   }
   for (DraftRow* row : order_) {

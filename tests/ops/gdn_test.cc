@@ -242,6 +242,21 @@ TEST_P(Gdn, VerifyingTokensIsDecodingThemOneByOne) {
   EXPECT_EQ(alone.slot_of(3), together.slot_of(3));  // the slot that was only read
 }
 
+TEST_P(Gdn, StatesAreTheSameBitsWithoutOutputs) {
+  for (const GdnShape& shape : kShapes) {
+    for (const bool half : {false, true}) {
+      World with(shape, 12, 29), without(shape, 12, 29);
+      if (half) with.halve_states();
+      if (half) without.halve_states();
+      without.states_only = true;
+      for (World* w : {&with, &without})
+        run(ops_, stream_, *w, 0, {{1, 1, 1}, {7, 2, 4}, {4, -1, 5}}, 0);
+      EXPECT_EQ(with.states.data, without.states.data);
+      EXPECT_EQ(with.windows.data, without.windows.data);
+    }
+  }
+}
+
 TEST_P(Gdn, LongDecodeSegmentsMatchShortOnes) {
   const GdnShape shape{1, 2, 32, 32, 4};
   World together(shape, 150, 22), alone(shape, 150, 22), unsaved(shape, 150, 22);

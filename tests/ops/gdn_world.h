@@ -19,6 +19,7 @@ struct World {
   int64_t rows, slots;
   Floats qkv, a, b, conv, a_log, dt_bias, windows, states, z, norm;
   bool with_norm = false;
+  bool states_only = false;  // no outputs are asked for
   bool half_states = false;  // kept as bf16; `states` has their values
 
   World(GdnShape s, int64_t num_rows, uint64_t seed, int64_t num_slots = 8)
@@ -92,7 +93,7 @@ inline Floats run(const OpTable& ops, Stream& stream, World& w, int64_t first,
   args.write_slot = write_slot.view;
   args.num_segments = static_cast<int>(parts.size());
   args.num_prompt_segments = num_prompt;
-  args.out = out.view;
+  if (!w.states_only) args.out = out.view;
   if (w.with_norm) {
     args.norm.z = w.z.view.rows(first, first + rows);
     args.norm.weight = w.norm.view;

@@ -3,7 +3,7 @@
 //
 // Prompt: chunks of 64 tokens in the one-solve form, on AMX tiles (gdn_tiles.h) or in fp32
 // multiply-adds (gdn_fma.h). Bound: 2 (3 K V + 64 (K + 1.5 V)) multiply-adds a token and value
-// head. Decode: four rows of S at a time, read and written once a segment. Bound: bandwidth,
+// head. Decode: kBlockRows rows of S at a time, read and written once a segment. Bound: bandwidth,
 // 2 * 4 * V * K bytes a head.
 //
 // A unit of work is a chain (segments that continue each other through slots) and a key head, or
@@ -19,20 +19,25 @@
 namespace weft::WEFT_ISA_NS {
 namespace {
 
-constexpr int kRowsAtOnce = 4;  // of S, token by token; sizes are multiples of 8 at least
+constexpr int kRowsAtOnce = 4;          // of S, token by token; sizes are multiples of 8 at least
+constexpr int64_t kBlockRows = kLanes;  // of S, that a token passes before the next one
 // Rows of S to prefetch; past a head's end lies the next.
-constexpr int64_t kStateRowsAhead = 16, kHalfRowsAhead = 8;
+constexpr int64_t kStateRowsAhead = 16;
 
 template <class Chunks>
 class Worker {
  public:
   Worker(const GdnRows& rows, int64_t count, Carver& memory)
-      : rows_(rows), kd_(rows.kd()), vd_(rows.vd()), chunks_(rows, count, memory) {
+      : rows_(rows),
+        kd_(rows.kd()),
+        vd_(rows.vd()),
+        outputs_(rows.args().out.data != nullptr),
+        chunks_(rows, count, memory) {
     k_ = memory.floats(kChunk * kd_);
     q_ = memory.floats(kChunk * kd_);
     v_ = memory.floats(kChunk * vd_);
     u_ = memory.floats(kChunk * vd_);
-    state_rows_ = memory.floats(kRowsAtOnce * kd_);
+    state_rows_ = memory.floats(kBlockRows * kd_);
   }
 
   void run(const HeadGroup& heads, const Segment& segment) {
@@ -97,7 +102,8 @@ class Worker {
     for (int64_t begin = segment.begin; begin < segment.end; begin += kChunk) {
       const int64_t left = segment.end - begin;
       const Run run{segment, begin, left < kChunk ? left : kChunk};
-      rows_.load_qk(run, heads.key_head, run.n, q_, k_);
+      if (outputs_) rows_.load_q(run, heads.key_head, run.n, q_);
+      rows_.load_k(run, heads.key_head, run.n, k_);
       for (int64_t r = 0; r < heads.count; ++r) {
         const int64_t hv = heads.first + r;
         // From the read slot (or nothing) to the write slot (or nowhere); runs in between stay in
@@ -106,32 +112,42 @@ class Worker {
         const HeadState from = begin > segment.begin ? own : rows_.slot_state(segment.read, hv);
         const HeadState to = one_run || left <= kChunk ? rows_.slot_state(segment.write, hv) : own;
         if (rows_.half()) {
-          run_tokens<true>(run, hv, from, to);
+          outputs_ ? run_tokens<true, true>(run, hv, from, to)
+                   : run_tokens<true, false>(run, hv, from, to);
         } else {
-          run_tokens<false>(run, hv, from, to);
+          outputs_ ? run_tokens<false, true>(run, hv, from, to)
+                   : run_tokens<false, false>(run, hv, from, to);
         }
       }
     }
   }
 
-  template <bool kRounded>
+  template <bool kRounded, bool kOutputs>
   void run_tokens(const Run& run, int64_t hv, const HeadState& from, const HeadState& to) {
     Gates gates;
     rows_.load_gates(run, hv, run.padded(), gates);
     alignas(64) float decay[kChunk];
     for (int64_t t = 0; t < run.padded(); t += kLanes) store(decay + t, exp(load(gates.g + t)));
     alignas(64) float qk[kChunk];
-    for (int64_t t = 0; t < run.n; ++t) qk[t] = dot(q_ + t * kd_, k_ + t * kd_);
+    for (int64_t t = 0; t < run.n; ++t) {
+      qk[t] = kOutputs ? dot(q_ + t * kd_, k_ + t * kd_) : 0;
+    }
     rows_.convolve(run, rows_.v_channel(hv), vd_, run.n, v_);
-    for (int64_t i = 0; i < vd_; i += kRowsAtOnce) {
+    for (int64_t i = 0; i < vd_; i += kBlockRows) {
+      // Rows [i, i + kBlockRows), all by a token before the next one: what a token of four rows
+      // waits for is filled by the four beside them.
       const auto steps = [&](const float* first, float* last) {
         for (int64_t t = 0; t < run.n; ++t) {
           const TokenGates token{decay[t], gates.beta[t], qk[t]};
-          float* next = t == run.n - 1 ? last : state_rows_;
-          if (t == 0 && !kRounded) {
-            step_rows<kRounded, true>(t, token, t * vd_ + i, first, next);
-          } else {
-            step_rows<kRounded, false>(t, token, t * vd_ + i, t == 0 ? first : state_rows_, next);
+          const float* from = t == 0 ? first : state_rows_;
+          float* to = t == run.n - 1 ? last : state_rows_;
+          for (int64_t r = 0; r < kBlockRows; r += kRowsAtOnce) {
+            const int64_t at = t * vd_ + i + r;
+            if (t == 0 && !kRounded) {
+              step_rows<kRounded, kOutputs, true>(t, token, at, from + r * kd_, to + r * kd_);
+            } else {
+              step_rows<kRounded, kOutputs, false>(t, token, at, from + r * kd_, to + r * kd_);
+            }
           }
         }
       };
@@ -139,17 +155,17 @@ class Worker {
         steps(static_cast<const float*>(from.data) + i * kd_, rows_to(to, i));
         continue;
       }
-      if (from.data != nullptr) from.bring((i + kHalfRowsAhead) * kd_, kRowsAtOnce * kd_);
-      for (int64_t c = 0; c < kRowsAtOnce * kd_; c += kLanes) {
+      if (from.data != nullptr) from.bring((i + kBlockRows) * kd_, kBlockRows * kd_);
+      for (int64_t c = 0; c < kBlockRows * kd_; c += kLanes) {
         store(state_rows_ + c, from.data == nullptr ? splat(0) : from.at(i * kd_ + c));
       }
       steps(state_rows_, kRounded ? state_rows_ : rows_to(to, i));
       if (!kRounded || to.data == nullptr) continue;
-      for (int64_t c = 0; c < kRowsAtOnce * kd_; c += kLanes) {
+      for (int64_t c = 0; c < kBlockRows * kd_; c += kLanes) {
         to.put(i * kd_ + c, load(state_rows_ + c));
       }
     }
-    for (int64_t t = 0; t < run.n; ++t) store_output(run.begin + t, hv, u_ + t * vd_);
+    for (int64_t t = 0; kOutputs && t < run.n; ++t) store_output(run.begin + t, hv, u_ + t * vd_);
   }
 
   void store_output(int64_t row, int64_t hv, const float* o) {
@@ -178,7 +194,7 @@ class Worker {
   /// token waits for all of that: rows beside each other fill the time.
   /// The rows are read at `from` (kFetch: and those kStateRowsAhead behind them requested, a line
   /// with each that is used) and written to `to`, which may be the same.
-  template <bool kRounded, bool kFetch>
+  template <bool kRounded, bool kOutputs, bool kFetch>
   void step_rows(int64_t t, const TokenGates& token, int64_t at, const float* from, float* to) {
     const float* k = k_ + t * kd_;
     const float* q = q_ + t * kd_;
@@ -187,18 +203,19 @@ class Worker {
 #pragma GCC unroll 4
     for (int r = 0; r < kRowsAtOnce; ++r) predicted[r] = read[r] = splat(0);
     for (int64_t c = 0; c < kd_; c += kLanes) {
-      const Vec kc = load(k + c), qc = load(q + c);
+      const Vec kc = load(k + c);
 #pragma GCC unroll 4
       for (int r = 0; r < kRowsAtOnce; ++r) {
         if (kFetch) request(from, (kStateRowsAhead + r) * kd_ + c);
         const Vec x = load(from + r * kd_ + c) * decay;
         predicted[r] = fma(x, kc, predicted[r]);
-        read[r] = fma(x, qc, read[r]);
+        if (kOutputs) read[r] = fma(x, load(q + c), read[r]);
       }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < kRowsAtOnce; ++r) {
       u[r] = splat(token.beta * (v_[at + r] - sum_lanes(predicted[r])));
+      if (!kOutputs) continue;
       u_[at + r] = first_lane(fma(u[r], splat(token.qk), splat(sum_lanes(read[r]))));
     }
     for (int64_t c = 0; c < kd_; c += kLanes) {
@@ -227,10 +244,11 @@ class Worker {
 
   const GdnRows& rows_;
   const int64_t kd_, vd_;
+  const bool outputs_;
   Chunks chunks_;
   float *q_, *k_;      // [64][K]
   float *v_, *u_;      // [64][V]
-  float* state_rows_;  // [kRowsAtOnce][K], rows of S while their tokens pass
+  float* state_rows_;  // [kBlockRows][K], rows of S while their tokens pass
 };
 
 /// Bytes of a worker that takes `count` value heads at once.

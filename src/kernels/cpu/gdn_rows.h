@@ -239,9 +239,15 @@ class GdnRows {
 
   /// q and k of a run: convolved and normalised; rows up to `padded` are 0.
   void load_qk(const Run& run, int64_t hk, int64_t padded, float* q, float* k) const {
+    load_q(run, hk, padded, q);
+    load_k(run, hk, padded, k);
+  }
+  void load_q(const Run& run, int64_t hk, int64_t padded, float* q) const {
     convolve(run, q_channel(hk), kd_, padded, q);
-    convolve(run, k_channel(hk), kd_, padded, k);
     l2_normalise(q, run.n, 1.0f / __builtin_sqrtf(static_cast<float>(kd_)));
+  }
+  void load_k(const Run& run, int64_t hk, int64_t padded, float* k) const {
+    convolve(run, k_channel(hk), kd_, padded, k);
     l2_normalise(k, run.n, 1.0f);
   }
 

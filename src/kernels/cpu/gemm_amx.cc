@@ -75,8 +75,11 @@ void tiles_block(const Block& block, const Activations& x, const std::byte* cons
   if constexpr (Tiles > 1 && Panels > 1) _tile_stored(3, c + c_panel + kC, 64);
 }
 
-/// One row tile, four panels from `panel`.
+/// One row tile, four panels from `panel`. Lines kStepsAhead K steps on are requested by turns from
+/// the four panels, some before each tile load; behind a panel's end those of the next one.
 void stream_block(const Block& block, const Activations& x, int panel, int64_t c_panel) {
+  constexpr int kStreams = 4, kLines = kTileBytes / 64 / kStreams;  // lines of a panel a tile load
+  constexpr int64_t kStepsAhead = 2;
   const std::byte* const a = x.at;
   const std::byte* const* const b = block.panels + panel;
   float* const c = block.c + panel * c_panel;
@@ -93,25 +96,35 @@ void stream_block(const Block& block, const Activations& x, int panel, int64_t c
     _tile_zero(3);
   }
   const std::byte *b0 = b[0], *b1 = b[1], *b2 = b[2], *b3 = b[3];
-  const std::byte* next[4];
-  for (int i = 0; i < 4; ++i) next[i] = read_next(block, panel + i, 4);
-  constexpr Ahead ahead = Ahead::kSecondLevel;
+  const std::byte* next[kStreams];
+  for (int i = 0; i < kStreams; ++i) {
+    const std::byte* then = read_next(block, panel + i, kStreams);
+    next[i] = (then != nullptr ? then : b[i]) - steps * kTileBytes;
+  }
   for (int64_t s = 0; s < steps; ++s) {
-    const int64_t left = (steps - s) * kTileBytes;
-    const auto request_panel = [&](const std::byte* at, const std::byte* then) {
-      request_ahead<kTileBytes>(ahead, at + s * kTileBytes, left, then, ahead_distance(4));
+    const std::byte* const* const from = s + kStepsAhead < steps ? b : next;
+    // Always inline: gcc takes a function that only requests lines for one without effect.
+    const auto request_lines = [&](int part) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int line = part * kLines; line < (part + 1) * kLines; ++line) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kStreams; ++i) {
+          const std::byte* at = from[i] + (s + kStepsAhead) * kTileBytes + line * 64;
+          _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+        }
+      }
     };
     _tile_loadd(4, a + s * a_step, 64);
-    request_panel(b0, next[0]);
+    request_lines(0);
     _tile_loadd(5, b0 + s * kTileBytes, 64);
     _tile_dpbf16ps(0, 4, 5);
-    request_panel(b1, next[1]);
+    request_lines(1);
     _tile_loadd(6, b1 + s * kTileBytes, 64);
     _tile_dpbf16ps(1, 4, 6);
-    request_panel(b2, next[2]);
+    request_lines(2);
     _tile_loadd(7, b2 + s * kTileBytes, 64);
     _tile_dpbf16ps(2, 4, 7);
-    request_panel(b3, next[3]);
+    request_lines(3);
     _tile_loadd(5, b3 + s * kTileBytes, 64);
     _tile_dpbf16ps(3, 4, 5);
   }

@@ -81,7 +81,7 @@ struct HeadToken {
 };
 
 /// One value head, one token. S [V, K]:
-///   S <- decay S;  u = beta (v - S k);  S <- S + u k^T;  o = S q.
+///   S <- decay S;  u = beta (v - S k);  S <- S + u k^T;  o = S q (unless `out` is null).
 void delta_rule(const GdnShape& shape, const HeadToken& x, float* s, float* out) {
   for (int i = 0; i < shape.value_dim; ++i) {
     float* row = s + static_cast<int64_t>(i) * shape.key_dim;
@@ -96,7 +96,7 @@ void delta_rule(const GdnShape& shape, const HeadToken& x, float* s, float* out)
       row[j] += u * x.k[j];
       sum += static_cast<double>(row[j]) * x.q[j];
     }
-    out[i] = static_cast<float>(sum);
+    if (out != nullptr) out[i] = static_cast<float>(sum);
   }
 }
 
@@ -120,7 +120,7 @@ void token(const GdnArgs& args, int64_t t, State& state, std::vector<float>& y) 
     const HeadToken x{q + head * shape.key_dim, k + head * shape.key_dim, v + h * shape.value_dim,
                       std::exp(g), sigmoid(b)};
     delta_rule(shape, x, state.recurrent.data() + int64_t{h} * shape.value_dim * shape.key_dim,
-               row3(args.out, t, h));
+               args.out.defined() ? row3(args.out, t, h) : nullptr);
   }
 }
 
