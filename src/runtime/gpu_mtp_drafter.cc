@@ -292,15 +292,15 @@ void GpuMtpDrafter::run(Arena& arena, int64_t rows, int64_t steps, bool greedy) 
       hidden = parts_.model.mtp_hidden(context, previous);
       copy_bytes(parts_.stream, previous.data, hidden.data, previous.bytes());
     }
-    parts_.model.draft_logits(context, hidden, logits);
-    parts_.ops.sampling->sample(parts_.stream, {.logits = logits,
-                                                .specs = device.specs + step * rows,
-                                                .biases = device.biases,
-                                                .ids = device.ids,
-                                                .counts = counts_,
-                                                .last_token = drafts_,
-                                                .results = results_ + step * rows,
-                                                .only_greedy = greedy});
+    parts_.model.draft_tokens(context, hidden,
+                              {.logits = logits,
+                               .specs = device.specs + step * rows,
+                               .biases = device.biases,
+                               .ids = device.ids,
+                               .counts = counts_,
+                               .last_token = drafts_,
+                               .results = results_ + step * rows,
+                               .only_greedy = greedy});
   }
 }
 
