@@ -40,6 +40,7 @@ constexpr Shape kShapes[] = {
     {"0.6b_head", 151936, 1024, Epilogue::kStore, DType::kF32},
 };
 constexpr int64_t kMostRows = 256;
+constexpr int kHeadCalls = 6;  ///< of a head in a graph
 
 std::vector<float> download(const void* device, int64_t begin, int64_t count, DType dtype) {
   const int64_t size = dtype_size(dtype);
@@ -88,6 +89,16 @@ class Bench {
     return gemm;
   }
 
+  /// A head's logits for drafts.
+  void draft(int call, int64_t m) {
+    const cuda::DecodeGemm gemm = product(call, m);
+    LinearArgs args;
+    args.x = gemm.x;
+    args.weight = gemm.weight;
+    args.out = gemm.out;
+    cuda::draft_logits(gpu_.stream(), args);
+  }
+
   /// Bytes that must be moved: the weight, x and out (twice where it is added to) once.
   double moved(int64_t m) const {
     const int64_t out = m * columns_ * dtype_size(s_.out) * (s_.epilogue == Epilogue::kAdd ? 2 : 1);
@@ -128,7 +139,7 @@ class Bench {
 
   double time(int64_t m, const cuda::DecodeCut& cut) {
     return gpu_.time_us([&](int call) { cuda::decode_gemm(gpu_.stream(), product(call, m), cut); },
-                        s_.n > 100000 ? 6 : std::max(20, sets_), fast_ ? 5 : 15);
+                        s_.n > 100000 ? kHeadCalls : std::max(20, sets_), fast_ ? 5 : 15);
   }
 
   void row(CublasLt* cublas, int64_t m) {
@@ -151,10 +162,17 @@ class Bench {
                            [&](int) { return wide.data(); }},
                           std::max(20, sets_));
     }
-    const double bytes = moved(m);
-    row.gbps = bytes / row.us * 1e-3;
-    row.share = row.gbps / gpu_.read_bandwidth();
-    print(gpu_, row);
+    const auto print_row = [&] {
+      row.gbps = moved(m) / row.us * 1e-3;
+      row.share = row.gbps / gpu_.read_bandwidth();
+      print(gpu_, row);
+    };
+    print_row();
+    if (s_.out != DType::kF32 || s_.epilogue != Epilogue::kStore) return;
+    row.kernel = "draft_logits";
+    row.peer.clear();
+    row.us = gpu_.time_us([&](int call) { draft(call, m); }, kHeadCalls);
+    print_row();
   }
 
   /// The best cuts, with any order of sums; `fixed` marks those with the order that is used.

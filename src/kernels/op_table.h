@@ -87,6 +87,10 @@ struct OpTable {
   bool (*linear_pair)(Stream&, const LinearArgs& first, const LinearArgs& second) = nullptr;
   /// Likewise attention, then linear of its out as rows [T, H D].
   bool (*attention_linear)(Stream&, const AttnArgs&, const LinearArgs&) = nullptr;
+  /// `linear` of rows that only drafts come of, then sampling->sample() of its out: drafts decide
+  /// no bit of an answer, so the arithmetic is whatever is fastest, and what out has then is
+  /// undefined. Null: one after the other.
+  void (*draft_tokens)(Stream&, const LinearArgs&, const SampleArgs&) = nullptr;
 
   // Layouts that belong to the backend.
   Op<int64_t(const WeightShape&)> weight_bytes;  ///< packed bytes of one expert, a multiple of 64
@@ -149,6 +153,14 @@ inline void linear_of_attention(const OpTable& ops, Stream& stream, const AttnAr
   if (ops.attention_linear != nullptr && ops.attention_linear(stream, attention, linear)) return;
   ops.attention(stream, attention);
   ops.linear(stream, linear);
+}
+
+/// draft_tokens, or linear and sampling.
+inline void tokens_of_drafts(const OpTable& ops, Stream& stream, const LinearArgs& args,
+                             const SampleArgs& choice) {
+  if (ops.draft_tokens != nullptr) return ops.draft_tokens(stream, args, choice);
+  ops.linear(stream, args);
+  ops.sampling->sample(stream, choice);
 }
 
 /// The CUDA backend for Hopper GPUs, or null in a build without CUDA.

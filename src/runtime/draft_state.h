@@ -28,6 +28,7 @@ struct DraftState {
   /// On a GPU that output is a row of what the module kept of the last step that it followed.
   int64_t hidden_row = -1;
   uint64_t hidden_step = 0;
+  int64_t draft_row = -1;  ///< on a GPU, of those that the module drafts for
   /// Rows that the module has not seen yet: hidden states of the tokens from position `late_first`
   /// on, one behind the other, and the tokens after them.
   std::vector<float> late_hidden;
@@ -91,7 +92,10 @@ class DraftModule {
   /// Makes up for it.
   virtual void catch_up(Arena&, std::span<const LateRows>) {}
   /// Up to `wanted` drafts a row; none for a sequence that the module has not followed to its end.
+  /// What `count` says may be more than take() will leave, and `drafts` may be empty until then.
   virtual void propose(Arena& arena, std::span<DraftRow> rows) = 0;
+  /// Waits for the drafts of the same rows.
+  virtual void take() {}
 };
 
 /// What the module reads behind a step: every row's next token, and the runs of image features.

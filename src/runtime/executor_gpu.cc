@@ -108,8 +108,9 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
     out->residual_rows_ = all.rows(limits.layered_rows, residual_rows(limits));
   }
   if (drafts.uses_mtp()) {
-    out->mtp_ = TRY(GpuMtpDrafter::create(out->parts_, limits, drafts,
-                                          {out->logits_, out->sampler_.counts()}, options.graphs));
+    out->mtp_ = TRY(GpuMtpDrafter::create(
+        out->parts_, limits, drafts, {out->logits_, out->sampler_.counts(), out->sampler_.drafts()},
+        options.graphs));
   }
   for (size_t i = 0; i < kStepsInFlight; ++i) {
     out->flights_[i].emplace(
@@ -154,7 +155,7 @@ const StepPlan& GpuExecutor::resolved(const StepPlan& plan, Flight& flight) {
     return plan_.plan;
   }
   const int64_t graphs = mtp_ ? mtp_->num_graph_launches() : 0;
-  speculator_->resolve(plan_.plan, sequences_, mtp_.get(), arena_);
+  speculator_->resolve(plan_.plan, sequences_, mtp_.get(), arena_, /*later=*/true);
   if (mtp_) flight.result.device_graphs += static_cast<int>(mtp_->num_graph_launches() - graphs);
   return plan_.plan;
 }
@@ -205,9 +206,8 @@ void GpuExecutor::upload(Flight& flight) {
                                       logits_.rows(0, flight.shape.rows), /*alone=*/true);
     }
   }
-  if (mtp_) return;
-  flight.uploaded.record(uploads_);
-  flight.uploaded.hold(parts_.stream);
+  flight.uploaded.record(uploads());
+  if (!mtp_) flight.uploaded.hold(parts_.stream);
 }
 
 void GpuExecutor::launch(const StepPlan& given) {
@@ -232,6 +232,8 @@ void GpuExecutor::launch(const StepPlan& given) {
   }
   swap_displaced(parts_.stream, parts_.kv, flight.step, nullptr);
   sampler_.admit(parts_.stream, flight.step, flight.sampling);
+  const bool open = speculator_ && speculator_->is_open();
+  if (open) mtp_->feed(flight.step);
   const bool any_rows = flight.step.batch().num_rows() > 0;
   if (any_rows) upload(flight);
   if (!flight.begun) times(flight.number).begin.record(parts_.stream);
@@ -249,6 +251,14 @@ void GpuExecutor::launch(const StepPlan& given) {
   times(flight.number).end.record(parts_.stream);
   sampler_.fetch(parts_.stream, flight.sampling);
   flight.done.record(parts_.stream);
+  if (open) settle(flight);
+}
+
+/// The drafts, while they are verified. What went up had placeholders, and has to be there.
+void GpuExecutor::settle(Flight& flight) {
+  flight.uploaded.wait();
+  speculator_->settle(*mtp_);
+  GpuSampler::set_drafts(flight.step, flight.sampling);
 }
 
 void GpuExecutor::forward_decode(const PackedStep& step) {

@@ -24,7 +24,9 @@ struct GpuExecutorOptions {
 /// collect() waits for the oldest step. At most two steps in flight: the tokens of a step are fed
 /// to the next on the device. Only a step with a grammar waits in launch() for the tokens of the
 /// step before, after its forward was enqueued; and with speculation a step waits, before it is
-/// packed, where somebody drafts in it or in the one before. All memory is taken by create().
+/// packed, where somebody drafts in it or in the one before. The module's drafts too are fed on the
+/// device where nothing but the ids of rows depends on them: launch() waits for those behind
+/// enqueuing the step. All memory is taken by create().
 ///
 /// A step of one token each for some sequences, and drafts behind them, is padded to one of a few
 /// shapes, and its forward is a graph from the second time on: the padding changes no bit of a real
@@ -92,6 +94,7 @@ class GpuExecutor : public Executor {
   void forward_decode(const PackedStep& step);
   void keep(const TensorView& hidden);
   void sample(Flight& flight, std::span<const LogitRow> rows);
+  void settle(Flight& flight);
   void finish(Flight& flight);
   Times& times(uint64_t step) { return times_[step % times_.size()]; }
 

@@ -76,8 +76,7 @@ int64_t GpuMtpDrafter::device_bytes(const StepLimits& limits, const SpeculationC
                                     int64_t hidden_size) {
   return up_bytes(limits, config) + follow_bytes(limits) +
          GpuLateRows::device_bytes(limits, hidden_size) +
-         aligned(hidden_rows(limits) * hidden_size * 2) + aligned(limits.max_draft_seqs() * 4) +
-         result_bytes(limits, config);
+         aligned(hidden_rows(limits) * hidden_size * 2) + result_bytes(limits, config);
 }
 
 Result<std::unique_ptr<GpuMtpDrafter>> GpuMtpDrafter::create(const Parts& parts,
@@ -87,9 +86,11 @@ Result<std::unique_ptr<GpuMtpDrafter>> GpuMtpDrafter::create(const Parts& parts,
   CHECK(parts.model.spec().mtp.has_value() && limits.max_draft_rows > 0);
   std::unique_ptr<GpuMtpDrafter> out(
       new GpuMtpDrafter(parts, limits, config, graphs, TRY(GpuLateRows::create(parts, limits))));
-  CHECK(shared.logits.dim(0) >= out->most_rows_);
+  CHECK(shared.logits.dim(0) >= out->most_rows_ &&
+        shared.drafts.dim(0) >= out->most_steps_ * out->most_rows_);
   out->logits_ = shared.logits;
   out->counts_ = shared.counts;
+  out->drafts_ = shared.drafts;
   TRY(out->allocate(config, parts.model.spec().hidden));
   return out;
 }
@@ -106,7 +107,7 @@ Result<> GpuMtpDrafter::allocate(const SpeculationConfig& config, int64_t hidden
   const DType type = parts_.ops.activation;
   const int64_t row = hidden * dtype_size(type);
   const int64_t rows = hidden_rows(limits_);
-  device_ = TRY(Buffer::allocate(device, aligned(rows * row) + aligned(most_rows_ * 4) + results));
+  device_ = TRY(Buffer::allocate(device, aligned(rows * row) + results));
   std::byte* at = device_.data();
   const TensorView all(at, type, {rows, hidden});
   const int64_t kept_at = limits_.all_rows(), previous_at = kept_at + kept_rows(limits_);
@@ -114,9 +115,9 @@ Result<> GpuMtpDrafter::allocate(const SpeculationConfig& config, int64_t hidden
   kept_ = all.rows(kept_at, previous_at);
   previous_ = all.rows(previous_at, rows);
   at += aligned(rows * row);
-  drafts_ = TensorView(at, DType::kI32, {most_rows_});
-  results_ = reinterpret_cast<SampleResult*>(at + aligned(most_rows_ * 4));
+  results_ = reinterpret_cast<SampleResult*>(at);
   fill_bytes(parts_.stream, device_.data(), 0, device_.bytes());
+  fill_bytes(parts_.stream, drafts_.data, 0, drafts_.bytes());
   return {};
 }
 
@@ -199,13 +200,15 @@ void GpuMtpDrafter::propose(Arena& arena, std::span<DraftRow> rows) {
       spec.counts_slot = row.sequence->device_slot;
       spec.counts_later = 1;
     }
+    row.sequence->drafts->draft_row = std::ssize(order_);
+    row.count = row.wanted;
     order_.push_back(&row);
     specs_.push_back(spec);
   }
   if (order_.empty()) return;
   const auto count = std::ssize(order_);
   CHECK(count <= most_rows_);
-  const int64_t padded = padded_rows(count, most_rows_);
+  const int64_t padded = padded_ = padded_rows(count, most_rows_);
   int64_t steps = 0;
   for (const DraftRow* row : order_) steps = std::max<int64_t>(steps, row->wanted);
   steps = std::min(steps, most_steps_);
@@ -226,8 +229,21 @@ void GpuMtpDrafter::propose(Arena& arena, std::span<DraftRow> rows) {
   copy_bytes(parts_.stream, down_.data(), results_,
              steps * padded * static_cast<int64_t>(sizeof(SampleResult)));
   done_.record(parts_.stream);
+}
+
+void GpuMtpDrafter::take() {
+  if (order_.empty()) return;
   done_.wait();
-  for (int64_t i = 0; i < count; ++i) take(*order_[static_cast<size_t>(i)], i, padded);
+  for (int64_t i = 0; i < std::ssize(order_); ++i) take_row(*order_[static_cast<size_t>(i)], i);
+}
+
+void GpuMtpDrafter::feed(PackedStep& step) const {
+  for (const ResultRow& row : step.results()) {
+    for (int64_t i = 0; i < row.num_drafts; ++i) {
+      step.feed()[row.row + 1 + i] =
+          static_cast<int32_t>(limits_.max_seqs + i * padded_ + row.sequence->drafts->draft_row);
+    }
+  }
 }
 
 /// A step feeds the draft before it, at the position of the token before that one. Behind what the
@@ -278,7 +294,7 @@ void GpuMtpDrafter::run(Arena& arena, int64_t rows, int64_t steps, bool greedy) 
   for (int64_t step = 0; step < steps; ++step) {
     const ArenaScope scope(arena);
     StepBatch batch;
-    batch.ids = drafts_.rows(0, rows);
+    if (step > 0) batch.ids = drafts_.rows((step - 1) * rows, step * rows);
     batch.positions = {.index = TensorView(device.index + step * rows, DType::kI32, {rows}),
                        .delta = TensorView(device.delta, DType::kI32, {rows})};
     batch.kv_slot = TensorView(device.kv_slot + step * rows, DType::kI64, {rows});
@@ -292,26 +308,27 @@ void GpuMtpDrafter::run(Arena& arena, int64_t rows, int64_t steps, bool greedy) 
       hidden = parts_.model.mtp_hidden(context, previous);
       copy_bytes(parts_.stream, previous.data, hidden.data, previous.bytes());
     }
-    parts_.model.draft_logits(context, hidden, logits);
-    parts_.ops.sampling->sample(parts_.stream, {.logits = logits,
-                                                .specs = device.specs + step * rows,
-                                                .biases = device.biases,
-                                                .ids = device.ids,
-                                                .counts = counts_,
-                                                .last_token = drafts_,
-                                                .results = results_ + step * rows,
-                                                .only_greedy = greedy});
+    parts_.model.draft_tokens(context, hidden,
+                              {.logits = logits,
+                               .specs = device.specs + step * rows,
+                               .biases = device.biases,
+                               .ids = device.ids,
+                               .counts = counts_,
+                               .last_token = drafts_.rows(step * rows, (step + 1) * rows),
+                               .results = results_ + step * rows,
+                               .only_greedy = greedy});
   }
 }
 
 /// The drafts of a row, up to an error, the end of the text, or what its grammar does not take.
-void GpuMtpDrafter::take(DraftRow& row, int64_t at, int64_t rows) const {
+void GpuMtpDrafter::take_row(DraftRow& row, int64_t at) const {
   const auto* results = reinterpret_cast<const SampleResult*>(down_.data());
   const SamplingParams& params = row.sequence->drafts->sampling;
   GrammarMatcher* const grammar = row.sequence->grammar.get();
   int advanced = 0;
+  row.count = 0;
   for (int step = 0; step < row.wanted; ++step) {
-    const SampleResult& one = results[step * rows + at];
+    const SampleResult& one = results[step * padded_ + at];
     if (one.numeric_error != 0) break;
     const bool stop = is_stop(params, one.token);
     if (grammar != nullptr && !stop) {

@@ -15,7 +15,8 @@ namespace weft {
 
 /// MtpDrafter on a GPU: the same module, keys, positions and random numbers. Drafts of all
 /// sequences and steps are enqueued at once, each step's tokens going to the next on the device;
-/// the host waits once, for all of them. A grammar cuts them afterwards, so that they are drawn
+/// the host waits once, for all of them, and may do so when the step that verifies them, fed with
+/// them on the device, is enqueued too. A grammar cuts them afterwards, so that they are drawn
 /// without its mask.
 ///
 /// The module's outputs are kept for one step: a sequence that was not in the step before gets no
@@ -26,6 +27,7 @@ class GpuMtpDrafter final : public DraftModule {
   struct Shared {
     TensorView logits;  ///< [rows, V] f32, which nobody needs between steps
     TensorView counts;  ///< of GpuSampler
+    TensorView drafts;  ///< likewise
   };
   /// `parts` and `shared` must outlive it.
   static Result<std::unique_ptr<GpuMtpDrafter>> create(const Parts& parts, const StepLimits& limits,
@@ -54,6 +56,9 @@ class GpuMtpDrafter final : public DraftModule {
   bool must_catch_up(bool) const override { return late_.full(); }
   void catch_up(Arena& arena, std::span<const LateRows> rows) override;
   void propose(Arena& arena, std::span<DraftRow> rows) override;
+  void take() override;
+  /// Between those two, for the step of the same rows: that its drafts are fed on the device.
+  void feed(PackedStep& step) const;
 
   int64_t num_graph_launches() const { return num_graph_launches_; }
   int64_t num_new_graphs() const { return graphs_.num_new() + follow_graphs_.num_new(); }
@@ -78,7 +83,7 @@ class GpuMtpDrafter final : public DraftModule {
   bool add_draw(const SamplingParams& params, SampleSpec& spec);
   bool knows(const DraftRow& row) const;
   void run(Arena& arena, int64_t rows, int64_t steps, bool greedy);
-  void take(DraftRow& row, int64_t at, int64_t rows) const;
+  void take_row(DraftRow& row, int64_t at) const;
 
   Parts parts_;
   StepLimits limits_;
@@ -92,7 +97,7 @@ class GpuMtpDrafter final : public DraftModule {
   TensorView hidden_;    // [all rows, hidden]
   TensorView kept_;      // [2 sequences, hidden]: the module's outputs behind the last step
   TensorView previous_;  // [rows, hidden]
-  TensorView drafts_;    // [rows] i32: the last draft of each row
+  TensorView drafts_;    // [steps x rows] i32: those of a step behind those of the one before
   TensorView logits_;    // [rows, V]
   TensorView counts_;
   SampleResult* results_ = nullptr;  // [steps, rows] on the device
@@ -103,6 +108,7 @@ class GpuMtpDrafter final : public DraftModule {
   int64_t num_graph_launches_ = 0;
   NextTokens next_tokens_;
   std::vector<DraftRow*> order_;
+  int64_t padded_ = 0;             // rows of a step of drafts_ and results_
   std::vector<SampleSpec> specs_;  // of order_
   SampleLists lists_;              // of specs_
 };

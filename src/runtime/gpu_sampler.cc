@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "base/align.h"
 #include "base/check.h"
 #include "device/gpu.h"
+#include "runtime/draft_state.h"
 #include "runtime/row_sampler.h"
 #include "runtime/sample_lists.h"
 
@@ -36,8 +38,12 @@ struct DownLayout {
   }
 };
 
+/// Last tokens of slots, and drafts.
+int64_t num_fed(const StepLimits& limits) {
+  return limits.max_seqs + limits.max_draft_seqs() * kMaxDrafts;
+}
 int64_t slot_bytes(const StepLimits& limits) {
-  return aligned(limits.max_seqs * 4) + limits.max_seqs * limits.vocab_size * 4;
+  return aligned(num_fed(limits) * 4) + limits.max_seqs * limits.vocab_size * 4;
 }
 
 /// Room for `bytes` more in what goes up, behind the `specs` bytes of the specs: {host, device}.
@@ -161,8 +167,8 @@ Result<GpuSampler> GpuSampler::create(const OpTable& ops, const StepLimits& limi
   GpuSampler out(ops, limits, rule);
   out.slot_buffer_ = TRY(Buffer::allocate(ops.device, slot_bytes(limits)));
   std::byte* at = out.slot_buffer_.data();
-  out.last_token_ = TensorView(at, DType::kI32, {limits.max_seqs});
-  out.counts_ = TensorView(at + aligned(limits.max_seqs * 4), DType::kI32,
+  out.last_token_ = TensorView(at, DType::kI32, {num_fed(limits)});
+  out.counts_ = TensorView(at + aligned(num_fed(limits) * 4), DType::kI32,
                            {limits.max_seqs, limits.vocab_size});
   for (int64_t i = limits.max_seqs; i > 0; --i) out.free_slots_.push_back(static_cast<int>(i - 1));
   return out;
@@ -250,6 +256,22 @@ void GpuSampler::admit(Stream& stream, PackedStep& step, Flight& flight) {
 void GpuSampler::feed(Stream& stream, const PackedStep& step) const {
   ops_->sampling->feed_tokens(
       stream, {.feed = step.feed_view(), .last_token = last_token_, .ids = step.batch().ids});
+}
+
+void GpuSampler::set_drafts(PackedStep& step, Flight& flight) {
+  constexpr int32_t kNoToken = std::numeric_limits<int32_t>::max();
+  for (LogitRow& row : flight.rows) {
+    if (!row.sequence || row.prompt_entry >= 0) continue;
+    const ResultRow& made = step.results()[static_cast<size_t>(row.result)];
+    if (made.num_drafts == 0) continue;
+    const DraftState& state = *made.sequence->drafts;
+    const int64_t count = state.proposed[0] + state.proposed[1], at = row.row - made.row;
+    const auto draft = [&](int64_t i) { return state.drafts[static_cast<size_t>(i)]; };
+    row.next_draft = at < count ? draft(at) : -1;
+    if (at == 0) continue;
+    row.draft = at <= count ? draft(at - 1) : kNoToken;
+    if (at <= count) step.ids()[row.row] = row.draft;
+  }
 }
 
 GpuSampler::Piece GpuSampler::prepare(const Streams& streams, Flight& flight,

@@ -64,11 +64,17 @@ class GpuSampler {
   void sample(Stream& stream, const Piece& piece) const;
   /// Enqueues the way back of all results.
   void fetch(Stream& stream, Flight& flight) const;
+  /// Before finish(), where drafts were not known when the step was packed and prepared: what
+  /// DraftState has. Rows behind those count for nothing.
+  static void set_drafts(PackedStep& step, Flight& flight);
   /// When they have come: tokens and log-probabilities into `result`, histories and grammars; of
   /// the rows of drafts those that count.
   void finish(const PackedStep& step, Flight& flight, StepResult& result);
   /// [slots, V]: what penalties count, see SampleArgs.
   const TensorView& counts() const { return counts_; }
+  /// i32: room for drafts behind the last tokens of the slots. Draft i feeds the rows that have
+  /// `max_seqs` + i in PackedStep::feed().
+  TensorView drafts() const { return last_token_.rows(limits_.max_seqs, last_token_.dim(0)); }
 
  private:
   GpuSampler(const OpTable& ops, const StepLimits& limits, const DraftRule& rule)
@@ -87,7 +93,7 @@ class GpuSampler {
   };
   std::vector<LateTokens> late_;
   Buffer slot_buffer_;
-  TensorView last_token_;  // [slots]
+  TensorView last_token_;  // [slots and drafts]
   TensorView counts_;      // [slots, V]
 };
 

@@ -73,7 +73,7 @@ void Speculator::resolve_ahead(StepPlan& plan) {
 }
 
 void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, DraftModule* mtp,
-                         Arena& arena) {
+                         Arena& arena, bool later) {
   rows_.clear();
   slices_.clear();
   late_.clear();
@@ -117,6 +117,8 @@ void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, Draft
     mtp->put_off(!now.drafting);
     mtp->catch_up(arena, late_);
     mtp->propose(arena, rows_);
+    open_ = later && may_settle_later();
+    if (!open_) mtp->take();
   }
   tokens_.clear();
   tokens_.reserve(rows_.size() + static_cast<size_t>(limits_.max_draft_rows));
@@ -133,6 +135,27 @@ void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, Draft
     slices_[i]->tokens = std::span(tokens_).subspan(begin);
     slices_[i]->max_drafts = row.count;
     row.sequence->drafts->drafts = row.drafts;
+  }
+}
+
+/// Penalties, masks and continuations by n-grams depend on the drafts before them.
+bool Speculator::may_settle_later() const {
+  const auto drafts = [](const DraftRow& row) { return row.count > 0; };
+  const auto depends = [](const DraftRow& row) {
+    return row.count > 0 &&
+           (row.sequence->grammar || uses_penalties(row.sequence->request->sampling));
+  };
+  return !config_.uses_ngram() && std::any_of(rows_.begin(), rows_.end(), drafts) &&
+         std::none_of(rows_.begin(), rows_.end(), depends);
+}
+
+void Speculator::settle(DraftModule& mtp) {
+  mtp.take();
+  open_ = false;
+  for (const DraftRow& row : rows_) {
+    DraftState& state = *row.sequence->drafts;
+    state.proposed[static_cast<size_t>(DraftSource::kMtp)] = row.count;
+    state.drafts = row.drafts;
   }
 }
 
@@ -228,11 +251,12 @@ void Speculator::learn(const PackedStep& step, StepResult& result) {
     tokens += std::ssize(out.tokens);
     if (rows[i].num_drafts == 0 || out.tokens.empty()) continue;
     DraftState& state = *rows[i].sequence->drafts;
+    const int proposed = state.proposed[0] + state.proposed[1];
+    if (proposed == 0) continue;  // all were cut
     out.speculation.proposed = state.proposed;
     int accepted = static_cast<int>(out.tokens.size()) - 1;
     // The last token is the target's own, but where a right draft ends the answer: an EOS.
-    const bool draft_is_last = accepted < rows[i].num_drafts &&
-                               config_.accept == AcceptPolicy::kNormal &&
+    const bool draft_is_last = accepted < proposed && config_.accept == AcceptPolicy::kNormal &&
                                state.drafts[static_cast<size_t>(accepted)] == out.tokens.back();
     if (draft_is_last) ++accepted;
     estimates_.learn(state.estimates, state.proposed, state.matched, accepted);

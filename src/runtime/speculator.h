@@ -35,7 +35,13 @@ class Speculator {
   bool wants_drafts(const StepPlan& plan);
   /// When all steps before are done: puts slices where their sequences are by now and gives them
   /// their last known token and drafts. `mtp` may be null.
-  void resolve(StepPlan& plan, PackedStep::Sequences& sequences, DraftModule* mtp, Arena& arena);
+  /// With `later` drafts that nothing depends on but the ids of their rows may be unknown behind
+  /// it: then settle() has to follow, and meanwhile there are as many as there may be, of token 0.
+  void resolve(StepPlan& plan, PackedStep::Sequences& sequences, DraftModule* mtp, Arena& arena,
+               bool later = false);
+  bool is_open() const { return open_; }
+  /// Waits for the drafts, which DraftState has then.
+  void settle(DraftModule& mtp);
   /// When nobody is to draft and the step before, which is not done, has no drafts: where the
   /// sequences are is known, and their tokens come from the device.
   static void resolve_ahead(StepPlan& plan);
@@ -60,6 +66,7 @@ class Speculator {
     double begin = 0;  // in seconds of this thread
   };
   Note& note(uint64_t step) { return notes_[step % notes_.size()]; }
+  bool may_settle_later() const;
   void choose_lengths(DraftRow& row);
   void share_drafts();
   const NgramMatcher& ngram_of(ExecutorSequence& sequence) const;
@@ -72,6 +79,7 @@ class Speculator {
   std::vector<Slice*> slices_;  // of rows_
   std::vector<LateRows> late_;  // that the MTP module sees before it drafts
   std::vector<int32_t> tokens_;
+  bool open_ = false;  // drafts of rows_ are not known yet
   size_t turn_ = 0;
   DraftPolicy policy_;
   DraftEstimates estimates_;

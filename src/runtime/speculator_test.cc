@@ -160,6 +160,99 @@ TEST(StateSlotMap, AcceptedStatesChangePlaces) {
   EXPECT_EQ(map.spare(0), 2);
 }
 
+/// Three drafts a row, which it knows when it is asked for them: 40, 41 and 42, of sequence 2 the
+/// first alone.
+struct LateModule : DraftModule {
+  void propose(Arena&, std::span<DraftRow> rows) override {
+    asked = rows;
+    for (DraftRow& row : rows) row.count = row.wanted;
+  }
+  void take() override {
+    ++takes;
+    for (DraftRow& row : asked) {
+      row.count = row.sequence->request->id == SeqId{2} ? 1 : row.wanted;
+      for (int i = 0; i < row.count; ++i) row.drafts[static_cast<size_t>(i)] = 40 + i;
+    }
+  }
+  std::span<DraftRow> asked;
+  int takes = 0;
+};
+
+/// A step of two sequences that have generated a token each, resolved with late drafts.
+struct LateDrafts {
+  explicit LateDrafts(SpeculationConfig config, const SamplingParams& second = {})
+      : speculator(config, limits, /*on_gpu=*/true) {
+    for (const int32_t id : {1, 2}) {
+      Request request;
+      request.id = SeqId{id};
+      request.prompt = {7, 8};
+      if (id == 2) request.sampling = second;
+      request.sampling.max_tokens = 100;
+      auto sequence =
+          std::make_unique<ExecutorSequence>(std::make_shared<const Request>(request), limits);
+      sequence->history.append(9);
+      sequences.emplace(request.id, std::move(sequence));
+      plan.slices.push_back({.seq = request.id,
+                             .first = 2,
+                             .tokens = token,
+                             .arithmetic = Arithmetic::kDecode,
+                             .sample = true,
+                             .max_drafts = 3,
+                             .limit = 50});
+    }
+    speculator.wants_drafts(plan);
+    Arena arena;
+    speculator.resolve(plan, sequences, &module, arena, /*later=*/true);
+  }
+  std::vector<int32_t> tokens(size_t slice) const {
+    const std::span<const int32_t> all = plan.slices[slice].tokens;
+    return {all.begin(), all.end()};
+  }
+  const DraftState& state(int32_t id) const { return *sequences.at(SeqId{id})->drafts; }
+
+  StepLimits limits{.max_rows = 64, .max_seqs = 4, .max_model_len = 100, .max_draft_rows = 16};
+  std::vector<int32_t> token = {kDeviceToken};
+  StepPlan plan;
+  PackedStep::Sequences sequences;
+  LateModule module;
+  Speculator speculator;
+};
+
+SpeculationConfig three_drafts(SpeculationMethod method) {
+  SpeculationConfig config;
+  config.method = method;
+  config.num_speculative_tokens = config.num_mtp_steps = 3;
+  config.adaptive = false;
+  return config;
+}
+
+TEST(Speculator, DraftsMayBeKnownBehindThePlan) {
+  LateDrafts late(three_drafts(SpeculationMethod::kMtp));
+  EXPECT_TRUE(late.speculator.is_open());
+  EXPECT_EQ(late.module.takes, 0);
+  EXPECT_EQ(late.tokens(0), (std::vector<int32_t>{9, 0, 0, 0}));
+  EXPECT_EQ(late.tokens(1), (std::vector<int32_t>{9, 0, 0, 0}));
+  late.speculator.settle(late.module);
+  EXPECT_FALSE(late.speculator.is_open());
+  EXPECT_EQ(late.state(1).proposed[0], 3);
+  EXPECT_EQ(late.state(1).drafts[2], 42);
+  EXPECT_EQ(late.state(2).proposed[0], 1);
+  EXPECT_EQ(late.state(2).drafts[0], 40);
+}
+
+TEST(Speculator, PenaltiesAndNgramsWaitForDrafts) {
+  SamplingParams penalty;
+  penalty.presence_penalty = 1;
+  LateDrafts penalised(three_drafts(SpeculationMethod::kMtp), penalty);
+  LateDrafts hybrid(three_drafts(SpeculationMethod::kHybrid));
+  for (const LateDrafts* known : {&penalised, &hybrid}) {
+    EXPECT_FALSE(known->speculator.is_open());
+    EXPECT_EQ(known->module.takes, 1);
+    EXPECT_EQ(known->tokens(0), (std::vector<int32_t>{9, 40, 41, 42}));
+    EXPECT_EQ(known->tokens(1), (std::vector<int32_t>{9, 40}));
+  }
+}
+
 TEST(OwnedPlan, OutlivesWhatItWasMadeOf) {
   OwnedPlan owned;
   {

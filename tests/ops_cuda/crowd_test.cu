@@ -163,9 +163,16 @@ constexpr Product kProducts[] = {
     {WeightFormat::kBf16, 4096, 4096, Epilogue::kSiluMul},
 };
 
+struct Rows {
+  const char* of;
+  void (*product)(Stream&, const LinearArgs&);
+};
+constexpr Rows kDecoded = {"", cuda::linear_decode}, kPrompt = {" prompt", cuda::linear_prompt},
+               kDrafts = {" drafts", cuda::draft_logits};
+
 /// `rows` rows, normed first as in a model: what the product reads is new.
 void add_product(Ops& ops, const Product& p, const Shared<PackedWeight>& weight, int64_t rows,
-                 bool prompt) {
+                 const Rows& kind) {
   struct Own {
     DeviceTensor x, norm, normed, out;
   };
@@ -188,12 +195,50 @@ void add_product(Ops& ops, const Product& p, const Shared<PackedWeight>& weight,
     args.weight = &weight->weight;
     args.epilogue = p.epilogue;
     args.out = own->out.view;
-    (prompt ? cuda::linear_prompt : cuda::linear_decode)(stream, args);
+    kind.product(stream, args);
   };
   ops.push_back(std::make_unique<Op>(std::string(weight_format_name(p.format)) + " product " +
                                          std::to_string(rows) + " x " + std::to_string(p.n) +
-                                         " x " + std::to_string(p.k) + (prompt ? " prompt" : ""),
+                                         " x " + std::to_string(p.k) + kind.of,
                                      run, std::vector<TensorView>{own->out.view}));
+}
+
+/// Drafts of 64 rows.
+void add_drafts(Ops& ops, const Shared<PackedWeight>& weight) {
+  struct Own {
+    DeviceTensor x, norm, normed, logits, specs, last_token, results;
+  };
+  constexpr int64_t kRows = 64;
+  const WeightShape& shape = weight->weight.shape;
+  const auto own = std::make_shared<Own>();
+  own->x = random_floats({kRows, shape.k}, 4, 3.0f);
+  own->norm = random_floats({shape.k}, 5, 1.0f);
+  own->normed = DeviceTensor(DType::kBF16, {kRows, shape.k});
+  own->logits = DeviceTensor(DType::kF32, {kRows, shape.n});
+  std::vector<SampleSpec> specs;
+  for (int i = 0; i < kRows; ++i) specs.push_back({.slot = i, .temperature = 0});
+  own->specs = upload_structs(specs);
+  own->last_token = DeviceTensor(DType::kI32, {kRows});
+  own->results = upload_structs(std::vector<SampleResult>(kRows));
+  const auto run = [=](Stream& stream) {
+    cuda::rms_norm(stream, {.x = own->x.view,
+                            .residual = {},
+                            .weight = own->norm.view,
+                            .out = own->normed.view,
+                            .eps = 1e-5f});
+    LinearArgs args;
+    args.x = own->normed.view;
+    args.weight = &weight->weight;
+    args.out = own->logits.view;
+    cuda::draft_tokens(stream, args,
+                       {.logits = own->logits.view,
+                        .specs = static_cast<const SampleSpec*>(own->specs.view.data),
+                        .last_token = own->last_token.view,
+                        .results = static_cast<SampleResult*>(own->results.view.data),
+                        .only_greedy = true});
+  };
+  ops.push_back(std::make_unique<Op>(
+      "drafts", run, std::vector<TensorView>{own->results.view, own->last_token.view}));
 }
 
 // ---- Attention
@@ -422,8 +467,12 @@ class Crowd {
     Ops out;
     for (size_t i = 0; i < std::size(kProducts); ++i) {
       for (const int64_t rows : {1, 5, 8, 16, 24, 32, 64, 160})
-        add_product(out, kProducts[i], weights_[i], rows, false);
-      add_product(out, kProducts[i], weights_[i], 300, true);
+        add_product(out, kProducts[i], weights_[i], rows, kDecoded);
+      add_product(out, kProducts[i], weights_[i], 300, kPrompt);
+      if (kProducts[i].format == WeightFormat::kInt4 && kProducts[i].epilogue == Epilogue::kStore) {
+        add_product(out, kProducts[i], weights_[i], 64, kDrafts);
+        add_drafts(out, weights_[i]);
+      }
     }
     for (size_t i = 0; i < attentions_.size(); ++i) add_attention(out, attentions_[i], caches_[i]);
     for (const DType state : {DType::kF32, DType::kBF16}) {

@@ -124,6 +124,29 @@ TEST(PromptFormats, SmallChains) {
   }
 }
 
+// ---- Drafts
+
+/// Few rows have the product of decode, more of int4 one of their own.
+TEST(PromptFormats, Drafts) {
+  for (const WeightFormat format : {WeightFormat::kInt4, WeightFormat::kBf16}) {
+    for (const LinearCase& c :
+         {LinearCase{1, 520, 256, Epilogue::kStore, DType::kF32},
+          LinearCase{32, 130, 96, Epilogue::kStore, DType::kF32, true},
+          LinearCase{33, 521, 1032, Epilogue::kStore, DType::kF32},
+          LinearCase{47, 65, 72, Epilogue::kStore, DType::kF32, true, 16, 32},
+          LinearCase{64, 4099, 520, Epilogue::kStore, DType::kF32, true},
+          LinearCase{64, 70000, 64, Epilogue::kStore, DType::kF32}, LinearCase{131, 1024, 200},
+          LinearCase{300, 384, 1100, Epilogue::kStore, DType::kF32}}) {
+      const PackedWeight w = packed({format, c.n, c.k, 1}, 7);
+      check_linear({.op = cuda::draft_logits,
+                    .x_scale = 1,
+                    .tolerance = tolerance(format),
+                    .scratch_bytes = 0},
+                   w, c);
+    }
+  }
+}
+
 // ---- Experts
 
 void check_experts(WeightFormat format, const MoeCase& c) {

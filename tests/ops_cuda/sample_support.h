@@ -40,22 +40,6 @@ struct Answer {
   std::vector<float> top_logprobs;
 };
 
-template <class T>
-DeviceTensor upload_structs(const std::vector<T>& values) {
-  static_assert(sizeof(T) % 4 == 0);
-  std::vector<int32_t> raw(values.size() * sizeof(T) / 4);
-  if (!values.empty()) std::memcpy(raw.data(), values.data(), raw.size() * 4);
-  return DeviceTensor(raw);
-}
-
-template <class T>
-std::vector<T> download(const DeviceTensor& tensor) {
-  const std::vector<std::byte> raw = tensor.bytes();
-  std::vector<T> out(raw.size() / sizeof(T));
-  std::memcpy(out.data(), raw.data(), out.size() * sizeof(T));
-  return out;
-}
-
 Answer cpu_answer(const Case& c);
 
 /// Rows on the device. Slot i of last_token belongs to row i unless `slots` says otherwise.

@@ -45,6 +45,22 @@ class DeviceTensor {
   std::byte* base_ = nullptr;
 };
 
+template <class T>
+DeviceTensor upload_structs(const std::vector<T>& values) {
+  static_assert(sizeof(T) % 4 == 0);
+  std::vector<int32_t> raw(values.size() * sizeof(T) / 4);
+  if (!values.empty()) std::memcpy(raw.data(), values.data(), raw.size() * 4);
+  return DeviceTensor(raw);
+}
+
+template <class T>
+std::vector<T> download(const DeviceTensor& tensor) {
+  const std::vector<std::byte> raw = tensor.bytes();
+  std::vector<T> out(raw.size() / sizeof(T));
+  std::memcpy(out.data(), raw.data(), out.size() * sizeof(T));
+  return out;
+}
+
 /// Uniform in [-scale, scale), rounded to bf16; a function of the seed.
 std::vector<float> random_bf16(int64_t count, uint64_t seed, float scale = 1);
 

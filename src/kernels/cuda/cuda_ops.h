@@ -39,6 +39,11 @@ int64_t linear_decode_scratch(const WeightShape& shape, Epilogue epilogue, int64
 /// All rows of `args` in one arithmetic (args.prompt_rows is not looked at).
 void linear_prompt(Stream& stream, const LinearArgs& args);
 void linear_decode(Stream& stream, const LinearArgs& args);
+/// OpTable::draft_tokens: codes of a weight become bf16(code * bf16(scale)) for more than a few
+/// rows; of greedy rows, up to 64, the logits are not written.
+void draft_tokens(Stream& stream, const LinearArgs& args, const SampleArgs& choice);
+/// The logits that draft_tokens() samples of.
+void draft_logits(Stream& stream, const LinearArgs& args);
 /// Whether the product takes args.norm (and leaves norm.out alone); otherwise it ignores it. That
 /// of prompts does where it would quantise x.
 bool linear_prompt_norms(const LinearArgs& args);

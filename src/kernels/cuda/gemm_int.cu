@@ -9,6 +9,8 @@
 
 #include "kernels/cuda/gemm_decode_kernel.h"
 #include "kernels/cuda/gemm_device.h"
+#include "kernels/cuda/gemm_drafts.h"
+#include "kernels/cuda/sample_device.h"
 #include "kernels/cuda/weight_layout.h"
 
 namespace weft::cuda {
@@ -17,6 +19,17 @@ namespace {
 constexpr int kStep = 64;  // K of a stage
 constexpr int kGroupBarrier = 1;
 
+/// Blocks of a processor. One warpgroup waits as long for loads, registers and its own products as
+/// it multiplies, so that three of them share a processor (two of int8, whose stages are larger);
+/// several in a block take one tile of tokens.
+constexpr int blocks_of(bool int8, int groups) {
+  return groups > 1 ? 1 : int8 ? 2 : 3;
+}
+/// Behind the threads that multiply. A whole warpgroup where registers change hands.
+constexpr int producer_threads(int groups) {
+  return groups > 1 ? 128 : 32;
+}
+
 struct Params {
   TileSpace space;
   GemmOutput out;
@@ -24,8 +37,9 @@ struct Params {
   int x_bytes = 0;  // of x's box, as in gemm_bf16.cu
   const std::byte* tiles = nullptr;
   int64_t expert_bytes = 0;
-  int row_tiles = 0;  // of w
-  int up_tile = 0;    // kSiluMul: where `up` begins
+  int row_tiles = 0;         // of w
+  int up_tile = 0;           // kSiluMul: where `up` begins
+  uint64_t* best = nullptr;  // gemm_int4_best()
 };
 
 template <bool Int8, int Groups, int Tokens>
@@ -33,9 +47,10 @@ struct Layout {
   static constexpr int kTileBytes = Int8 ? kInt8TileBytes : kInt4TileBytes;
   static constexpr int kXBytes = Tokens * 128;
   static constexpr int kStageBytes = (kXBytes + Groups * 2 * kTileBytes + 1023) / 1024 * 1024;
-  static constexpr int kStagingBytes = Tokens * 128;  // of a warpgroup
-  static constexpr int kStages =
-      ((Groups == 2 ? 220 : 100) * 1024 - Groups * kStagingBytes) / (kStageBytes + 16);
+  static constexpr int kStagingBytes = Tokens * 128;       // of a warpgroup
+  static constexpr int kBlocks = blocks_of(Int8, Groups);  // of a processor
+  static constexpr int kRoom = (kBlocks == 1 ? 220 : kBlocks == 2 ? 100 : 73) * 1024;
+  static constexpr int kStages = (kRoom - Groups * kStagingBytes) / (kStageBytes + 16);
   static constexpr int kStaging = kStages * kStageBytes;
   static constexpr int kBarriers = kStaging + Groups * kStagingBytes;
   static constexpr int kUnits = kBarriers + 2 * kStages * 8;
@@ -113,8 +128,32 @@ struct SplitScale {
   }
 };
 
+/// An f16 scale as one bf16 number, twice: the weight is rounded twice.
+struct RoundedScale {
+  uint32_t both;
+  __device__ __forceinline__ explicit RoundedScale(float s) : both(pack_bf16(s, s)) {}
+  __device__ __forceinline__ uint32_t of(uint32_t codes) const { return times_bf16(codes, both); }
+};
+
+/// (x & mask) | bits in one instruction: of two constants ptxas makes two.
+__device__ __forceinline__ uint32_t and_or(uint32_t x, uint32_t mask, uint32_t bits) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(x), "r"(mask), "r"(bits));
+  return d;
+}
+/// As int4_step(), in fewer instructions: this kernel waits for them.
+__device__ __forceinline__ void widen(uint32_t (&a)[4], uint32_t word) {
+  const auto pair = [](uint32_t x) {
+    return subtract_bf16(and_or(x, 0x000F000Fu, 0x43004300u), 0x43084308u);  // 128 + (q + 8) - 136
+  };
+  a[0] = pair(word);
+  a[2] = pair(word >> 4);
+  a[1] = pair(word >> 8);
+  a[3] = pair(word >> 12);
+}
+
 /// The warpgroup's 64 x 64 of w as A operands of four steps.
-template <bool Int8>
+template <bool Int8, class Scale>
 __device__ __forceinline__ void dequantize_tile(uint32_t (&a)[4][4], const uint8_t* tile) {
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4,
             lane = static_cast<int>(threadIdx.x) % 32;
@@ -127,16 +166,16 @@ __device__ __forceinline__ void dequantize_tile(uint32_t (&a)[4][4], const uint8
     }
   } else {
     const uint4 codes = *reinterpret_cast<const uint4*>(tile + warp * 512 + lane * 16);
-    int4_step(a[0], codes.x);
-    int4_step(a[1], codes.y);
-    int4_step(a[2], codes.z);
-    int4_step(a[3], codes.w);
+    widen(a[0], codes.x);
+    widen(a[1], codes.y);
+    widen(a[2], codes.z);
+    widen(a[3], codes.w);
   }
 #pragma unroll
   for (int v = 0; v < 2; ++v) {
     const float2 scale = __half22float2(*reinterpret_cast<const __half2*>(
         tile + (Int8 ? kInt8CodeBytes : kInt4CodeBytes) + v * 128 + warp * 32 + lane / 4 * 4));
-    const SplitScale upper(scale.x), lower(scale.y);
+    const Scale upper(scale.x), lower(scale.y);
 #pragma unroll
     for (int s = 2 * v; s < 2 * v + 2; ++s) {
       a[s][0] = upper.of(a[s][0]);
@@ -204,7 +243,49 @@ __device__ __forceinline__ void store_columns(const float (&d)[Tokens / 2], cons
   }
 }
 
-template <bool Int8, int Groups, int Tokens>
+/// Makes `best` the first greatest of each row, of itself and this warp's columns among the 128
+/// from `column` on. Lane i has those of the rows 2 i and 2 i + 1.
+template <int Tokens>
+__device__ __forceinline__ void take_best(const float (&d)[2][Tokens / 2], int column, int columns,
+                                          uint64_t (&best)[2]) {
+  static_assert(Tokens == 64);
+  const int warp = static_cast<int>(threadIdx.x) / 32 % 4,
+            lane = static_cast<int>(threadIdx.x) % 32;
+  const int first = column + 16 * warp + lane / 4;
+#pragma unroll
+  for (int i = 0; i < Tokens / 4; ++i) {
+    const int at = i / 2 * 4 + i % 2;
+    Best own;
+#pragma unroll
+    for (int part = 0; part < 4; ++part) {
+      const int id = first + part / 2 * 64 + part % 2 * 8;
+      if (id < columns) own.take(d[part / 2][at + part % 2 * 2], id);
+    }
+    uint64_t key = own.key();
+#pragma unroll
+    for (int lanes = 4; lanes < 32; lanes *= 2) {
+      key = max(key, __shfl_xor_sync(kAll, key, lanes));
+    }
+    if (lane / 4 == i / 2) best[i % 2] = max(best[i % 2], key);
+  }
+}
+
+/// Of all warps of the block, to the block's part of `out`.
+template <int Groups, int Tokens>
+__device__ __forceinline__ void put_best(const uint64_t (&best)[2], uint64_t* of_warps,
+                                         uint64_t* out) {
+  const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) of_warps[warp_index() * Tokens + 2 * (thread % 32) + i] = best[i];
+  barrier_sync(kGroupBarrier, Groups * 128);
+  if (thread >= Tokens) return;
+  uint64_t all = 0;
+#pragma unroll
+  for (int warp = 0; warp < 4 * Groups; ++warp) all = max(all, of_warps[warp * Tokens + thread]);
+  out[static_cast<int64_t>(blockIdx.x) * Tokens + thread] = all;
+}
+
+template <bool Int8, int Groups, int Tokens, class Scale, bool OnlyBest>
 __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params& p,
                                         uint8_t* shared) {
   using L = Layout<Int8, Groups, Tokens>;
@@ -212,7 +293,7 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
   Barrier* empty = full + L::kStages;
   const int* first_unit = reinterpret_cast<const int*>(shared + L::kUnits);
   const int units = num_units<Tokens>(p.space, first_unit);
-  const int warp = warp_index() - 4;  // of the consumers
+  const int warp = warp_index();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int group = warp / 4;
   uint8_t* staging = shared + L::kStaging + group * L::kStagingBytes;
@@ -220,6 +301,7 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
   const auto release = [&](int stage) {
     if (lane == 0) arrive(empty + stage);
   };
+  [[maybe_unused]] uint64_t best[2] = {};
   Pipe pipe;
   for (int unit = static_cast<int>(blockIdx.x); unit < units; unit += static_cast<int>(gridDim.x)) {
     float total[2][Tokens / 2];
@@ -235,7 +317,7 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
 #pragma unroll
         for (int s = 0; s < 4; ++s) hold(a[sub][s]);
         if (sub == 1 && step > 0) release(last);
-        dequantize_tile<Int8>(a[sub], tiles + (2 * group + sub) * L::kTileBytes);
+        dequantize_tile<Int8, Scale>(a[sub], tiles + (2 * group + sub) * L::kTileBytes);
 #pragma unroll
         for (int s = 0; s < 4; ++s) hold(a[sub][s]);
         hold(total[sub]);
@@ -274,6 +356,10 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
         }
       }
     }
+    if constexpr (OnlyBest) {
+      take_best<Tokens>(total, column, p.out.columns, best);
+      continue;
+    }
     if (p.out.silu_mul) {
 #pragma unroll
       for (int i = 0; i < Tokens / 2; ++i) total[0][i] = silu(total[0][i]) * total[1][i];
@@ -283,11 +369,15 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
       store_columns<Tokens>(total[1], p.out, tile, column + 64, out_map, staging);
     }
   }
-  if (lane == 0) bulk_wait<0>();
+  if constexpr (OnlyBest) {
+    put_best<Groups, Tokens>(best, reinterpret_cast<uint64_t*>(shared + L::kStaging), p.best);
+  } else if (lane == 0) {
+    bulk_wait<0>();
+  }
 }
 
-template <bool Int8, int Groups, int Tokens>
-__global__ void __launch_bounds__(Groups * 128 + 128, Groups == 2 ? 1 : 2)
+template <bool Int8, int Groups, int Tokens, class Scale, bool OnlyBest>
+__global__ void __launch_bounds__(Groups * 128 + producer_threads(Groups), blocks_of(Int8, Groups))
     gemm_kernel(const __grid_constant__ CUtensorMap x_map,
                 const __grid_constant__ CUtensorMap out_map, const Params p) {
   using L = Layout<Int8, Groups, Tokens>;
@@ -306,17 +396,17 @@ __global__ void __launch_bounds__(Groups * 128 + 128, Groups == 2 ? 1 : 2)
   let_successor_begin();
   count_units<Tokens>(p.space, reinterpret_cast<int*>(shared + L::kUnits));
   __syncthreads();
-  if (threadIdx.x < 128) {
-    if constexpr (Groups == 2) drop_registers_to<40>();
-    if (threadIdx.x == 0) produce<Int8, Groups, Tokens>(&x_map, p, shared);
+  if (threadIdx.x >= Groups * 128) {
+    if constexpr (Groups > 1) drop_registers_to<40>();
+    if (threadIdx.x == Groups * 128) produce<Int8, Groups, Tokens>(&x_map, p, shared);
   } else {
-    if constexpr (Groups == 2) raise_registers_to<232>();
-    consume<Int8, Groups, Tokens>(&out_map, p, shared);
+    if constexpr (Groups > 1) raise_registers_to<Groups == 2 ? 232 : 152>();
+    consume<Int8, Groups, Tokens, Scale, OnlyBest>(&out_map, p, shared);
   }
 }
 
-template <bool Int8, int Groups, int Tokens>
-void launch_gemm(Stream& stream, const Gemm& g, Params p) {
+template <bool Int8, int Groups, int Tokens, class Scale = SplitScale, bool OnlyBest = false>
+int launch_gemm(Stream& stream, const Gemm& g, Params p) {
   using L = Layout<Int8, Groups, Tokens>;
   const int columns = Groups * (p.out.silu_mul ? 64 : 128);
   p.space.column_tiles = (p.out.columns + columns - 1) / columns;
@@ -329,7 +419,7 @@ void launch_gemm(Stream& stream, const Gemm& g, Params p) {
                                      .row_bytes = g.a.stride[0] * 2,
                                      .box_rows = static_cast<uint32_t>(box_rows),
                                      .box_columns = kStep});
-  unsigned blocks = static_cast<unsigned>(num_processors() * (Groups == 2 ? 1 : 2));
+  unsigned blocks = static_cast<unsigned>(num_processors() * L::kBlocks);
   if (g.offsets == nullptr) {
     const int64_t units = ceil_div(rows, Tokens) * p.space.column_tiles;
     blocks = static_cast<unsigned>(std::min<int64_t>(units, blocks));
@@ -337,10 +427,11 @@ void launch_gemm(Stream& stream, const Gemm& g, Params p) {
   const int experts = g.offsets != nullptr ? p.space.experts : 0;
   launch(stream,
          {.grid = blocks,
-          .block = Groups * 128 + 128,
+          .block = Groups * 128 + producer_threads(Groups),
           .shared_bytes = static_cast<size_t>(L::bytes(experts)),
           .overlap = true},
-         gemm_kernel<Int8, Groups, Tokens>, x_map, map_of(p.out, rows), p);
+         gemm_kernel<Int8, Groups, Tokens, Scale, OnlyBest>, x_map, map_of(p.out, rows), p);
+  return static_cast<int>(blocks);
 }
 
 template <bool Int8>
@@ -359,10 +450,7 @@ void launch_best(Stream& stream, const Gemm& g, const Params& p) {
   }
 }
 
-}  // namespace
-
-void gemm_int(Stream& stream, const Gemm& g, WeightFormat format) {
-  if (g.a.dim(0) == 0) return;
+Params params_of(const Gemm& g) {
   CHECK(g.a.dtype == DType::kBF16 && g.a.stride[0] % 8 == 0 &&
             reinterpret_cast<uintptr_t>(g.a.data) % 16 == 0,
         "gemm: rows of bf16, aligned to 16 bytes");
@@ -377,11 +465,35 @@ void gemm_int(Stream& stream, const Gemm& g, WeightFormat format) {
   p.expert_bytes = g.b_expert_bytes;
   p.row_tiles = static_cast<int>(ceil_div(g.n, kQuantTile));
   p.up_tile = static_cast<int>(g.n / 2 / kQuantTile);
+  return p;
+}
+
+}  // namespace
+
+void gemm_int(Stream& stream, const Gemm& g, WeightFormat format) {
+  if (g.a.dim(0) == 0) return;
+  const Params p = params_of(g);
   if (format == WeightFormat::kInt8) {
     launch_best<true>(stream, g, p);
   } else {
     launch_best<false>(stream, g, p);
   }
+}
+
+void gemm_int4_drafts(Stream& stream, const Gemm& g) {
+  CHECK(g.offsets == nullptr && g.a.dim(0) > 0, "gemm: drafts");
+  launch_gemm<false, 3, kDraftRows, RoundedScale>(stream, g, params_of(g));
+}
+
+int gemm_int4_best(Stream& stream, const Gemm& g, uint64_t* best) {
+  CHECK(g.offsets == nullptr && g.a.dim(0) > 0 && g.a.dim(0) <= kDraftRows, "gemm: drafts");
+  Params p = params_of(g);
+  p.best = best;
+  return launch_gemm<false, 3, kDraftRows, RoundedScale, true>(stream, g, p);
+}
+
+int64_t gemm_int4_best_bytes(int64_t n) {
+  return ceil_div(n, 3 * 128) * kDraftRows * static_cast<int64_t>(sizeof(uint64_t));
 }
 
 }  // namespace weft::cuda

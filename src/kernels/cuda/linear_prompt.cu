@@ -7,6 +7,8 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/dequantize.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/gemm_drafts.h"
+#include "kernels/cuda/sample_device.h"
 #include "kernels/cuda/supports.h"
 #include "kernels/cuda/weight_layout.h"
 
@@ -14,6 +16,7 @@ namespace weft::cuda {
 namespace {
 
 constexpr int64_t kChunkBytes = int64_t{32} << 20;  // of bf16 rows
+constexpr int64_t kMostDecodedDrafts = 32;          // rows
 
 int64_t bf16_row_bytes(const WeightShape& shape) {
   return ceil_div(shape.k, 8) * 16;
@@ -82,6 +85,11 @@ bool takes_codes(const LinearArgs& args) {
   return fp8_product_supports(args.weight->shape, args.epilogue) && args.x.contiguous() &&
          quantized_rows_bytes(rows, k) <= rows * k * dtype_size(args.x.dtype);
 }
+/// Whether rows of drafts have a product of their own.
+bool drafts_alone(const LinearArgs& args) {
+  return args.weight->shape.format == WeightFormat::kInt4 && args.x.dim(0) > kMostDecodedDrafts;
+}
+
 QuantizedRows codes_in_place(const LinearArgs& args) {
   CHECK(args.x.dim(1) == args.weight->shape.k, "linear: x is [T, K]");
   return quantized_rows_at(args.x.data, args.x.dim(0), args.x.dim(1));
@@ -114,6 +122,27 @@ void linear_prompt(Stream& stream, const LinearArgs& args) {
   if (!fp8_product_supports(shape, args.epilogue)) return by_chunks(stream, args);
   ArenaScope scope(stream.scratch());
   gemm_fp8(stream, gemm_of(args), quantized_x(stream, args), block_scales(weight));
+}
+
+void draft_logits(Stream& stream, const LinearArgs& args) {
+  CHECK(args.x.dim(1) == args.weight->shape.k && args.epilogue == Epilogue::kStore &&
+            !args.norm.weight.defined(),
+        "linear: drafts");
+  if (!drafts_alone(args)) return linear_decode(stream, args);
+  gemm_int4_drafts(stream, gemm_of(args));
+}
+
+void draft_tokens(Stream& stream, const LinearArgs& args, const SampleArgs& choice) {
+  const auto address = reinterpret_cast<uintptr_t>(args.out.data);
+  const bool direct = choice.only_greedy && drafts_alone(args) && args.x.dim(0) <= kDraftRows &&
+                      args.out.contiguous() && address % alignof(uint64_t) == 0 &&
+                      gemm_int4_best_bytes(args.weight->shape.n) <= args.out.bytes();
+  if (!direct) {
+    draft_logits(stream, args);
+    return sample(stream, choice);
+  }
+  auto* best = static_cast<uint64_t*>(args.out.data);
+  sample_parts(stream, choice, best, gemm_int4_best(stream, gemm_of(args), best));
 }
 
 bool linear_prompt_norms(const LinearArgs& args) {

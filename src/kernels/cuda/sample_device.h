@@ -257,6 +257,14 @@ struct SampleParams {
   int aligned;    // rows can be read 16 bytes at a time
 };
 
+/// What a plainly greedy row becomes.
+__device__ __forceinline__ void put_best(const SampleParams& params, int64_t row, int slot,
+                                         uint64_t best) {
+  const bool error = best == 0 || best == kInvalid;
+  params.results[row] = {.token = error ? -1 : id_of(best), .numeric_error = error ? 1 : 0};
+  params.last_token[slot] = error ? 0 : id_of(best);
+}
+
 struct alignas(16) Shared {
   uint32_t digits[3][kBuckets];  // a histogram, by 16 bits of the sums; before that: masks
   uint64_t exchanged[2][2 * kBlocks];
@@ -287,5 +295,8 @@ struct KeyRange {
 
 /// Rows of plain greedy sampling alone (sample_greedy.cu).
 void sample_greedy(Stream& stream, const SampleParams& params, int64_t rows);
+/// Likewise where the keys of the best ids of `parts` parts of the vocabulary are known, `best` is
+/// [parts][kDraftRows]: the logits are not looked at.
+void sample_parts(Stream& stream, const SampleArgs& args, const uint64_t* best, int parts);
 
 }  // namespace weft::cuda

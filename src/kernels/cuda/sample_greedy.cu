@@ -3,6 +3,7 @@
 // one wave. Bytes: 4 V a row; bound by memory. docs/kernels/sampler_cuda.md
 
 #include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/gemm_drafts.h"
 #include "kernels/cuda/sample_device.h"
 
 namespace weft::cuda {
@@ -60,10 +61,24 @@ __global__ __launch_bounds__(kThreads,
   cluster_sync();
   if (rank != 0 || thread >= 32 || slot < 0) return;
   best = warp_max(of_blocks[thread % kBlocks]);
-  if (thread != 0) return;
-  const bool error = best == 0 || best == kInvalid;
-  params.results[row] = {.token = error ? -1 : id_of(best), .numeric_error = error ? 1 : 0};
-  params.last_token[slot] = error ? 0 : id_of(best);
+  if (thread == 0) put_best(params, row, slot, best);
+}
+
+/// A warp has one row, whose best is known of each part of the vocabulary.
+__global__ __launch_bounds__(32) void parts_kernel(const __grid_constant__ SampleParams params,
+                                                   const uint64_t* best_of_parts, int parts) {
+  let_successor_begin();
+  wait_for_predecessor();
+  const int64_t row = blockIdx.x;
+  const int slot = params.specs[row].slot;
+  if (slot < 0) return;
+  uint64_t best = 0;
+#pragma unroll 4
+  for (int part = static_cast<int>(threadIdx.x); part < parts; part += 32) {
+    best = max(best, best_of_parts[part * kDraftRows + row]);
+  }
+  best = warp_max(best);
+  if (threadIdx.x == 0) put_best(params, row, slot, best);
 }
 
 }  // namespace
@@ -75,6 +90,15 @@ void sample_greedy(Stream& stream, const SampleParams& params, int64_t rows) {
           .cluster = kBlocks,
           .overlap = true},
          greedy_kernel, params);
+}
+
+void sample_parts(Stream& stream, const SampleArgs& args, const uint64_t* best, int parts) {
+  const SampleParams params{
+      .specs = args.specs, .last_token = args.last_token.ptr<int32_t>(), .results = args.results};
+  launch(
+      stream,
+      {.grid = dim3(static_cast<unsigned>(args.logits.dim(0))), .block = dim3(32), .overlap = true},
+      parts_kernel, params, best, parts);
 }
 
 }  // namespace weft::cuda

@@ -151,6 +151,7 @@ const OpTable* cuda_ops() {
       .linear_prepare = linear_prepare,
       .linear_pair = linear_pair,
       .attention_linear = attention_linear,
+      .draft_tokens = cuda::draft_tokens,
       .weight_bytes = cuda::weight_bytes,
       .pack_weight = cuda::pack_weight,
       .unpack_weight = cuda::unpack_weight,

@@ -1,0 +1,99 @@
+// draft_tokens: the tokens that sampling makes of the same logits, whether those are written or
+// not.
+
+#include <cmath>
+
+#include "tests/ops_cuda/product_support.h"
+
+namespace weft {
+namespace {
+
+struct DraftCase {
+  int64_t rows, vocabulary, k;
+  bool greedy = true;
+};
+
+/// What each row became, and the last tokens of the slots.
+struct Drafts {
+  std::vector<SampleResult> results;
+  std::vector<int32_t> last_token;
+};
+
+class DraftsTest : public ::testing::Test {
+ protected:
+  /// Rows of all kinds: zeros (every logit is equal), one with a NaN, padding; the others random.
+  void check(WeightFormat format, const DraftCase& c) {
+    SCOPED_TRACE(testing::Message() << weight_format_name(format) << " " << c.rows << " x "
+                                    << c.vocabulary << " x " << c.k);
+    const PackedWeight weight({format, c.vocabulary, c.k, 1}, 7, {.scale = 0.1f});
+    const int64_t stride = (c.k + 7) / 8 * 8;
+    std::vector<float> x = random_bf16(c.rows * stride, 8);
+    std::vector<SampleSpec> specs;
+    for (int64_t i = 0; i < c.rows; ++i) {
+      float* row = x.data() + i * stride;
+      if (i % 16 == 3) std::fill_n(row, stride, 0.0f);
+      if (i % 16 == 5) row[c.k / 2] = NAN;
+      SampleSpec spec{.slot = i % 16 == 7 ? -1 : static_cast<int32_t>(c.rows - 1 - i)};
+      spec.temperature = c.greedy ? 0.0f : 1.0f;
+      spec.position = i;
+      specs.push_back(spec);
+    }
+    const DeviceTensor dx(DType::kBF16, {c.rows, stride}, x), dspecs = upload_structs(specs);
+    LinearArgs args;
+    args.x = dx.view.columns(0, c.k);
+    args.weight = &weight.weight;
+    const auto run = [&](bool together) {
+      const DeviceTensor logits(DType::kF32, {c.rows, c.vocabulary}),
+          last_token(std::vector<int32_t>(static_cast<size_t>(c.rows), -7)),
+          results = upload_structs(std::vector<SampleResult>(static_cast<size_t>(c.rows),
+                                                             {.token = -7, .numeric_error = -7}));
+      args.out = logits.view;
+      const SampleArgs choice{.logits = logits.view,
+                              .specs = static_cast<const SampleSpec*>(dspecs.view.data),
+                              .last_token = last_token.view,
+                              .results = static_cast<SampleResult*>(results.view.data),
+                              .only_greedy = c.greedy};
+      if (together) {
+        cuda::draft_tokens(stream_, args, choice);
+      } else {
+        cuda::draft_logits(stream_, args);
+        cuda::sample(stream_, choice);
+      }
+      stream_.sync();
+      return Drafts{download<SampleResult>(results), download<int32_t>(last_token)};
+    };
+    const Drafts together = run(true), apart = run(false);
+    EXPECT_EQ(together.last_token, apart.last_token);
+    for (size_t i = 0; i < specs.size(); ++i) {
+      SCOPED_TRACE("row " + std::to_string(i));
+      EXPECT_EQ(together.results[i].token, apart.results[i].token);
+      EXPECT_EQ(together.results[i].numeric_error, apart.results[i].numeric_error);
+      EXPECT_TRUE(i % 16 != 3 || !c.greedy || together.results[i].token == 0);
+      EXPECT_TRUE(i % 16 != 5 || together.results[i].numeric_error == 1);
+      EXPECT_TRUE(i % 16 != 7 || together.results[i].token == -7);
+    }
+  }
+
+  CudaTestStream stream_;
+};
+
+TEST_F(DraftsTest, SmallShapes) {
+  for (const WeightFormat format : {WeightFormat::kInt4, WeightFormat::kBf16}) {
+    check(format, {1, 520, 256});
+    check(format, {33, 521, 1032});
+    check(format, {47, 65, 72});
+    check(format, {40, 1, 64});
+    check(format, {64, 4099, 520});
+    check(format, {65, 1024, 200});
+    check(format, {64, 777, 128, /*greedy=*/false});
+  }
+}
+
+TEST_F(DraftsTest, LargeVocabularies) {
+  check(WeightFormat::kInt4, {64, 70000, 64});
+  check(WeightFormat::kInt4, {64, 248320, 128});
+  check(WeightFormat::kInt4, {50, 151937, 1024});
+}
+
+}  // namespace
+}  // namespace weft
