@@ -39,6 +39,8 @@ struct DecodeCut {
   int split = 1;     ///< blocks along K: 1, 2, 4 or 8, at most the stages of K
   int stages = 8;    ///< pieces of K in flight, a multiple of `turns`
   int ahead = 0;     ///< further pieces fetched into L2 before the predecessor has ended
+  /// Pieces of W that a block has yet to ask for when it lets the next kernel begin; 0: at once.
+  int let_in = 0;
   /// > 0: up to 8 rows of x and a small bf16 weight, of which each block holds 16 chunks rows at
   /// once (decode_few()); units, stages and ahead don't count.
   int chunks = 0;

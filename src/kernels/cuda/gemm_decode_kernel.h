@@ -273,8 +273,12 @@ class DecodeFinish {
     share_ = (total_ + p.split - 1) / p.split;
     first_ = work.rank * share_;
     mine_ = min(share_, total_ - first_);
+    FourOut out = out_at(thread());
 #pragma unroll
-    for (int j = 0; j < kOld; ++j) old_[j] = out_at(thread() + j * s_.threads).old(p);
+    for (int j = 0; j < kOld; ++j) {
+      old_[j] = thread() + j * s_.threads < mine_ ? out.old(p) : float4{};
+      out.at += out_step();
+    }
   }
 
   __device__ __forceinline__ void exchange() const {
@@ -293,9 +297,9 @@ class DecodeFinish {
   }
 
   __device__ __forceinline__ void store() const {
-    for (int j = 0, l = thread(); l < mine_; ++j, l += s_.threads) {
-      const FourOut out = out_at(l);
-      if (out.count <= 0) continue;
+    FourOut out = out_at(thread());
+    if (out.count <= 0) return;
+    for (int j = 0, l = thread(); l < mine_; ++j, l += s_.threads, out.at += out_step()) {
       float4 v = sum(l, 0);
       if (halves_ == 2) {
         float4 up = sum(l, 1);
@@ -316,6 +320,10 @@ class DecodeFinish {
     const int column = work_.tile * columns_ + ((first_ + l) & (columns_ / 4 - 1)) * 4;
     const int limit = p_.up_row > 0 ? p_.up_row : p_.n;
     return {p_, work_.first_row + row, column, l < mine_ ? min(4, limit - column) : 0};
+  }
+  /// From one float4 of a thread in `out` to its next: their columns are the same.
+  __device__ __forceinline__ int64_t out_step() const {
+    return (s_.threads >> log_) * p_.out_stride;
   }
   __device__ __forceinline__ float4 of_turns(int i, int half) const {
     const int pitch = p_.units * 64 + 4;
@@ -389,7 +397,7 @@ __global__ void __launch_bounds__(decode_most_threads(F, MT) + kDecodeProducers)
   const bool leader = static_cast<int>(threadIdx.x) % 32 == 0;
   if (warp == 0 && leader) init_barriers<F, MT>(p, work, barriers, arrived);
   __syncthreads();
-  let_successor_begin();
+  if (p.let_in == 0) let_successor_begin();
   if (clustered) cluster_arrive();
   if (warp >= 0) {
     if (warp == 0 && leader) load_weights<F, MT>(ring, work, p, &w_map, k_begin, count);
@@ -452,6 +460,7 @@ void launch_decode(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut)
   }
   p.units = cut.units;
   p.ahead = cut.ahead;
+  p.let_in = cut.let_in;
   p.row_tiles =
       static_cast<int>(ceil_div(gemm.groups != nullptr ? gemm.max_group_rows : rows, cut.row_tile));
   p.stages = cut.stages;

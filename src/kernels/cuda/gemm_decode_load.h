@@ -22,6 +22,7 @@ struct DecodeParams {
   int split;
   int units, turns;  ///< U, C
   int ahead;         ///< stages fetched into L2 behind those of the ring
+  int let_in;        ///< stages still to load when the successor may begin; 0: at once
   bool x_blocked;    ///< the map of x is [K / 64][rows][64], else [1][rows][K]
   const ExpertRows* groups;
   const float* bias;
@@ -175,18 +176,24 @@ __device__ __forceinline__ void load_weights(const DecodeRing& ring, const Decod
   constexpr uint32_t kX = MT * Stage::kColumns * 2;
   const bool pairs = p.up_row > 0 || (Stage::kTiles && p.units == 2);
   const int ahead = min(p.ahead, count - p.stages - 1);  // the last stage may be half a one
+  // A successor fetches its W when this product's begins to run out, not beside all of it.
+  int left = max(count - p.let_in, 1);
+  const auto asked = [&] {
+    if (p.let_in > 0 && --left == 0) let_successor_begin();
+  };
   if constexpr (Stage::kTiles) {
     const std::byte* first = tiles_of<F>(work, p, 0, k_begin);
     const std::byte* second = tiles_of<F>(work, p, 1, k_begin);
-    auto left = static_cast<int>(p.tiles_k) - 2 * k_begin;
+    auto tiles = static_cast<int>(p.tiles_k) - 2 * k_begin;
     const auto load = [&](const RingPlace& at) {
-      const uint32_t bytes = left > 1 ? Stage::kWeightBytes : Stage::kTileBytes;
+      const uint32_t bytes = tiles > 1 ? Stage::kWeightBytes : Stage::kTileBytes;
       arrive_expect_at(at.full, kX + (pairs ? 2 * bytes : bytes));
       bytes_load(at.stage + kX, first, bytes, at.full);
       if (pairs) bytes_load(at.stage + kX + Stage::kWeightBytes, second, bytes, at.full);
       first += Stage::kWeightBytes;
       second += Stage::kWeightBytes;
-      left -= 2;
+      tiles -= 2;
+      asked();
     };
     around(ring, p.stages, count, load, [&] {
       if (ahead > 0) fetch_l2(first, static_cast<uint32_t>(ahead * Stage::kWeightBytes));
@@ -205,6 +212,7 @@ __device__ __forceinline__ void load_weights(const DecodeRing& ring, const Decod
                  L2Hint::kEvictFirst);
       }
       k += Stage::kColumns;
+      asked();
     };
     around(ring, p.stages, count, load, [&] {
       for (int i = 0; i < ahead; ++i) {

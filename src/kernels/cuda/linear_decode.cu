@@ -13,7 +13,8 @@ namespace weft::cuda {
 namespace {
 
 constexpr int64_t kMostFewBytes = 160 * 1024;
-constexpr int64_t kWideWeight = 20480;  // rows
+constexpr int64_t kWideWeight = 20480;               // rows
+constexpr int64_t kShortWeight = int64_t{64} << 20;  // bytes: read in some 20 us
 
 /// K that a stage of the kernel takes.
 int stage_columns(WeightFormat format) {
@@ -126,6 +127,10 @@ DecodeCut decode_cut(const WeightShape& shape, Epilogue epilogue, int64_t rows) 
          tiles * cut.split * ceil_div(rows, cut.row_tile) < 64) {
     cut.row_tile /= 2;
   }
+  // The start and the end of a short product weigh most: its successor begins behind the last
+  // pieces, with less of its W in L2, which is fetched while this one sums up.
+  const bool brief = bf16 && !small && shape.experts == 1 && shape.n * shape.k * 2 <= kShortWeight;
+  if (brief) cut.let_in = cut.split > 1 && rows <= 32 ? 12 : 8;
   const int64_t blocks = tiles * busy * cut.split * ceil_div(rows, cut.row_tile);
   const int64_t rest = 8 + decode_received_bytes(cut);
   DecodeCut one = cut;
@@ -136,6 +141,7 @@ DecodeCut decode_cut(const WeightShape& shape, Epilogue epilogue, int64_t rows) 
   const int64_t slots = cut.split > 2 ? 119 : 132;
   const int64_t together = std::min<int64_t>(ceil_div(blocks, slots), cut.row_tile > 32 ? 3 : 4);
   int64_t budget = together == 1 ? 212 : 226 / together - 1;
+  if (brief && cut.split > 1) budget = 112;  // the successor's blocks beside these
   if (blocks > 528) budget = cut.row_tile > 32 ? 111 : 74;
   const int64_t sums = int64_t{4} * cut.turns * cut.row_tile * (cut.units * 64 + 4);
   const int64_t fewest = std::max<int64_t>(2 * cut.turns, ceil_div(sums, bytes));
@@ -145,7 +151,7 @@ DecodeCut decode_cut(const WeightShape& shape, Epilogue epilogue, int64_t rows) 
                cut.turns * cut.turns;
   if (blocks <= 400) {
     const int64_t weight_bytes = stage_weight_bytes(shape.format) * cut.units;
-    cut.ahead = static_cast<int>((int64_t{8} << 20) / blocks / weight_bytes);
+    cut.ahead = static_cast<int>((int64_t{brief ? 4 : 8} << 20) / blocks / weight_bytes);
   }
   return cut;
 }
