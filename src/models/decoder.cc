@@ -350,9 +350,16 @@ void Decoder::logits(StepContext& context, TensorView rows, int64_t prompt_rows,
   head_.forward(context, rows, out, prompt_rows);
 }
 
+const Linear& Decoder::draft_head() const {
+  return mtp_ && mtp_->head ? *mtp_->head : head_;
+}
+
+void Decoder::draft_logits(StepContext& context, TensorView rows, TensorView out) const {
+  draft_head().forward(context, rows, out, 0);
+}
+
 void Decoder::draft_tokens(StepContext& context, TensorView rows, const SampleArgs& choice) const {
-  const Linear& head = mtp_ && mtp_->head ? *mtp_->head : head_;
-  LinearArgs args = head.args(context, rows, choice.logits, Epilogue::kStore);
+  LinearArgs args = draft_head().args(context, rows, choice.logits, Epilogue::kStore);
   args.prompt_rows = 0;
   tokens_of_drafts(context.ops, context.stream, args, choice);
 }

@@ -35,6 +35,7 @@ class Decoder final : public Model {
   TensorView hidden(StepContext& context) const override;
   void logits(StepContext& context, TensorView rows, int64_t prompt_rows,
               TensorView out) const override;
+  void draft_logits(StepContext& context, TensorView rows, TensorView out) const override;
   void draft_tokens(StepContext& context, TensorView rows, const SampleArgs& choice) const override;
   void run_prompt_layers(StepContext& context, const LayeredPrompt& prompt) const override;
   void final_norm(StepContext& context, TensorView rows, TensorView out) const override;
@@ -56,6 +57,7 @@ class Decoder final : public Model {
   void declare_mtp(WeightPlan& plan, const TensorPart& head);
   void declare_vision(WeightPlan& plan);
   Result<> load_kv_scales(Stream& stream);
+  const Linear& draft_head() const;
   /// Runs `layers` on `residual` (updated) and returns the final norm of the rows that are asked.
   TensorView run_layers(StepContext& context, const Layers& layers, int first_layer,
                         TensorView residual, const RmsNorm& final_norm) const;

@@ -91,11 +91,15 @@ class Model {
   virtual void logits(StepContext& context, TensorView rows, int64_t prompt_rows,
                       TensorView out) const = 0;
 
-  /// Drafts: head(rows), then sampling of the backend by `choice`, whose logits are memory for it
-  /// and undefined behind it: in whatever arithmetic is fastest, with LoadOptions::draft_head of
-  /// another, less exact copy of the head.
+  /// Logits of drafts, in decode arithmetic: with LoadOptions::draft_head by a less exact copy of
+  /// the head, and faster.
+  virtual void draft_logits(StepContext& context, TensorView rows, TensorView out) const {
+    logits(context, rows, 0, out);
+  }
+  /// The same, then sampling of the backend by `choice`, whose logits are memory for it and
+  /// undefined behind it: in whatever arithmetic is fastest.
   virtual void draft_tokens(StepContext& context, TensorView rows, const SampleArgs& choice) const {
-    logits(context, rows, 0, choice.logits);
+    draft_logits(context, rows, choice.logits);
     context.ops.sampling->sample(context.stream, choice);
   }
 
