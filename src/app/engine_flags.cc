@@ -130,7 +130,8 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
   app.add_option("--max-num-batched-tokens", o.max_num_batched_tokens,
-                 "Token budget of a step (8k); auto: 2048 on a CPU, 8448 on a GPU")
+                 "Token budget of a step (8k); auto: 2048 on a CPU, 8448 on a GPU (32k for a "
+                 "sequence alone whose prompt is sparse by --prefill-attention)")
       ->transform(size_or("auto", "--max-num-batched-tokens"))
       ->check(CLI::Validator(
           [](std::string& text) {

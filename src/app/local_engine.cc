@@ -216,7 +216,9 @@ Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options
   auto longer = plan_memory(model, memory, limit);
   const bool pays = longer && longer->max_model_len == usual.max_model_len &&
                     GpuExecutor::check_limits(longer->limits) &&
-                    longer->block_bytes >= usual.block_bytes / kLoneCost * (kLoneCost - 1);
+                    longer->limits.max_seqs == usual.limits.max_seqs &&
+                    longer->num_slots == usual.num_slots &&
+                    longer->block_bytes * kLoneCost >= usual.block_bytes * (kLoneCost - 1);
   return pays ? std::move(longer) : std::move(usual);
 }
 

@@ -210,11 +210,8 @@ struct LateDrafts {
   }
   const DraftState& state(int32_t id) const { return *sequences.at(SeqId{id})->drafts; }
 
-  StepLimits limits{.max_rows = 64,
-                    .max_seqs = 4,
-                    .max_model_len = 100,
-                    .vocab_size = 64,
-                    .max_draft_rows = 16};
+  StepLimits limits{
+      .max_rows = 64, .max_seqs = 4, .max_model_len = 100, .vocab_size = 64, .max_draft_rows = 16};
   std::vector<int32_t> token = {kDeviceToken};
   StepPlan plan;
   PackedStep::Sequences sequences;

@@ -33,7 +33,7 @@ const StepPlan& Scheduler::schedule() {
   std::swap(plan_.retired, retired_);
   images_.release_all();
   image_budget_ = config_.image_tokens;
-  const bool alone = running_.size() + waiting_.size() == 1;
+  const bool alone = running_.size() + waiting_.size() + parked_.size() == 1;
   budget_ = std::max(config_.max_batched_tokens, alone ? config_.lone_batched_tokens : 0);
   reserved_ = std::count_if(running_.begin(), running_.end(),
                             [this](const Sequence* seq) { return decodes_next(*seq); });

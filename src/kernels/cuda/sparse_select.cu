@@ -268,7 +268,7 @@ struct GatherParams {
   }
 };
 
-/// Codes become bf16(code * scale), as attention of prompts has them (kv_gather.cu).
+/// Codes become bf16(code * scale), whatever attention makes of them: scores choose alone.
 template <class Format>
 __global__ void __launch_bounds__(256) gather_keys(const __grid_constant__ GatherParams p) {
   constexpr int kUnitDims = kKvUnitDims<Format>;
