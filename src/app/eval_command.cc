@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <deque>
+#include <functional>
 #include <map>
 
 #include "api/answer.h"
@@ -41,13 +43,60 @@ struct Tools {
   EvalImages images;  // without a reader items with images are left out
 };
 
-/// One item on its way through the engine.
-struct Running {
-  const EvalItem* item = nullptr;
-  std::unique_ptr<AnswerStream> stream;
+/// Answers on their way through the engine: so many that its batches stay full, and far fewer than
+/// it refuses.
+class AnswerQueue {
+ public:
+  using Done = std::function<void(const Answer&)>;
+
+  explicit AnswerQueue(Engine& engine) : engine_(engine) {}
+  AnswerQueue(const AnswerQueue&) = delete;
+  AnswerQueue& operator=(const AnswerQueue&) = delete;
+  /// What still runs, behind an error, ends before its stream does.
+  ~AnswerQueue() {
+    for (const Running& r : running_) engine_.abort(r.id);
+    for (const Running& r : running_) r.stream->wait();
+  }
+
+  /// Submits the request of item `item_id`; behind a full queue waits for its oldest answer first.
+  Result<void> add(const std::string& item_id, Request request,
+                   std::unique_ptr<AnswerStream> stream, Done done) {
+    if (running_.size() == kAtOnce) TRY(finish_oldest());
+    const SeqId id = TRY(engine_.submit(std::move(request), *stream));
+    running_.push_back({id, item_id, std::move(stream), std::move(done)});
+    return {};
+  }
+
+  /// Waits for all of them. An Error: one of them has ended with one.
+  Result<void> finish() {
+    while (!running_.empty()) TRY(finish_oldest());
+    return {};
+  }
+
+ private:
+  static constexpr size_t kAtOnce = 1024;
+  struct Running {
+    SeqId id;
+    std::string item_id;
+    std::unique_ptr<AnswerStream> stream;
+    Done done;
+  };
+
+  Result<void> finish_oldest() {
+    const Running oldest = std::move(running_.front());
+    running_.pop_front();
+    const Answer& answer = oldest.stream->wait();
+    if (answer.error) return with_context(*answer.error, oldest.item_id);
+    oldest.done(answer);
+    return {};
+  }
+
+  Engine& engine_;
+  std::deque<Running> running_;
 };
 
-Result<Running> submit_item(const EvalItem& item, const Tools& tools, TaskScore& score) {
+Result<void> submit_item(const EvalItem& item, const Tools& tools, TaskScore& score,
+                         AnswerQueue& queue) {
   const ChatRequest chat_request{
       .messages = item.messages,
       .tools = item.tools,
@@ -60,11 +109,13 @@ Result<Running> submit_item(const EvalItem& item, const Tools& tools, TaskScore&
   request.sampling =
       TRY(validate_sampling(sampling, with_eos_of(tools.chat->tokenizer(), tools.local.defaults()),
                             tools.local.limits(), static_cast<int64_t>(request.prompt.size()), 0));
-  TextOptions answer{.stop_ids = request.sampling.stop_ids, .skip_special = false};
-  Running running{.item = &item,
-                  .stream = std::make_unique<AnswerStream>(&tools.chat->tokenizer(), answer)};
-  TRY(tools.local.engine().submit(std::move(request), *running.stream));
-  return running;
+  TextOptions options{.stop_ids = request.sampling.stop_ids, .skip_special = false};
+  auto stream = std::make_unique<AnswerStream>(&tools.chat->tokenizer(), options);
+  return queue.add(item.id, std::move(request), std::move(stream),
+                   [&item, &score](const Answer& answer) {
+                     score.answer_tokens += answer.usage.generated_tokens;
+                     if (grade_answer(item, answer.text)) ++score.right;
+                   });
 }
 
 Result<void> run_tasks(const EvalOptions& options, const std::vector<EvalItem>& items,
@@ -73,7 +124,7 @@ Result<void> run_tasks(const EvalOptions& options, const std::vector<EvalItem>& 
       TRY(read_reference_accuracy(options.directory + "/results.json"));
   std::vector<std::string> order;
   std::map<std::string, TaskScore> scores;
-  std::vector<Running> running;
+  AnswerQueue queue(tools.local.engine());  // ends before the scores do
   for (const EvalItem& item : items) {
     if (!wanted(options, item.task)) continue;
     if (!scores.contains(item.task)) order.push_back(item.task);
@@ -84,17 +135,11 @@ Result<void> run_tasks(const EvalOptions& options, const std::vector<EvalItem>& 
     }
     if (options.limit > 0 && score.total >= options.limit) continue;
     ++score.total;
-    running.push_back(TRY(submit_item(item, tools, score)));
+    TRY(submit_item(item, tools, score, queue));
   }
   if (scores.empty())
     return invalid_argument("--tasks: no item of these tasks in " + options.directory);
-  for (Running& r : running) {
-    const Answer& answer = r.stream->wait();
-    if (answer.error) return with_context(*answer.error, r.item->id);
-    TaskScore& score = scores[r.item->task];
-    score.answer_tokens += answer.usage.generated_tokens;
-    if (grade_answer(*r.item, answer.text)) ++score.right;
-  }
+  TRY(queue.finish());
   std::printf("%-18s %9s %10s %7s %14s %14s\n", "task", "accuracy", "reference", "items",
               "prompt tokens", "answer tokens");
   for (const std::string& task : order) {
@@ -168,7 +213,7 @@ Result<bool> run_golden(const EvalOptions& options, const Tools& tools) {
   LocalEngine& local = tools.local;
   const std::vector<GoldenItem> items = TRY(read_golden_items(options.directory + "/golden.jsonl"));
   GoldenScore score;
-  std::vector<std::pair<const GoldenItem*, std::unique_ptr<AnswerStream>>> running;
+  AnswerQueue queue(local.engine());
   for (const GoldenItem& item : items) {
     if (!item.images.empty() && !tools.images.reader) {
       ++score.left_out;
@@ -187,14 +232,11 @@ Result<bool> run_golden(const EvalOptions& options, const Tools& tools) {
                              .logprobs = 10};
     request.sampling = TRY(validate_sampling(sampling, local.defaults(), local.limits(),
                                              static_cast<int64_t>(item.prompt_ids.size()), 0));
-    running.emplace_back(&item, std::make_unique<AnswerStream>(nullptr, TextOptions{}));
-    TRY(local.engine().submit(std::move(request), *running.back().second));
+    TRY(queue.add(item.id, std::move(request),
+                  std::make_unique<AnswerStream>(nullptr, TextOptions{}),
+                  [&item, &score](const Answer& answer) { compare_golden(item, answer, score); }));
   }
-  for (auto& [item, stream] : running) {
-    const Answer& answer = stream->wait();
-    if (answer.error) return with_context(*answer.error, item->id);
-    compare_golden(*item, answer, score);
-  }
+  TRY(queue.finish());
   std::printf("golden: %d of %d continuations equal", score.equal, score.compared);
   if (score.near_ties > 0)
     std::printf(", %d differ at a near tie of the reference", score.near_ties);

@@ -1,18 +1,19 @@
 #include "app/eval_prompt.h"
 
-#include <fstream>
-#include <iterator>
+#include "text/read_file.h"
 
 namespace weft {
 namespace {
+
+constexpr size_t kMaxImageBytes = size_t{64} << 20;
 
 Result<std::vector<std::shared_ptr<const ImagePatches>>> read_images(
     const EvalImages& images, const std::vector<std::string>& paths) {
   std::vector<std::shared_ptr<const ImagePatches>> out;
   for (const std::string& path : paths) {
-    std::ifstream file(images.directory + "/" + path, std::ios::binary);
-    const std::vector<uint8_t> bytes{std::istreambuf_iterator<char>(file), {}};
-    auto image = images.reader->read_bytes(bytes);
+    const std::string file = TRY(text::read_file(images.directory + "/" + path, kMaxImageBytes));
+    auto image =
+        images.reader->read_bytes({reinterpret_cast<const uint8_t*>(file.data()), file.size()});
     if (!image) return with_context(std::move(image).error(), path);
     out.push_back(*image);
   }

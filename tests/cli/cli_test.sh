@@ -87,6 +87,19 @@ same "completes values" "$(complete_words weft run --dtype bf)" bfloat16
 
 # Run-time errors: code 1.
 check "missing evaluation set" 1 '' 'heldout.jsonl' eval "$scratch"
+item() {  # ID CONTENT MAX_TOKENS: a line of an evaluation set
+  printf '{"id": "%s", "task": "t", "messages": [{"role": "user", "content": %s}], "enable_thinking": false, "expected": "", "check": "any", "max_tokens": %d}\n' "$@"
+}
+mkdir "$scratch/eval"
+cp "$source_dir/models/demo/eval/results.json" "$scratch/eval"
+echo '{"id": "g", "images": [], "prompt_ids": [4083], "output_ids": [1], "smallest_margin": 0, "top5": [], "mtp_first_drafts": []}' >"$scratch/eval/golden.jsonl"
+{
+  item long '"Write a story."' 4000
+  item gone '[{"type": "image", "image": "gone.png"}, {"type": "text", "text": "What is it?"}]' 4
+} >"$scratch/eval/heldout.jsonl"
+check "an item that fails while others run" 1 '' 'gone.png: no such file' eval "$scratch/eval"
+for i in $(seq 4200); do item "$i" '"Hi."' 1; done >"$scratch/eval/heldout.jsonl"
+check "more items than the engine takes at once" 0 '^t .* 4200 ' '*' eval "$scratch/eval"
 mkdir "$scratch/empty"
 check "empty model directory" 1 '' 'config.json' run "$scratch/empty" -p hi
 cp -r "$source_dir/models/demo" "$scratch/cut"
