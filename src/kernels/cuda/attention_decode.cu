@@ -36,16 +36,6 @@ int padded_dim(int head_dim) {
   return head_dim <= 64 ? 64 : (head_dim <= 128 ? 128 : 256);
 }
 
-int num_processors() {
-  static const int count = [] {
-    int device = 0, value = 0;
-    check(cudaGetDevice(&device), "device");
-    check(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device), "processors");
-    return value;
-  }();
-  return count;
-}
-
 /// Levels of a tree over `num_keys` keys, at least 1.
 int tree_levels(int64_t num_keys) {
   int levels = 1;

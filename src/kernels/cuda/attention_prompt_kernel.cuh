@@ -294,16 +294,6 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 
 // ---- Host
 
-int num_multiprocessors() {
-  static const int count = [] {
-    int device = 0, value = 0;
-    check(cudaGetDevice(&device), "device");
-    check(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device), "device");
-    return value;
-  }();
-  return count;
-}
-
 /// K and V that a section reads again and again: well below the 50 MiB of L2.
 constexpr int64_t kSectionBytes = int64_t{24} << 20;
 /// From so many items a block on they are taken as they come.
@@ -391,7 +381,7 @@ class PrefillLauncher {
       plan_.longest = std::max(plan_.longest, tile->position + tile->tokens);
       all += int64_t{tile->position + tile->tokens} * args_.shape.q_heads >> tile->pack_shift;
     }
-    const bool in_order = plan_.longest <= all / num_multiprocessors() / 16;
+    const bool in_order = plan_.longest <= all / num_processors() / 16;
     if (!in_order) {
       std::stable_sort(plan_.tiles, end, [](const PrefillTile& a, const PrefillTile& b) {
         return a.position + a.tokens > b.position + b.tokens;
@@ -429,7 +419,7 @@ class PrefillLauncher {
     params_.beside = beside;
     // Blocks without an item have their warp that gathers.
     launch(stream_,
-           {.grid = static_cast<unsigned>(C::kGathers ? num_multiprocessors() : walkers()),
+           {.grid = static_cast<unsigned>(C::kGathers ? num_processors() : walkers()),
             .block = C::kThreads,
             .shared_bytes = C::kSharedBytes,
             .overlap = true},
@@ -449,7 +439,7 @@ class PrefillLauncher {
   struct Rows {
     int segment, row, tokens, position;
   };
-  int walkers() const { return std::min(plan_.num_items, num_multiprocessors()); }
+  int walkers() const { return std::min(plan_.num_items, num_processors()); }
 
   /// Into tiles of up to `step` tokens; with lists they end where a block does.
   void cut(const Rows& rows, int step, int shift) {

@@ -251,13 +251,6 @@ GdnView gdn_view(const GdnArgs& args) {
   return p;
 }
 
-int gdn_multiprocessors() {
-  int device = 0, count = 0;
-  check(cudaGetDevice(&device), "device");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
-  return count;
-}
-
 bool gdn_has_pairs(const GdnView& p) {
   return p.qkv_row % 2 == 0 && p.window_slot % 2 == 0 && p.window_row % 2 == 0 &&
          p.kept_row % 4 == 0 && reinterpret_cast<uintptr_t>(p.qkv) % 4 == 0 &&

@@ -66,8 +66,6 @@ bool gdn_decode(Stream& stream, const GdnArgs& args, int first, int count);
 bool gdn_verify(Stream& stream, const GdnArgs& args, int first, int count);
 /// gdn_decode() for many chains, the same bits; false if the shape is none that it can do.
 bool gdn_stream(Stream& stream, const GdnArgs& args, int first, int count);
-/// Of the current device.
-int gdn_multiprocessors();
 
 /// Chains that are computed token by token, as their kernels are built and launched.
 struct GdnChains {

@@ -794,7 +794,7 @@ bool gdn_prompt(Stream& stream, const GdnArgs& args) {
     num_chunks += (args.host_cu_q[i + 1] - args.host_cu_q[i] + kGdnChunk - 1) / kGdnChunk;
   }
   const GdnView p = gdn_view(args);
-  const int blocks = args.num_prompt_chains * s.value_heads * 2, all = gdn_multiprocessors();
+  const int blocks = args.num_prompt_chains * s.value_heads * 2, all = num_processors();
   Arena& scratch = stream.scratch();
   const ArenaScope scope(scratch);
   GdnChunks chunks{};

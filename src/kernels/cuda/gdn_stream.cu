@@ -576,7 +576,7 @@ __global__ void __launch_bounds__(kBlock, 1)
 template <class State, int Pairs>
 void launch_stream(Stream& stream, const GdnView& p, const GdnChains& chains) {
   const int64_t width = (2 + p.value_heads / p.key_heads) * kDim;
-  const int blocks = p.key_heads * std::min(chains.count, gdn_multiprocessors() / p.key_heads);
+  const int blocks = p.key_heads * std::min(chains.count, num_processors() / p.key_heads);
   const LaunchShape shape{
       .grid = static_cast<unsigned>(blocks),
       .block = kBlock,
@@ -605,7 +605,7 @@ bool gdn_stream(Stream& stream, const GdnArgs& args, int first, int count) {
   p.first_chain = first;
   const GdnShape& s = args.shape;
   if (!gdn_decode_supports(s) || s.key_dim != kDim || s.value_heads / s.key_heads > kMaxGroup ||
-      s.key_heads > gdn_multiprocessors() || p.state_slot % 8 != 0 || p.state_head % 8 != 0 ||
+      s.key_heads > num_processors() || p.state_slot % 8 != 0 || p.state_head % 8 != 0 ||
       reinterpret_cast<uintptr_t>(p.states) % 16 != 0 || !gdn_has_pairs(p)) {
     return false;
   }

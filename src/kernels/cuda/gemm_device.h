@@ -181,16 +181,6 @@ __device__ __forceinline__ void store_rows(const float (&d)[BN / 2], const GemmO
   }
 }
 
-inline int num_processors() {
-  static const int count = [] {
-    int device = 0, value = 0;
-    check(cudaGetDevice(&device), "device");
-    check(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device), "device");
-    return value;
-  }();
-  return count;
-}
-
 inline GemmOutput output_of(const Gemm& g) {
   GemmOutput out;
   out.silu_mul = g.epilogue == Epilogue::kSiluMul;

@@ -272,7 +272,7 @@ __device__ __forceinline__ void take_best(const float (&d)[2][Tokens / 2], int c
 
 /// Of all warps of the block, to the block's part of `out`.
 template <int Groups, int Tokens>
-__device__ __forceinline__ void put_best(const uint64_t (&best)[2], uint64_t* of_warps,
+__device__ __forceinline__ void put_part(const uint64_t (&best)[2], uint64_t* of_warps,
                                          uint64_t* out) {
   const int thread = static_cast<int>(threadIdx.x);
 #pragma unroll
@@ -370,7 +370,7 @@ __device__ __forceinline__ void consume(const CUtensorMap* out_map, const Params
     }
   }
   if constexpr (OnlyBest) {
-    put_best<Groups, Tokens>(best, reinterpret_cast<uint64_t*>(shared + L::kStaging), p.best);
+    put_part<Groups, Tokens>(best, reinterpret_cast<uint64_t*>(shared + L::kStaging), p.best);
   } else if (lane == 0) {
     bulk_wait<0>();
   }

@@ -492,16 +492,6 @@ int round_up(int x, int to) {
   return (x + to - 1) / to * to;
 }
 
-int num_multiprocessors() {
-  static const int count = [] {
-    int device = 0, value = 0;
-    check(cudaGetDevice(&device), "device");
-    check(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device), "device");
-    return value;
-  }();
-  return count;
-}
-
 /// Heads of a pass: whole kv heads if one fits, else a part of one.
 int heads_of_pass(int heads, int group, int64_t bytes_of_head) {
   const auto fit = static_cast<int>(std::clamp<int64_t>(kSumBytes / bytes_of_head, 1, heads));
@@ -567,10 +557,10 @@ class Selector {
       if (gathered != p.first_kv_head) {
         gathered = p.first_kv_head;
         const int there = std::min(kv_heads, shape.kv_heads - gathered);
-        const LaunchShape grid{.grid = dim3(static_cast<unsigned>(4 * num_multiprocessors()),
-                                            static_cast<unsigned>(there)),
-                               .block = 256,
-                               .overlap = true};
+        const LaunchShape grid{
+            .grid = dim3(static_cast<unsigned>(4 * num_processors()), static_cast<unsigned>(there)),
+            .block = 256,
+            .overlap = true};
         with_kv_format(attn_.kv.shape.format, [&](auto format) {
           launch(stream_, grid, gather_keys<decltype(format)>, gather);
         });
@@ -615,7 +605,7 @@ class Selector {
     return maps;
   }
   void estimate(const EstimateMaps& maps, const EstimateParams& p) {
-    const LaunchShape shape{.grid = static_cast<unsigned>(num_multiprocessors()),
+    const LaunchShape shape{.grid = static_cast<unsigned>(num_processors()),
                             .block = kThreads,
                             .shared_bytes = kShared,
                             .overlap = true};

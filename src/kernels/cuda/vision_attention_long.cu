@@ -332,20 +332,13 @@ CUtensorMap map_of(const __nv_bfloat16* base, const SegmentAttnParams& p, int64_
   return encode_map(base, m);
 }
 
-int num_multiprocessors() {
-  int device = 0, count = 0;
-  check(cudaGetDevice(&device), "device");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
-  return count;
-}
-
 }  // namespace
 
 void segment_attention_long(Stream& stream, const SegmentAttnParams& p, int64_t rows, int blocks) {
   const Maps maps{.q = map_of(p.q, p, rows, p.q_head, p.q_row, 64),
                   .k = map_of(p.k, p, rows, p.k_head, p.k_row, kKeys),
                   .v = map_of(p.v, p, rows, p.v_head, p.v_row, kKeys)};
-  const int grid = std::min(blocks * p.heads, num_multiprocessors());
+  const int grid = std::min(blocks * p.heads, num_processors());
   launch(stream,
          {.grid = static_cast<unsigned>(grid), .block = kThreads, .shared_bytes = sizeof(Shared)},
          long_attention_kernel, maps, p, blocks);

@@ -20,6 +20,17 @@ inline cudaStream_t native(const Stream& stream) {
   return static_cast<cudaStream_t>(stream.native());
 }
 
+/// Multiprocessors of the GPU.
+inline int num_processors() {
+  static const int count = [] {
+    int device = 0, value = 0;
+    check(cudaGetDevice(&device), "device");
+    check(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device), "processors");
+    return value;
+  }();
+  return count;
+}
+
 /// How a kernel is launched. With `overlap` the kernel may begin while its predecessor on the
 /// stream drains (programmatic dependent launch): it must call wait_for_predecessor() (ptx.h)
 /// before it touches anything that earlier kernels write or read.
