@@ -15,6 +15,14 @@
 namespace weft {
 namespace {
 
+/// What a check tells of a value: CLI11 puts the flag before it, as the parser has.
+template <class T>
+std::string without_flag(const std::string& flag, const Result<T>& parsed) {
+  if (parsed.ok()) return "";
+  const std::string& message = parsed.error().message;
+  return message.starts_with(flag + ": ") ? message.substr(flag.size() + 2) : message;
+}
+
 std::string environment_name(const CLI::Option& option) {
   std::string name = "WEFT_";
   for (char c : option.get_lnames().front()) {
@@ -153,16 +161,14 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
                  "(blocks of keys by estimate): "
                  "xattn:threshold=0.9,stride=16,from=10240,thresholds=FILE,heads=FILE")
       ->check([](const std::string& text) {
-        const auto parsed = parse_prefill("--prefill-attention", text);
-        return parsed.ok() ? std::string() : parsed.error().message;
+        return without_flag("--prefill-attention", parse_prefill("--prefill-attention", text));
       })
       ->capture_default_str();
   app.add_option("--prefill-policy", o.prefill_policy,
                  "What a router of heads decides by: exact (the whole prompt), sticky (its first "
                  "2048 tokens; prefixes can be reused) or sticky:tokens=N")
       ->check([](const std::string& text) {
-        const auto parsed = parse_prefill_policy("--prefill-policy", text);
-        return parsed.ok() ? std::string() : parsed.error().message;
+        return without_flag("--prefill-policy", parse_prefill_policy("--prefill-policy", text));
       })
       ->capture_default_str();
   app.add_option(

@@ -1,4 +1,6 @@
 // weft inspect attention: what the heads of a model see of one prompt.
+#include <fmt/format.h>
+
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -121,6 +123,15 @@ Result<void> inspect(const InspectOptions& options) {
   AttentionReport report{.model = plan.name, .prefill = describe_prefill(plan)};
   std::vector<int32_t> prompt = TRY(read_prompt(options.prompt_file, plan));
   report.tokens = static_cast<int64_t>(prompt.size());
+  if (report.tokens < plan.sparse_from) {
+    return invalid_argument(
+        fmt::format("{} has {} tokens, and prompts of fewer than {} see all keys; add from=0 to "
+                    "--prefill-attention xattn",
+                    options.prompt_file, report.tokens, plan.sparse_from));
+  }
+  if (!std::ofstream(options.output, std::ios::binary | std::ios::app)) {
+    return unavailable("can't write " + options.output);
+  }
   report.record = TRY(Inspection(plan, std::move(prompt)).run());
   std::fputs(attention_text(report).c_str(), stdout);
   std::ofstream file(options.output, std::ios::binary | std::ios::trunc);

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "base/log.h"
 #include "models/prefill.h"
 #include "sched/scheduler.h"
@@ -26,6 +28,16 @@ const SparsePrefillSpec* sparse_of(const ModelSpec& spec) {
     if (attention != nullptr && attention->sparse) return &*attention->sparse;
   }
   return nullptr;
+}
+
+bool has_one_threshold(const ModelSpec& spec) {
+  const std::vector<float>& first = sparse_of(spec)->thresholds;
+  return first.size() == 1 &&
+         std::all_of(spec.layers.begin(), spec.layers.end(), [&](const LayerSpec& layer) {
+           const auto* attention = std::get_if<AttentionSpec>(&layer.mixer);
+           return attention == nullptr || !attention->sparse ||
+                  attention->sparse->thresholds == first;
+         });
 }
 
 }  // namespace
@@ -72,10 +84,9 @@ Result<void> plan_prefill(const EngineOptions& options, const Checkpoint* weight
 std::string describe_prefill(const EnginePlan& plan) {
   const SparsePrefillSpec* sparse = sparse_of(plan.spec);
   if (sparse == nullptr) return "dense";
-  const std::string estimate =
-      fmt::format("stride {}, threshold {}", sparse->stride,
-                  sparse->thresholds.size() == 1 ? fmt::format("{:g}", sparse->thresholds[0])
-                                                 : std::string("by head"));
+  const std::string estimate = fmt::format(
+      "stride {}, threshold {}", sparse->stride,
+      has_one_threshold(plan.spec) ? fmt::format("{:g}", sparse->thresholds[0]) : "by head");
   if (!sparse->routed) {
     return fmt::format("{} ({})", sparse->heads.empty() ? "xattn" : "heads of a file, xattn",
                        estimate);

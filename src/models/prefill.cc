@@ -5,6 +5,7 @@
 #include <charconv>
 #include <cmath>
 #include <optional>
+#include <set>
 
 #include "checkpoint/model_file.h"
 
@@ -131,6 +132,7 @@ Result<PrefillOptions> parse_prefill(const std::string& flag, std::string_view t
   }
   if (kind != "xattn") return bad(quoted(text) + " is unknown");
   out.kind = PrefillOptions::Kind::kXattn;
+  std::set<std::string_view> seen;
   while (!rest.empty()) {
     rest.remove_prefix(1);  // ':' or ','
     const std::string_view setting = rest.substr(0, rest.find(','));
@@ -138,6 +140,7 @@ Result<PrefillOptions> parse_prefill(const std::string& flag, std::string_view t
     const size_t equals = setting.find('=');
     if (equals == std::string_view::npos) return bad(quoted(setting) + " has no value");
     const std::string_view name = setting.substr(0, equals), value = setting.substr(equals + 1);
+    if (!seen.emplace(name).second) return bad(quoted(name) + " is given twice");
     if (name == "thresholds" || name == "heads") {
       if (value.empty()) return bad(std::string(name) + " names no file");
       (name == "heads" ? out.heads_file : out.thresholds_file) = value;
@@ -158,6 +161,9 @@ Result<PrefillOptions> parse_prefill(const std::string& flag, std::string_view t
     } else {
       return bad(quoted(name) + " is no setting of xattn");
     }
+  }
+  if (seen.contains("threshold") && seen.contains("thresholds")) {
+    return bad("threshold and thresholds exclude each other");
   }
   return out;
 }
@@ -226,14 +232,18 @@ Result<> apply_prefill(const PrefillOptions& options, ModelSpec& spec) {
   if (has_prefill_router(spec)) spec.names.ignored_parts.push_back(".self_attn.mask_allocator.");
   std::vector<std::vector<float>> table;
   if (!dense && !options.thresholds_file.empty()) {
-    table = TRY(load_thresholds(options.thresholds_file));
+    auto loaded = load_thresholds(options.thresholds_file);
+    if (!loaded.ok()) return with_context(loaded.error(), "--prefill-attention thresholds");
+    table = std::move(*loaded);
     if (table.size() != spec.layers.size()) {
       return wrong_layers(options.thresholds_file, spec.layers.size(), table.size());
     }
   }
   std::vector<SparsePrefillSpec> heads(spec.layers.size());
   if (!dense && !options.heads_file.empty()) {
-    heads = TRY(load_heads(options.heads_file));
+    auto loaded = load_heads(options.heads_file);
+    if (!loaded.ok()) return with_context(loaded.error(), "--prefill-attention heads");
+    heads = std::move(*loaded);
     if (heads.size() != spec.layers.size()) {
       return wrong_layers(options.heads_file, spec.layers.size(), heads.size());
     }

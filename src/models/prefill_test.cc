@@ -32,6 +32,8 @@ const std::optional<SparsePrefillSpec>& sparse_of(const ModelSpec& spec, size_t 
 TEST(Prefill, OptionsAreRead) {
   using Kind = PrefillOptions::Kind;
   const auto parse = [](const char* text) { return parse_prefill("--flag", text); };
+  EXPECT_FALSE(parse("xattn:stride=4,stride=8").ok());
+  EXPECT_FALSE(parse("xattn:threshold=0.5,thresholds=f").ok());
   EXPECT_EQ(parse("auto").value(), PrefillOptions());
   EXPECT_EQ(parse("dense").value(), PrefillOptions{.kind = Kind::kDense});
   EXPECT_EQ(parse("xattn").value(), PrefillOptions{.kind = Kind::kXattn});

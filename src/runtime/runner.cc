@@ -82,7 +82,8 @@ void Runner::run(PackedStep& step, StepResult& result) {
                       &plans,
                       kept_.rows.empty() ? nullptr : &kept_};
   const AskedRows asked{step.logit_row_ids(), step.num_prompt_logit_rows()};
-  if (!mtp_ && !step.layers().partial()) context.asked = &asked;
+  // The module goes over all rows, and a record is of whole layers.
+  if (!mtp_ && record_ == nullptr && !step.layers().partial()) context.asked = &asked;
   const TensorView hidden =
       step.layers().partial() ? run_layers(step, context) : parts_.model.hidden(context);
   sample(step, context, hidden, result);

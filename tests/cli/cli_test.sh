@@ -106,6 +106,18 @@ cp -r "$source_dir/models/demo" "$scratch/cut"
 truncate -s 1000000 "$scratch/cut/model-00001-of-00002.safetensors"
 check "truncated weights" 1 '' 'model-00001-of-00002.safetensors' run "$scratch/cut" -p hi
 
+# What heads see: every layer, also in chunks that ask for no logits.
+paw=$(dirname "$weft")/oracle/models/pawqwen3_xattn_streaming
+seq -s, 1 200 | sed 's/.*/[&,&,&,&]/' >"$scratch/ids.json"
+check "a prompt below the crossover" 2 '' 'add from=0' inspect attention "$paw" -p "$scratch/ids.json" --prefill-attention xattn -o "$scratch/a.html"
+check "a picture that can't be written" 1 '' "can't write" inspect attention "$paw" -p "$scratch/ids.json" -o "$scratch/none/a.html"
+check "a bad stride" 2 '' '^weft: error: --prefill-attention: stride must' inspect attention "$paw" -p "$scratch/ids.json" --prefill-attention xattn:stride=5
+check "a thresholds file that is not there" 1 '' '--prefill-attention thresholds: .*none' inspect attention "$paw" -p "$scratch/ids.json" --prefill-attention xattn:thresholds=none
+check "heads by chunks" 0 '24 full, 0 streaming, 0 by blocks; computed 100.0 %' '*' inspect attention "$paw" -p "$scratch/ids.json" --prefill-attention xattn:threshold=1,from=0 --max-num-batched-tokens 256 -o "$scratch/a.html"
+same "layers of it, each whole" "$(grep -c '^layer .*blocks 100.0 %.*least 100.00 %' "$scratch/out")" 3
+check "heads of a window" 0 '16 streaming, 8 by blocks' '*' inspect attention "$paw" -p "$scratch/ids.json" --prefill-policy sticky:tokens=256 -o "$scratch/a.html"
+same "no layer without its rows" "$(grep -c '^layer .*least 0.00 %' "$scratch/out")" 0
+
 # Answers of the demo model: only the answer on standard output, the same bits each time.
 check "greedy answer" 0 '^92\.?$' '*' run -p 'Calculate 13 + 79.' --temperature 0
 check "quantised answer" 0 '^92\.?$' '*' run -p 'Calculate 13 + 79.' --temperature 0 -q int8
