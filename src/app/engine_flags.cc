@@ -157,7 +157,8 @@ void add_engine_options(CLI::App& app, EngineOptions& o, bool positional_model, 
          "earlier turns")
       ->check(CLI::IsMember({"exact", "reuse-generated"}));
   app.add_option("--prefill-attention", o.prefill_attention,
-                 "What the heads of a prompt see: auto (as the model was trained), dense, or xattn "
+                 "What the heads of a prompt see: auto (as the model was trained; of heads that "
+                 "choose blocks auto:threshold=0.9,stride=16,thresholds=FILE), dense, or xattn "
                  "(blocks of keys by estimate): "
                  "xattn:threshold=0.9,stride=16,from=10240,thresholds=FILE,heads=FILE")
       ->check([](const std::string& text) {

@@ -111,6 +111,27 @@ bool any_layer(const ModelSpec& spec, Predicate predicate) {
   });
 }
 
+/// Some head may see the blocks of an estimate.
+bool has_lists(const SparsePrefillSpec& sparse) {
+  return !sparse.routed || sparse.retrieval == HeadKind::kBlocks ||
+         sparse.sparse == HeadKind::kBlocks;
+}
+
+/// A file of `setting`, one entry a layer.
+template <class Load>
+auto load_table(const std::string& setting, const std::string& path, Load load,
+                const ModelSpec& spec) -> decltype(load(path)) {
+  auto table = load(path);
+  if (!table.ok()) return with_context(table.error(), "--prefill-attention " + setting);
+  if (table->size() != spec.layers.size()) {
+    return wrong_layers(path, spec.layers.size(), table->size());
+  }
+  return table;
+}
+
+constexpr float kThreshold = 0.9f;
+constexpr int kStride = 16;
+
 constexpr std::array<std::string_view, 4> kXattnFamilies = {
     "Qwen3ForCausalLM", "Qwen2ForCausalLM", "LlamaForCausalLM", "PawQwen3ForCausalLM"};
 
@@ -123,15 +144,16 @@ Result<PrefillOptions> parse_prefill(const std::string& flag, std::string_view t
   const auto bad = [&](const std::string& what) {
     return invalid_argument(flag + ": " + what +
                             "; allowed: auto, dense, xattn, "
+                            "auto:threshold=0.9,stride=16,thresholds=FILE, "
                             "xattn:threshold=0.9,stride=16,from=10240,thresholds=FILE,heads=FILE");
   };
-  if (kind == "auto" || kind == "dense") {
+  if (kind == "dense") {
     if (!rest.empty()) return bad(quoted(kind) + " takes no settings");
-    out.kind = kind == "auto" ? PrefillOptions::Kind::kModel : PrefillOptions::Kind::kDense;
+    out.kind = PrefillOptions::Kind::kDense;
     return out;
   }
-  if (kind != "xattn") return bad(quoted(text) + " is unknown");
-  out.kind = PrefillOptions::Kind::kXattn;
+  if (kind != "xattn" && kind != "auto") return bad(quoted(text) + " is unknown");
+  out.kind = kind == "auto" ? PrefillOptions::Kind::kModel : PrefillOptions::Kind::kXattn;
   std::set<std::string_view> seen;
   while (!rest.empty()) {
     rest.remove_prefix(1);  // ':' or ','
@@ -141,6 +163,9 @@ Result<PrefillOptions> parse_prefill(const std::string& flag, std::string_view t
     if (equals == std::string_view::npos) return bad(quoted(setting) + " has no value");
     const std::string_view name = setting.substr(0, equals), value = setting.substr(equals + 1);
     if (!seen.emplace(name).second) return bad(quoted(name) + " is given twice");
+    if (kind == "auto" && (name == "heads" || name == "from")) {
+      return bad(quoted(name) + " is no setting of auto");
+    }
     if (name == "thresholds" || name == "heads") {
       if (value.empty()) return bad(std::string(name) + " names no file");
       (name == "heads" ? out.heads_file : out.thresholds_file) = value;
@@ -156,10 +181,10 @@ Result<PrefillOptions> parse_prefill(const std::string& flag, std::string_view t
       if (!whole || *number > static_cast<float>(kMaxTokens)) return bad("from must be tokens");
       out.from = static_cast<int64_t>(*number);
     } else if (name == "stride") {
-      out.stride = *number == 4 || *number == 8 || *number == 16 ? static_cast<int>(*number) : 0;
-      if (out.stride == 0) return bad("stride must be 4, 8 or 16");
+      if (*number != 4 && *number != 8 && *number != 16) return bad("stride must be 4, 8 or 16");
+      out.stride = static_cast<int>(*number);
     } else {
-      return bad(quoted(name) + " is no setting of xattn");
+      return bad(quoted(name) + " is no setting of " + std::string(kind));
     }
   }
   if (seen.contains("threshold") && seen.contains("thresholds")) {
@@ -215,47 +240,45 @@ Result<SparsePrefillSpec> parse_elastic(const ConfigJson& text, const AttentionS
 }
 
 Result<> apply_prefill(const PrefillOptions& options, ModelSpec& spec) {
-  if (options.kind == PrefillOptions::Kind::kModel) {
-    return spec.prefill_refusal.empty()
-               ? Result<>()
-               : unsupported(spec.prefill_refusal + "; use --prefill-attention dense or xattn");
+  const bool as_trained = options.kind == PrefillOptions::Kind::kModel;
+  const bool dense = options.kind == PrefillOptions::Kind::kDense;
+  if (as_trained && !spec.prefill_refusal.empty()) {
+    return unsupported(spec.prefill_refusal + "; use --prefill-attention dense or xattn");
+  }
+  if (as_trained && options == PrefillOptions()) return {};
+  if (as_trained && !any_layer(spec, has_lists)) {
+    return invalid_argument("--prefill-attention auto: no head of " + spec.architecture +
+                            " chooses blocks, so there is nothing to set; allowed: auto");
   }
   spec.prefill_refusal.clear();
   const bool known = std::find(kXattnFamilies.begin(), kXattnFamilies.end(), spec.architecture) !=
                      kXattnFamilies.end();
-  const bool dense = options.kind == PrefillOptions::Kind::kDense;
-  if (!dense && !known) {
+  if (!as_trained && !dense && !known) {
     return unsupported("--prefill-attention xattn: " + spec.architecture +
                        " has no sparse prefill; LlamaForCausalLM, PawQwen3ForCausalLM, "
                        "Qwen2ForCausalLM and Qwen3ForCausalLM have");
   }
-  if (has_prefill_router(spec)) spec.names.ignored_parts.push_back(".self_attn.mask_allocator.");
+  if (!as_trained && has_prefill_router(spec)) {
+    spec.names.ignored_parts.push_back(".self_attn.mask_allocator.");
+  }
   std::vector<std::vector<float>> table;
   if (!dense && !options.thresholds_file.empty()) {
-    auto loaded = load_thresholds(options.thresholds_file);
-    if (!loaded.ok()) return with_context(loaded.error(), "--prefill-attention thresholds");
-    table = std::move(*loaded);
-    if (table.size() != spec.layers.size()) {
-      return wrong_layers(options.thresholds_file, spec.layers.size(), table.size());
-    }
+    table = TRY(load_table("thresholds", options.thresholds_file, load_thresholds, spec));
   }
   std::vector<SparsePrefillSpec> heads(spec.layers.size());
   if (!dense && !options.heads_file.empty()) {
-    auto loaded = load_heads(options.heads_file);
-    if (!loaded.ok()) return with_context(loaded.error(), "--prefill-attention heads");
-    heads = std::move(*loaded);
-    if (heads.size() != spec.layers.size()) {
-      return wrong_layers(options.heads_file, spec.layers.size(), heads.size());
-    }
+    heads = TRY(load_table("heads", options.heads_file, load_heads, spec));
   }
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     AttentionSpec* attention = attention_of(spec.layers[i]);
-    if (attention == nullptr) continue;
-    attention->sparse.reset();
+    if (attention == nullptr || (as_trained && !attention->sparse)) continue;
+    if (!as_trained) attention->sparse.reset();
     if (dense) continue;
-    SparsePrefillSpec sparse = std::move(heads[i]);
-    sparse.stride = options.stride;
-    sparse.thresholds = {options.threshold};
+    SparsePrefillSpec sparse = as_trained ? *attention->sparse : std::move(heads[i]);
+    if (options.stride || !as_trained) sparse.stride = options.stride.value_or(kStride);
+    if (options.threshold || !as_trained) {
+      sparse.thresholds = {options.threshold.value_or(kThreshold)};
+    }
     if (!sparse.heads.empty() && std::ssize(sparse.heads) != attention->kv_heads) {
       return invalid_argument(options.heads_file + ": layer " + std::to_string(i) + " must have " +
                               std::to_string(attention->kv_heads) + " heads, got " +

@@ -2,6 +2,7 @@
 
 // What heads see of long prompts, as the user and config.json say it (docs/kernels/elastic.md).
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -21,10 +22,12 @@ struct PrefillOptions {
     kXattn,  ///< every head sees the blocks that XAttention estimates
   };
   Kind kind = Kind::kModel;
-  float threshold = 0.9f;  ///< of kXattn: mass that the blocks of a row reach; 1: all blocks
-  int stride = 16;         ///< of kXattn: 4, 8 or 16
-  int64_t from = kFrom;    ///< of kXattn: prompts of fewer tokens are dense
-  /// Of kXattn: a JSON file {"layers": [{"thresholds": [one, or one a head]}, one a layer]}; empty:
+  /// Mass that the blocks of a row reach; 1: all blocks. Null: of kXattn 0.9, of kModel the
+  /// model's.
+  std::optional<float> threshold;
+  std::optional<int> stride;  ///< 4, 8 or 16; null: 16, or the model's
+  int64_t from = kFrom;       ///< of kXattn: prompts of fewer tokens are dense
+  /// A JSON file {"layers": [{"thresholds": [one, or one a head]}, one a layer]}; empty:
   /// `threshold` everywhere.
   std::string thresholds_file;
   /// Of kXattn: a JSON file {"sink_size", "local_window_size": tokens, "layers": [{"heads": [one of
@@ -33,9 +36,9 @@ struct PrefillOptions {
   bool operator==(const PrefillOptions&) const = default;
 };
 
-/// "auto", "dense", "xattn", "xattn:threshold=0.9,stride=16", "xattn:thresholds=FILE",
-/// "xattn:heads=FILE". Errors name
-/// `flag` and what is allowed.
+/// "auto", "auto:threshold=0.8,stride=8", "auto:thresholds=FILE", "dense", "xattn",
+/// "xattn:threshold=0.9,stride=16", "xattn:thresholds=FILE", "xattn:heads=FILE". Errors name `flag`
+/// and what is allowed.
 Result<PrefillOptions> parse_prefill(const std::string& flag, std::string_view text);
 
 /// Writes what `options` mean into the layers of `spec`. Refuses architectures that have no such

@@ -35,6 +35,9 @@ TEST(Prefill, OptionsAreRead) {
   EXPECT_FALSE(parse("xattn:stride=4,stride=8").ok());
   EXPECT_FALSE(parse("xattn:threshold=0.5,thresholds=f").ok());
   EXPECT_EQ(parse("auto").value(), PrefillOptions());
+  EXPECT_EQ(parse("auto:threshold=0.8").value(), (PrefillOptions{.threshold = 0.8f}));
+  EXPECT_EQ(parse("auto:thresholds=f,stride=4").value(),
+            (PrefillOptions{.stride = 4, .thresholds_file = "f"}));
   EXPECT_EQ(parse("dense").value(), PrefillOptions{.kind = Kind::kDense});
   EXPECT_EQ(parse("xattn").value(), PrefillOptions{.kind = Kind::kXattn});
   EXPECT_EQ(parse("xattn:threshold=0.85,stride=8").value(),
@@ -46,8 +49,9 @@ TEST(Prefill, OptionsAreRead) {
   EXPECT_EQ(parse("xattn:heads=h.json,from=4096").value(),
             (PrefillOptions{.kind = Kind::kXattn, .from = 4096, .heads_file = "h.json"}));
   for (const char* bad :
-       {"xattn:from=-1", "xattn:from=0.5", "", "sparse", "dense:x=1", "xattn:", "xattn:stride=5",
-        "xattn:stride=a", "xattn:threshold=1.5", "xattn:threshold=nan", "xattn:what=1"}) {
+       {"xattn:from=-1", "xattn:from=0.5", "", "sparse", "dense:x=1", "auto:from=0", "auto:heads=f",
+        "xattn:", "xattn:stride=5", "xattn:stride=a", "xattn:threshold=1.5", "xattn:threshold=nan",
+        "xattn:what=1"}) {
     const auto result = parse(bad);
     ASSERT_FALSE(result.ok()) << bad;
     EXPECT_THAT(result.error().message, HasSubstr("--flag")) << bad;
@@ -75,6 +79,31 @@ TEST(Prefill, ModesOfElasticAttention) {
   }
   EXPECT_FALSE(has_sparse_prefill(
       spec_of("PawQwen3ForCausalLM", R"("retrieval_mode": "full", "toggle_type": "full")")));
+}
+
+TEST(Prefill, SettingsOfTheEstimateStandBesideARouter) {
+  ModelSpec spec = spec_of("PawQwen3ForCausalLM", R"("xattn_threshold": 0.8, "xattn_stride": 8)");
+  ASSERT_TRUE(apply_prefill({.threshold = 0.95f}, spec).ok());
+  EXPECT_THAT(sparse_of(spec, 1)->thresholds, ElementsAre(0.95f));
+  EXPECT_EQ(sparse_of(spec, 1)->stride, 8);
+  EXPECT_TRUE(has_prefill_router(spec));
+  ASSERT_TRUE(apply_prefill({.stride = 4}, spec).ok());
+  EXPECT_THAT(sparse_of(spec)->thresholds, ElementsAre(0.95f));
+  EXPECT_EQ(sparse_of(spec)->stride, 4);
+  TempDir dir;
+  std::ofstream(dir.file("t.json"))
+      << R"({"layers": [{"thresholds": [0.5]}, {"thresholds": [0.6]}]})";
+  ASSERT_TRUE(apply_prefill({.thresholds_file = dir.file("t.json")}, spec).ok());
+  EXPECT_THAT(sparse_of(spec, 0)->thresholds, ElementsAre(0.5f));
+  EXPECT_THAT(sparse_of(spec, 1)->thresholds, ElementsAre(0.6f));
+  EXPECT_TRUE(has_prefill_router(spec));
+
+  ModelSpec streaming = spec_of("PawQwen3ForCausalLM", R"("toggle_type": "streaming")");
+  const auto refused = apply_prefill({.stride = 4}, streaming);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_THAT(refused.error().message, HasSubstr("no head of PawQwen3ForCausalLM chooses blocks"));
+  ModelSpec plain = spec_of("Qwen3ForCausalLM");
+  EXPECT_FALSE(apply_prefill({.threshold = 0.5f}, plain).ok());
 }
 
 TEST(Prefill, DefaultsAndSizesOfElasticAttention) {
