@@ -9,6 +9,9 @@
 namespace weft {
 namespace {
 
+/// Rows of prompts of a step from which on the module leaves out what nobody reads.
+constexpr int64_t kManyRows = 32;
+
 /// Of a pass: a row a sequence, or late rows of some.
 int64_t most_rows(const StepLimits& limits) {
   return std::max(limits.max_draft_seqs(), DraftState::kMostLate);
@@ -70,6 +73,15 @@ void MtpDrafter::follow(StepContext& context, PackedStep& step, TensorView hidde
 
   const ArenaScope scope(context.arena);
   StepContext own{context.stream, context.ops, context.arena, batch, context.kv};
+  if (batch.prompt_rows >= kManyRows && limits_.all_rows() >= DraftState::kMostLate) {
+    // Keys and values of all rows; those that drafts start from go through the whole module when
+    // somebody drafts.
+    const AskedRows none{step.logit_row_ids().rows(0, 0)};
+    own.asked = &none;
+    parts_.model.mtp_hidden(own, hidden);
+    take_last_rows(step, hidden, result);
+    return;
+  }
   const TensorView out = parts_.model.mtp_hidden(own, hidden);
   for (size_t i = 0; i < results.size(); ++i) {
     const ResultRow& row = results[i];
@@ -90,18 +102,26 @@ bool MtpDrafter::take_note(const PackedStep& step, TensorView hidden, const Step
                           return row.row >= 0 && row.num_drafts == 0;
                         });
   if (!one_each || limits_.all_rows() < DraftState::kMostLate) return false;
+  take_last_rows(step, hidden, result);
+  return true;
+}
+
+/// Takes note of the row before the last token of every sequence that got one.
+void MtpDrafter::take_last_rows(const PackedStep& step, TensorView hidden,
+                                const StepResult& result) {
+  const std::span<const ResultRow> results = step.results();
   for (size_t i = 0; i < results.size(); ++i) {
-    if (result.rows[i].tokens.empty()) continue;
+    const auto count = std::ssize(result.rows[i].tokens);
+    if (results[i].row < 0 || count == 0) continue;
     ExecutorSequence& sequence = *results[i].sequence;
     DraftState& state = draft_state(sequence);
     const int64_t at = sequence.last_index() - 1;
     if (state.late_first + std::ssize(state.late_tokens) != at) state.forget_late();
     if (state.late_tokens.empty()) state.late_first = at;
     state.late_tokens.push_back(result.rows[i].tokens.back());
-    const float* from = hidden.row<float>(results[i].row);
+    const float* from = hidden.row<float>(results[i].row + count - 1);
     state.late_hidden.insert(state.late_hidden.end(), from, from + hidden.dim(1));
   }
-  return true;
 }
 
 void MtpDrafter::catch_up(Arena& arena, std::span<const LateRows> rows) {

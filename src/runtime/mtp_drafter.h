@@ -23,7 +23,8 @@ class MtpDrafter final : public DraftModule {
                                    const OpTable& ops, const StepLimits& limits);
   static int64_t bytes(const StepLimits& limits, int64_t hidden_size, int num_threads);
 
-  /// `hidden` [T, hidden] are the rows of the step that `context` runs, `result` its tokens.
+  /// `hidden` [T, hidden] are the rows of the step that `context` runs, `result` its tokens. Of
+  /// prompts the module's keys and values are computed alone.
   void follow(StepContext& context, PackedStep& step, TensorView hidden, const StepResult& result);
 
   /// While nobody drafts, follow() only takes note of the rows of steps that decode: a pass of the
@@ -52,6 +53,7 @@ class MtpDrafter final : public DraftModule {
   static Layout layout(std::byte* base, const StepLimits& limits, int64_t hidden_size);
   MtpDrafter(const Parts& parts, const StepLimits& limits);
   bool take_note(const PackedStep& step, TensorView hidden, const StepResult& result);
+  void take_last_rows(const PackedStep& step, TensorView hidden, const StepResult& result);
   void catch_up_at_once(Arena& arena, std::span<const LateRows> rows);
   void set_block_table(int64_t segment, std::span<const BlockId> blocks);
   void set_batch(int64_t rows, int64_t segments);

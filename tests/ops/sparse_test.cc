@@ -1,5 +1,8 @@
 // Plans of heads in prompts: what a head sees, which blocks are chosen for it, and which heads are
 // retrieval heads (kernels/sparse_args.h).
+#include <algorithm>
+#include <bit>
+#include <fstream>
 #include <functional>
 
 #include "kernels/cpu/choose_blocks.h"
@@ -149,6 +152,52 @@ TEST(BlockChoice, IsThePublishedOneWithAndWithoutItsQuirk) {
     }
   }
   EXPECT_GT(differences, 100);
+}
+
+/// Distinct whole numbers, the scores of row `seed` of tests/data/xattn_choice.txt.
+std::vector<float> fixture_scores(int64_t seed, size_t n) {
+  std::vector<float> out;
+  int64_t x = seed * 7919 + 1;
+  while (out.size() < n) {
+    x = (x * 1103515245 + 12345) % (int64_t{1} << 31);
+    const auto root = static_cast<float>((x >> 8) % 1009);
+    const float score = root * root + 1;
+    if (std::find(out.begin(), out.end(), score) == out.end()) out.push_back(score);
+  }
+  return out;
+}
+
+/// The file has what find_blocks_chunked of github.com/mit-han-lab/x-attention (e379887, PyTorch)
+/// chose: a line is a seed, the number of blocks, the threshold in thousandths, whether the row
+/// stands in a first chunk, and the blocks as bits of a hexadecimal number.
+TEST(BlockChoice, IsWhatThePublishedProgramChose) {
+  std::ifstream file(std::string(WEFT_SOURCE_DIR) + "/tests/data/xattn_choice.txt");
+  int64_t seed = 0;
+  int n = 0, permille = 0, first = 0, rows = 0;
+  uint64_t bits = 0;
+  while (file >> std::dec >> seed >> n >> permille >> first >> std::hex >> bits) {
+    SCOPED_TRACE(seed);
+    ++rows;
+    const std::vector<float> scores = fixture_scores(seed, static_cast<size_t>(n));
+    const float threshold = static_cast<float>(permille) / 1000;
+    const std::vector<bool> kept =
+        ref::choose_blocks({scores.begin(), scores.end()}, threshold, first != 0);
+    std::vector<int32_t> order(scores.size()), words(2, -1);
+    const ChosenBlocks chosen = choose_blocks({.scores = scores.data(),
+                                               .row = n - 1,
+                                               .threshold = threshold,
+                                               .quirk = first != 0,
+                                               .order = order.data(),
+                                               .words = words.data(),
+                                               .num_words = 2});
+    for (int c = 0; c < n; ++c) {
+      EXPECT_EQ(kept[static_cast<size_t>(c)], (bits >> c & 1) != 0) << c;
+      EXPECT_EQ((words[static_cast<size_t>(c / 32)] >> (c % 32) & 1) != 0, (bits >> c & 1) != 0)
+          << c;
+    }
+    EXPECT_EQ(chosen.count, std::popcount(bits));
+  }
+  EXPECT_EQ(rows, 238);
 }
 
 TEST(BlockChoice, TiesGoToTheLowerBlock) {
