@@ -20,6 +20,8 @@ class SpyModel : public ToyModel {
   const ModelSpec& spec() const override { return spec_; }
   TensorView mtp_hidden(StepContext& context, TensorView previous) const override {
     const StepBatch& batch = context.batch;
+    whole = context.asked == nullptr;
+    EXPECT_TRUE(whole || context.asked->rows.dim(0) == 0);
     fed.clear();
     for (int64_t row = 0; row < batch.num_rows(); ++row) {
       fed.push_back(batch.ids.ptr<int32_t>()[row]);
@@ -30,9 +32,10 @@ class SpyModel : public ToyModel {
             1000 + batch.images.rows.ptr<int32_t>()[run.first + i];
       }
     }
-    return previous;
+    return whole ? previous : previous.rows(0, 0);
   }
   mutable std::vector<int32_t> fed;
+  mutable bool whole = false;
 
  private:
   ModelSpec spec_;
@@ -113,8 +116,10 @@ class MtpDrafterTest : public testing::Test {
     StepResult result;
     for (const ResultRow& row : step_->results()) {
       result.rows.push_back({.seq = row.sequence->request->id, .tokens = {33}});
+      if (row.row >= 0) row.sequence->history.append(33);
     }
     std::vector<float> hidden(static_cast<size_t>(step_->batch().num_rows() * ToyModel::kHidden));
+    std::iota(hidden.begin(), hidden.end(), 0.0f);
     StepContext context{stream_, ref_ops(), arena_, step_->batch(), kv_};
     drafter_->follow(
         context, *step_,
@@ -174,6 +179,32 @@ TEST_F(MtpDrafterTest, RowsBeforeImageTokensAreMadeOfTheirFeatures) {
   plan_.admitted = {a};
   slice(*a, 0, 100, true);
   EXPECT_EQ(follow(), expected(*a, 0, 100));
+}
+
+TEST_F(MtpDrafterTest, OfAPromptOnlyTheLastRowGoesThroughTheWholeModule) {
+  const auto a = make_request(31, {}), b = make_request(100, {});
+  plan_.admitted = {a};
+  slice(*a, 0, 31, true);
+  EXPECT_EQ(follow(), expected(*a, 0, 31));
+  EXPECT_TRUE(model_.whole);  // few rows
+  plan_.admitted = {b};
+  slice(*b, 0, 100, true);
+  const std::vector<BlockId> blocks = tables_.back();
+  EXPECT_EQ(follow(), expected(*b, 0, 100));
+  EXPECT_FALSE(model_.whole);
+
+  ExecutorSequence& sequence = *sequences_.at(b->id);
+  DraftState& state = *sequence.drafts;
+  EXPECT_NE(state.hidden_at, 100);
+  ASSERT_TRUE(state.is_late(true));
+  EXPECT_FALSE(state.is_late(false));
+  const LateRows late{&sequence, blocks};
+  drafter_->catch_up(arena_, std::span(&late, 1));
+  EXPECT_TRUE(model_.whole);
+  EXPECT_EQ(model_.fed, (std::vector<int32_t>{33}));
+  EXPECT_EQ(state.hidden_at, 100);
+  EXPECT_EQ(state.hidden.front(), 99 * ToyModel::kHidden);  // the spy gives rows as they came
+  EXPECT_FALSE(state.is_late(true));
 }
 
 TEST_F(MtpDrafterTest, AnImageMayBeCutByStepsAndBySlices) {
