@@ -130,6 +130,7 @@ class Step {
     CudaTestStream stream;
     cuda::attention_prompt(stream, args);
     stream.sync();
+    expect_same_in_any_tiles(stream, args, cu_q_.back(), cuda::attention_prompt);
     expect_codes_of_attention(stream, args, cu_q_.back());
     lse = lse_out.floats();
     lse.resize(static_cast<size_t>(cu_q_.back() * heads_.q));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "device/gpu.h"
+#include "kernels/cuda/attention_prompt_tiles.h"
 #include "kernels/cuda/gemm.h"
 #include "tests/ops_cuda/support.h"
 
@@ -40,6 +41,25 @@ inline HostRows download(Stream& stream, const cuda::QuantizedRows& q, int64_t r
     }
   }
   return out;
+}
+
+/// `op`, attention of prompts that has run, gives the same bytes with tiles of any rows.
+template <class Op>
+void expect_same_in_any_tiles(Stream& stream, const AttnArgs& args, int64_t rows, const Op& op) {
+  if (rows == 0) return;
+  const int64_t count = (rows - 1) * args.out.stride[0] + args.out.dim(1) * args.out.dim(2);
+  const auto read = [&] {
+    const DeviceTensor copy(DType::kF32, {(count + 1) / 2});
+    copy_bytes(stream, copy.view.data, args.out.data, count * 2);
+    return copy.bytes();
+  };
+  const std::vector<std::byte> chosen = read();
+  for (const int tile : {64, 128, 192}) {
+    cuda::prompt_tile_rows() = tile;
+    op(stream, args);
+    EXPECT_TRUE(read() == chosen) << "tiles of " << tile << " rows";
+  }
+  cuda::prompt_tile_rows() = 0;
 }
 
 /// Attention of prompts that makes codes makes those of the first `rows` rows of args.out, which

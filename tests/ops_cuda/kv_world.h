@@ -79,7 +79,9 @@ class KvWorld {
   std::vector<std::byte> run(bool quantised, const HeadPlan* plan = nullptr) {
     return with_args(quantised, plan, [&](Stream& stream, const AttnArgs& args) {
       const bool gathered = quantised && case_.format != KvFormat::kBf16;
-      (gathered ? cuda::attention_prompt_gathered : cuda::attention_prompt)(stream, args);
+      const auto op = gathered ? cuda::attention_prompt_gathered : cuda::attention_prompt;
+      op(stream, args);
+      if (plan == nullptr) expect_same_in_any_tiles(stream, args, cu_q_.back(), op);
       const int64_t keys = width_ * case_.block_size;
       return cuda::attention_prompt_scratch(args.shape, args.num_prompt_segments, keys) +
              cuda::kv_gather_scratch(args.shape, keys);

@@ -4,6 +4,11 @@
 
 namespace weft::cuda {
 
+int& prompt_tile_rows() {
+  thread_local int rows = 0;
+  return rows;
+}
+
 int64_t attention_prompt_scratch(const AttnShape& shape, int64_t, int64_t) {
   // The items of a HeadPlan's two launches.
   return 2 * (int64_t{PrefillPlan::kMaxTiles} * shape.q_heads * 4 + 512);

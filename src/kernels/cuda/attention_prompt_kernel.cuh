@@ -25,11 +25,10 @@
 
 #include <cuda_bf16.h>
 
-#include <algorithm>
-#include <numeric>
 #include <type_traits>
 
 #include "kernels/cuda/attention_prompt_consumer.h"
+#include "kernels/cuda/attention_prompt_launch.h"
 #include "kernels/cuda/attention_prompt_plan.h"
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/common/tensor_map.h"
@@ -111,9 +110,9 @@ struct KvProducer {
         const int32_t* share =
             source.ready + box.block * 2 * params.kv_heads + first_row / params.block_size;
         if (Plane == 0) {
-          odd = wait_for_shares(share, share + params.kv_heads);
+          odd = wait_for_shares(share, share + params.kv_heads, source.parts);
         } else {
-          wait_for_share(share);
+          wait_for_share(share, source.parts);
         }
       }
       odd = __any_sync(0xffffffffu, odd);
@@ -209,13 +208,6 @@ __device__ __forceinline__ void produce_q(const PrefillShared<C>& shared, const 
   }
 }
 
-/// q[0], q[1]: (D, H, T) in boxes of (64, 1, 64), and of (64, 2^k, 64 / 2^k); kv: (D, 2 G B,
-/// blocks) in boxes of (64, box_keys, 1).
-struct PrefillMaps {
-  CUtensorMap q[2];
-  CUtensorMap kv;
-};
-
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, 1)
     attention_prefill(const __grid_constant__ PrefillMaps maps,
@@ -293,218 +285,6 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 }
 
 // ---- Host
-
-/// K and V that a section reads again and again: well below the 50 MiB of L2.
-constexpr int64_t kSectionBytes = int64_t{24} << 20;
-/// From so many items a block on they are taken as they come.
-constexpr int kManyRounds = 6;
-
-/// Tiles are collected, and launched when the plan is full and at the end.
-template <class C>
-class PrefillLauncher {
- public:
-  PrefillLauncher(Stream& stream, const AttnArgs& args, const QuantizedRows& codes,
-                  const PrefillSource<C>& source = {})
-      : stream_(stream), args_(args), source_(source) {
-    const KvShape& kv = args.kv.shape;
-    const AttnShape& shape = args.shape;
-    const int group = shape.q_heads / shape.kv_heads;
-    // Heads of one tile are a power of two of one kv head; with a plan every head has its own.
-    while (args.heads == nullptr && pack_shift_ < 4 && group % (2 << pack_shift_) == 0) {
-      ++pack_shift_;
-    }
-    params_.out = static_cast<__nv_bfloat16*>(args.out.data);
-    params_.out_row = args.out.stride[0];
-    params_.out_head = args.out.stride[1];
-    params_.codes = codes;
-    params_.block_table = args.seqs.block_table.template ptr<int32_t>();
-    params_.table_row = args.seqs.block_table.stride[0];
-    params_.head_dim = shape.head_dim;
-    params_.group = group;
-    params_.kv_heads = shape.kv_heads;
-    params_.block_size = kv.block_size;
-    params_.box_keys = std::gcd(kv.block_size, C::kMaxBoxKeys);
-    params_.num_blocks = static_cast<int32_t>(args.kv.num_blocks);
-    params_.scale_log2 = shape.scale * 1.44269504088896f;
-
-    params_.lse = args.lse.defined() ? args.lse.template ptr<float>() : nullptr;
-    params_.lse_row = args.lse.stride[0];
-    if (args.heads != nullptr) take_plan(*args.heads);
-
-    MapShape m;
-    m.rank = 3;
-    m.dims[0] = static_cast<uint64_t>(shape.head_dim);  // zeros beyond
-    m.dims[1] = static_cast<uint64_t>(shape.q_heads);
-    m.dims[2] = static_cast<uint64_t>(args.prompt_rows);
-    m.stride_bytes[0] = static_cast<uint64_t>(args.q.stride[1]) * 2;
-    m.stride_bytes[1] = static_cast<uint64_t>(args.q.stride[0]) * 2;
-    m.box[0] = 64;
-    for (int packed = 0; packed < 2; ++packed) {
-      m.box[1] = packed ? 1u << pack_shift_ : 1u;
-      m.box[2] = 64 / m.box[1];
-      maps_.q[packed] = encode_map(args.q.data, m);
-    }
-    m.dims[1] = static_cast<uint64_t>(2) * kv.heads * kv.block_size;
-    m.dims[2] = static_cast<uint64_t>(args.kv.num_blocks);
-    m.stride_bytes[0] = m.dims[0] * 2;
-    m.stride_bytes[1] = static_cast<uint64_t>(args.kv.block_bytes);
-    m.box[1] = static_cast<uint32_t>(params_.box_keys);
-    m.box[2] = 1;
-    maps_.kv = encode_map(args.kv.data, m);
-  }
-
-  /// Rows [row, row + tokens) of q are those of `segment` from `position` on.
-  void add(int segment, int row, int tokens, int position) {
-    // Packed tiles take fewer passes over the keys, wide ones have the better access to q and out.
-    const int packed_tiles = (tokens << pack_shift_) / C::kRows + 1;
-    const int wide_tiles = (tokens + C::kRows - 1) / C::kRows;
-    const bool fewer = packed_tiles < wide_tiles << pack_shift_ && tokens < C::kRows;
-    const int shift = fewer && (tokens <= 64 || position >= 1024) ? pack_shift_ : 0;
-    cut({segment, row, tokens, position}, C::kRows >> shift, shift);
-  }
-
-  void flush() {
-    const ArenaScope scope(stream_.scratch());
-    order();
-    run(/*beside=*/false);
-  }
-
-  /// The order of the tiles and, with a plan of heads, that of the items.
-  void order() {
-    if (plan_.num_tiles == 0) return;
-    // In two classes by the heads of a tile; longest first, unless all are short beside the whole:
-    // then those that share keys follow each other.
-    PrefillTile* end = plan_.tiles + plan_.num_tiles;
-    int64_t all = 0;
-    plan_.longest = 0;
-    for (const PrefillTile* tile = plan_.tiles; tile != end; ++tile) {
-      plan_.longest = std::max(plan_.longest, tile->position + tile->tokens);
-      all += int64_t{tile->position + tile->tokens} * args_.shape.q_heads >> tile->pack_shift;
-    }
-    const bool in_order = plan_.longest <= all / num_processors() / 16;
-    if (!in_order) {
-      std::stable_sort(plan_.tiles, end, [](const PrefillTile& a, const PrefillTile& b) {
-        return a.position + a.tokens > b.position + b.tokens;
-      });
-    }
-    const int shift = plan_.tiles[0].pack_shift;
-    const PrefillTile* others = std::stable_partition(
-        plan_.tiles, end, [&](const PrefillTile& tile) { return tile.pack_shift == shift; });
-    const int sections = in_order ? 1 : num_sections();
-    plan_.section_heads = args_.shape.q_heads / sections;
-    const auto items = [&](int s) { return plan_.section_heads >> s; };
-    plan_.num_first = static_cast<int32_t>(others - plan_.tiles);
-    plan_.first_items = items(shift);
-    plan_.other_items = others == end ? 1 : items(others->pack_shift);
-    plan_.section_items = plan_.num_first * plan_.first_items +
-                          (plan_.num_tiles - plan_.num_first) * plan_.other_items;
-    plan_.num_items = plan_.section_items * sections;
-    params_.counter = nullptr;
-    if (args_.heads != nullptr) {
-      auto* order = static_cast<int32_t*>(stream_.scratch().take(int64_t{plan_.num_items} * 4 + 8));
-      params_.counter = order++;
-      launch(stream_, {.grid = 1, .block = 1024, .overlap = true}, order_items<C>, params_, plan_,
-             order);
-      params_.order = order;
-    } else if (plan_.num_items >= kManyRounds * walkers()) {
-      params_.counter = static_cast<int32_t*>(stream_.scratch().take(4));
-      launch(stream_, {.grid = 1, .block = 1, .overlap = true}, reset_counter, params_.counter);
-    }
-  }
-
-  /// Launches what order() has ordered, while the scratch memory of that is held. `beside`: the
-  /// launch ahead is that of the plan's full heads.
-  void run(bool beside) {
-    if (plan_.num_tiles == 0) return;
-    params_.beside = beside;
-    // Blocks without an item have their warp that gathers.
-    launch(stream_,
-           {.grid = static_cast<unsigned>(C::kGathers ? num_processors() : walkers()),
-            .block = C::kThreads,
-            .shared_bytes = C::kSharedBytes,
-            .overlap = true},
-           attention_prefill<C>, maps_, params_, plan_, source_);
-    plan_.num_tiles = 0;
-  }
-
-  void add_segments() {
-    const SeqMap& seqs = args_.seqs;
-    for (int s = 0; s < args_.num_prompt_segments; ++s) {
-      const int row = seqs.host_cu_q[s], tokens = seqs.host_cu_q[s + 1] - row;
-      if (tokens > 0) add(s, row, tokens, seqs.host_kv_start[s]);
-    }
-  }
-
- private:
-  struct Rows {
-    int segment, row, tokens, position;
-  };
-  int walkers() const { return std::min(plan_.num_items, num_processors()); }
-
-  /// Into tiles of up to `step` tokens; with lists they end where a block does.
-  void cut(const Rows& rows, int step, int shift) {
-    int at = 0;
-    while (at < rows.tokens) {
-      if (plan_.num_tiles == PrefillPlan::kMaxTiles) flush();
-      PrefillTile& tile = plan_.tiles[plan_.num_tiles++];
-      const int position = rows.position + at;
-      int tokens = std::min(step, rows.tokens - at);
-      if (C::kPlanned) {
-        tokens = std::min(tokens, HeadPlan::kBlock - position % HeadPlan::kBlock);
-      }
-      tile.row = rows.row + at;
-      tile.position = position;
-      tile.kv_end = rows.position + rows.tokens;
-      tile.block = position / HeadPlan::kBlock - rows.position / HeadPlan::kBlock;
-      tile.segment = rows.segment;
-      tile.tokens = static_cast<uint16_t>(tokens);
-      tile.pack_shift = static_cast<uint16_t>(shift);
-      at += tokens;
-    }
-  }
-
-  /// So many that the K and V of a section's heads stay in L2.
-  int num_sections() const {
-    int64_t bytes = 0;
-    int segment = -1;
-    for (int i = 0; i < plan_.num_tiles; ++i) {
-      const PrefillTile& tile = plan_.tiles[i];
-      if (tile.segment != segment) bytes += int64_t{tile.kv_end} * args_.shape.head_dim * 4;
-      segment = tile.segment;
-    }
-    int sections = 1;
-    while (sections < args_.shape.kv_heads &&
-           (args_.shape.kv_heads % sections != 0 ||
-            bytes * (args_.shape.kv_heads / sections) > kSectionBytes)) {
-      ++sections;
-    }
-    return sections;
-  }
-
-  void take_plan(const HeadPlan& plan) {
-    params_.kinds = HeadKinds(plan.kinds, plan.rows);
-    params_.heads = static_cast<int32_t>(plan.kinds.dim(1));
-    CHECK(plan.kinds.stride[1] == 1 && params_.heads == args_.shape.q_heads);
-    CHECK(plan.rows.defined() || plan.kinds.dim(0) >= args_.num_prompt_segments);
-    params_.sink_blocks = plan.sink_blocks;
-    params_.window_blocks = plan.window_blocks;
-    CHECK(plan.sink_blocks >= 0 && plan.window_blocks >= 1);
-    if (!plan.blocks.defined()) return;  // then no head is of kind kBlocks
-    CHECK(plan.blocks.contiguous() && plan.counts.contiguous() && plan.blocks.rank == 4);
-    params_.blocks = plan.blocks.template ptr<int32_t>();
-    params_.counts = plan.counts.template ptr<int32_t>();
-    params_.row_blocks = static_cast<int32_t>(plan.blocks.dim(2));
-    params_.words = static_cast<int32_t>(plan.blocks.dim(3));
-  }
-
-  Stream& stream_;
-  const AttnArgs& args_;
-  const PrefillSource<C> source_;
-  int pack_shift_ = 0;
-  PrefillMaps maps_;
-  PrefillParams params_;
-  PrefillPlan plan_;
-};
 
 /// What both kinds of operands ask of their callers.
 inline void check_prompt(const AttnArgs& args, const QuantizedRows& codes) {

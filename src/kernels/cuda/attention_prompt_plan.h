@@ -104,6 +104,12 @@ struct PrefillShape {
   static constexpr bool kF16 = Operands != KvOperands::kBf16;
   static constexpr bool kGathers = Operands == KvOperands::kF16Beside;
   static constexpr int kRows = 64 * Warpgroups;
+  /// A tile of keys for so many of the warpgroups, as a share of that for all: measured.
+  static constexpr float tile_time(int warpgroups) {
+    if (warpgroups == Warpgroups) return 1;
+    if (Warpgroups == 2) return 0.66f;
+    return warpgroups == 2 ? (HeadDim > 64 ? 0.82f : 0.87f) : (HeadDim > 64 ? 0.53f : 0.63f);
+  }
   static constexpr int kThreads = 128 * (Warpgroups + 1);
   static constexpr int kConsumerRegisters = Warpgroups == 2   ? (HeadDim > 128 ? 240 : 232)
                                             : Warpgroups == 3 ? 160

@@ -113,9 +113,13 @@ struct KvFp8 {
   /// Exponent and mantissa moved to bf16's place are 2^-120 of the value, subnormal ones too.
   template <int Pair>
   static __device__ __forceinline__ uint32_t widen(uint32_t word, uint32_t = 0) {
+    return bits(__hmul2(bf16_pair(small<Pair>(word)), bf16_pair(0x7B807B80u)));
+  }
+  static constexpr float kSmallUnit = 0x1p120f;
+  template <int Pair>
+  static __device__ __forceinline__ uint32_t small(uint32_t word) {
     const uint32_t pair = Pair == 1 ? word : word << 8;
-    const uint32_t small = (pair & 0x80008000u) | (pair >> 4 & 0x07F007F0u);
-    return bits(__hmul2(bf16_pair(small), bf16_pair(0x7B807B80u)));
+    return (pair & 0x80008000u) | (pair >> 4 & 0x07F007F0u);
   }
   /// Moved to f16's place, 2^-8 of the value.
   static constexpr float kValueUnit = 0x1p8f;

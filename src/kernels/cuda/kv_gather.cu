@@ -84,7 +84,7 @@ __global__ __launch_bounds__(kThreads) void gather_kernel(const __grid_constant_
     }
   }
   const int any = __syncthreads_or(odd);
-  if (thread == 0) p.ready[share] = any != 0 ? 2 : 1;
+  if (thread == 0) p.ready[share] = any != 0 ? 0x10001 : 1;
 }
 
 /// The new table, nothing ready yet, and the scales of channels with the powers of their heads.
@@ -181,9 +181,12 @@ void attend(Stream& stream, const AttnArgs& args, const QuantizedRows& codes, in
   if (beside) {
     p.row_bytes = static_cast<int>(p.from.row_bytes);
     p.stage_rows = GatherStage::kCodeBytes / p.row_bytes / 4 * 4;  // scales of 16 bytes
+    p.parts = (kv.block_size + p.stage_rows - 1) / p.stage_rows;
+    p.num_parts = p.num_shares * p.parts;
     p.scale_groups = p.from.scales;
     p.row_eights = p.row_bytes / kv_code_bits(kv.format);
     p.inverse_row = UINT32_MAX / static_cast<uint32_t>(p.row_eights) + 1;
+    if (32 % p.row_eights == 0) p.turn_rows = 32 / p.row_eights;
     p.scales_at = p.from.scale_offset(0, 0, 0, 0);
     p.into_bytes = p.into.bytes();
   }

@@ -16,6 +16,16 @@ namespace weft::cuda {
 
 constexpr int kMaxGatherSegments = 64;  // of a launch
 
+/// A part of a share.
+struct GatherPart {
+  int block, segment;   ///< of `to`
+  int share, in_block;  ///< of all; of its block
+  int first, rows;      ///< of the share
+  int row;              ///< in_block * tokens + first
+  int seen;             ///< rows from here on that are of the segment
+  int64_t to;           ///< bytes in `to`
+};
+
 struct GatherParams {
   const std::byte* cache = nullptr;
   std::byte* to = nullptr;  ///< blocks of f16
@@ -34,13 +44,16 @@ struct GatherParams {
 
   // A share is the rows of one plane and head of a block; shares: [block][plane][head].
   int8_t* powers = nullptr;  ///< [share][token] kv_row_power()
-  int32_t* ready = nullptr;  ///< [share] 1 once its rows are written, 2 if any of them has a power
+  int32_t* ready = nullptr;  ///< [share] the parts that are written, and those with powers << 16
+  int parts = 1;             ///< of a share
 
   // Of the way beside the attention.
-  int32_t* next = nullptr;                        ///< the share to be taken next
-  int tokens = 0, row_bytes = 0, stage_rows = 0;  ///< of a block; codes; rows copied at once
+  int32_t* next = nullptr;  ///< the part to be taken next
+  int num_parts = 0;
+  int tokens = 0, row_bytes = 0, stage_rows = 0;  ///< of a block; codes; rows of a part
   int row_eights = 0;                             ///< eights of dims of a row, the rest's too
   uint32_t inverse_row = 0;                       ///< 2^32 / row_eights, rounded up
+  int turn_rows = 0;  ///< rows of 32 eights, where these are whole rows; else 0
   int shares_of_block = 0, num_shares = 0, scale_groups = 0;
   int64_t scales_at = 0, into_bytes = 0;  ///< in a block; of a block of f16
 
@@ -54,6 +67,31 @@ struct GatherParams {
     }
     return segment;
   }
+  __device__ __forceinline__ int block_of(int part) const {
+    return static_cast<int>(static_cast<uint32_t>(part) /
+                            static_cast<uint32_t>(parts * shares_of_block));
+  }
+  __device__ __forceinline__ GatherPart part_at(int part) const {
+    GatherPart at;
+    at.block = block_of(part);
+    at.segment = segment_of(at.block);
+    const int in_block = part - at.block * parts * shares_of_block;
+    at.in_block = static_cast<int>(static_cast<uint32_t>(in_block) / static_cast<uint32_t>(parts));
+    at.first = (in_block - at.in_block * parts) * stage_rows;
+    at.share = at.block * shares_of_block + at.in_block;
+    at.rows = min(tokens - at.first, stage_rows);
+    at.row = at.in_block * tokens + at.first;
+    at.seen = keys[at.segment] - (at.block - starts[at.segment]) * tokens - at.first;
+    at.to = at.block * into_bytes + at.row * head_dim * 2;
+    return at;
+  }
+  __device__ __forceinline__ const float* channels_of(const GatherPart& at) const {
+    return channels + at.in_block * (head_dim + 4);
+  }
+  /// In a block of the cache.
+  __device__ __forceinline__ int64_t scales_of(const GatherPart& at) const {
+    return scales_at + (at.in_block * scale_groups * tokens + at.first) * 4;
+  }
 };
 
 /// Whether attention_prompt_beside() takes these; `from` is the cache's layout.
@@ -63,52 +101,51 @@ bool can_gather_beside(const AttnArgs& args, const KvBlockLayout& from);
 void attention_prompt_f16(Stream& stream, const AttnArgs& args, const QuantizedRows& codes,
                           const GatherParams& gather);
 
-/// Rows on their way from the cache: so many copies of up to 4 KiB of codes and their scales.
+/// Rows on their way from the cache: a part of a share, up to 4 KiB of codes and their scales.
 struct GatherStage {
   static constexpr int kCodeBytes = 4096, kScales = 132;
   unsigned char codes[kCodeBytes];
   float scales[kScales];  ///< [groups][rows]; of static formats, of GatherParams::channels
   std::byte* to;
   int rows, seen;  ///< no rows: nothing any more
-  int done;        ///< the share that is ready with these rows; -1: none
-  int first;       ///< row in GatherParams::powers
+  int share;
+  int first;  ///< row in GatherParams::powers
   Barrier full;
 };
 constexpr int kGatherStages = 3;
 /// The registers of the warp that gathers are few: where its copies are lies here, for lane 0.
 struct GatherShared {
   GatherStage stages[kGatherStages];
-  const std::byte *codes, *scales;  ///< of the next rows of `share`
-  std::byte* to;
-  int share, rows, seen;  ///< rows: left of it
-  int next_share;         ///< the one after
-  int odd;                ///< whether a row of the share that is being widened has a power
+  int part, next_part;  ///< to be asked for, and the one after
+  int block;            ///< of the cache: that of `part`
 };
 constexpr int kGatherBytes = (static_cast<int>(sizeof(GatherShared)) + 127) / 128 * 128;
 static_assert(sizeof(GatherStage) % 16 == 0);
 
-/// Waits until a share's rows are written; copies behind a fence_async_global() see them.
-__device__ __forceinline__ void wait_for_share(const int32_t* ready) {
+/// GatherParams::ready of a share counts its parts, and in the bits from 16 on those with powers.
+/// Waits until the rows of all are written; copies behind a fence_async_global() see them.
+__device__ __forceinline__ void wait_for_share(const int32_t* ready, int parts) {
   int32_t done;
   do {
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(done) : "l"(ready) : "memory");
-  } while (done == 0);
+  } while ((done & 0xFFFF) != parts);
 }
 
 /// Waits for two of them; whether a row of either has a power, which the caller sees then.
-__device__ __forceinline__ bool wait_for_shares(const int32_t* one, const int32_t* other) {
+__device__ __forceinline__ bool wait_for_shares(const int32_t* one, const int32_t* other,
+                                                int parts) {
   int32_t state, others;
   do {
     asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(others) : "l"(other) : "memory");
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(state) : "l"(one) : "memory");
-  } while (state == 0 || others == 0);
-  const bool odd = (state | others) > 1;
+  } while ((state & 0xFFFF) != parts || (others & 0xFFFF) != parts);
+  const bool odd = (state | others) >> 16 != 0;
   if (odd) __threadfence();
   return odd;
 }
 
-/// A warp that takes shares until there are no more. Whoever has time takes the next one, so that
-/// nobody waits for a block that has not begun.
+/// A warp that takes parts of shares until there are no more. Whoever has time takes the next one,
+/// so that nobody waits for a block that has not begun.
 class GatherWarp {
  public:
   __device__ __forceinline__ GatherWarp(const GatherParams& params, unsigned char* memory, int lane)
@@ -119,8 +156,7 @@ class GatherWarp {
 #pragma unroll
       for (auto& stage : shared.stages) barrier_init(&stage.full, 1);
       fence_barrier_init();
-      shared.odd = 0;
-      shared.next_share = atomicAdd(p.next, 1);
+      shared.next_part = atomicAdd(p.next, 1);
       look_up();
       advance();
     }
@@ -148,75 +184,59 @@ class GatherWarp {
   const GatherParams& p;
   GatherShared& shared;
   const int lane_;
-  int following_ = 0, next_block_ = 0;  // on their way: a number, and where next_share's codes are
+  int following_ = 0, next_block_ = 0;  // on their way: a number, and where next_part's codes are
 
-  /// The block of next_share, and the share after it.
+  /// The block of next_part, and the part after it.
   __device__ __forceinline__ void look_up() {
-    if (shared.next_share < p.num_shares) {
-      const int block = shared.next_share / p.shares_of_block, segment = p.segment_of(block);
+    if (shared.next_part < p.num_parts) {
+      const int block = p.block_of(shared.next_part), segment = p.segment_of(block);
       next_block_ = p.table[segment * p.table_row + block - p.starts[segment]];
     }
     following_ = atomicAdd(p.next, 1);
   }
-  /// To the share after the current one.
+  /// To the part after the current one.
   __device__ __forceinline__ void advance() {
-    const int share = shared.next_share;
-    const int block = share / p.shares_of_block, in_block = share - block * p.shares_of_block;
-    shared.share = share;
-    if (share < p.num_shares) {
-      const int segment = p.segment_of(block);
-      shared.seen = p.keys[segment] - (block - p.starts[segment]) * p.tokens;
-      shared.rows = p.tokens;
-      const std::byte* from = p.cache + next_block_ * p.block_bytes;
-      shared.codes = from + in_block * p.tokens * p.row_bytes;
-      shared.scales = from + p.scales_at + in_block * p.scale_groups * p.tokens * 4;
-      if (p.channels != nullptr) {
-        shared.scales =
-            reinterpret_cast<const std::byte*>(p.channels + in_block * (p.head_dim + 4));
-      }
-      shared.to = p.to + block * p.into_bytes + in_block * p.tokens * p.head_dim * 2;
-    }
-    shared.next_share = following_;
+    shared.part = shared.next_part;
+    shared.block = next_block_;
+    shared.next_part = following_;
     look_up();
   }
 
   /// Asks for the next rows. By lane 0.
   __device__ __forceinline__ void issue(GatherStage& stage) {
-    if (shared.share >= p.num_shares) {
+    const int part = shared.part;
+    if (part >= p.num_parts) {
       stage.rows = 0;
       arrive(&stage.full);
       return;
     }
-    const int rows = min(shared.rows, p.stage_rows);
-    stage.to = shared.to;
+    const GatherPart at = p.part_at(part);
+    const int rows = at.rows;
+    stage.to = p.to + at.to;
     stage.rows = rows;
-    stage.seen = shared.seen;
-    stage.first = (shared.share + 1) * p.tokens - shared.rows;
+    stage.seen = at.seen;
+    stage.first = at.share * p.tokens + at.first;
+    stage.share = at.share;
+    const std::byte* from = p.cache + shared.block * p.block_bytes;
     const bool channels = p.channels != nullptr;
     const int groups = channels ? 1 : p.scale_groups,
               group_bytes = (channels ? p.head_dim + 4 : rows) * 4;
     const int bytes = rows * p.row_bytes;
     arrive_expect(&stage.full, static_cast<uint32_t>(bytes + groups * group_bytes));
-    bulk_load(stage.codes, shared.codes, static_cast<uint32_t>(bytes), &stage.full);
+    bulk_load(stage.codes, from + at.row * p.row_bytes, static_cast<uint32_t>(bytes), &stage.full);
+    const std::byte* scales =
+        channels ? reinterpret_cast<const std::byte*>(p.channels_of(at)) : from + p.scales_of(at);
 #pragma unroll 1
     for (int group = 0; group < groups; ++group) {
-      bulk_load(stage.scales + group * rows, shared.scales + group * p.tokens * 4,
+      bulk_load(stage.scales + group * rows, scales + group * p.tokens * 4,
                 static_cast<uint32_t>(group_bytes), &stage.full);
     }
-    shared.codes += bytes;
-    if (!channels) shared.scales += rows * 4;
-    shared.to += rows * p.head_dim * 2;
-    shared.seen -= rows;
-    shared.rows -= rows;
-    stage.done = -1;
-    if (shared.rows == 0) {
-      stage.done = shared.share;
-      advance();
-    }
+    advance();
   }
 
-  /// The powers of a stage's rows, which leave its scales.
-  __device__ __forceinline__ void take_powers(GatherStage& stage) {
+  /// The powers of a stage's rows, which leave its scales; whether there are any.
+  __device__ __forceinline__ bool take_powers(GatherStage& stage) {
+    bool odd = false;
     const int rows = stage.rows, code_log2 = kv_code_log2(p.format);
 #pragma unroll 1
     for (int row = lane_; row < rows; row += 32) {
@@ -234,12 +254,13 @@ class GatherWarp {
         }
       }
       p.powers[stage.first + row] = static_cast<int8_t>(power);
-      if (power != 0) shared.odd = 1;
+      odd |= power != 0;
     }
-    __syncwarp();
+    return __any_sync(~0u, odd);
   }
   __device__ __forceinline__ void widen(GatherStage& stage) {
-    take_powers(stage);
+    const bool odd = take_powers(stage);
+    __syncwarp();
     const bool channels = p.channels != nullptr;
     switch (p.format) {
       case KvFormat::kInt8:
@@ -252,20 +273,18 @@ class GatherWarp {
         break;
       default: widen_as<KvInt4, false>(stage); break;
     }
-    if (stage.done >= 0) {
-      fence_async_global();
-      __syncwarp();
-      if (lane_ == 0) {
-        asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p.ready + stage.done),
-                     "r"(1 + shared.odd)
-                     : "memory");
-        shared.odd = 0;
-      }
+    fence_async_global();
+    __syncwarp();
+    if (lane_ == 0) {
+      asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p.ready + stage.share),
+                   "r"(odd ? 0x10001 : 1)
+                   : "memory");
     }
   }
   template <class Format, bool Channels>
   __device__ __forceinline__ void widen_as(const GatherStage& stage) const {
     constexpr int kWords = kKvEightWords<Format>;
+    if (p.turn_rows != 0) return widen_whole<Format, Channels>(stage);
     std::byte* to = stage.to;
     const int rows = stage.rows, seen = stage.seen, eights = rows * p.row_eights;
     constexpr int kTurns = 2;  // beside each other
@@ -298,6 +317,44 @@ class GatherWarp {
           *reinterpret_cast<uint4*>(to + (row * p.head_dim + dim) * 2) = out[turn];
         }
       }
+    }
+  }
+  /// The same where a turn of the warp is whole rows, so that a lane's dims are the same in all.
+  template <class Format, bool Channels>
+  __device__ __forceinline__ void widen_whole(const GatherStage& stage) const {
+    constexpr int kWords = kKvEightWords<Format>;
+    const int first = row_of(lane_), dim = (lane_ - first * p.row_eights) * 8;
+    const unsigned char* codes = stage.codes + lane_ * kWords * 4;
+    const float* scale =
+        stage.scales +
+        (Channels ? dim : (Format::kZeros ? dim / kKvInt4Group * stage.rows : 0) + first);
+    std::byte* to = stage.to + (first * p.head_dim + dim) * 2;
+    const bool mine = dim < p.head_dim;
+    float channels[Channels ? 8 : 1];
+    if constexpr (Channels) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) channels[i] = mine ? scale[i] * kKvSmallUnit<Format> : 0;
+    }
+    const int turns = stage.rows / p.turn_rows, step = p.turn_rows;
+    int unseen = stage.seen - first;  // <= 0: the row is an older owner's
+#pragma unroll 2
+    for (int turn = 0; turn < turns; ++turn) {
+      uint32_t words[kWords];
+      if constexpr (kWords == 1) {
+        words[0] = *reinterpret_cast<const uint32_t*>(codes);
+      } else {
+        const uint2 both = *reinterpret_cast<const uint2*>(codes);
+        words[0] = both.x;
+        words[1] = both.y;
+      }
+      uint4 out = Channels ? widen_small<Format>(words, 0, channels)
+                           : widen_small<Format>(words, *scale, nullptr);
+      if (unseen <= 0) out = {};
+      if (mine) *reinterpret_cast<uint4*>(to) = out;
+      unseen -= step;
+      codes += 32 * kWords * 4;
+      to += step * p.head_dim * 2;
+      if (!Channels) scale += step;
     }
   }
   __device__ __forceinline__ int row_of(int eight) const {
