@@ -88,8 +88,8 @@ struct OpTable {
   /// Likewise attention, then linear of its out as rows [T, H D].
   bool (*attention_linear)(Stream&, const AttnArgs&, const LinearArgs&) = nullptr;
   /// `linear` of rows that only drafts come of, then sampling->sample() of its out: drafts decide
-  /// no bit of an answer, so the arithmetic is whatever is fastest, and what out has then is
-  /// undefined. Null: one after the other.
+  /// no bit of an answer, so the arithmetic is whatever is fastest (of a bf16 or f32 weight that of
+  /// linear's rows that decode), and what out has then is undefined. Null: one after the other.
   void (*draft_tokens)(Stream&, const LinearArgs&, const SampleArgs&) = nullptr;
 
   // Layouts that belong to the backend.

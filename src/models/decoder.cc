@@ -350,6 +350,17 @@ void Decoder::logits(StepContext& context, TensorView rows, int64_t prompt_rows,
   head_.forward(context, rows, out, prompt_rows);
 }
 
+void Decoder::tokens(StepContext& context, TensorView rows, const SampleArgs& choice) const {
+  LinearArgs args = head_.args(context, rows, choice.logits, Epilogue::kStore);
+  args.prompt_rows = 0;
+  // Of bf16 weights drafts have the arithmetic of everything else.
+  if (head_.weight().shape.format == WeightFormat::kBf16) {
+    return tokens_of_drafts(context.ops, context.stream, args, choice);
+  }
+  context.ops.linear(context.stream, args);
+  context.ops.sampling->sample(context.stream, choice);
+}
+
 const Linear& Decoder::draft_head() const {
   return mtp_ && mtp_->head ? *mtp_->head : head_;
 }

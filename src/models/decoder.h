@@ -35,6 +35,7 @@ class Decoder final : public Model {
   TensorView hidden(StepContext& context) const override;
   void logits(StepContext& context, TensorView rows, int64_t prompt_rows,
               TensorView out) const override;
+  void tokens(StepContext& context, TensorView rows, const SampleArgs& choice) const override;
   void draft_logits(StepContext& context, TensorView rows, TensorView out) const override;
   void draft_tokens(StepContext& context, TensorView rows, const SampleArgs& choice) const override;
   void run_prompt_layers(StepContext& context, const LayeredPrompt& prompt) const override;

@@ -90,6 +90,12 @@ class Model {
   /// out [R, V] f32 = head(rows [R, hidden]); the first `prompt_rows` use prompt arithmetic.
   virtual void logits(StepContext& context, TensorView rows, int64_t prompt_rows,
                       TensorView out) const = 0;
+  /// logits() in decode arithmetic, then sampling of the backend by `choice`: the same tokens, but
+  /// choice.logits is memory for it and undefined behind it.
+  virtual void tokens(StepContext& context, TensorView rows, const SampleArgs& choice) const {
+    logits(context, rows, 0, choice.logits);
+    context.ops.sampling->sample(context.stream, choice);
+  }
 
   /// Logits of drafts, in decode arithmetic: with LoadOptions::draft_head by a less exact copy of
   /// the head, and faster.
@@ -113,8 +119,8 @@ class Model {
 
   /// The MTP module on rows whose tokens are the batch's ids and whose hidden states are those of
   /// the tokens before them (`previous` [T, hidden], normed): [T, hidden] in the arena, for
-  /// logits() and for another step of drafting. Positions and slots are those of `previous`. Only
-  /// with spec().mtp.
+  /// logits() and for another step of drafting; with StepContext::asked those rows alone, as
+  /// hidden(). Positions and slots are those of `previous`. Only with spec().mtp.
   virtual TensorView mtp_hidden(StepContext& context, TensorView previous) const;
 };
 

@@ -261,12 +261,14 @@ void GpuExecutor::settle(Flight& flight) {
   GpuSampler::set_drafts(flight.step, flight.sampling);
 }
 
-void GpuExecutor::forward_decode(const PackedStep& step) {
+/// `sampled`: null, or what its rows are sampled with, at once.
+void GpuExecutor::forward_decode(const PackedStep& step, const GpuSampler::Piece* sampled) {
   const ArenaScope scope(arena_);
   StepContext context{parts_.stream, parts_.ops, arena_, step.batch(), parts_.kv};
   sampler_.feed(parts_.stream, step);
   const TensorView hidden = parts_.model.hidden(context);
   keep(hidden);
+  if (sampled) return parts_.model.tokens(context, hidden, sampled->args);
   parts_.model.logits(context, hidden, 0, logits_.rows(0, hidden.dim(0)));
 }
 
@@ -280,10 +282,8 @@ void GpuExecutor::run_decode(Flight& flight) {
   GpuGraphs::Key all = key(flight);
   const bool sampled = flight.piece && flight.piece->number != 0;
   if (sampled) all.back() = flight.piece->number;
-  const bool graph = graphs_.run(parts_.stream, all, [&] {
-    forward_decode(flight.step);
-    if (sampled) sampler_.sample(parts_.stream, *flight.piece);
-  });
+  const bool graph = graphs_.run(
+      parts_.stream, all, [&] { forward_decode(flight.step, sampled ? &*flight.piece : nullptr); });
   flight.result.device_graphs += graph ? 1 : 0;
   if (sampled) return;
   if (flight.piece) return sampler_.sample(parts_.stream, *flight.piece);
@@ -358,12 +358,6 @@ void GpuExecutor::finish(Flight& flight) {
   flight.done.wait();
   flight.pending = false;
   sampler_.finish(flight.step, flight.sampling, flight.result);
-  const Times& now = times(flight.number);
-  flight.result.device_us = now.end.microseconds_since(now.begin);
-  flight.result.device_idle_us =
-      flight.number == 0 ? 0 : now.begin.microseconds_since(times(flight.number - 1).end);
-  if (kept_rows_) kept_rows_->accept(flight.step.results(), flight.result);
-  if (speculator_) speculator_->learn(flight.step, flight.result);
   if (flight.aside >= 0) {
     mtp_->note(flight.step, flight.result, flight.aside);
   } else if (mtp_ && !flight.step.layers().partial()) {
@@ -372,6 +366,13 @@ void GpuExecutor::finish(Flight& flight) {
                  flight.shape.rows > 0 ? std::optional(key(flight)) : std::nullopt);
     flight.result.device_graphs += static_cast<int>(mtp_->num_graph_launches() - graphs);
   }
+  // All else while the module goes over the rows: the device would wait for it.
+  const Times& now = times(flight.number);
+  flight.result.device_us = now.end.microseconds_since(now.begin);
+  flight.result.device_idle_us =
+      flight.number == 0 ? 0 : now.begin.microseconds_since(times(flight.number - 1).end);
+  if (kept_rows_) kept_rows_->accept(flight.step.results(), flight.result);
+  if (speculator_) speculator_->learn(flight.step, flight.result);
 }
 
 StepResult GpuExecutor::collect() {

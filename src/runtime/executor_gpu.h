@@ -91,7 +91,7 @@ class GpuExecutor : public Executor {
   void run_decode(Flight& flight);
   void run_mixed(Flight& flight);
   void run_layers(Flight& flight);
-  void forward_decode(const PackedStep& step);
+  void forward_decode(const PackedStep& step, const GpuSampler::Piece* sampled);
   void keep(const TensorView& hidden);
   void sample(Flight& flight, std::span<const LogitRow> rows);
   void settle(Flight& flight);

@@ -128,7 +128,7 @@ void GpuMtpDrafter::follow(Arena& arena, PackedStep& step, const StepResult& res
   num_kept_ = 0;
   if (rows == 0) return;
   auto* next = reinterpret_cast<int32_t*>(follow_up_.data());
-  const int64_t kept_at = aligned(limits_.all_rows() * 4);
+  const int64_t kept_at = aligned(rows * 4);
   auto* kept = reinterpret_cast<int32_t*>(follow_up_.data() + kept_at);
   StepBatch batch = step.batch();
   batch.images.runs = next_tokens_.shift(step, result, next);
@@ -147,19 +147,23 @@ void GpuMtpDrafter::follow(Arena& arena, PackedStep& step, const StepResult& res
     state.hidden_step = num_followed_;
     kept[num_kept++] = static_cast<int32_t>(row.row + count - 1);
   }
-  copy_bytes(parts_.stream, follow_up_device_.data(), follow_up_.data(), rows * 4);
   if (shape) {  // as many for every step of this shape
     const int64_t all = batch.seqs.num_segments;
     while (num_kept < all) kept[num_kept++] = 0;
   }
   num_kept_ = num_kept;
-  copy_bytes(parts_.stream, follow_up_device_.data() + kept_at, kept, num_kept * 4);
+  copy_bytes(parts_.stream, follow_up_device_.data(), follow_up_.data(), kept_at + num_kept * 4);
   const TensorView ids(follow_up_device_.data() + kept_at, DType::kI32, {num_kept});
   const auto enqueue = [&] {
     const ArenaScope scope(arena);
     StepContext context{parts_.stream, parts_.ops, arena, batch, parts_.kv};
+    const TensorView to = kept_.rows(0, num_kept);
+    // Of the rows of a step that decodes the cache needs all, the next drafts one a sequence.
+    const AskedRows asked{.rows = ids};
+    if (shape && num_kept < rows) context.asked = &asked;
     const TensorView out = parts_.model.mtp_hidden(context, hidden(rows));
-    parts_.ops.embed(parts_.stream, {.ids = ids, .table = out, .out = kept_.rows(0, num_kept)});
+    if (context.asked != nullptr) return copy_bytes(parts_.stream, to.data, out.data, to.bytes());
+    parts_.ops.embed(parts_.stream, {.ids = ids, .table = out, .out = to});
   };
   if (!shape) return enqueue();
   num_graph_launches_ += follow_graphs_.run(parts_.stream, *shape, enqueue) ? 1 : 0;

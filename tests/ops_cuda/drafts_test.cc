@@ -95,5 +95,15 @@ TEST_F(DraftsTest, LargeVocabularies) {
   check(WeightFormat::kInt4, {50, 151937, 1024});
 }
 
+// Greedy rows of 128, 192 and 256 a block, several blocks, the last columns of a tile missing.
+TEST_F(DraftsTest, ManyRowsOfAWideWeight) {
+  check(WeightFormat::kBf16, {65, 20480, 128});
+  check(WeightFormat::kBf16, {130, 20611, 64});
+  check(WeightFormat::kBf16, {256, 32000, 192});
+  check(WeightFormat::kBf16, {300, 20737, 64});
+  check(WeightFormat::kBf16, {256, 248320, 128});
+  check(WeightFormat::kBf16, {130, 20611, 64, /*greedy=*/false});
+}
+
 }  // namespace
 }  // namespace weft

@@ -40,7 +40,8 @@ int64_t linear_decode_scratch(const WeightShape& shape, Epilogue epilogue, int64
 void linear_prompt(Stream& stream, const LinearArgs& args);
 void linear_decode(Stream& stream, const LinearArgs& args);
 /// OpTable::draft_tokens: codes of a weight become bf16(code * bf16(scale)) for more than a few
-/// rows; of greedy rows, up to 64, the logits are not written.
+/// rows, other weights have the arithmetic of linear_decode(). Of greedy rows, up to 64 of codes
+/// and more than 64 of a wide bf16 weight, the logits are not written.
 void draft_tokens(Stream& stream, const LinearArgs& args, const SampleArgs& choice);
 /// The logits that draft_tokens() samples of.
 void draft_logits(Stream& stream, const LinearArgs& args);

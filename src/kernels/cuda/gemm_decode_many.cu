@@ -5,12 +5,15 @@
 // order. W is the A operand of wgmma, a warpgroup 64 rows of it; x the B operand. One thread keeps
 // a ring of stages of 64 k full by TMA, W before the predecessor has ended. The parts of a tile are
 // a cluster: each adds up its share of the rows of x, which it reads from the others' shared
-// memory. Bytes: W once, x once a block from L2, (BN + MT) 128 a stage of BN x MT x 64 products.
-// Bound: the memory and the tensor cores about alike at 256 rows.
+// memory. Or of each row of x only the first greatest of the block's columns is kept. Bytes: W
+// once, x once a block from L2, (BN + MT) 128 a stage of BN x MT x 64 products. Bound: the memory
+// and the tensor cores about alike at 256 rows.
 
 #include <algorithm>
 
+#include "kernels/cuda/best_of_parts.h"
 #include "kernels/cuda/gemm_decode_kernel.h"
+#include "kernels/cuda/sample_device.h"
 
 namespace weft::cuda {
 namespace {
@@ -200,6 +203,37 @@ __device__ __forceinline__ void finish_parts(const DecodeParams& p, const Decode
   }
 }
 
+/// The first greatest of each row's sums, a thread a row, as keys to best[tile][rows].
+template <int BN>
+__device__ __forceinline__ void finish_best(const DecodeParams& p, const DecodeWork& work,
+                                            const std::byte* shared, uint64_t* best) {
+  const int row = static_cast<int>(threadIdx.x);
+  if (row >= work.rows) return;
+  const float* sums = reinterpret_cast<const float*>(shared) + row * Layout<BN, 128>::kPitch;
+  const int column = work.tile * BN;
+  Best own;
+  if (column + BN <= p.n) {
+    // Fours are compared as one; the first greatest is looked for in the first greatest four.
+    int four = 0;
+#pragma unroll 8
+    for (int i = 0; i < BN; i += 4) {
+      const float4 v = *reinterpret_cast<const float4*>(sums + i);
+      const float most = fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w));
+      const auto finite = [](float x) { return x < __builtin_huge_valf(); };  // not of NaN either
+      own.invalid |= !(finite(v.x) && finite(v.y) && finite(v.z) && finite(v.w));
+      if (most > own.logit) {
+        own.logit = most;
+        four = i;
+      }
+    }
+    own.logit = kMinusInfinity;
+    for (int i = four; i < four + 4; ++i) own.take(sums[i], column + i);
+  } else {
+    for (int i = 0; column + i < p.n; ++i) own.take(sums[i], column + i);
+  }
+  best[int64_t{work.tile} * p.rows + work.first_row + row] = own.key();
+}
+
 /// finish_parts() of the product's cut.
 template <int BN, bool Gated>
 __device__ __forceinline__ void finish(const DecodeParams& p, const DecodeWork& work,
@@ -215,11 +249,12 @@ __device__ __forceinline__ void finish(const DecodeParams& p, const DecodeWork& 
   }
 }
 
-template <int BN, int MT>
+/// OnlyBest: of a product in one part; out is not written, but best (finish_best()).
+template <int BN, int MT, bool OnlyBest>
 __global__ void __launch_bounds__(2 * BN, 1)
     decode_many_kernel(const __grid_constant__ CUtensorMap w_map,
                        const __grid_constant__ CUtensorMap x_map,
-                       const __grid_constant__ DecodeParams p) {
+                       const __grid_constant__ DecodeParams p, uint64_t* best) {
   using L = Layout<BN, MT>;
   extern __shared__ __align__(1024) std::byte shared[];
   auto* full = reinterpret_cast<Barrier*>(shared + L::kBarriers);
@@ -249,6 +284,12 @@ __global__ void __launch_bounds__(2 * BN, 1)
   __syncwarp();
   multiply<BN, MT>({&w_map, &x_map}, loader);
   wait_for_predecessor();
+  if constexpr (OnlyBest) {
+    static_assert(2 * BN >= MT);
+    __syncthreads();
+    finish_best<BN>(p, work, shared, best);
+    return;
+  }
   if (parts > 1) {
     cluster_sync();
   } else {
@@ -264,7 +305,7 @@ __global__ void __launch_bounds__(2 * BN, 1)
 }
 
 template <int BN, int MT>
-void launch_many(Stream& stream, const DecodeGemm& gemm, DecodeParams p) {
+int launch_many(Stream& stream, const DecodeGemm& gemm, DecodeParams p, uint64_t* best) {
   using L = Layout<BN, MT>;
   const WeightShape& shape = gemm.weight->shape;
   const bool gated = p.up_row > 0;
@@ -288,18 +329,13 @@ void launch_many(Stream& stream, const DecodeGemm& gemm, DecodeParams p) {
           .shared_bytes = L::kBytes,
           .cluster = static_cast<unsigned>(parts),
           .overlap = true},
-         decode_many_kernel<BN, MT>, w_map, x_map, p);
+         best != nullptr ? decode_many_kernel<BN, MT, true> : decode_many_kernel<BN, MT, false>,
+         w_map, x_map, p, best);
+  return static_cast<int>(tiles);
 }
 
-}  // namespace
-
-bool decode_takes_many(const WeightShape& shape, int64_t rows, const DecodeCut& cut) {
-  return shape.format == WeightFormat::kBf16 && shape.experts == 1 && rows > 64 &&
-         shape.n >= 2048 && shape.k % kStep == 0 &&
-         shape.k / kStep >= int64_t{cut.split} * cut.turns && cut.split * cut.turns <= 8;
-}
-
-void decode_many(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut) {
+/// Returns the tiles of columns. `best`: null, or where finish_best() puts its keys.
+int multiply_many(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut, uint64_t* best) {
   const WeightShape& shape = gemm.weight->shape;
   CHECK(gemm.groups == nullptr, "decode gemm: groups");
   const DecodeParams p = decode_params(gemm, cut, kStep);
@@ -312,19 +348,40 @@ void decode_many(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut) {
     return ceil_div(blocks, cut.split * cut.turns > 2 ? 112 : 132) * (width + 64);
   };
   const auto run = [&]<int MT>() {
-    if (cost(128) < cost(192)) {
-      launch_many<128, MT>(stream, gemm, p);
-    } else {
-      launch_many<192, MT>(stream, gemm, p);
-    }
+    return cost(128) < cost(192) ? launch_many<128, MT>(stream, gemm, p, best)
+                                 : launch_many<192, MT>(stream, gemm, p, best);
   };
-  if (each <= 128) {
-    run.template operator()<128>();
-  } else if (each <= 192) {
-    run.template operator()<192>();
-  } else {
-    run.template operator()<256>();
-  }
+  if (each <= 128) return run.template operator()<128>();
+  if (each <= 192) return run.template operator()<192>();
+  return run.template operator()<256>();
+}
+
+}  // namespace
+
+bool decode_takes_many(const WeightShape& shape, int64_t rows, const DecodeCut& cut) {
+  return shape.format == WeightFormat::kBf16 && shape.experts == 1 && rows > 64 &&
+         shape.n >= 2048 && shape.k % kStep == 0 &&
+         shape.k / kStep >= int64_t{cut.split} * cut.turns && cut.split * cut.turns <= 8;
+}
+
+void decode_many(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut) {
+  multiply_many(stream, gemm, cut, nullptr);
+}
+
+bool decode_takes_best(const DecodeGemm& gemm, const DecodeCut& cut) {
+  const int64_t rows = gemm.x.dim(0), n = gemm.weight->shape.n;
+  return decode_takes_many(gemm.weight->shape, rows, cut) && cut.chunks == 0 &&
+         gemm.groups == nullptr && cut.split * cut.turns == 1 &&
+         gemm.epilogue == Epilogue::kStore && !gemm.bias.defined() &&
+         gemm.out.dtype == DType::kF32 && gemm.out.contiguous() &&
+         reinterpret_cast<uintptr_t>(gemm.out.data) % alignof(uint64_t) == 0 &&
+         ceil_div(n, 128) * rows * int64_t{sizeof(uint64_t)} <= gemm.out.bytes();
+}
+
+BestOfParts decode_best(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut) {
+  CHECK(decode_takes_best(gemm, cut), "decode gemm: the best of each row");
+  auto* best = static_cast<uint64_t*>(gemm.out.data);
+  return {best, multiply_many(stream, gemm, cut, best), gemm.x.dim(0)};
 }
 
 }  // namespace weft::cuda

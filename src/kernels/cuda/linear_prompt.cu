@@ -4,11 +4,11 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/best_of_parts.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/dequantize.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/gemm_drafts.h"
-#include "kernels/cuda/sample_device.h"
 #include "kernels/cuda/supports.h"
 #include "kernels/cuda/weight_layout.h"
 
@@ -90,6 +90,23 @@ bool drafts_alone(const LinearArgs& args) {
   return args.weight->shape.format == WeightFormat::kInt4 && args.x.dim(0) > kMostDecodedDrafts;
 }
 
+/// Greedy rows, more than 64, of a wide bf16 weight: their logits are not written. False: other
+/// ones.
+bool best_of_many(Stream& stream, const LinearArgs& args, const SampleArgs& choice) {
+  const WeightShape& shape = args.weight->shape;
+  if (args.x.dim(0) == 0 || args.x.dim(1) != shape.k || args.norm.weight.defined()) return false;
+  DecodeGemm gemm;
+  gemm.x = args.x;
+  gemm.weight = args.weight;
+  gemm.bias = args.bias;
+  gemm.out = args.out;
+  gemm.epilogue = args.epilogue;
+  const DecodeCut cut = decode_cut(shape, args.epilogue, args.x.dim(0));
+  if (!decode_takes_best(gemm, cut)) return false;
+  sample_parts(stream, choice, decode_best(stream, gemm, cut));
+  return true;
+}
+
 QuantizedRows codes_in_place(const LinearArgs& args) {
   CHECK(args.x.dim(1) == args.weight->shape.k, "linear: x is [T, K]");
   return quantized_rows_at(args.x.data, args.x.dim(0), args.x.dim(1));
@@ -138,11 +155,12 @@ void draft_tokens(Stream& stream, const LinearArgs& args, const SampleArgs& choi
                       args.out.contiguous() && address % alignof(uint64_t) == 0 &&
                       gemm_int4_best_bytes(args.weight->shape.n) <= args.out.bytes();
   if (!direct) {
+    if (choice.only_greedy && best_of_many(stream, args, choice)) return;
     draft_logits(stream, args);
     return sample(stream, choice);
   }
   auto* best = static_cast<uint64_t*>(args.out.data);
-  sample_parts(stream, choice, best, gemm_int4_best(stream, gemm_of(args), best));
+  sample_parts(stream, choice, {best, gemm_int4_best(stream, gemm_of(args), best), kDraftRows});
 }
 
 bool linear_prompt_norms(const LinearArgs& args) {

@@ -295,8 +295,5 @@ struct KeyRange {
 
 /// Rows of plain greedy sampling alone (sample_greedy.cu).
 void sample_greedy(Stream& stream, const SampleParams& params, int64_t rows);
-/// Likewise where the keys of the best ids of `parts` parts of the vocabulary are known, `best` is
-/// [parts][kDraftRows]: the logits are not looked at.
-void sample_parts(Stream& stream, const SampleArgs& args, const uint64_t* best, int parts);
 
 }  // namespace weft::cuda

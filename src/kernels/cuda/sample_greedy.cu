@@ -2,8 +2,8 @@
 // blocks of 512 threads has one row; nothing is kept, so four blocks share an SM and 64 rows are
 // one wave. Bytes: 4 V a row; bound by memory. docs/kernels/sampler_cuda.md
 
+#include "kernels/cuda/best_of_parts.h"
 #include "kernels/cuda/common/launch.h"
-#include "kernels/cuda/gemm_drafts.h"
 #include "kernels/cuda/sample_device.h"
 
 namespace weft::cuda {
@@ -66,16 +66,16 @@ __global__ __launch_bounds__(kThreads,
 
 /// A warp has one row, whose best is known of each part of the vocabulary.
 __global__ __launch_bounds__(32) void parts_kernel(const __grid_constant__ SampleParams params,
-                                                   const uint64_t* best_of_parts, int parts) {
+                                                   const BestOfParts known) {
   let_successor_begin();
   wait_for_predecessor();
   const int64_t row = blockIdx.x;
   const int slot = params.specs[row].slot;
   if (slot < 0) return;
   uint64_t best = 0;
-#pragma unroll 4
-  for (int part = static_cast<int>(threadIdx.x); part < parts; part += 32) {
-    best = max(best, best_of_parts[part * kDraftRows + row]);
+#pragma unroll 8
+  for (int part = static_cast<int>(threadIdx.x); part < known.parts; part += 32) {
+    best = max(best, known.keys[part * known.stride + row]);
   }
   best = warp_max(best);
   if (threadIdx.x == 0) put_best(params, row, slot, best);
@@ -92,13 +92,13 @@ void sample_greedy(Stream& stream, const SampleParams& params, int64_t rows) {
          greedy_kernel, params);
 }
 
-void sample_parts(Stream& stream, const SampleArgs& args, const uint64_t* best, int parts) {
+void sample_parts(Stream& stream, const SampleArgs& args, const BestOfParts& best) {
   const SampleParams params{
       .specs = args.specs, .last_token = args.last_token.ptr<int32_t>(), .results = args.results};
   launch(
       stream,
       {.grid = dim3(static_cast<unsigned>(args.logits.dim(0))), .block = dim3(32), .overlap = true},
-      parts_kernel, params, best, parts);
+      parts_kernel, params, best);
 }
 
 }  // namespace weft::cuda
