@@ -74,6 +74,11 @@ Variant random_variant(const std::string& family, uint64_t seed, bool cuda,
   const bool may_choose = family == "qwen3" || family == "qwen2" || family == "llama3";
   if (may_choose && rng() % 3 == 0) {
     out.prefill = {.kind = PrefillOptions::Kind::kXattn, .threshold = 0.5f, .stride = 8};
+    if (rng() % 2 == 0) out.heads_seed = seed + 1;
+  }
+  if (family.starts_with("paw") && rng() % 3 == 0) {  // the routers are not asked
+    out.prefill = {.kind = PrefillOptions::Kind::kXattn, .threshold = 0.5f, .stride = 8};
+    out.heads_seed = seed + 1;
   }
   return out;
 }
@@ -123,6 +128,7 @@ std::string run_round(const Options& options, const std::string& family, uint64_
       return where + "\n  " + panic.what();
     }
     ++counters.schedules;
+    counters.tables += variant.heads_seed != 0 ? 1 : 0;
     for (const auto& request : requests) {
       const Answer& want = answers[request->id];
       const Answer& got = together.answers[request->id];
@@ -144,14 +150,16 @@ void print(const std::string& name, const Counters& c) {
       "preemptions, {} swaps out, {} in ({} blocks), {} replays, {} cut prompts, {} mixed steps, "
       "{} aborts, {} evictions, {} prompt "
       "logprobs, {} tokens by grammar, {} images encoded, {} found, {} cut, {} steps of layers, {} "
-      "blocks left out, batch up to {}, drafts of MTP {} of {}, others {} of {}, "
+      "blocks left out, {} full, {} streaming and {} list heads, {} tables of heads, batch up to "
+      "{}, "
+      "drafts of MTP {} of {}, others {} of {}, "
       "{} steps with graphs, {} of them with drafts\n",
       name, c.schedules, c.requests, c.tokens, c.steps, c.hits, c.state_hits, c.preemptions,
       c.swap_outs, c.swap_ins, c.copies_in, c.replays, c.chunked, c.mixed, c.aborts, c.evictions,
       c.prompt_logprobs, c.constrained, c.encoded, c.image_hits, c.cut_images, c.layer_steps,
-      c.plans.causal_blocks - c.plans.computed_blocks, c.largest_batch, c.drafts.accepted[0],
-      c.drafts.proposed[0], c.drafts.accepted[1], c.drafts.proposed[1], c.graph_steps,
-      c.draft_graph_steps);
+      c.plans.causal_blocks - c.plans.computed_blocks, c.plans.full_heads, c.plans.streaming_heads,
+      c.plans.block_heads, c.tables, c.largest_batch, c.drafts.accepted[0], c.drafts.proposed[0],
+      c.drafts.accepted[1], c.drafts.proposed[1], c.graph_steps, c.draft_graph_steps);
 }
 
 /// What has to have happened for the run to mean something.
@@ -184,6 +192,10 @@ std::string vacuous(const Totals& totals, const Options& options) {
     if (!options.cuda && c.plans.computed_blocks == c.plans.causal_blocks) {  // a host's count
       return "nothing tested: all heads dense";
     }
+    if (c.plans.full_heads == 0) return "nothing tested: no full heads";
+    if (c.plans.streaming_heads == 0) return "nothing tested: no streaming heads";
+    if (c.plans.block_heads == 0) return "nothing tested: no heads with lists";
+    if (c.tables == 0) return "nothing tested: no full heads beside sparse ones";
   }
   for (size_t i = 0; i < kNumDraftSources; ++i) {
     const bool mtp = i == static_cast<size_t>(DraftSource::kMtp);
@@ -245,6 +257,7 @@ int run(const Options& options) {
       sum->graph_steps += counters.graph_steps;
       sum->draft_graph_steps += counters.draft_graph_steps;
       sum->plans.add(counters.plans);
+      sum->tables += counters.tables;
       sum->drafts.add(counters.drafts);
       sum->largest_batch = std::max(sum->largest_batch, counters.largest_batch);
     }

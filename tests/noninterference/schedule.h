@@ -37,7 +37,8 @@ struct Counters {
   int64_t layer_steps = 0;      ///< steps of some layers of a long prompt
   int64_t graph_steps = 0;      ///< of a GPU, with captured graphs; and of them, with drafts
   int64_t draft_graph_steps = 0;
-  PlanCounters plans;        ///< of heads that see less than all keys
+  PlanCounters plans;        ///< of heads that see less than all keys; of a GPU, their kinds alone
+  int64_t tables = 0;        ///< schedules under a table of heads of every kind
   SpeculationCounts drafts;  ///< of n-grams and guesses, and of the MTP module
   void add(const SchedulerStats& stats);
 };

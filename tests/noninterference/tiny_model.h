@@ -19,12 +19,14 @@ struct Variant {
   WeightFormat format = WeightFormat::kBf16;
   KvFormat kv_format = KvFormat::kBf16;
   int block_size = 64;
-  PrefillOptions prefill;  ///< what heads of prompts see
+  PrefillOptions prefill;   ///< what heads of prompts see
+  uint64_t heads_seed = 0;  ///< of a table as xattn:heads=FILE has it, of random kinds; 0: none
 };
 
 std::string describe(const Variant& variant);
 
-/// Folders whose architectures the noninterference test covers.
+/// Folders whose architectures the noninterference test covers, as far as they are there: two of
+/// the three with routers are not packed.
 std::vector<std::string> tiny_families();
 /// A family without a folder: two layers of Qwen3-8B's widths with dummy weights, for a GPU.
 inline constexpr std::string_view kWideFamily = "wide";

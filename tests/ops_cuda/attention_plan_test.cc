@@ -115,6 +115,89 @@ TEST_P(AttentionPlan, SameBitsInAnyCompanyAndBlocks) {
   }
 }
 
+// Properties of docs/kernels/elastic.md, by their numbers.
+
+TEST(AttentionPlanProperty, P04SinkAndAWindowOf16AreTheMaskOfTheirTokens) {
+  for (const auto& [rows, sink] : {std::pair{4095, 0}, {4096, 1}, {4097, 2}}) {
+    for (const int dim : {64, 128}) {
+      expect_oracle({1, 1, dim}, {}, {{1, 0, rows}},
+                    {.kinds = {kStreaming}, .sink_blocks = sink, .window_blocks = 16});
+    }
+  }
+}
+
+TEST_P(AttentionPlan, P09HeadsAndPagesMayComeInAnyOrder) {
+  const Heads& given = GetParam();
+  const Heads heads{3 * (given.q / given.kv), 3, given.dim};
+  const std::vector<Piece> pieces = {{1, 0, 450}, {2, 512, 130}};
+  const Plan plan{.kinds = {kFull, kBlocks, kStreaming, kBlocks, kBlocks}, .window_blocks = 1};
+  const auto want = Step(heads, {}, pieces, plan).run();
+  const int group = heads.q / heads.kv;
+  const auto width = static_cast<size_t>(heads.dim * 2);  // bytes
+  for (const int rotate : {1, 2}) {
+    const auto got = Step(heads, {.seed = 9, .rotate = rotate}, pieces, plan).run();
+    for (size_t s = 0; s < pieces.size(); ++s) {
+      ASSERT_EQ(got[s].size(), want[s].size());
+      for (size_t at = 0; at * width < got[s].size(); ++at) {
+        const size_t h = at % static_cast<size_t>(heads.q), row = at / static_cast<size_t>(heads.q);
+        const size_t from =
+            at - h + (h + static_cast<size_t>(rotate * group)) % static_cast<size_t>(heads.q);
+        ASSERT_EQ(std::memcmp(&got[s][at * width], &want[s][from * width], width), 0)
+            << "piece " << s << " row " << row << " head " << h;
+      }
+    }
+  }
+}
+
+TEST(AttentionPlanProperty, P16AHundredRandomShapes) {
+  constexpr int kDims[] = {64, 128, 256}, kPages[] = {16, 32, 48, 64, 128};
+  for (uint64_t seed = 0; seed < 100; ++seed) {
+    const auto draw = [&](uint64_t what, int n) {
+      return static_cast<int>(philox4x32(seed, what, 8)[0] % static_cast<uint32_t>(n));
+    };
+    const int kv_heads = 1 + draw(0, 3), group = 1 + draw(1, 4);
+    const int dim = draw(2, 2) == 0 ? kDims[draw(3, 3)] : 8 * (1 + draw(3, 32));
+    const Layout layout{.block_size = kPages[draw(4, 5)],
+                        .seed = seed,
+                        .q_gap = 8 * draw(5, 4),
+                        .out_gap = 8 * draw(6, 3),
+                        .table_gap = draw(7, 4),
+                        .pad_rows = draw(8, 3),
+                        .page_gap = 64 * draw(9, 3)};
+    Plan plan{.sink_blocks = draw(10, 4),
+              .window_blocks = 1 + draw(11, 3),
+              .seed = seed,
+              .density = static_cast<uint64_t>(draw(12, 11) * 10),
+              .with_diagonal = draw(13, 2) == 0};
+    for (int i = 0; i <= draw(14, 5); ++i) {
+      plan.kinds.push_back(static_cast<HeadKind>(draw(20 + static_cast<uint64_t>(i), 3) - 1));
+    }
+    std::vector<Piece> pieces;
+    for (int i = 0; i <= draw(15, 3); ++i) {
+      const auto at = static_cast<uint64_t>(30 + 3 * i);
+      pieces.push_back({seed * 4 + static_cast<uint64_t>(i), 64 * draw(at, 8),
+                        draw(at + 1, draw(at + 2, 8) == 0 ? 400 : 140)});
+    }
+    expect_oracle({kv_heads * group, kv_heads, dim}, layout, pieces, plan);
+    ASSERT_FALSE(testing::Test::HasFailure()) << "seed " << seed;
+  }
+}
+
+TEST(AttentionPlanProperty, P18MoreElementsThan32BitsCount) {
+  constexpr int64_t kMemory = int64_t{12} << 30;
+  if (!has_free_memory(kMemory)) GTEST_SKIP() << "less than 12 GiB of device memory";
+  for (const Heads& heads : {Heads{4, 2, 64}, Heads{4, 2, 128}, Heads{2, 1, 256}}) {
+    const std::vector<Piece> piece = {{1, 0, 300}};
+    for (const Plan& plan : {Plan{}, kMixed}) {
+      const auto want = Step(heads, {}, piece, plan).run();
+      // 300 rows: 2.8e9 elements of q, and of out; 7 pages: 4.7e9.
+      constexpr int64_t kRowGap = int64_t{9} << 20, kPageGap = int64_t{5} << 27;
+      EXPECT_TRUE(Step(heads, {.q_gap = kRowGap, .out_gap = kRowGap}, piece, plan).run() == want);
+      EXPECT_TRUE(Step(heads, {.page_gap = kPageGap}, piece, plan).run() == want);
+    }
+  }
+}
+
 TEST(AttentionPlanLong, ListsOfMoreThan1024Blocks) {
   for (const uint64_t density : {0, 1, 50}) {
     expect_oracle({2, 1, 64}, {}, {{3, 1025 * 128 + 64, 66}},

@@ -21,11 +21,13 @@ struct Piece {
 };
 struct Layout {
   int block_size = 64;
-  uint64_t seed = 1;     ///< of the order of the blocks
-  int q_gap = 0;         ///< unused elements after each row of q
-  int out_gap = 0;       ///< and of out
-  int table_gap = 3;     ///< unused entries after each row of the block table
-  int64_t pad_rows = 0;  ///< rows of no segment after the last
+  uint64_t seed = 1;       ///< of the order of the blocks
+  int64_t q_gap = 0;       ///< unused elements after each row of q
+  int64_t out_gap = 0;     ///< and of out
+  int table_gap = 3;       ///< unused entries after each row of the block table
+  int64_t pad_rows = 0;    ///< rows of no segment after the last
+  int64_t page_gap = 128;  ///< elements of others between the blocks
+  int rotate = 0;  ///< kv head g, and its query heads, have the numbers of kv head g + rotate
 };
 
 /// What heads see: head h of sequence s is of kind kinds[(h + s) % size].
@@ -53,6 +55,14 @@ struct Plan {
                                      : bit(sequence, head, b, c);
   }
 };
+
+/// Heads in the order that `shift` says: the first is number `shift`.
+inline std::vector<float> rotated(const std::vector<float>& row, int heads, int shift) {
+  std::vector<float> out(row);
+  const auto width = static_cast<std::ptrdiff_t>(row.size()) / heads;
+  std::rotate(out.begin(), out.begin() + shift % heads * width, out.end());
+  return out;
+}
 
 constexpr float kQScale = 12;  // peaked enough that references of the softmax move
 
@@ -104,10 +114,11 @@ class Step {
   std::vector<std::vector<std::byte>> run() {
     const int64_t width = int64_t{heads_.q} * heads_.dim;
     KvShape shape{KvFormat::kBf16, heads_.kv, heads_.dim, layout_.block_size};
-    const int64_t block_bytes =
-        cuda::kv_block_bytes(shape) + 256;  // others live between the blocks
-    DeviceTensor cache(DType::kBF16, {num_blocks_, block_bytes / 2}, cache_values(block_bytes / 2));
-    DeviceTensor q(DType::kBF16, {rows(), width + layout_.q_gap}, q_values());
+    const int64_t block_elements = cuda::kv_block_bytes(shape) / 2;
+    const int64_t block_bytes = (block_elements + layout_.page_gap) * 2;
+    DeviceTensor cache =
+        spread_rows(cache_values(block_elements), num_blocks_, block_elements + layout_.page_gap);
+    DeviceTensor q = spread_rows(q_values(), rows(), width + layout_.q_gap);
     DeviceTensor out(DType::kBF16, {rows(), width + layout_.out_gap});
     out.poison();
     DeviceTensor cu_q(cu_q_), starts(starts_), table(table_);
@@ -134,13 +145,15 @@ class Step {
     expect_codes_of_attention(stream, args, cu_q_.back());
     lse = lse_out.floats();
     lse.resize(static_cast<size_t>(cu_q_.back() * heads_.q));
-    const std::vector<std::byte> all = out.bytes();
-    const auto row_bytes = static_cast<size_t>(out.view.dim(1) * 2);
+    // Of rows far apart what lies between them is not looked at.
+    const bool far = out.view.bytes() > int64_t{1} << 30;
+    const std::vector<std::byte> all = far ? row_bytes(out, width) : out.bytes();
+    const auto row_size = static_cast<size_t>(far ? width * 2 : out.view.dim(1) * 2);
     const auto used = static_cast<size_t>(width * 2);
     for (size_t row = 0; row < static_cast<size_t>(rows()); ++row) {
       const bool ours = row < static_cast<size_t>(cu_q_.back());
-      for (size_t i = ours ? used : 0; i < row_bytes; ++i) {
-        if (all[row * row_bytes + i] != std::byte{0xFF}) {
+      for (size_t i = ours ? used : 0; i < row_size; ++i) {
+        if (all[row * row_size + i] != std::byte{0xFF}) {
           ADD_FAILURE() << "wrote to row " << row << " byte " << i;
           return {};
         }
@@ -150,7 +163,7 @@ class Step {
     for (size_t s = 0; s < pieces_.size(); ++s) {
       for (auto row = static_cast<size_t>(cu_q_[s]); row < static_cast<size_t>(cu_q_[s + 1]);
            ++row) {
-        const auto* from = all.data() + row * row_bytes;
+        const auto* from = all.data() + row * row_size;
         result[s].insert(result[s].end(), from, from + used);
       }
     }
@@ -165,8 +178,8 @@ class Step {
     AttnArgs args = common_args();
     args.kv = {shape, cache.data(), block_bytes, num_blocks_};
     for_each_key([&](size_t s, int position, int32_t block) {
-      const std::vector<float> k = token(pieces_[s].sequence, position, 1, heads_.kv, heads_.dim);
-      const std::vector<float> v = token(pieces_[s].sequence, position, 2, heads_.kv, heads_.dim);
+      const std::vector<float> k = numbers(pieces_[s], position, 1);
+      const std::vector<float> v = numbers(pieces_[s], position, 2);
       const int64_t slot = int64_t{block} * layout_.block_size + position % layout_.block_size;
       for (int g = 0; g < heads_.kv; ++g) {
         ref::kv_store(args.kv, 0, slot, g, k.data() + g * heads_.dim);
@@ -176,7 +189,7 @@ class Step {
     std::vector<float> q;
     for (const Piece& piece : pieces_) {
       for (int i = 0; i < piece.rows; ++i) {
-        const auto row = token(piece.sequence, piece.start + i, 0, heads_.q, heads_.dim);
+        const auto row = numbers(piece, piece.start + i, 0);
         q.insert(q.end(), row.begin(), row.end());
       }
     }
@@ -192,7 +205,7 @@ class Step {
         TensorView(starts_.data(), DType::kI32, {static_cast<int64_t>(starts_.size())});
     args.seqs.block_table =
         TensorView(table_.data(), DType::kI32, {static_cast<int64_t>(pieces_.size()), max_blocks_});
-    ThreadPool pool(4);
+    ThreadPool pool(8);
     Arena scratch;
     Stream stream(pool, scratch);
     ref::attention(stream, args);
@@ -202,6 +215,14 @@ class Step {
   std::vector<float> lse, oracle_lse;  ///< of the last run() and oracle()
 
  private:
+  /// Whose plan head `h` has.
+  int source(int h) const { return (h + layout_.rotate * (heads_.q / heads_.kv)) % heads_.q; }
+  /// As token().
+  std::vector<float> numbers(const Piece& piece, int position, int plane) const {
+    const int heads = plane == 0 ? heads_.q : heads_.kv;
+    return rotated(token(piece.sequence, position, plane, heads, heads_.dim), heads,
+                   layout_.rotate * (heads / heads_.kv));
+  }
   /// On the host; the arrays are this object's.
   HeadPlan host_plan() {
     HeadPlan plan;
@@ -229,10 +250,11 @@ class Step {
       const int first = piece.start / HeadPlan::kBlock;
       for (int h = 0; h < heads_.q; ++h) {
         const int64_t head = s * heads_.q + h;
-        kinds_[static_cast<size_t>(head)] = static_cast<int32_t>(plan_.kind(piece.sequence, h));
+        kinds_[static_cast<size_t>(head)] =
+            static_cast<int32_t>(plan_.kind(piece.sequence, source(h)));
         for (int r = 0; r < row_blocks; ++r) {
           for (int c = 0; c <= first + r && c / 32 < words; ++c) {
-            if (!plan_.bit(piece.sequence, h, first + r, c)) continue;
+            if (!plan_.bit(piece.sequence, source(h), first + r, c)) continue;
             blocks_[static_cast<size_t>((head * row_blocks + r) * words + c / 32)] |=
                 static_cast<int32_t>(1u << (c % 32));
             ++counts_[static_cast<size_t>(head * row_blocks + r)];
@@ -248,7 +270,7 @@ class Step {
     const int last = (piece.start + piece.rows - 1) / HeadPlan::kBlock;
     for (int h = g * group; h < (g + 1) * group; ++h) {
       for (int b = std::max(c, piece.start / HeadPlan::kBlock); b <= last; ++b) {
-        if (plan_.sees(piece.sequence, h, b, c)) return true;
+        if (plan_.sees(piece.sequence, source(h), b, c)) return true;
       }
     }
     return false;
@@ -278,8 +300,7 @@ class Step {
     std::vector<float> values(static_cast<size_t>(num_blocks_ * block_elements), NAN);
     for_each_key([&](size_t s, int position, int32_t block) {
       for (int plane = 0; plane < 2; ++plane) {
-        const std::vector<float> row =
-            token(pieces_[s].sequence, position, 1 + plane, heads_.kv, heads_.dim);
+        const std::vector<float> row = numbers(pieces_[s], position, 1 + plane);
         for (int g = 0; g < heads_.kv; ++g) {
           if (!seen(pieces_[s], g, position)) continue;
           const int64_t at =
@@ -293,12 +314,12 @@ class Step {
     return values;
   }
   std::vector<float> q_values() const {
-    const auto width = static_cast<size_t>(heads_.q * heads_.dim + layout_.q_gap);
+    const auto width = static_cast<size_t>(heads_.q * heads_.dim);
     std::vector<float> values(static_cast<size_t>(rows()) * width, NAN);
     size_t row = 0;
     for (const Piece& piece : pieces_) {
       for (int i = 0; i < piece.rows; ++i, ++row) {
-        const auto q = token(piece.sequence, piece.start + i, 0, heads_.q, heads_.dim);
+        const auto q = numbers(piece, piece.start + i, 0);
         std::copy(q.begin(), q.end(), values.begin() + static_cast<int64_t>(row * width));
       }
     }

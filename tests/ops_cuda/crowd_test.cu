@@ -106,6 +106,12 @@ class Op {
  private:
   /// Bits of NaN would be equal whatever was read.
   void expect_finite(const TensorView& out) const {
+    if (out.dtype == DType::kF32) {
+      std::vector<float> values(static_cast<size_t>(out.size()));
+      cuda::check(cudaMemcpy(values.data(), out.data, values.size() * 4, cudaMemcpyDeviceToHost),
+                  "values");
+      for (const float x : values) ASSERT_TRUE(std::isfinite(x));
+    }
     if (out.dtype != DType::kBF16) return;
     std::vector<bf16> values(static_cast<size_t>(out.size()));
     cuda::check(cudaMemcpy(values.data(), out.data, values.size() * 2, cudaMemcpyDeviceToHost),
@@ -353,6 +359,105 @@ void add_attention(Ops& ops, const Attention& a, const Shared<Cache>& cache) {
   ops.push_back(std::make_unique<Op>(std::move(name), run, std::vector<TensorView>{own->out.view}));
 }
 
+// ---- What heads see
+
+/// XAttention's lists of two thirds of the heads, of 2048 rows that see 4096 keys.
+void add_selection(Ops& ops, const Attention& a, const Shared<Cache>& cache, int stride) {
+  struct Own {
+    DeviceTensor q, cu_q, kv_start, table, kinds, thresholds, blocks, counts, mass;
+    std::vector<int32_t> host_cu_q, host_kv_start;
+    HeadPlan plan;
+    AttnArgs args;
+    Shared<Cache> cache;
+  };
+  const auto own = std::make_shared<Own>();
+  own->cache = cache;
+  const int64_t keys = a.keys[0], block = cache->kv.shape.block_size, pages = keys / block;
+  const int64_t row_blocks = a.rows / HeadPlan::kBlock, words = (keys / HeadPlan::kBlock + 31) / 32;
+  own->q = random_values({a.rows, a.q_heads, a.dim}, 14);
+  own->host_cu_q = {0, static_cast<int32_t>(a.rows)};
+  own->host_kv_start = {static_cast<int32_t>(keys - a.rows)};
+  own->cu_q = DeviceTensor(own->host_cu_q);
+  own->kv_start = DeviceTensor(own->host_kv_start);
+  std::vector<int32_t> table, kinds;
+  for (int64_t i = pages; i > 0; --i) table.push_back(static_cast<int32_t>(i - 1));
+  for (int h = 0; h < a.q_heads; ++h)
+    kinds.push_back(static_cast<int32_t>(h % 3 == 2 ? HeadKind::kFull : HeadKind::kBlocks));
+  own->table = DeviceTensor(table);
+  own->kinds = DeviceTensor(kinds);
+  own->thresholds = DeviceTensor(DType::kF32, {a.q_heads},
+                                 std::vector<float>(static_cast<size_t>(a.q_heads), 0.9f));
+  own->blocks = DeviceTensor(DType::kI32, {1, a.q_heads, row_blocks, words});
+  own->counts = DeviceTensor(DType::kI32, {1, a.q_heads, row_blocks});
+  own->mass = DeviceTensor(DType::kF32, {1, a.q_heads, row_blocks});
+  own->plan.kinds = {own->kinds.view.data, DType::kI32, {1, a.q_heads}};
+  own->plan.blocks = own->blocks.view;
+  own->plan.counts = own->counts.view;
+  AttnArgs& args = own->args;
+  args.shape = {a.q_heads, a.kv_heads, a.dim, 4 / std::sqrt(static_cast<float>(a.dim))};
+  args.q = own->q.view;
+  args.kv = cache->kv;
+  args.heads = &own->plan;
+  args.seqs.cu_q = own->cu_q.view;
+  args.seqs.kv_start = own->kv_start.view;
+  args.seqs.block_table = {own->table.view.data, DType::kI32, {1, pages}};
+  args.seqs.num_segments = args.num_prompt_segments = 1;
+  args.seqs.host_cu_q = own->host_cu_q.data();
+  args.seqs.host_kv_start = own->host_kv_start.data();
+  args.prompt_rows = a.rows;
+  const auto run = [=](Stream& stream) {
+    SelectArgs select;
+    select.attention = &own->args;
+    select.stride = stride;
+    select.norm = 0.2f;
+    select.thresholds = own->thresholds.view;
+    select.mass = own->mass.view;
+    cuda::select_blocks(stream, select);
+  };
+  ops.push_back(std::make_unique<Op>(
+      std::string(kv_format_name(a.format)) + " selection D" + std::to_string(a.dim) + " stride " +
+          std::to_string(stride),
+      run, std::vector<TensorView>{own->blocks.view, own->counts.view, own->mass.view}));
+}
+
+/// The router of `segments` prompts of 300 rows.
+void add_router(Ops& ops, int segments) {
+  constexpr int64_t kDim = 128, kHeads = 8, kGroup = 4, kRows = 300;
+  struct Own {
+    DeviceTensor k, norm, cu_q, weights[5], bias[5], logits, kinds;
+    RouterArgs args;
+  };
+  const auto own = std::make_shared<Own>();
+  own->k = random_values({segments * kRows, kHeads, kDim}, 15);
+  own->norm = random_floats({kDim}, 16, 1);
+  std::vector<int32_t> cu_q;
+  for (int s = 0; s <= segments; ++s) cu_q.push_back(static_cast<int32_t>(s * kRows));
+  own->cu_q = DeviceTensor(cu_q);
+  RouterArgs& args = own->args;
+  constexpr int64_t kSizes[5][2] = {
+      {4 * kDim, kDim}, {kDim, 4 * kDim}, {4 * kDim, kDim}, {kDim, 4 * kDim}, {2, kDim}};
+  for (uint64_t i = 0; i < 5; ++i) {
+    own->weights[i] = random_values({kSizes[i][0], kSizes[i][1]}, 40 + i);
+    own->bias[i] = random_floats({kSizes[i][0]}, 50 + i, 0.5f);
+    (i < 2 ? args.weights.feature[i] : args.weights.router[i - 2]) = own->weights[i].view;
+    (i < 2 ? args.weights.feature_bias[i] : args.weights.router_bias[i - 2]) = own->bias[i].view;
+  }
+  own->logits = DeviceTensor(DType::kF32, {segments, kHeads, 2});
+  own->kinds = DeviceTensor(DType::kI32, {segments, kHeads * kGroup});
+  args.k = own->k.view;
+  args.k_norm = own->norm.view;
+  args.cu_q = own->cu_q.view;
+  args.num_segments = segments;
+  args.retrieval = HeadKind::kBlocks;
+  args.sparse = HeadKind::kStreaming;
+  args.logits = own->logits.view;
+  args.kinds = own->kinds.view;
+  ops.push_back(std::make_unique<Op>(
+      "router of " + std::to_string(segments),
+      [own](Stream& stream) { cuda::route_heads(stream, own->args); },
+      std::vector<TensorView>{own->logits.view, own->kinds.view}));
+}
+
 // ---- Gated delta rule
 
 struct Recurrence {
@@ -474,7 +579,12 @@ class Crowd {
         add_drafts(out, weights_[i]);
       }
     }
-    for (size_t i = 0; i < attentions_.size(); ++i) add_attention(out, attentions_[i], caches_[i]);
+    for (size_t i = 0; i < attentions_.size(); ++i) {
+      add_attention(out, attentions_[i], caches_[i]);
+      if (attentions_[i].kinds.empty()) continue;
+      for (const int stride : {4, 8, 16}) add_selection(out, attentions_[i], caches_[i], stride);
+    }
+    for (const int segments : {1, 2, 5}) add_router(out, segments);
     for (const DType state : {DType::kF32, DType::kBF16}) {
       for (const Recurrence& r : {Recurrence{1, 1}, Recurrence{8, 1}, Recurrence{40, 1},
                                   Recurrence{8, 4}, Recurrence{2, 400, true}}) {

@@ -109,6 +109,37 @@ void DeviceTensor::poison() {
   cuda::check(cudaDeviceSynchronize(), "poison");
 }
 
+DeviceTensor spread_rows(const std::vector<float>& values, int64_t rows, int64_t apart) {
+  DeviceTensor out(DType::kBF16, {rows, apart});
+  out.poison();
+  const std::vector<std::byte> raw = to_dtype(DType::kBF16, values);
+  const size_t width = rows > 0 ? raw.size() / static_cast<size_t>(rows) : 0;
+  if (width == 0) return out;
+  cuda::check(cudaMemcpy2D(out.view.data, static_cast<size_t>(apart) * 2, raw.data(), width, width,
+                           static_cast<size_t>(rows), cudaMemcpyHostToDevice),
+              "rows");
+  cuda::check(cudaDeviceSynchronize(), "rows");
+  return out;
+}
+
+std::vector<std::byte> row_bytes(const DeviceTensor& tensor, int64_t width) {
+  cuda::check(cudaDeviceSynchronize(), "kernels");
+  const auto rows = static_cast<size_t>(tensor.view.dim(0)), bytes = static_cast<size_t>(width) * 2;
+  std::vector<std::byte> out(rows * bytes);
+  if (out.empty()) return out;
+  cuda::check(
+      cudaMemcpy2D(out.data(), bytes, tensor.view.data, static_cast<size_t>(tensor.view.dim(1)) * 2,
+                   bytes, rows, cudaMemcpyDeviceToHost),
+      "rows");
+  return out;
+}
+
+bool has_free_memory(int64_t bytes) {
+  size_t free = 0, total = 0;
+  cuda::check(cudaMemGetInfo(&free, &total), "memory");
+  return static_cast<int64_t>(free) >= bytes;
+}
+
 std::vector<float> random_bf16(int64_t count, uint64_t seed, float scale) {
   std::vector<float> out(static_cast<size_t>(count));
   for (size_t i = 0; i < out.size(); ++i) {

@@ -61,6 +61,13 @@ std::vector<T> download(const DeviceTensor& tensor) {
   return out;
 }
 
+/// `rows` rows of bf16 values, `apart` elements from each other; what lies between is NaN.
+DeviceTensor spread_rows(const std::vector<float>& values, int64_t rows, int64_t apart);
+/// The first `width` elements of each row of a bf16 tensor, after a device synchronisation.
+std::vector<std::byte> row_bytes(const DeviceTensor& tensor, int64_t width);
+/// Whether the device has this much free memory.
+bool has_free_memory(int64_t bytes);
+
 /// Uniform in [-scale, scale), rounded to bf16; a function of the seed.
 std::vector<float> random_bf16(int64_t count, uint64_t seed, float scale = 1);
 
