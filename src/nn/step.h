@@ -56,7 +56,8 @@ struct KeptInputs {
   std::vector<TensorView> layers;  ///< by layer: [kept rows, kept_width()] f32
 };
 
-/// Rows of a step whose hidden states are wanted: those of prompts first, strictly ascending.
+/// Rows of a step whose hidden states are wanted: those of prompts first, ascending (but for
+/// padding).
 struct AskedRows {
   TensorView rows;          ///< [R] i32
   int64_t prompt_rows = 0;  ///< of them, rows of prompts

@@ -158,9 +158,9 @@ void GpuMtpDrafter::follow(Arena& arena, PackedStep& step, const StepResult& res
     const ArenaScope scope(arena);
     StepContext context{parts_.stream, parts_.ops, arena, batch, parts_.kv};
     const TensorView to = kept_.rows(0, num_kept);
-    // Of the rows of a step that decodes the cache needs all, the next drafts one a sequence.
+    // The cache needs all rows, the next drafts one a sequence.
     const AskedRows asked{.rows = ids};
-    if (shape && num_kept < rows) context.asked = &asked;
+    if (num_kept < rows) context.asked = &asked;
     const TensorView out = parts_.model.mtp_hidden(context, hidden(rows));
     if (context.asked != nullptr) return copy_bytes(parts_.stream, to.data, out.data, to.bytes());
     parts_.ops.embed(parts_.stream, {.ids = ids, .table = out, .out = to});
