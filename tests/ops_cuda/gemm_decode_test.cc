@@ -83,7 +83,8 @@ TEST(LinearDecode, BitsDoNotDependOnRows) {
     check_pieces(format, Epilogue::kSiluMul, DType::kF32, 6144, 1024);
     check_pieces(format, Epilogue::kStore, DType::kF32, 15400, 2048);  // many turns of the ring
     check_pieces(format, Epilogue::kSiluMul, DType::kBF16, 24576, 1024);
-    check_pieces(format, Epilogue::kAdd, DType::kF32, 4096, 4160);
+    check_pieces(format, Epilogue::kAdd, DType::kF32, 4096, 4160);  // fewer stages of x than of W
+    check_pieces(format, Epilogue::kStore, DType::kBF16, 6144, 2112);
     check_pieces(format, Epilogue::kStore, DType::kBF16, 2056, 2112);
     check_pieces(format, Epilogue::kStore, DType::kF32, 64, 4096);  // beta, alpha
     // The tiny hybrid models of tests/noninterference.

@@ -152,6 +152,30 @@ class GdnBlock {
     }
   }
 
+  /// The same with the rows' sums beside each other: for tokens that wait for those before them.
+  __device__ __forceinline__ void step_together(int t, int at, const GdnQueryKey<K, State>& qk,
+                                                const float* values, float decay, float beta) {
+    float v[T::kPasses], o[T::kPasses];
+    load_values(values, v);
+    qk.step(s_, v, decay, beta, o);
+    if (lane_ != 0) return;
+    __nv_bfloat16* out = p_.out + t * p_.out_row + hv_ * p_.out_head + row_;
+#pragma unroll
+    for (int pass = 0; pass < T::kPasses; ++pass) {
+      const int row = pass * T::kGroups + group_;
+      if (p_.z == nullptr) {
+        out[row] = __float2bfloat16_rn(o[pass]);
+      } else {
+        outputs_.o[at][row] = o[pass];
+      }
+    }
+  }
+  /// v of this thread's rows.
+  __device__ __forceinline__ void load_values(const float* values, float (&v)[T::kPasses]) const {
+#pragma unroll
+    for (int pass = 0; pass < T::kPasses; ++pass) v[pass] = values[pass * T::kGroups + group_];
+  }
+
   /// z of the next kGdnBatch tokens from `first` on.
   __device__ void load_z(int first, int end, __nv_bfloat16 (&z)[T::kNormed]) const {
     if (p_.z == nullptr) return;

@@ -16,6 +16,16 @@ __device__ __forceinline__ float sum_lanes(float x) {
   return x;
 }
 
+/// Several sums at once, so that none waits for another.
+template <int Lanes, int N>
+__device__ __forceinline__ void sum_lanes(float (&x)[N]) {
+#pragma unroll
+  for (int step = Lanes / 2; step > 0; step /= 2) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[i] += __shfl_xor_sync(0xffffffffu, x[i], step);
+  }
+}
+
 /// How a row of S is dealt out to its lanes: pieces of 16 bytes in memory, one after the other.
 template <class State>
 inline constexpr int kGdnPiece = 16 / static_cast<int>(sizeof(State));
@@ -128,7 +138,12 @@ struct GdnKey {
   /// One row s of S, of which v is the value and `sk` this lane's part of s.k: u.
   __device__ __forceinline__ float write(float (&s)[16], float sk, float v, float decay,
                                          float beta) const {
-    sk = sum_lanes<kLanes>(sk) * k_factor;
+    return write_sum(s, sum_lanes<kLanes>(sk), v, decay, beta);
+  }
+  /// `sk`: of all lanes.
+  __device__ __forceinline__ float write_sum(float (&s)[16], float sk, float v, float decay,
+                                             float beta) const {
+    sk *= k_factor;
     const float u = beta * fmaf(-decay, sk, v);
     const float uk = u * k_factor;
 #pragma unroll
@@ -142,6 +157,20 @@ struct GdnKey {
 #pragma unroll
     for (int j = 0; j < 16; ++j) sk = fmaf(s[j], k[j], sk);
     write(s, sk, v, decay, beta);
+  }
+  /// Rows that don't wait for each other.
+  template <int Rows>
+  __device__ __forceinline__ void advance(float (&s)[Rows][16], const float (&v)[Rows], float decay,
+                                          float beta) const {
+    float sk[Rows] = {};
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+#pragma unroll
+      for (int i = 0; i < Rows; ++i) sk[i] = fmaf(s[i][j], k[j], sk[i]);
+    }
+    sum_lanes<kLanes>(sk);
+#pragma unroll
+    for (int i = 0; i < Rows; ++i) write_sum(s[i], sk[i], v[i], decay, beta);
   }
 };
 
@@ -178,6 +207,24 @@ struct GdnQueryKey : GdnKey<K, State> {
         rsqrtf(sum_lanes<kLanes>(qq) + kGdnL2Eps) * (K == 128 ? 0.08838834764831845f : 0.125f);
     qk = sum_lanes<kLanes>(both) * q_factor * k_factor;
   }
+  /// The same with the sums beside each other.
+  struct Together {};
+  __device__ __forceinline__ GdnQueryKey(const float* from_q, const float* from_k, int lane,
+                                         Together)
+      : Key(from_k, lane, 0.0f) {
+    load_pieces<kLanes, kGdnPiece<State>>(from_q, lane, q);
+    float sums[3] = {};  // q.q, k.k, q.k
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+      sums[0] = fmaf(q[j], q[j], sums[0]);
+      sums[1] = fmaf(k[j], k[j], sums[1]);
+      sums[2] = fmaf(q[j], k[j], sums[2]);
+    }
+    sum_lanes<kLanes>(sums);
+    k_factor = rsqrtf(sums[1] + kGdnL2Eps);
+    q_factor = rsqrtf(sums[0] + kGdnL2Eps) * (K == 128 ? 0.08838834764831845f : 0.125f);
+    qk = sums[2] * q_factor * k_factor;
+  }
   __device__ __forceinline__ GdnFactors factors() const {
     return {q_factor, k_factor, qk};
   }
@@ -193,6 +240,26 @@ struct GdnQueryKey : GdnKey<K, State> {
     }
     sq = sum_lanes<kLanes>(sq) * q_factor;
     return fmaf(decay, sq, this->write(s, sk, v, decay, beta) * qk);
+  }
+  /// The same for rows that don't wait for each other.
+  template <int Rows>
+  __device__ __forceinline__ void step(float (&s)[Rows][16], const float (&v)[Rows], float decay,
+                                       float beta, float (&o)[Rows]) const {
+    float sums[2 * Rows] = {};  // s.k, then s.q
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+#pragma unroll
+      for (int i = 0; i < Rows; ++i) {
+        sums[i] = fmaf(s[i][j], k[j], sums[i]);
+        sums[Rows + i] = fmaf(s[i][j], q[j], sums[Rows + i]);
+      }
+    }
+    sum_lanes<kLanes>(sums);
+#pragma unroll
+    for (int i = 0; i < Rows; ++i) {
+      const float u = this->write_sum(s[i], sums[i], v[i], decay, beta);
+      o[i] = fmaf(decay, sums[Rows + i] * q_factor, u * qk);
+    }
   }
 };
 

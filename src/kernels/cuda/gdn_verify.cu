@@ -142,9 +142,10 @@ class Block : GdnBlock<K, V, Rows, State, Kept> {
 #pragma unroll 1
       for (int j = own; j < count; ++j) {
         const float* y = shared_.y[j];
-        this->step(first + j, j - own,
-                   GdnQueryKey<K, State>(y, y + K, lane_, shared_.factors[thread_ / 32][j]),
-                   y + 2 * K, shared_.decay[j], shared_.beta[j]);
+        this->step_together(
+            first + j, j - own,
+            GdnQueryKey<K, State>(y, y + K, lane_, shared_.factors[thread_ / 32][j]), y + 2 * K,
+            shared_.decay[j], shared_.beta[j]);
       }
       // The state is stored while the squares are on their way.
       const bool norm = p_.z != nullptr && own < count, ends = v + count == rows;
@@ -267,7 +268,7 @@ class Block : GdnBlock<K, V, Rows, State, Kept> {
     for (int begin = 0; begin < count; begin += kGroups) {
       const int j = begin + thread_ % 32 / T::kLanes;
       const float* y = shared_.y[min(j, count - 1)];
-      const GdnQueryKey<K, State> both(y, y + K, lane_);
+      const GdnQueryKey<K, State> both(y, y + K, lane_, typename GdnQueryKey<K, State>::Together{});
       if (lane_ == 0 && j < count) factors[j] = both.factors();
     }
     __syncwarp();
@@ -279,11 +280,9 @@ class Block : GdnBlock<K, V, Rows, State, Kept> {
     for (int j = 0; j < count; ++j) {
       const float* y = shared_.y[j];
       const GdnKey<K, State> key(y + K, lane_, shared_.factors[thread_ / 32][j].k);
-      const float decay = shared_.decay[j], beta = shared_.beta[j];
-#pragma unroll
-      for (int pass = 0; pass < T::kPasses; ++pass) {
-        key.advance(this->s_[pass], y[2 * K + pass * T::kGroups + this->group_], decay, beta);
-      }
+      float v[T::kPasses];
+      this->load_values(y + 2 * K, v);
+      key.advance(this->s_, v, shared_.decay[j], shared_.beta[j]);
     }
   }
 

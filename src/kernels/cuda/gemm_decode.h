@@ -38,12 +38,15 @@ struct DecodeCut {
   int turns = 1;     ///< sets of warps that take turns along K
   int split = 1;     ///< blocks along K: 1, 2, 4 or 8, at most the stages of K
   int stages = 8;    ///< pieces of K in flight, a multiple of `turns`
+  int x_stages = 0;  ///< of x in shared memory, `turns` to `stages`; 0: `stages`
   int ahead = 0;     ///< further pieces fetched into L2 before the predecessor has ended
   /// Pieces of W that a block has yet to ask for when it lets the next kernel begin; 0: at once.
   int let_in = 0;
   /// > 0: up to 8 rows of x and a small bf16 weight, of which each block holds 16 chunks rows at
   /// once (decode_few()); units, stages and ahead don't count.
   int chunks = 0;
+
+  int x() const { return x_stages > 0 ? x_stages : stages; }
 };
 /// Shared memory of a block.
 int64_t decode_shared_bytes(WeightFormat format, const DecodeCut& cut);

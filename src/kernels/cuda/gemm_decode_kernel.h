@@ -58,13 +58,13 @@ __device__ __forceinline__ const float* scales_of_chunk(const DecodeWork& work,
 
 /// The stages of a block.
 struct DecodeRange {
-  const std::byte* memory;
+  const std::byte *memory, *x;  ///< the rings of W and of x
   int k_begin, count;
 };
 
 /// The sums of this thread (the D layout of wgmma and mma.sync, by chunks) over its turns of the
 /// stages [0, count).
-template <WeightFormat F, int MT>
+template <WeightFormat F, int MT, bool AtOnce>
 __device__ __forceinline__ void decode_sums(const DecodeRing& ring, const DecodeWork& work,
                                             const DecodeParams& p, const DecodeRange& range,
                                             float (&sum)[decode_chunks(F, MT)][MT / 2]) {
@@ -84,15 +84,16 @@ __device__ __forceinline__ void decode_sums(const DecodeRing& ring, const Decode
       scales[c] = scales_of_chunk(work, p, who.chunk + c, range.k_begin);
     }
   }
-  // Nobody waits for the last stages. A stage is released in its turn's next round: behind the end
-  // of the loop all reads of it have returned. Within a round ptxas lets the arrival pass reads
-  // under way, and fp8 products beside other processes on the GPU then saw x of a later stage.
+  // Nobody waits for the last stages. With `AtOnce` (wgmma) a stage is released when it has been
+  // read, else in its turn's next round: behind the end of the loop all reads of it have returned.
+  // Within a round ptxas lets the arrival pass reads under way, and fp8 products beside other
+  // processes on the GPU then saw x of a later stage.
   const auto release = [&](int i, int stage) {
-    if (i >= 0 && i + p.stages < range.count && lane == 0) {
+    if (i >= 0 && i + p.x_stages < range.count && lane == 0) {
       arrive_at(ring.empty + 8 * static_cast<uint32_t>(stage));
     }
   };
-  int stage = who.turn, before = 0;
+  int stage = who.turn, x_stage = who.turn, before = 0;
   uint32_t phase = 0;
   // Counted this way ptxas sees that the sums are nobody's while products run (else: C7515, each
   // product waits for the one before).
@@ -109,8 +110,8 @@ __device__ __forceinline__ void decode_sums(const DecodeRing& ring, const Decode
       }
     }
     wait_at(ring.full + 8 * static_cast<uint32_t>(stage), phase);
-    const std::byte* x_tile = range.memory + stage * ring.stage_bytes;
-    const std::byte* w_tile = x_tile + MT * Stage::kColumns * 2;
+    const std::byte* x_tile = range.x + x_stage * Stage::x_bytes(MT);
+    const std::byte* w_tile = range.memory + stage * ring.stage_bytes;
     if constexpr (F == WeightFormat::kBf16) {
       const uint64_t x = k_major_128(x_tile);
       const uint64_t a = k_major_128(w_tile + who.chunk / 4 * Stage::kWeightBytes);
@@ -120,8 +121,13 @@ __device__ __forceinline__ void decode_sums(const DecodeRing& ring, const Decode
         Wgmma<MT>::bf16(sum[0], advance(a, 32u * j), advance(x, 32u * j), 1);
       }
       wgmma_commit();
-      wgmma_wait<1>();
-      release(i - p.turns, before);
+      if constexpr (AtOnce) {
+        wgmma_wait<0>();
+        release(i, stage);
+      } else {
+        wgmma_wait<1>();
+        release(i - p.turns, before);
+      }
     } else {
       if constexpr (F == WeightFormat::kFp8Block) {
         add_fp8<MT, kChunks>(w_tile, who.chunk, x_tile, scale, sum);
@@ -141,6 +147,8 @@ __device__ __forceinline__ void decode_sums(const DecodeRing& ring, const Decode
       stage -= p.stages;
       phase ^= 1;
     }
+    x_stage += p.turns;
+    if (x_stage >= p.x_stages) x_stage -= p.x_stages;
   }
   if constexpr (F == WeightFormat::kBf16) {
     wgmma_wait<0>();
@@ -373,19 +381,20 @@ __device__ __forceinline__ void init_barriers(const DecodeParams& p, const Decod
 
 constexpr int kDecodeProducers = 64;  ///< threads
 
-template <WeightFormat F, int MT>
+template <WeightFormat F, int MT, bool AtOnce = false>
 __global__ void __launch_bounds__(decode_most_threads(F, MT) + kDecodeProducers)
     decode_kernel(const __grid_constant__ CUtensorMap w_map,
                   const __grid_constant__ CUtensorMap x_map,
                   const __grid_constant__ DecodeParams p) {
   extern __shared__ __align__(1024) std::byte shared[];
   const int threads = static_cast<int>(blockDim.x) - kDecodeProducers;
-  const int stage_bytes = DecodeStage<F>::bytes(MT, p.units);
-  auto* received = reinterpret_cast<float4*>(shared + p.stages * stage_bytes);
+  const int stage_bytes = DecodeStage<F>::bytes(p.units);
+  std::byte* x_memory = shared + p.stages * stage_bytes;
+  auto* received = reinterpret_cast<float4*>(x_memory + p.x_stages * DecodeStage<F>::x_bytes(MT));
   auto* barriers = reinterpret_cast<Barrier*>(received + received_fours(MT, p.units, p.split));
   Barrier* arrived = barriers + 2 * p.stages;
   const DecodeRing ring{shared_address(shared), shared_address(barriers),
-                        shared_address(barriers + p.stages), stage_bytes};
+                        shared_address(barriers + p.stages), stage_bytes, shared_address(x_memory)};
   const int warp = warp_index() - threads / 32;  // 0: loads W, 1: loads x, < 0: multiplies
   const bool clustered = p.split > 1;
 
@@ -410,7 +419,7 @@ __global__ void __launch_bounds__(decode_most_threads(F, MT) + kDecodeProducers)
     if (warp == 1 && leader) load_x<F, MT>(ring, work, p, &x_map, k_begin, count);
   } else {
     float sum[decode_chunks(F, MT)][MT / 2];
-    decode_sums<F, MT>(ring, work, p, {shared, k_begin, count}, sum);
+    decode_sums<F, MT, AtOnce>(ring, work, p, {shared, x_memory, k_begin, count}, sum);
     wait_for_predecessor();
     const DecodeShares shares{reinterpret_cast<float*>(shared), received, arrived, threads};
     const DecodeFinish<MT> finish(p, work, shares);
@@ -464,6 +473,7 @@ void launch_decode(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut)
   p.row_tiles =
       static_cast<int>(ceil_div(gemm.groups != nullptr ? gemm.max_group_rows : rows, cut.row_tile));
   p.stages = cut.stages;
+  p.x_stages = cut.x();
   p.groups = gemm.groups;
 
   CUtensorMap w_map{};
@@ -498,16 +508,28 @@ void launch_decode(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut)
   const int threads = cut.units * cut.turns * 128 / decode_chunks(F, cut.row_tile);
   CHECK(threads <= decode_most_threads(F, cut.row_tile) && cut.stages % cut.turns == 0,
         "decode gemm: cut");
+  CHECK(p.x_stages % cut.turns == 0 && p.x_stages <= p.stages, "decode gemm: rings");
   LaunchShape at{.block = static_cast<unsigned>(threads + kDecodeProducers),
                  .cluster = static_cast<unsigned>(cut.split),
                  .overlap = true};
   const int64_t tiles = ceil_div(gated ? shape.n / 2 : shape.n, tile_columns);
   at.grid = dim3(static_cast<unsigned>(tiles * p.row_tiles * cut.split),
                  static_cast<unsigned>(gemm.groups != nullptr ? gemm.num_groups : 1));
-  at.shared_bytes = static_cast<size_t>(
-      cut.stages * (Stage::bytes(cut.row_tile, cut.units) + 2 * int{sizeof(Barrier)}) +
-      int{sizeof(Barrier)} + 16 * received_fours(cut.row_tile, cut.units, cut.split));
+  at.shared_bytes =
+      static_cast<size_t>(cut.stages * (Stage::bytes(cut.units) + 2 * int{sizeof(Barrier)}) +
+                          cut.x() * Stage::x_bytes(cut.row_tile) + int{sizeof(Barrier)} +
+                          16 * received_fours(cut.row_tile, cut.units, cut.split));
   const auto kernel = [&]<int MT>() { launch(stream, at, decode_kernel<F, MT>, w_map, x_map, p); };
+  // A short ring has no room for stages that have been read.
+  if constexpr (F == WeightFormat::kBf16) {
+    const bool brief = cut.split > 1 && cut.let_in > 0;
+    if (brief && cut.row_tile == 32) {
+      return launch(stream, at, decode_kernel<F, 32, true>, w_map, x_map, p);
+    }
+    if (brief && cut.row_tile == 64) {
+      return launch(stream, at, decode_kernel<F, 64, true>, w_map, x_map, p);
+    }
+  }
   switch (cut.row_tile) {
     case 8: kernel.template operator()<8>(); break;
     case 16: kernel.template operator()<16>(); break;

@@ -13,12 +13,12 @@ namespace weft::cuda {
 struct DecodeParams {
   const std::byte* codes;  ///< kInt8, kInt4: tiles; kFp8Block: scales (f32)
   int64_t expert_bytes;
-  int64_t tiles_k;  ///< int: tiles of a row of tiles; fp8: scales of a row
-  int n, rows;      ///< N; rows of x
-  int k_steps;      ///< stages of the whole K
-  int up_row;       ///< kSiluMul: I, the row of W where `up` begins; else 0
-  int row_tiles;    ///< tiles of x rows
-  int stages;
+  int64_t tiles_k;       ///< int: tiles of a row of tiles; fp8: scales of a row
+  int n, rows;           ///< N; rows of x
+  int k_steps;           ///< stages of the whole K
+  int up_row;            ///< kSiluMul: I, the row of W where `up` begins; else 0
+  int row_tiles;         ///< tiles of x rows
+  int stages, x_stages;  ///< of the rings of W and of x
   int split;
   int units, turns;  ///< U, C
   int ahead;         ///< stages fetched into L2 behind those of the ring
@@ -62,10 +62,11 @@ __device__ __forceinline__ DecodeWork decode_work(const DecodeParams& p) {
   return w;
 }
 
-/// Addresses in shared memory: stages, and their barriers.
+/// Addresses in shared memory: stages of W, and their barriers; stages of x, which may be fewer.
 struct DecodeRing {
   uint32_t memory, full, empty;
   int stage_bytes;
+  uint32_t x;
 };
 
 __device__ __forceinline__ void wait_at(uint32_t barrier, uint32_t parity) {
@@ -120,6 +121,32 @@ __device__ __forceinline__ void around(const DecodeRing& ring, int stages, int c
     wait_at(at.empty, at.phase);
     load(at);
     at.next(ring, stages);
+  }
+}
+
+/// The same for x: calls load(room, full barrier of its W). Room is free when the stage `x_stages`
+/// before has been read, of whose barrier no later phase can end before this stage's x is there.
+template <class Load>
+__device__ __forceinline__ void around_x(const DecodeRing& ring, const DecodeParams& p, int bytes,
+                                         int count, Load&& load) {
+  const uint32_t end = ring.x + static_cast<uint32_t>(p.x_stages * bytes);
+  const uint32_t last = ring.full + 8 * static_cast<uint32_t>(p.stages);
+  const uint32_t last_empty = ring.empty + 8 * static_cast<uint32_t>(p.stages);
+  uint32_t to = ring.x, full = ring.full, empty = ring.empty, phase = 0;
+  for (int i = 0; i < count; ++i) {
+    if (i >= p.x_stages) {
+      wait_at(empty, phase);
+      empty += 8;
+      if (empty == last_empty) {
+        empty = ring.empty;
+        phase ^= 1;
+      }
+    }
+    load(to, full);
+    to += static_cast<uint32_t>(bytes);
+    if (to == end) to = ring.x;
+    full += 8;
+    if (full == last) full = ring.full;
   }
 }
 
@@ -188,8 +215,8 @@ __device__ __forceinline__ void load_weights(const DecodeRing& ring, const Decod
     const auto load = [&](const RingPlace& at) {
       const uint32_t bytes = tiles > 1 ? Stage::kWeightBytes : Stage::kTileBytes;
       arrive_expect_at(at.full, kX + (pairs ? 2 * bytes : bytes));
-      bytes_load(at.stage + kX, first, bytes, at.full);
-      if (pairs) bytes_load(at.stage + kX + Stage::kWeightBytes, second, bytes, at.full);
+      bytes_load(at.stage, first, bytes, at.full);
+      if (pairs) bytes_load(at.stage + Stage::kWeightBytes, second, bytes, at.full);
       first += Stage::kWeightBytes;
       second += Stage::kWeightBytes;
       tiles -= 2;
@@ -206,10 +233,9 @@ __device__ __forceinline__ void load_weights(const DecodeRing& ring, const Decod
     int k = k_begin * Stage::kColumns;
     const auto load = [&](const RingPlace& at) {
       arrive_expect_at(at.full, bytes);
-      box_load(at.stage + kX, map, at.full, Coords{k, row, work.expert}, L2Hint::kEvictFirst);
+      box_load(at.stage, map, at.full, Coords{k, row, work.expert}, L2Hint::kEvictFirst);
       if (pairs) {
-        box_load(at.stage + kX + half, map, at.full, Coords{k, up, work.expert},
-                 L2Hint::kEvictFirst);
+        box_load(at.stage + half, map, at.full, Coords{k, up, work.expert}, L2Hint::kEvictFirst);
       }
       k += Stage::kColumns;
       asked();
@@ -229,23 +255,21 @@ template <WeightFormat F, int MT>
 __device__ __forceinline__ void load_x(const DecodeRing& ring, const DecodeWork& work,
                                        const DecodeParams& p, const CUtensorMap* map, int k_begin,
                                        int count) {
-  constexpr int kBlocks = DecodeStage<F>::kColumns / 64;
+  constexpr int kBlocks = DecodeStage<F>::kColumns / 64, kBytes = DecodeStage<F>::x_bytes(MT);
   int block = k_begin * kBlocks;  // of 64 k
   if (p.x_blocked) {
-    const auto load = [&](const RingPlace& at) {
-      box_load(at.stage, map, at.full, Coords{0, work.first_row, block}, L2Hint::kNormal);
+    around_x(ring, p, kBytes, count, [&](uint32_t to, uint32_t full) {
+      box_load(to, map, full, Coords{0, work.first_row, block}, L2Hint::kNormal);
       block += kBlocks;
-    };
-    around(ring, p.stages, count, load, [] {});
+    });
   } else {
-    const auto load = [&](const RingPlace& at) {
+    around_x(ring, p, kBytes, count, [&](uint32_t to, uint32_t full) {
 #pragma unroll
       for (int i = 0; i < kBlocks; ++i) {
-        box_load(at.stage + i * MT * 128, map, at.full, Coords{block++ * 64, work.first_row, 0},
+        box_load(to + i * MT * 128, map, full, Coords{block++ * 64, work.first_row, 0},
                  L2Hint::kNormal);
       }
-    };
-    around(ring, p.stages, count, load, [] {});
+    });
   }
 }
 

@@ -14,17 +14,16 @@
 
 namespace weft::cuda {
 
-/// What a stage of shared memory holds: x [k / 64][MT][64] bf16 with 128-byte swizzle, then W,
-/// whose int8 and int4 pieces are two tiles along K.
+/// What a stage of the two rings in shared memory holds: W, whose int8 and int4 pieces are two
+/// tiles along K; x [k / 64][MT][64] bf16 with 128-byte swizzle.
 template <WeightFormat F>
 struct DecodeStage {
   static constexpr bool kTiles = F == WeightFormat::kInt8 || F == WeightFormat::kInt4;
   static constexpr int kColumns = F == WeightFormat::kBf16 ? 64 : 128;  ///< of K
   static constexpr int kTileBytes = F == WeightFormat::kInt8 ? kInt8TileBytes : kInt4TileBytes;
   static constexpr int kWeightBytes = kTiles ? 2 * kTileBytes : 8192;  ///< of a unit of 64 rows
-  static constexpr int bytes(int row_tile, int units) {
-    return (row_tile * kColumns * 2 + kWeightBytes * units + 1023) / 1024 * 1024;
-  }
+  static constexpr int bytes(int units) { return (kWeightBytes * units + 1023) / 1024 * 1024; }
+  static constexpr int x_bytes(int row_tile) { return row_tile * kColumns * 2; }
 };
 
 /// int8 and int4 with many rows of x go to wgmma, which gives the bits of mma.sync.

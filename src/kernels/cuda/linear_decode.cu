@@ -90,8 +90,8 @@ void decode_fused(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut) 
 
 int64_t decode_shared_bytes(WeightFormat format, const DecodeCut& cut) {
   const int64_t x = cut.row_tile * stage_columns(format) * 2;
-  const int64_t stage = ceil_div(x + stage_weight_bytes(format) * cut.units, 1024) * 1024 + 16;
-  return cut.stages * stage + 8 + decode_received_bytes(cut);
+  const int64_t stage = ceil_div(stage_weight_bytes(format) * cut.units, 1024) * 1024 + 16;
+  return cut.stages * stage + cut.x() * x + 8 + decode_received_bytes(cut);
 }
 
 DecodeCut decode_cut(const WeightShape& shape, Epilogue epilogue, int64_t rows) {
