@@ -34,6 +34,7 @@ struct SampleOps {
   Op<void(Stream&, const SampleArgs&)> sample;
   Op<void(Stream&, const ResetCountsArgs&)> reset_counts;
   Op<void(Stream&, const FeedTokensArgs&)> feed_tokens;
+  Op<void(Stream&, const AcceptDraftsArgs&)> accept_drafts;
 };
 
 /// What vision towers need besides (vision_args.h).

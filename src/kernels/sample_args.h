@@ -29,6 +29,13 @@ enum class StopRule : int32_t {
   kFreed,   ///< may be sampled although the grammar's mask leaves them out: the text may end here
 };
 
+/// Whether the draft in the row behind this one is accepted.
+enum class DraftCheck : int32_t {
+  kCompare,  ///< if it is what was sampled
+  kTake,     ///< in any case, in the place of what was sampled
+  kReject,
+};
+
 /// What a row of logits is for. Everything but the lists' contents is in here.
 struct SampleSpec {
   int32_t slot = -1;         ///< of last_token; -1: a padding row, which reads and writes nothing
@@ -37,6 +44,7 @@ struct SampleSpec {
   int32_t counts_slot = -1;  ///< of counts; -1: no penalties
   int32_t mask_row = -1;     ///< of masks; -1: no grammar
   StopRule stop_rule = StopRule::kPlain;
+  DraftCheck draft_check = DraftCheck::kCompare;  ///< accept_drafts() alone reads it
 
   float temperature = 1.0f;  ///< 0: greedy
   int32_t top_k = 0;         ///< 0: off
@@ -77,6 +85,7 @@ struct SampleArgs {
   /// defined) and counted in `counts`, but with counts_later. Only rows with that may share a slot,
   /// whose last token is one of theirs then.
   TensorView last_token;
+  int32_t* tokens = nullptr;        ///< [R] or null: sampled tokens, 0 on an error; likewise
   SampleResult* results = nullptr;  ///< [R]; those of padding rows are left alone
   /// [R, max_top] i32 and f32, by rank: the first SampleResult::num_top are written. Undefined if
   /// no row asks for alternatives; at most kMaxTopLogprobs.
@@ -113,6 +122,19 @@ struct FeedTokensArgs {
   TensorView feed;        ///< [T] i32
   TensorView last_token;  ///< [S] i32
   TensorView ids;         ///< [T] i32
+};
+
+/// How far the drafts of a step were right, behind its sampling. A segment's first row has the last
+/// known token, the others drafts; S segments, T rows, of which those behind the segments are
+/// padding. Nothing here knows of ends, stop ids or grammars: behind those it says too much.
+struct AcceptDraftsArgs {
+  TensorView cu_q;                    ///< [S + 1] i32; a segment has at most 32 rows
+  TensorView ids;                     ///< [T] i32, those of the step
+  const int32_t* tokens = nullptr;    ///< [T], SampleArgs::tokens of a row of logits each
+  const SampleSpec* specs = nullptr;  ///< [T]
+  TensorView next_ids;                ///< out [T] i32: the token behind each row; padding: 0
+  TensorView counts;                  ///< out [S] i32: accepted drafts and one; 0 without rows
+  TensorView last_rows;               ///< out [S] i32: the row of the last of those, or 0
 };
 
 }  // namespace weft

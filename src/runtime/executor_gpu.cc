@@ -136,8 +136,8 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
 void GpuExecutor::finish_for_drafts(Flight& before, Flight& flight) {
   if (!before.pending) return;
   before.done.wait();
+  if (mtp_ && !flight.begun) times(flight.number).begin.record(parts_.stream);
   flight.begun = mtp_ != nullptr;
-  if (flight.begun) times(flight.number).begin.record(parts_.stream);
   finish(before);
 }
 
@@ -214,10 +214,11 @@ void GpuExecutor::launch(const StepPlan& given) {
   CHECK(num_launched_ - num_collected_ < kStepsInFlight, "too many steps in flight");
   Flight& flight = *flights_[num_launched_ % kStepsInFlight];
   flight.number = num_launched_++;
-  flight.begun = false;
+  const Flight& before = *flights_[1 - flight.index];
+  flight.begun = before.pending && before.followed > 0;
   flight.aside = -1;
+  flight.followed = 0;
   flight.result.device_graphs = 0;
-  const int64_t new_graphs = num_new_graphs();
   const StepPlan& plan = resolved(given, flight);
   flight.shape = decode_shape(plan);
   sampler_.release(plan, sequences_);
@@ -246,12 +247,26 @@ void GpuExecutor::launch(const StepPlan& given) {
   } else if (any_rows) {
     run_mixed(flight);
   }
-  flight.result.device_new_shape = num_new_graphs() > new_graphs;
-  flight.settles = drafts || (mtp_ && flight.aside < 0);
+  flight.result.device_new_shape = num_new_graphs() > num_old_graphs_;
+  num_old_graphs_ = num_new_graphs();
   times(flight.number).end.record(parts_.stream);
   sampler_.fetch(parts_.stream, flight.sampling);
   flight.done.record(parts_.stream);
+  if (mtp_ && flight.aside < 0 && flight.shape.rows > 0 && flight.step.next_tokens().empty()) {
+    follow_ahead(flight);
+  }
+  flight.settles = drafts || (mtp_ && flight.aside < 0 && flight.followed == 0);
   if (open) settle(flight);
+}
+
+/// The module's pass behind a step that only decodes, while the host waits for its tokens: it
+/// belongs to the next step.
+void GpuExecutor::follow_ahead(Flight& flight) {
+  times(flight.number + 1).begin.record(parts_.stream);
+  const int64_t graphs = mtp_->num_graph_launches();
+  flight.followed = mtp_->follow_ahead(arena_, flight.step,
+                                       sampler_.accepted(flight.step.batch()), key(flight));
+  flight.result.device_graphs += static_cast<int>(mtp_->num_graph_launches() - graphs);
 }
 
 /// The drafts, while they are verified. What went up had placeholders, and has to be there.
@@ -262,14 +277,16 @@ void GpuExecutor::settle(Flight& flight) {
 }
 
 /// `sampled`: null, or what its rows are sampled with, at once.
-void GpuExecutor::forward_decode(const PackedStep& step, const GpuSampler::Piece* sampled) {
+void GpuExecutor::forward_decode(const Flight& flight, const GpuSampler::Piece* sampled) {
   const ArenaScope scope(arena_);
+  const PackedStep& step = flight.step;
   StepContext context{parts_.stream, parts_.ops, arena_, step.batch(), parts_.kv};
   sampler_.feed(parts_.stream, step);
   const TensorView hidden = parts_.model.hidden(context);
   keep(hidden);
-  if (sampled) return parts_.model.tokens(context, hidden, sampled->args);
-  parts_.model.logits(context, hidden, 0, logits_.rows(0, hidden.dim(0)));
+  if (!sampled) return parts_.model.logits(context, hidden, 0, logits_.rows(0, hidden.dim(0)));
+  parts_.model.tokens(context, hidden, sampled->args);
+  if (speculator_) sampler_.accept(parts_.stream, step.batch(), flight.sampling);
 }
 
 /// For the MTP module, which goes on from there when the tokens are known.
@@ -283,11 +300,15 @@ void GpuExecutor::run_decode(Flight& flight) {
   const bool sampled = flight.piece && flight.piece->number != 0;
   if (sampled) all.back() = flight.piece->number;
   const bool graph = graphs_.run(
-      parts_.stream, all, [&] { forward_decode(flight.step, sampled ? &*flight.piece : nullptr); });
+      parts_.stream, all, [&] { forward_decode(flight, sampled ? &*flight.piece : nullptr); });
   flight.result.device_graphs += graph ? 1 : 0;
   if (sampled) return;
-  if (flight.piece) return sampler_.sample(parts_.stream, *flight.piece);
-  sample(flight, padded_);
+  if (flight.piece) {
+    sampler_.sample(parts_.stream, *flight.piece);
+  } else {
+    sample(flight, padded_);
+  }
+  if (speculator_) sampler_.accept(parts_.stream, flight.step.batch(), flight.sampling);
 }
 
 void GpuExecutor::run_mixed(Flight& flight) {
@@ -360,11 +381,10 @@ void GpuExecutor::finish(Flight& flight) {
   sampler_.finish(flight.step, flight.sampling, flight.result);
   if (flight.aside >= 0) {
     mtp_->note(flight.step, flight.result, flight.aside);
+  } else if (flight.followed > 0) {
+    mtp_->followed(flight.step, flight.result, flight.followed);
   } else if (mtp_ && !flight.step.layers().partial()) {
-    const int64_t graphs = mtp_->num_graph_launches();
-    mtp_->follow(arena_, flight.step, flight.result,
-                 flight.shape.rows > 0 ? std::optional(key(flight)) : std::nullopt);
-    flight.result.device_graphs += static_cast<int>(mtp_->num_graph_launches() - graphs);
+    mtp_->follow(arena_, flight.step, flight.result);
   }
   // All else while the module goes over the rows: the device would wait for it.
   const Times& now = times(flight.number);

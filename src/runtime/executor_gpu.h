@@ -73,6 +73,7 @@ class GpuExecutor : public Executor {
     bool pending = false;                    // its tokens are not known yet
     bool settles = false;                    // where the next step begins is known when they are
     int32_t aside = -1;  // where its hidden states wait for the MTP module; -1: nowhere
+    uint64_t followed = 0;  // the module's pass, enqueued right behind the step; 0: none
   };
   /// When the kernels of a step began and ended; kept until the step after next is collected.
   struct Times {
@@ -91,9 +92,10 @@ class GpuExecutor : public Executor {
   void run_decode(Flight& flight);
   void run_mixed(Flight& flight);
   void run_layers(Flight& flight);
-  void forward_decode(const PackedStep& step, const GpuSampler::Piece* sampled);
+  void forward_decode(const Flight& flight, const GpuSampler::Piece* sampled);
   void keep(const TensorView& hidden);
   void sample(Flight& flight, std::span<const LogitRow> rows);
+  void follow_ahead(Flight& flight);
   void settle(Flight& flight);
   void finish(Flight& flight);
   Times& times(uint64_t step) { return times_[step % times_.size()]; }
@@ -108,6 +110,7 @@ class GpuExecutor : public Executor {
   std::array<std::optional<Flight>, kStepsInFlight> flights_;  // step i of the launches is in i % 2
   std::vector<Times> times_;                                   // of step i in i % size
   uint64_t num_launched_ = 0, num_collected_ = 0;
+  int64_t num_old_graphs_ = 0;  // but for those of passes behind the last step
   PackedStep::Sequences sequences_;
   std::optional<Speculator> speculator_;
   OwnedPlan plan_;                       // with speculation: of the step that is packed

@@ -121,8 +121,29 @@ Result<> GpuMtpDrafter::allocate(const SpeculationConfig& config, int64_t hidden
   return {};
 }
 
-void GpuMtpDrafter::follow(Arena& arena, PackedStep& step, const StepResult& result,
-                           const std::optional<GpuGraphs::Key>& shape) {
+/// The module's output of row `row` of kept_ is the sequence's.
+void GpuMtpDrafter::note_kept(ExecutorSequence& sequence, int64_t row, uint64_t number) const {
+  DraftState& state = draft_state(sequence);
+  // With late rows the output would not know of those.
+  state.hidden_at = late_.has(state) ? -1 : sequence.last_index();
+  state.hidden_row = row;
+  state.hidden_step = number;
+}
+
+/// The cache needs all rows, the next drafts one a sequence.
+void GpuMtpDrafter::run_behind(Arena& arena, const StepBatch& batch, TensorView kept_rows) {
+  const ArenaScope scope(arena);
+  StepContext context{parts_.stream, parts_.ops, arena, batch, parts_.kv};
+  const int64_t rows = batch.num_rows(), num_kept = kept_rows.dim(0);
+  const TensorView to = kept_.rows(0, num_kept);
+  const AskedRows asked{.rows = kept_rows};
+  if (num_kept < rows) context.asked = &asked;
+  const TensorView out = parts_.model.mtp_hidden(context, hidden(rows));
+  if (context.asked != nullptr) return copy_bytes(parts_.stream, to.data, out.data, to.bytes());
+  parts_.ops.embed(parts_.stream, {.ids = kept_rows, .table = out, .out = to});
+}
+
+void GpuMtpDrafter::follow(Arena& arena, PackedStep& step, const StepResult& result) {
   const int64_t rows = step.batch().num_rows();
   ++num_followed_;
   num_kept_ = 0;
@@ -133,40 +154,40 @@ void GpuMtpDrafter::follow(Arena& arena, PackedStep& step, const StepResult& res
   StepBatch batch = step.batch();
   batch.images.runs = next_tokens_.shift(step, result, next);
   batch.ids = TensorView(follow_up_device_.data(), DType::kI32, {rows});
-  int64_t num_kept = 0;
   const std::span<const ResultRow> results = step.results();
   for (size_t i = 0; i < results.size(); ++i) {
     const ResultRow& row = results[i];
     const auto count = std::ssize(result.rows[i].tokens);
-    if (row.row < 0 || count == 0 || num_kept == limits_.max_seqs) continue;
-    ExecutorSequence& sequence = *row.sequence;
-    DraftState& state = draft_state(sequence);
-    // With late rows the output would not know of those.
-    state.hidden_at = late_.has(state) ? -1 : sequence.last_index();
-    state.hidden_row = num_kept;
-    state.hidden_step = num_followed_;
-    kept[num_kept++] = static_cast<int32_t>(row.row + count - 1);
+    if (row.row < 0 || count == 0 || num_kept_ == limits_.max_seqs) continue;
+    note_kept(*row.sequence, num_kept_, num_followed_);
+    kept[num_kept_++] = static_cast<int32_t>(row.row + count - 1);
   }
-  if (shape) {  // as many for every step of this shape
-    const int64_t all = batch.seqs.num_segments;
-    while (num_kept < all) kept[num_kept++] = 0;
+  copy_bytes(parts_.stream, follow_up_device_.data(), follow_up_.data(), kept_at + num_kept_ * 4);
+  run_behind(arena, batch,
+             TensorView(follow_up_device_.data() + kept_at, DType::kI32, {num_kept_}));
+}
+
+uint64_t GpuMtpDrafter::follow_ahead(Arena& arena, const PackedStep& step,
+                                     const GpuSampler::Accepted& accepted,
+                                     const GpuGraphs::Key& shape) {
+  StepBatch batch = step.batch();
+  batch.ids = accepted.next_ids;
+  num_kept_ = batch.seqs.num_segments;
+  const bool graph = follow_graphs_.run(parts_.stream, shape,
+                                        [&] { run_behind(arena, batch, accepted.last_rows); });
+  num_graph_launches_ += graph ? 1 : 0;
+  return ++num_followed_;
+}
+
+void GpuMtpDrafter::followed(const PackedStep& step, const StepResult& result,
+                             uint64_t number) const {
+  const std::span<const ResultRow> results = step.results();
+  int64_t segment = 0;  // every one samples
+  for (size_t i = 0; i < results.size(); ++i) {
+    if (results[i].row < 0) continue;
+    if (!result.rows[i].tokens.empty()) note_kept(*results[i].sequence, segment, number);
+    ++segment;
   }
-  num_kept_ = num_kept;
-  copy_bytes(parts_.stream, follow_up_device_.data(), follow_up_.data(), kept_at + num_kept * 4);
-  const TensorView ids(follow_up_device_.data() + kept_at, DType::kI32, {num_kept});
-  const auto enqueue = [&] {
-    const ArenaScope scope(arena);
-    StepContext context{parts_.stream, parts_.ops, arena, batch, parts_.kv};
-    const TensorView to = kept_.rows(0, num_kept);
-    // The cache needs all rows, the next drafts one a sequence.
-    const AskedRows asked{.rows = ids};
-    if (num_kept < rows) context.asked = &asked;
-    const TensorView out = parts_.model.mtp_hidden(context, hidden(rows));
-    if (context.asked != nullptr) return copy_bytes(parts_.stream, to.data, out.data, to.bytes());
-    parts_.ops.embed(parts_.stream, {.ids = ids, .table = out, .out = to});
-  };
-  if (!shape) return enqueue();
-  num_graph_launches_ += follow_graphs_.run(parts_.stream, *shape, enqueue) ? 1 : 0;
 }
 
 void GpuMtpDrafter::catch_up(Arena& arena, std::span<const LateRows> rows) {

@@ -9,6 +9,7 @@
 #include "runtime/draft_state.h"
 #include "runtime/gpu_graphs.h"
 #include "runtime/gpu_late_rows.h"
+#include "runtime/gpu_sampler.h"
 #include "runtime/sample_lists.h"
 
 namespace weft {
@@ -39,10 +40,14 @@ class GpuMtpDrafter final : public DraftModule {
   /// Where the hidden states of a step's rows have to be when it is followed.
   TensorView hidden(int64_t rows) const { return hidden_.rows(0, rows); }
 
-  /// Enqueues the module behind the step, whose tokens are known: entries of all its rows. `shape`
-  /// of a step that only decodes: everything that its launches depend on.
-  void follow(Arena& arena, PackedStep& step, const StepResult& result,
-              const std::optional<GpuGraphs::Key>& shape);
+  /// Enqueues the module behind the step, whose tokens are known: entries of all its rows.
+  void follow(Arena& arena, PackedStep& step, const StepResult& result);
+  /// Likewise behind a step that only decodes and has no next_tokens(), with what the device knows
+  /// of its tokens. `shape`: everything that its launches depend on. Gives what followed() takes
+  /// when the host knows them, too.
+  uint64_t follow_ahead(Arena& arena, const PackedStep& step, const GpuSampler::Accepted& accepted,
+                        const GpuGraphs::Key& shape);
+  void followed(const PackedStep& step, const StepResult& result, uint64_t number) const;
   /// Instead of follow(), for a step without drafts that only decodes, while nobody drafts and
   /// there is room: the first enqueues what has to be kept of it, behind its forward, and gives
   /// what the second takes when its tokens are known.
@@ -82,6 +87,8 @@ class GpuMtpDrafter final : public DraftModule {
   void set_padding(const Layout& to, int64_t row, int64_t rows, int64_t steps) const;
   bool add_draw(const SamplingParams& params, SampleSpec& spec);
   bool knows(const DraftRow& row) const;
+  void note_kept(ExecutorSequence& sequence, int64_t row, uint64_t number) const;
+  void run_behind(Arena& arena, const StepBatch& batch, TensorView kept_rows);
   void run(Arena& arena, int64_t rows, int64_t steps, bool greedy);
   void take_row(DraftRow& row, int64_t at) const;
 

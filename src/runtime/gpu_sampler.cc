@@ -42,8 +42,15 @@ struct DownLayout {
 int64_t num_fed(const StepLimits& limits) {
   return limits.max_seqs + limits.max_draft_seqs() * kMaxDrafts;
 }
+/// Rows of a step that only decodes, with speculation.
+int64_t draft_rows(const StepLimits& limits) {
+  return limits.max_draft_rows > 0 ? limits.max_seqs + limits.max_draft_rows : 0;
+}
 int64_t slot_bytes(const StepLimits& limits) {
-  return aligned(num_fed(limits) * 4) + limits.max_seqs * limits.vocab_size * 4;
+  const int64_t accepted =
+      draft_rows(limits) > 0 ? 2 * aligned(draft_rows(limits) * 4) + 2 * aligned(limits.max_seqs * 4)
+                             : 0;
+  return aligned(num_fed(limits) * 4) + aligned(limits.max_seqs * limits.vocab_size * 4) + accepted;
 }
 
 /// Room for `bytes` more in what goes up, behind the `specs` bytes of the specs: {host, device}.
@@ -167,9 +174,19 @@ Result<GpuSampler> GpuSampler::create(const OpTable& ops, const StepLimits& limi
   GpuSampler out(ops, limits, rule);
   out.slot_buffer_ = TRY(Buffer::allocate(ops.device, slot_bytes(limits)));
   std::byte* at = out.slot_buffer_.data();
-  out.last_token_ = TensorView(at, DType::kI32, {num_fed(limits)});
-  out.counts_ = TensorView(at + aligned(num_fed(limits) * 4), DType::kI32,
-                           {limits.max_seqs, limits.vocab_size});
+  const auto take = [&at](std::initializer_list<int64_t> dims) {
+    const TensorView view(at, DType::kI32, dims);
+    at += aligned(view.bytes());
+    return view;
+  };
+  out.last_token_ = take({num_fed(limits)});
+  out.counts_ = take({limits.max_seqs, limits.vocab_size});
+  if (const int64_t rows = draft_rows(limits); rows > 0) {
+    out.tokens_ = take({rows});
+    out.next_ids_ = take({rows});
+    out.accepted_ = take({limits.max_seqs});
+    out.last_rows_ = take({limits.max_seqs});
+  }
   for (int64_t i = limits.max_seqs; i > 0; --i) out.free_slots_.push_back(static_cast<int>(i - 1));
   return out;
 }
@@ -287,6 +304,7 @@ GpuSampler::Piece GpuSampler::prepare(const Streams& streams, Flight& flight,
     if (row.draft >= 0) flight.drafts.push_back(row.draft);
     if (row.draft >= 0 && row.sequence->grammar) go_ahead(*row.sequence->grammar, row, flight);
     lists.specs.push_back(row.sequence ? sampling_spec(row, flight.drafts, lists) : SampleSpec{});
+    if (row.next_draft >= 0) lists.specs.back().draft_check = rule_.check(row);
     flight.any_top |= lists.specs.back().num_top > 0;
   }
   SampleArgs args;
@@ -299,6 +317,9 @@ GpuSampler::Piece GpuSampler::prepare(const Streams& streams, Flight& flight,
   args.specs = reinterpret_cast<const SampleSpec*>(flight.up_device.data() + at);
   args.counts = counts_;
   args.last_token = last_token_;
+  if (tokens_.defined() && base + count <= tokens_.dim(0)) {
+    args.tokens = tokens_.ptr<int32_t>() + base;
+  }
   args.only_greedy = std::all_of(lists.specs.begin(), lists.specs.end(), is_plainly_greedy);
   flight.results_there = alone && args.only_greedy;
   std::byte* const back = flight.results_there
@@ -320,6 +341,25 @@ GpuSampler::Piece GpuSampler::prepare(const Streams& streams, Flight& flight,
 
 void GpuSampler::sample(Stream& stream, const Piece& piece) const {
   ops_->sampling->sample(stream, piece.args);
+}
+
+GpuSampler::Accepted GpuSampler::accepted(const StepBatch& batch) const {
+  const int64_t segments = batch.seqs.num_segments;
+  return {.next_ids = next_ids_.rows(0, batch.num_rows()),
+          .counts = accepted_.rows(0, segments),
+          .last_rows = last_rows_.rows(0, segments)};
+}
+
+void GpuSampler::accept(Stream& stream, const StepBatch& batch, const Flight& flight) const {
+  const Accepted out = accepted(batch);
+  ops_->sampling->accept_drafts(
+      stream, {.cu_q = batch.seqs.cu_q,
+               .ids = batch.ids,
+               .tokens = tokens_.ptr<int32_t>(),
+               .specs = reinterpret_cast<const SampleSpec*>(flight.up_device.data()),
+               .next_ids = out.next_ids,
+               .counts = out.counts,
+               .last_rows = out.last_rows});
 }
 
 void GpuSampler::fetch(Stream& stream, Flight& flight) const {

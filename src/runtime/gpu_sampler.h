@@ -62,6 +62,16 @@ class GpuSampler {
   Piece prepare(const Streams& streams, Flight& flight, std::span<const LogitRow> rows,
                 TensorView logits, bool alone);
   void sample(Stream& stream, const Piece& piece) const;
+  /// What the device knows of the tokens of a step that only decodes, behind its sampling; until
+  /// the next accept() on the stream.
+  struct Accepted {
+    TensorView next_ids;   ///< [rows of the batch] i32, AcceptDraftsArgs
+    TensorView counts;     ///< [segments] i32
+    TensorView last_rows;  ///< [segments] i32
+  };
+  /// With speculation: enqueues that. The step's one piece has all rows of the batch.
+  void accept(Stream& stream, const StepBatch& batch, const Flight& flight) const;
+  Accepted accepted(const StepBatch& batch) const;
   /// Enqueues the way back of all results.
   void fetch(Stream& stream, Flight& flight) const;
   /// Before finish(), where drafts were not known when the step was packed and prepared: what
@@ -95,6 +105,10 @@ class GpuSampler {
   Buffer slot_buffer_;
   TensorView last_token_;  // [slots and drafts]
   TensorView counts_;      // [slots, V]
+  TensorView tokens_;      // [rows that may decode], with speculation
+  TensorView next_ids_;    // likewise
+  TensorView accepted_;    // [sequences]: accepted drafts and one
+  TensorView last_rows_;   // [sequences]
 };
 
 }  // namespace weft

@@ -101,6 +101,16 @@ bool DraftRule::takes_draft(const LogitRow& row) const {
   return id / 32 < mask.size() && ((mask[id / 32] >> (id % 32)) & 1) != 0;
 }
 
+DraftCheck DraftRule::check(const LogitRow& row) const {
+  switch (policy) {
+    case AcceptPolicy::kNormal: return DraftCheck::kCompare;
+    case AcceptPolicy::kAcceptAll: return DraftCheck::kTake;
+    case AcceptPolicy::kRejectAll: return DraftCheck::kReject;
+    case AcceptPolicy::kSimulated: break;
+  }
+  return simulated_hit(row, row.position, acceptance) ? DraftCheck::kTake : DraftCheck::kReject;
+}
+
 void RowSampler::sample(ThreadPool& pool, const PackedStep& step, std::span<const LogitRow> rows,
                         TensorView all_logits, StepResult& result) {
   const auto logits_of = [&](size_t i) {

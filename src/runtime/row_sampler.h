@@ -3,6 +3,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/sample_args.h"
 #include "runtime/sampler.h"
 #include "runtime/step_upload.h"
 
@@ -18,6 +19,8 @@ struct DraftRule {
   bool counts(const LogitRow& row, const StepResult& result) const;
   /// Whether the next draft replaces what was sampled.
   bool takes_draft(const LogitRow& row) const;
+  /// What a device can know of both.
+  DraftCheck check(const LogitRow& row) const;
 };
 
 /// What lies between a step's rows and its sequences: tokens that are fed back before the step, and

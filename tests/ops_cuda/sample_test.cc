@@ -363,5 +363,61 @@ TEST_F(SampleTest, SmallFeedTokens) {
   EXPECT_EQ(download<int32_t>(ids_d), want);
 }
 
+TEST_F(SampleTest, SmallAcceptDrafts) {
+  std::mt19937 rng(5);
+  const auto below = [&rng](uint32_t n) { return static_cast<int32_t>(rng() % n); };
+  // Segments of 0 to 16 rows, and padding behind them.
+  std::vector<int32_t> cu_q = {0}, ids, tokens, next, counts, last_rows;
+  std::vector<SampleSpec> specs;
+  for (int segment = 0; segment < 70; ++segment) {
+    const auto rows = static_cast<int32_t>(segment % 17);
+    const int32_t first = cu_q.back();
+    int32_t count = rows > 0 ? 1 : 0;
+    bool open = true;
+    std::vector<DraftCheck> checks;
+    for (int32_t i = 0; i < rows; ++i) {
+      ids.push_back(below(100));
+      tokens.push_back(below(100));
+      checks.push_back(static_cast<DraftCheck>(segment % 3 == 0 ? 0 : below(3)));
+      specs.push_back({.draft_check = checks.back()});
+    }
+    for (int32_t i = 0; i < rows; ++i) {
+      const auto at = static_cast<size_t>(first + i);
+      if (i + 1 < rows && below(8) > 0) tokens[at] = ids[at + 1];
+      next.push_back(tokens[at]);
+      if (i + 1 == rows) continue;
+      const DraftCheck check = checks[static_cast<size_t>(i)];
+      if (check == DraftCheck::kTake) next.back() = ids[at + 1];
+      open = open && check != DraftCheck::kReject && next.back() == ids[at + 1];
+      count += open ? 1 : 0;
+    }
+    cu_q.push_back(first + rows);
+    counts.push_back(count);
+    last_rows.push_back(rows > 0 ? first + count - 1 : 0);
+  }
+  for (int i = 0; i < 40; ++i) {
+    ids.push_back(7);
+    tokens.push_back(-1);
+    next.push_back(0);
+    specs.emplace_back();
+  }
+  const DeviceTensor cu_q_d(cu_q), ids_d(ids), tokens_d(tokens);
+  const DeviceTensor specs_d = upload_structs(specs);
+  const DeviceTensor next_d(std::vector<int32_t>(ids.size(), -1));
+  const DeviceTensor counts_d(std::vector<int32_t>(counts.size(), -1));
+  const DeviceTensor last_d(std::vector<int32_t>(counts.size(), -1));
+  cuda::accept_drafts(stream_, {.cu_q = cu_q_d.view,
+                                .ids = ids_d.view,
+                                .tokens = tokens_d.view.ptr<int32_t>(),
+                                .specs = static_cast<const SampleSpec*>(specs_d.view.data),
+                                .next_ids = next_d.view,
+                                .counts = counts_d.view,
+                                .last_rows = last_d.view});
+  stream_.sync();
+  EXPECT_EQ(download<int32_t>(next_d), next);
+  EXPECT_EQ(download<int32_t>(counts_d), counts);
+  EXPECT_EQ(download<int32_t>(last_d), last_rows);
+}
+
 }  // namespace
 }  // namespace weft

@@ -112,6 +112,7 @@ void sample(Stream& stream, const SampleArgs& args);
 inline constexpr int64_t kMaxSampledVocabulary = 384 * 1024;
 void reset_counts(Stream& stream, const ResetCountsArgs& args);
 void feed_tokens(Stream& stream, const FeedTokensArgs& args);
+void accept_drafts(Stream& stream, const AcceptDraftsArgs& args);
 
 /// What OpTable::choices says.
 std::vector<KernelChoice> kernel_choices(const KernelNeeds& needs);

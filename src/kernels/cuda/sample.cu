@@ -773,7 +773,7 @@ class Row {
     const float raw = p_.logits[row_ * p_.logits_stride + scored];
     result.logprob = wants_logprob ? static_cast<float>(raw - log_z) : 0.0f;
     if (token < 0) return;
-    p_.last_token[spec_.slot] = token;
+    put_token(p_, row_, spec_.slot, token);
     if (spec_.counts_slot >= 0 && spec_.counts_later == 0)
       ++p_.counts[spec_.counts_slot * p_.counts_stride + token];
   }
@@ -781,7 +781,7 @@ class Row {
   __device__ void fail() {
     if (rank_ != 0 || thread_ != 0) return;
     p_.results[row_] = {.token = -1, .numeric_error = 1, .logprob = 0, .num_top = 0};
-    if (spec_.target < 0) p_.last_token[spec_.slot] = 0;
+    if (spec_.target < 0) put_token(p_, row_, spec_.slot, 0);
   }
 
   const SampleParams& p_;
@@ -832,6 +832,7 @@ void sample(Stream& stream, const SampleArgs& args) {
       .masks = static_cast<const uint32_t*>(args.masks.data),
       .counts = static_cast<uint32_t*>(args.counts.data),
       .last_token = args.last_token.ptr<int32_t>(),
+      .tokens = args.tokens,
       .results = args.results,
       .top_ids = static_cast<int32_t*>(args.top_ids.data),
       .top_logprobs = static_cast<float*>(args.top_logprobs.data),

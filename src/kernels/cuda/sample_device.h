@@ -247,6 +247,7 @@ struct SampleParams {
   const uint32_t* masks;
   uint32_t* counts;
   int32_t* last_token;
+  int32_t* tokens;  // or null
   SampleResult* results;
   int32_t* top_ids;
   float* top_logprobs;
@@ -257,12 +258,19 @@ struct SampleParams {
   int aligned;    // rows can be read 16 bytes at a time
 };
 
+/// Where the next steps find a row's token.
+__device__ __forceinline__ void put_token(const SampleParams& params, int64_t row, int slot,
+                                          int token) {
+  params.last_token[slot] = token;
+  if (params.tokens != nullptr) params.tokens[row] = token;
+}
+
 /// What a plainly greedy row becomes.
 __device__ __forceinline__ void put_best(const SampleParams& params, int64_t row, int slot,
                                          uint64_t best) {
   const bool error = best == 0 || best == kInvalid;
   params.results[row] = {.token = error ? -1 : id_of(best), .numeric_error = error ? 1 : 0};
-  params.last_token[slot] = error ? 0 : id_of(best);
+  put_token(params, row, slot, error ? 0 : id_of(best));
 }
 
 struct alignas(16) Shared {

@@ -93,8 +93,10 @@ void sample_greedy(Stream& stream, const SampleParams& params, int64_t rows) {
 }
 
 void sample_parts(Stream& stream, const SampleArgs& args, const BestOfParts& best) {
-  const SampleParams params{
-      .specs = args.specs, .last_token = args.last_token.ptr<int32_t>(), .results = args.results};
+  const SampleParams params{.specs = args.specs,
+                            .last_token = args.last_token.ptr<int32_t>(),
+                            .tokens = args.tokens,
+                            .results = args.results};
   launch(
       stream,
       {.grid = dim3(static_cast<unsigned>(args.logits.dim(0))), .block = dim3(32), .overlap = true},
