@@ -290,8 +290,11 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   const OpTable& ops = *plan.ops;
   // A draft would read as much for its logits as for all its layers, and more.
   plan.load.draft_head = options.speculation.uses_mtp();
-  if (plan.load.draft_head && !gpu && plan.load.format != WeightFormat::kInt4) {
+  const WeightFormat format = plan.load.format;
+  if (plan.load.draft_head && !gpu && format != WeightFormat::kInt4) {
     plan.load.mtp_format = WeightFormat::kInt8;
+  } else if (plan.load.draft_head && gpu && format == WeightFormat::kBf16) {
+    plan.load.mtp_format = WeightFormat::kFp8Block;
   }
   plan.footprint = measure_model(plan.spec, plan.load, ops, weights ? &*weights : nullptr);
   plan.cache =

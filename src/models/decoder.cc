@@ -381,9 +381,28 @@ void Decoder::replay_states(StepContext& context, const KeptInputs::Rows& rows) 
   }
 }
 
-TensorView Decoder::mtp_hidden(StepContext& context, TensorView previous) const {
+/// What drafts are decides no bit of an answer: their rows may have the faster arithmetic.
+bool Decoder::drafts_as_prompts(const StepBatch& batch, int64_t rows) const {
+  constexpr int64_t kFew = 16;
+  return mtp_->fc.weight().shape.format == WeightFormat::kFp8Block && rows > kFew &&
+         batch.num_prompt_segments == 0;
+}
+
+TensorView Decoder::mtp_hidden(StepContext& given, TensorView previous) const {
   CHECK(mtp_.has_value(), "the model has no MTP module");
-  const int64_t rows = context.batch.num_rows(), hidden = spec_.hidden;
+  const int64_t rows = given.batch.num_rows(), hidden = spec_.hidden;
+  StepBatch batch = given.batch;
+  if (drafts_as_prompts(batch, rows)) batch.prompt_rows = rows;
+  AskedRows asked = given.asked != nullptr ? *given.asked : AskedRows{};
+  if (given.asked != nullptr && drafts_as_prompts(batch, asked.rows.dim(0))) {
+    asked.prompt_rows = asked.rows.dim(0);
+  }
+  StepContext context{.stream = given.stream,
+                      .ops = given.ops,
+                      .arena = given.arena,
+                      .batch = batch,
+                      .kv = given.kv,
+                      .asked = given.asked != nullptr ? &asked : nullptr};
   TensorView residual = take_rows_f32(context.arena, rows, hidden);
   {
     const ArenaScope scope(context.arena);

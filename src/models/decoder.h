@@ -73,6 +73,7 @@ class Decoder final : public Model {
     return options_.max_model_len > 0 ? options_.max_model_len : spec_.max_positions;
   }
   WeightFormat head_format() const;
+  bool drafts_as_prompts(const StepBatch& batch, int64_t rows) const;
   WeightFormat mtp_format() const { return options_.mtp_format.value_or(options_.format); }
   bool head_is_embedding() const;
   bool takes_images() const { return vision_ && options_.images && ops_ && ops_->vision; }
