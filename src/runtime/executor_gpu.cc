@@ -264,8 +264,8 @@ void GpuExecutor::launch(const StepPlan& given) {
 void GpuExecutor::follow_ahead(Flight& flight) {
   times(flight.number + 1).begin.record(parts_.stream);
   const int64_t graphs = mtp_->num_graph_launches();
-  flight.followed = mtp_->follow_ahead(arena_, flight.step,
-                                       sampler_.accepted(flight.step.batch()), key(flight));
+  flight.followed =
+      mtp_->follow_ahead(arena_, flight.step, sampler_.accepted(flight.step.batch()), key(flight));
   flight.result.device_graphs += static_cast<int>(mtp_->num_graph_launches() - graphs);
 }
 

@@ -72,7 +72,7 @@ class GpuExecutor : public Executor {
     bool begun = false;                      // its time runs since its drafts
     bool pending = false;                    // its tokens are not known yet
     bool settles = false;                    // where the next step begins is known when they are
-    int32_t aside = -1;  // where its hidden states wait for the MTP module; -1: nowhere
+    int32_t aside = -1;     // where its hidden states wait for the MTP module; -1: nowhere
     uint64_t followed = 0;  // the module's pass, enqueued right behind the step; 0: none
   };
   /// When the kernels of a step began and ended; kept until the step after next is collected.

@@ -1,8 +1,9 @@
-// Logits of drafts by a head of kDraft4 (weight_layout.h): out = x w^T of e4m3 products, x rounded to
-// e4m3 with one scale a row. w is the A operand of wgmma: a thread looks its codes up among eight
-// magnitudes, which are e4m3 numbers for every power of two, so that 8 codes take 12 instructions.
-// Tile: 384 rows of w x 64 rows of x x 128, three warpgroups, persistent, one producer thread. Bytes:
-// the codes once for each 64 rows of x. Bound: reading them. docs/kernels/gemm.md.
+// Logits of drafts by a head of kDraft4 (weight_layout.h): out = x w^T of e4m3 products, x rounded
+// to e4m3 with one scale a row. w is the A operand of wgmma: a thread looks its codes up among
+// eight magnitudes, which are e4m3 numbers for every power of two, so that 8 codes take 12
+// instructions. Tile: 384 rows of w x 64 rows of x x 128, three warpgroups, persistent, one
+// producer thread. Bytes: the codes once for each 64 rows of x. Bound: reading them.
+// docs/kernels/gemm.md.
 
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/fp8_rows.h"
@@ -52,7 +53,8 @@ __global__ __launch_bounds__(kQuantizeThreads) void quantize_kernel(const uint16
     return __uint_as_float(uint32_t{x[row * x_stride + column]} << 16);
   };
   float largest = 0.0f;
-  for (int c = thread; c < columns; c += kQuantizeThreads) largest = fmaxf(largest, fabsf(value(c)));
+  for (int c = thread; c < columns; c += kQuantizeThreads)
+    largest = fmaxf(largest, fabsf(value(c)));
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2) {
     largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, lanes));
@@ -124,8 +126,8 @@ __device__ __forceinline__ void produce(const CUtensorMap* x_map, const Params& 
   }
 }
 
-/// Eight codes as e4m3 numbers of a row: k .. k + 3 and k + 16 .. k + 19 of them. `power`: 8 (e + 5)
-/// in every byte.
+/// Eight codes as e4m3 numbers of a row: k .. k + 3 and k + 16 .. k + 19 of them. `power`: 8 (e +
+/// 5) in every byte.
 __device__ __forceinline__ void widen(uint32_t word, uint32_t power, uint32_t& low,
                                       uint32_t& high) {
   const uint32_t small = 0x1E1A1408u + power, large = 0x27252321u + power;
@@ -147,8 +149,8 @@ __device__ __forceinline__ void widen_tile(uint32_t (&a)[4][4], const uint8_t* t
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int step = 2 * half + i / 2;
-      const uint32_t power = __byte_perm(i % 2 == 0 ? powers.x : powers.y, 0,
-                                         static_cast<uint32_t>(step) * 0x1111u);
+      const uint32_t power =
+          __byte_perm(i % 2 == 0 ? powers.x : powers.y, 0, static_cast<uint32_t>(step) * 0x1111u);
       widen(words[i], power, a[step][i % 2], a[step][i % 2 + 2]);
     }
   }
@@ -277,8 +279,7 @@ int launch_draft4(Stream& stream, const Gemm& g, uint64_t* best) {
   ArenaScope scope(stream.scratch());
   auto* codes = static_cast<uint8_t*>(stream.scratch().take(gemm_draft4_scratch(k, rows)));
   auto* scales = reinterpret_cast<float*>(codes + rows * stride);
-  launch(stream,
-         {.grid = static_cast<unsigned>(rows), .block = kQuantizeThreads, .overlap = true},
+  launch(stream, {.grid = static_cast<unsigned>(rows), .block = kQuantizeThreads, .overlap = true},
          quantize_kernel, static_cast<const uint16_t*>(g.a.data), g.a.stride[0],
          static_cast<int>(k), codes, stride, scales);
   Params p{};
@@ -294,21 +295,18 @@ int launch_draft4(Stream& stream, const Gemm& g, uint64_t* best) {
   p.k_steps = static_cast<int>(ceil_div(k, kStep));
   p.row_tiles = static_cast<int>(ceil_div(g.n, kQuantTile));
   const int64_t box_rows = std::min<int64_t>(kTokens, ceil_div(rows, 8) * 8);
-  const CUtensorMap x_map =
-      encode_map(codes, MatrixMap{.type = MapType::kE4M3,
-                                  .rows = rows,
-                                  .columns = k,
-                                  .row_bytes = stride,
-                                  .box_rows = static_cast<uint32_t>(box_rows),
-                                  .box_columns = kStep});
+  const CUtensorMap x_map = encode_map(codes, MatrixMap{.type = MapType::kE4M3,
+                                                        .rows = rows,
+                                                        .columns = k,
+                                                        .row_bytes = stride,
+                                                        .box_rows = static_cast<uint32_t>(box_rows),
+                                                        .box_columns = kStep});
   const int64_t units = ceil_div(rows, kTokens) * p.column_tiles;
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(units, num_processors()));
-  launch(stream,
-         {.grid = blocks,
-          .block = kGroups * 128 + 128,
-          .shared_bytes = kSharedBytes,
-          .overlap = true},
-         draft4_kernel<OnlyBest>, x_map, p);
+  launch(
+      stream,
+      {.grid = blocks, .block = kGroups * 128 + 128, .shared_bytes = kSharedBytes, .overlap = true},
+      draft4_kernel<OnlyBest>, x_map, p);
   return static_cast<int>(blocks);
 }
 

@@ -158,8 +158,8 @@ void draft_tokens(Stream& stream, const LinearArgs& args, const SampleArgs& choi
   const auto address = reinterpret_cast<uintptr_t>(args.out.data);
   const bool draft4 = args.weight->shape.format == WeightFormat::kDraft4 && args.x.dim(0) > 0;
   const bool direct = choice.only_greedy && (draft4 || drafts_alone(args)) &&
-                      args.x.dim(0) <= kDraftRows &&
-                      args.out.contiguous() && address % alignof(uint64_t) == 0 &&
+                      args.x.dim(0) <= kDraftRows && args.out.contiguous() &&
+                      address % alignof(uint64_t) == 0 &&
                       gemm_int4_best_bytes(args.weight->shape.n) <= args.out.bytes();
   if (!direct) {
     if (choice.only_greedy && !draft4 && best_of_many(stream, args, choice)) return;

@@ -27,9 +27,9 @@
 // A tile has the codes of 64 rows x 128 k in the order of wgmma's A operand of e4m3: of the group
 // v = k / 32 warp w = r / 16 and its thread t = 4 (r % 8) + (k % 16) / 4 have the word 1024 w + 512
 // (v / 2) + 16 t + 8 (v % 2) + 4 (r % 16 / 8) bytes on. Columns 4 (t % 4) + j of the group (j < 4)
-// have m in the word's bits 4 j and the sign in bit 8 j + 7, columns 16 + 4 (t % 4) + j in bits 16 +
-// 4 j and 8 j + 3. Behind the codes, of row r and group v: byte 64 w + 8 (r % 8) + 4 (r % 16 / 8) +
-// v, 8 (e + 5). Rows beyond N have scale 0; columns beyond K have any code.
+// have m in the word's bits 4 j and the sign in bit 8 j + 7, columns 16 + 4 (t % 4) + j in bits 16
+// + 4 j and 8 j + 3. Behind the codes, of row r and group v: byte 64 w + 8 (r % 8) + 4 (r % 16 / 8)
+// + v, 8 (e + 5). Rows beyond N have scale 0; columns beyond K have any code.
 
 #include <cstdint>
 

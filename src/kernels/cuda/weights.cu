@@ -168,7 +168,8 @@ __global__ __launch_bounds__(kDraft4Threads) void quantize_draft4(const Piece pi
     for (int i = 0; i < 8; ++i) {
       const int64_t k = group * 32 + i / 4 * 16 + 4 * c + i % 4;
       const bool there = row < piece.rows && k < piece.k;
-      w[i] = there ? inverse * to_float(static_cast<const In*>(piece.data)[row * piece.k + k]) : 0.0f;
+      w[i] =
+          there ? inverse * to_float(static_cast<const In*>(piece.data)[row * piece.k + k]) : 0.0f;
       most = fmaxf(most, fabsf(w[i]));
     }
     const auto of_quad = [](float x, auto&& op) {
@@ -384,8 +385,8 @@ float element(const WeightShape& shape, const uint8_t* data, int64_t n, int64_t 
       const bool high = k % 32 >= 16;
       const auto magnitude = word >> (k % 4 * 4 + (high ? 16 : 0)) & 7;
       const bool negative = (word >> (k % 4 * 8 + (high ? 3 : 7)) & 1) != 0;
-      const float value =
-          std::ldexp(static_cast<float>(magnitude) + 0.5f, data[tile + draft4_power_place(r, v)] / 8 - 5);
+      const float value = std::ldexp(static_cast<float>(magnitude) + 0.5f,
+                                     data[tile + draft4_power_place(r, v)] / 8 - 5);
       return (negative ? -value : value) * read(draft4_scales_offset(shape) + n * 4, 0.0f);
     }
     case WeightFormat::kInt8:
