@@ -151,6 +151,14 @@ DecodeCut decode_cut(const WeightShape& shape, Epilogue epilogue, int64_t rows) 
   const int64_t stages = std::clamp((budget * 1024 - rest) / bytes, fewest, most);
   cut.stages = static_cast<int>(std::max(stages, ceil_div(fewest, cut.turns) * cut.turns)) /
                cut.turns * cut.turns;
+  // x lies in L2 and comes sooner than W: with fewer stages of it there is room for more of W.
+  if (brief && cut.split > 1 && cut.row_tile == 64) {
+    constexpr int kStagesOfX = 4;
+    const int64_t room = (budget - kStagesOfX * 8) * 1024 - rest;
+    cut.stages = static_cast<int>(std::min(room / (stage_weight_bytes(shape.format) + 16), most)) /
+                 cut.turns * cut.turns;
+    cut.x_stages = std::min(kStagesOfX, cut.stages);
+  }
   if (blocks <= 400) {
     const int64_t weight_bytes = stage_weight_bytes(shape.format) * cut.units;
     cut.ahead = static_cast<int>((int64_t{brief ? 4 : 8} << 20) / blocks / weight_bytes);
