@@ -23,6 +23,8 @@ namespace weft {
 namespace {
 
 constexpr int kBlockSize = 64;
+/// From this size of the hidden state on reading an MTP module's weights is what it takes on a GPU.
+constexpr int64_t kLargeHidden = 2048;
 
 WeightFormat weight_format(const EngineOptions& options) {
   if (options.dtype == "float32") return WeightFormat::kF32;
@@ -293,7 +295,8 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   const WeightFormat format = plan.load.format;
   if (plan.load.draft_head && !gpu && format != WeightFormat::kInt4) {
     plan.load.mtp_format = WeightFormat::kInt8;
-  } else if (plan.load.draft_head && gpu && format == WeightFormat::kBf16) {
+  } else if (plan.load.draft_head && gpu && format == WeightFormat::kBf16 &&
+             plan.spec.hidden >= kLargeHidden) {
     plan.load.mtp_format = WeightFormat::kFp8Block;
   }
   plan.footprint = measure_model(plan.spec, plan.load, ops, weights ? &*weights : nullptr);

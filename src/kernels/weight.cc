@@ -9,6 +9,7 @@ std::string_view weight_format_name(WeightFormat format) {
     case WeightFormat::kInt8: return "int8";
     case WeightFormat::kInt4: return "int4";
     case WeightFormat::kFp8Block: return "fp8";
+    case WeightFormat::kDraft4: return "draft4";
   }
   return "?";
 }

@@ -14,6 +14,10 @@ enum class WeightFormat : uint8_t {
   kInt8,      ///< groups of 32 along K, symmetric, one fp16 scale a group: w = q * s, |q| <= 127
   kInt4,      ///< groups of 32 along K, symmetric, one fp16 scale a group: w = q * s, -8 <= q <= 7
   kFp8Block,  ///< e4m3 codes, one f32 scale for each 128 x 128 block: w = q * s (ref, CUDA)
+  /// A head of drafts (CUDA): w = +-(m + 1/2) * 2^e * s, 0 <= m <= 7, one -5 <= e <= 5 for groups
+  /// of 32 along K, one f32 scale s a row. The first greatest 2^e * s of a row fits its largest
+  /// weight.
+  kDraft4,
 };
 inline constexpr int kFp8Block = 128;     ///< rows and columns that share one scale
 inline constexpr int kFp8PieceRows = 16;  ///< blocks begin anew with each piece of a fused weight

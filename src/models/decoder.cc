@@ -10,6 +10,7 @@ namespace {
 
 /// Steps that ask for more rows compute all rows to the end: no memory is planned for them.
 constexpr int64_t kMostAsked = 1024;
+constexpr int64_t kLargeDraftHead = int64_t{1} << 26;  // weights
 
 }  // namespace
 
@@ -88,7 +89,9 @@ void Decoder::declare_mtp(WeightPlan& plan, const TensorPart& head) {
   mtp_->norm.declare(plan, p + "norm.weight", hidden, minus_one);
   if (!options_.draft_head || head_format() == WeightFormat::kInt4) return;
   mtp_->head.emplace();
-  mtp_->head->declare(plan, WeightFormat::kInt4, {head});
+  // Few weights are a matter of latency, and that of decode products is the lowest.
+  const bool large = spec_.vocab * hidden >= kLargeDraftHead;
+  mtp_->head->declare(plan, ops_ && large ? ops_->draft_format : WeightFormat::kInt4, {head});
 }
 
 /// Without images the tower's tensors must still be there and fit.

@@ -47,9 +47,9 @@ int64_t draft_rows(const StepLimits& limits) {
   return limits.max_draft_rows > 0 ? limits.max_seqs + limits.max_draft_rows : 0;
 }
 int64_t slot_bytes(const StepLimits& limits) {
-  const int64_t accepted =
-      draft_rows(limits) > 0 ? 2 * aligned(draft_rows(limits) * 4) + 2 * aligned(limits.max_seqs * 4)
-                             : 0;
+  const int64_t accepted = draft_rows(limits) > 0 ? 2 * aligned(draft_rows(limits) * 4) +
+                                                        2 * aligned(limits.max_seqs * 4)
+                                                  : 0;
   return aligned(num_fed(limits) * 4) + aligned(limits.max_seqs * limits.vocab_size * 4) + accepted;
 }
 

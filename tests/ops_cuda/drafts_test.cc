@@ -78,7 +78,8 @@ class DraftsTest : public ::testing::Test {
 };
 
 TEST_F(DraftsTest, SmallShapes) {
-  for (const WeightFormat format : {WeightFormat::kInt4, WeightFormat::kBf16}) {
+  for (const WeightFormat format :
+       {WeightFormat::kInt4, WeightFormat::kBf16, WeightFormat::kDraft4}) {
     check(format, {1, 520, 256});
     check(format, {33, 521, 1032});
     check(format, {47, 65, 72});
@@ -93,6 +94,9 @@ TEST_F(DraftsTest, LargeVocabularies) {
   check(WeightFormat::kInt4, {64, 70000, 64});
   check(WeightFormat::kInt4, {64, 248320, 128});
   check(WeightFormat::kInt4, {50, 151937, 1024});
+  check(WeightFormat::kDraft4, {64, 151937, 128});
+  check(WeightFormat::kDraft4, {200, 52001, 64});
+  check(WeightFormat::kDraft4, {17, 4000, 4096});
 }
 
 // Greedy rows of 128, 192 and 256 a block, several blocks, the last columns of a tile missing.

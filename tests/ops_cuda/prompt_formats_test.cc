@@ -126,6 +126,24 @@ TEST(PromptFormats, SmallChains) {
 
 // ---- Drafts
 
+/// A head that only drafts have: the weights' own error is not in it.
+TEST(PromptFormats, DraftHead) {
+  for (const LinearCase& c : {LinearCase{1, 520, 256, Epilogue::kStore, DType::kF32},
+                              LinearCase{7, 1, 8, Epilogue::kStore, DType::kF32},
+                              LinearCase{33, 521, 1032, Epilogue::kStore, DType::kF32},
+                              LinearCase{47, 65, 72, Epilogue::kStore, DType::kF32},
+                              LinearCase{64, 70000, 64, Epilogue::kStore, DType::kF32},
+                              LinearCase{131, 1024, 200, Epilogue::kStore, DType::kF32},
+                              LinearCase{300, 384, 1100, Epilogue::kStore, DType::kF32}}) {
+    const WeightShape shape{WeightFormat::kDraft4, c.n, c.k, 1};
+    check_linear({.op = cuda::draft_logits,
+                  .x_scale = 1,
+                  .tolerance = 4e-2,
+                  .scratch_bytes = cuda::linear_prompt_scratch(shape, c.epilogue, c.m)},
+                 packed(shape, 7), c);
+  }
+}
+
 /// Few rows have the product of decode, more of int4 one of their own.
 TEST(PromptFormats, Drafts) {
   for (const WeightFormat format : {WeightFormat::kInt4, WeightFormat::kBf16}) {

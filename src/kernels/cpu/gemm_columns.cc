@@ -52,7 +52,8 @@ WEFT_INLINE int64_t step_bytes(WeightFormat format, int64_t steps) {
     case WeightFormat::kBf16: return steps * kStep * kPanelWidth * 2;
     case WeightFormat::kInt8: return steps / 2 * kInt8PairBytes;
     case WeightFormat::kInt4: return steps / 2 * kInt4PairBytes;
-    case WeightFormat::kFp8Block: break;  // refused at packing
+    case WeightFormat::kFp8Block:
+    case WeightFormat::kDraft4: break;  // refused at packing
   }
   return 0;
 }

@@ -137,7 +137,8 @@ void write_step(const PackedMatrix& m, const Patch& patch, int64_t step, std::by
                   panel + step / 2 * (int4 ? kInt4PairBytes : kInt8PairBytes));
       break;
     }
-    case WeightFormat::kFp8Block: break;  // refused at packing
+    case WeightFormat::kFp8Block:
+    case WeightFormat::kDraft4: break;  // refused at packing
   }
 }
 

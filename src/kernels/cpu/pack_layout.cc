@@ -17,6 +17,7 @@ PackedMatrix packed_matrix(const WeightShape& shape) {
     case WeightFormat::kInt8: m.panel_bytes = m.steps / 2 * kInt8PairBytes; break;
     case WeightFormat::kInt4: m.panel_bytes = m.steps / 2 * kInt4PairBytes; break;
     case WeightFormat::kFp8Block: CHECK(false, "the CPU backend has no fp8 weights"); break;
+    case WeightFormat::kDraft4: CHECK(false, "the CPU backend has no heads of drafts"); break;
   }
   return m;
 }

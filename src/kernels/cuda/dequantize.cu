@@ -134,6 +134,7 @@ void dequantize(Stream& stream, const Weight& weight, const DequantizedRows& row
     case WeightFormat::kFp8Block:
       return launch(stream, at, dequantize_kernel<WeightFormat::kFp8Block>, p);
     case WeightFormat::kBf16:
+    case WeightFormat::kDraft4:
     case WeightFormat::kF32: break;
   }
   CHECK(false, "dequantize: weight format");

@@ -17,4 +17,10 @@ void gemm_int4_drafts(Stream& stream, const Gemm& gemm);
 int gemm_int4_best(Stream& stream, const Gemm& gemm, uint64_t* best);
 int64_t gemm_int4_best_bytes(int64_t n);
 
+/// Both for a head of kDraft4, f32 logits without a bias, with gemm_draft4_scratch() bytes of the
+/// stream's scratch memory; `best` is as large.
+void gemm_draft4(Stream& stream, const Gemm& gemm);
+int gemm_draft4_best(Stream& stream, const Gemm& gemm, uint64_t* best);
+int64_t gemm_draft4_scratch(int64_t k, int64_t rows);
+
 }  // namespace weft::cuda

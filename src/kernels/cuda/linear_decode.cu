@@ -43,6 +43,7 @@ bool fused_gate(const WeightShape& shape) {
     case WeightFormat::kInt4: return inner % kQuantTile == 0;
     case WeightFormat::kFp8Block: return inner % kFp8ScaleRows == 0;
     case WeightFormat::kBf16: return true;
+    case WeightFormat::kDraft4:
     case WeightFormat::kF32: return false;
   }
   return false;
@@ -74,6 +75,7 @@ void decode_fused(Stream& stream, const DecodeGemm& gemm, const DecodeCut& cut) 
     case WeightFormat::kFp8Block: return decode_fp8(stream, gemm, cut);
     case WeightFormat::kInt8: return decode_int8(stream, gemm, cut);
     case WeightFormat::kInt4: return decode_int4(stream, gemm, cut);
+    case WeightFormat::kDraft4: CHECK(false, "linear: a head of drafts"); break;
     case WeightFormat::kF32: break;
   }
   CHECK(gemm.groups == nullptr, "decode gemm: experts in f32");

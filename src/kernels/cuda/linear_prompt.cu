@@ -121,6 +121,7 @@ int64_t linear_prompt_scratch(const WeightShape& shape, Epilogue epilogue, int64
     case WeightFormat::kFp8Block:
       if (fp8_product_supports(shape, epilogue)) return quantized_rows_bytes(rows, shape.k);
       break;
+    case WeightFormat::kDraft4: return gemm_draft4_scratch(shape.k, rows);
     case WeightFormat::kInt8:
     case WeightFormat::kInt4: break;
   }
@@ -134,6 +135,7 @@ void linear_prompt(Stream& stream, const LinearArgs& args) {
   const WeightShape& shape = weight.shape;
   CHECK(args.x.dim(1) == shape.k, "linear: x is [T, K]");
   CHECK(shape.format != WeightFormat::kF32, "linear: prompts have no f32 arithmetic of their own");
+  CHECK(shape.format != WeightFormat::kDraft4, "linear: a head of drafts");
   if (args.x.dim(0) == 0) return;
   if (shape.format == WeightFormat::kBf16) return gemm_bf16(stream, gemm_of(args));
   if (!fp8_product_supports(shape, args.epilogue)) return by_chunks(stream, args);
@@ -145,22 +147,29 @@ void draft_logits(Stream& stream, const LinearArgs& args) {
   CHECK(args.x.dim(1) == args.weight->shape.k && args.epilogue == Epilogue::kStore &&
             !args.norm.weight.defined(),
         "linear: drafts");
+  if (args.weight->shape.format == WeightFormat::kDraft4) {
+    return args.x.dim(0) > 0 ? gemm_draft4(stream, gemm_of(args)) : void();
+  }
   if (!drafts_alone(args)) return linear_decode(stream, args);
   gemm_int4_drafts(stream, gemm_of(args));
 }
 
 void draft_tokens(Stream& stream, const LinearArgs& args, const SampleArgs& choice) {
   const auto address = reinterpret_cast<uintptr_t>(args.out.data);
-  const bool direct = choice.only_greedy && drafts_alone(args) && args.x.dim(0) <= kDraftRows &&
-                      args.out.contiguous() && address % alignof(uint64_t) == 0 &&
+  const bool draft4 = args.weight->shape.format == WeightFormat::kDraft4 && args.x.dim(0) > 0;
+  const bool direct = choice.only_greedy && (draft4 || drafts_alone(args)) &&
+                      args.x.dim(0) <= kDraftRows && args.out.contiguous() &&
+                      address % alignof(uint64_t) == 0 &&
                       gemm_int4_best_bytes(args.weight->shape.n) <= args.out.bytes();
   if (!direct) {
-    if (choice.only_greedy && best_of_many(stream, args, choice)) return;
+    if (choice.only_greedy && !draft4 && best_of_many(stream, args, choice)) return;
     draft_logits(stream, args);
     return sample(stream, choice);
   }
   auto* best = static_cast<uint64_t*>(args.out.data);
-  sample_parts(stream, choice, {best, gemm_int4_best(stream, gemm_of(args), best), kDraftRows});
+  const int parts = draft4 ? gemm_draft4_best(stream, gemm_of(args), best)
+                           : gemm_int4_best(stream, gemm_of(args), best);
+  sample_parts(stream, choice, {best, parts, kDraftRows});
 }
 
 bool linear_prompt_norms(const LinearArgs& args) {

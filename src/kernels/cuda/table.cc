@@ -149,6 +149,7 @@ const OpTable* cuda_ops() {
       .vision = &kVision,
       .sparse = &kSparse,
       .fp8_blocks = true,
+      .draft_format = WeightFormat::kDraft4,
       .choices = cuda::kernel_choices,
       .pack_rows = cuda::pack_rows,
       .prepared_attention = cuda::attention_prepared,

@@ -21,6 +21,15 @@
 //   scale of row r, group v = k / 32: f16 at codes + 128 v + 32 w + 4 (r % 8) + 2 ((r % 16) / 8)
 // so that a thread takes the codes of two steps (int8) or four (int4) with one 16-byte load.
 // Rows and columns beyond N and K have scale 0 and code 0.
+//
+//   kDraft4    tiles [ceil(N / 64)][ceil(K / 128)] of kDraft4TileBytes; then, at
+//   draft4_scales_offset(), an f32 scale a row
+// A tile has the codes of 64 rows x 128 k in the order of wgmma's A operand of e4m3: of the group
+// v = k / 32 warp w = r / 16 and its thread t = 4 (r % 8) + (k % 16) / 4 have the word 1024 w + 512
+// (v / 2) + 16 t + 8 (v % 2) + 4 (r % 16 / 8) bytes on. Columns 4 (t % 4) + j of the group (j < 4)
+// have m in the word's bits 4 j and the sign in bit 8 j + 7, columns 16 + 4 (t % 4) + j in bits 16
+// + 4 j and 8 j + 3. Behind the codes, of row r and group v: byte 64 w + 8 (r % 8) + 4 (r % 16 / 8)
+// + v, 8 (e + 5). Rows beyond N have scale 0; columns beyond K have any code.
 
 #include <cstdint>
 
@@ -34,6 +43,9 @@ inline constexpr int kQuantScaleBytes = 256;
 inline constexpr int kInt8TileBytes = kInt8CodeBytes + kQuantScaleBytes;
 inline constexpr int kInt4TileBytes = kInt4CodeBytes + kQuantScaleBytes;
 inline constexpr int kFp8ScaleRows = 16;
+inline constexpr int kDraft4TileColumns = 128;
+inline constexpr int kDraft4CodeBytes = 4096;
+inline constexpr int kDraft4TileBytes = kDraft4CodeBytes + 256;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -58,6 +70,17 @@ constexpr int64_t fp8_scales_offset(const WeightShape& shape) {
 /// Scales of a row of blocks.
 constexpr int64_t fp8_scales_stride(const WeightShape& shape) {
   return ceil_div(shape.k, kFp8Block);
+}
+
+constexpr int64_t draft4_scales_offset(const WeightShape& shape) {
+  return ceil_div(shape.n, kQuantTile) * ceil_div(shape.k, kDraft4TileColumns) * kDraft4TileBytes;
+}
+/// Of row r and group v: where its eight codes of thread t % 4 = c lie, and its power of two.
+constexpr int draft4_word_place(int r, int v, int c) {
+  return r / 16 * 1024 + v / 2 * 512 + (r % 8 * 4 + c) * 16 + v % 2 * 8 + r % 16 / 8 * 4;
+}
+constexpr int draft4_power_place(int r, int v) {
+  return kDraft4CodeBytes + r / 16 * 64 + r % 8 * 8 + r % 16 / 8 * 4 + v;
 }
 
 /// Where a code lies in its tile (the comment above): the byte, and for int4 the shift in it.

@@ -133,6 +133,82 @@ __global__ void quantize_groups(const Piece piece, uint8_t* out) {
   }
 }
 
+constexpr int kDraft4Threads = 128;
+
+/// One row a block, kDraft4: of a group's powers of two the one with the least squared error, among
+/// that which its largest weight needs and the next smaller one.
+template <class In>
+__global__ __launch_bounds__(kDraft4Threads) void quantize_draft4(const Piece piece, uint8_t* out,
+                                                                  float* scales) {
+  __shared__ float of_warps[kDraft4Threads / 32];
+  const int64_t row = blockIdx.x, n = piece.first_row + row;
+  const int64_t tiles = (piece.k + kDraft4TileColumns - 1) / kDraft4TileColumns;
+  const int thread = static_cast<int>(threadIdx.x), c = thread % 4;
+  float largest = 0.0f;
+  for (int64_t begin = thread * 8; begin < piece.k; begin += kDraft4Threads * 8) {
+    float w[8];
+    load_values<8, In>(piece, row, begin, w);
+#pragma unroll
+    for (float x : w) largest = fmaxf(largest, fabsf(x));
+  }
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, lanes));
+  }
+  if (thread % 32 == 0) of_warps[thread / 32] = largest;
+  __syncthreads();
+  for (const float other : of_warps) largest = fmaxf(largest, other);
+  const float scale = largest / (7.5f * 32.0f);
+  const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+  if (thread == 0) scales[n] = scale;
+  const int r = static_cast<int>(n % kQuantTile);
+  for (int64_t base = thread / 32 * 8; base < tiles * 4; base += kDraft4Threads / 4) {
+    const int64_t group = base + thread % 32 / 4;
+    float w[8], most = 0.0f;  // columns 4 c .. and 16 + 4 c .. of the group
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int64_t k = group * 32 + i / 4 * 16 + 4 * c + i % 4;
+      const bool there = row < piece.rows && k < piece.k;
+      w[i] =
+          there ? inverse * to_float(static_cast<const In*>(piece.data)[row * piece.k + k]) : 0.0f;
+      most = fmaxf(most, fabsf(w[i]));
+    }
+    const auto of_quad = [](float x, auto&& op) {
+      x = op(x, __shfl_xor_sync(0xffffffffu, x, 1));
+      return op(x, __shfl_xor_sync(0xffffffffu, x, 2));
+    };
+    most = of_quad(most, [](float a, float b) { return fmaxf(a, b); });
+    int power = -5;
+    while (power < 5 && most > 7.5f * exp2f(static_cast<float>(power))) ++power;
+    const auto encode = [&](int e, float& error) {
+      const float step = exp2f(static_cast<float>(e));
+      uint32_t word = 0;
+      error = 0.0f;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float m = fminf(floorf(fabsf(w[i]) / step), 7.0f);
+        const float off = fabsf(w[i]) - (m + 0.5f) * step;
+        error += off * off;
+        word |= static_cast<uint32_t>(m) << (i / 4 * 16 + i % 4 * 4);
+        if (w[i] < 0.0f) word |= 1u << (i % 4 * 8 + (i < 4 ? 7 : 3));
+      }
+      error = of_quad(error, [](float a, float b) { return a + b; });
+      return word;
+    };
+    float error = 0.0f, smaller_error = 0.0f;
+    uint32_t word = encode(power, error);
+    const uint32_t smaller = encode(power - 1, smaller_error);
+    if (power > -5 && smaller_error < error) {
+      word = smaller;
+      --power;
+    }
+    if (group >= tiles * 4) continue;
+    uint8_t* tile = out + (n / kQuantTile * tiles + group / 4) * kDraft4TileBytes;
+    const int v = static_cast<int>(group % 4);
+    *reinterpret_cast<uint32_t*>(tile + draft4_word_place(r, v, c)) = word;
+    if (c == 0) tile[draft4_power_place(r, v)] = static_cast<uint8_t>(8 * (power + 5));
+  }
+}
+
 /// Where e4m3 codes and their scales go.
 struct Fp8Target {
   uint8_t* codes;
@@ -251,6 +327,13 @@ void pack_quantized(Stream& stream, const Piece& piece, DType dtype, bool int8, 
   });
 }
 
+void pack_draft4(Stream& stream, const Piece& piece, DType dtype, uint8_t* out, float* scales) {
+  with_source(dtype, [&]<class In>(const In*) {
+    launch(stream, {.grid = static_cast<unsigned>(piece.padded), .block = kDraft4Threads},
+           quantize_draft4<In>, piece, out, scales);
+  });
+}
+
 /// `scales`: of a piece that is e4m3 already.
 void pack_fp8(Stream& stream, const Piece& piece, DType dtype, const TensorView& scales,
               const Fp8Target& to) {
@@ -292,6 +375,20 @@ float element(const WeightShape& shape, const uint8_t* data, int64_t n, int64_t 
       const int64_t scale = n / kFp8ScaleRows * fp8_scales_stride(shape) + k / kFp8Block;
       return decode_e4m3(data[row + k]) * read(fp8_scales_offset(shape) + scale * 4, 0.0f);
     }
+    case WeightFormat::kDraft4: {
+      const int r = static_cast<int>(n % kQuantTile), v = static_cast<int>(k % 128 / 32);
+      const int64_t tile =
+          (n / kQuantTile * ceil_div(shape.k, kDraft4TileColumns) + k / kDraft4TileColumns) *
+          kDraft4TileBytes;
+      const auto word =
+          read(tile + draft4_word_place(r, v, static_cast<int>(k % 16 / 4)), uint32_t{});
+      const bool high = k % 32 >= 16;
+      const auto magnitude = word >> (k % 4 * 4 + (high ? 16 : 0)) & 7;
+      const bool negative = (word >> (k % 4 * 8 + (high ? 3 : 7)) & 1) != 0;
+      const float value = std::ldexp(static_cast<float>(magnitude) + 0.5f,
+                                     data[tile + draft4_power_place(r, v)] / 8 - 5);
+      return (negative ? -value : value) * read(draft4_scales_offset(shape) + n * 4, 0.0f);
+    }
     case WeightFormat::kInt8:
     case WeightFormat::kInt4: break;
   }
@@ -323,6 +420,9 @@ int64_t weight_bytes(const WeightShape& shape) {
       bytes = ceil_div(shape.n, kQuantTile) * ceil_div(shape.k, kQuantTile) *
               weight_tile_bytes(shape.format);
       break;
+    case WeightFormat::kDraft4:
+      bytes = draft4_scales_offset(shape) + ceil_div(shape.n, kQuantTile) * kQuantTile * 4;
+      break;
   }
   return ceil_div(bytes, 128) * 128;
 }
@@ -352,6 +452,10 @@ void pack_rows(Stream& stream, const Weight& weight, int64_t expert, int64_t fir
       case WeightFormat::kInt8:
       case WeightFormat::kInt4:
         pack_quantized(stream, piece, view.dtype, shape.format == WeightFormat::kInt8, bytes);
+        break;
+      case WeightFormat::kDraft4:
+        pack_draft4(stream, piece, view.dtype, bytes,
+                    reinterpret_cast<float*>(out + draft4_scales_offset(shape)));
         break;
       case WeightFormat::kFp8Block: {
         CHECK(piece.first_row % kFp8ScaleRows == 0, "fp8: rows of a fused weight by 16");
