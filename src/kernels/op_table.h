@@ -6,6 +6,7 @@
 #include "device/cpu_info.h"
 #include "device/stream.h"
 #include "kernels/args.h"
+#include "kernels/ngram_args.h"
 #include "kernels/sample_args.h"
 #include "kernels/vision_args.h"
 
@@ -35,6 +36,9 @@ struct SampleOps {
   Op<void(Stream&, const ResetCountsArgs&)> reset_counts;
   Op<void(Stream&, const FeedTokensArgs&)> feed_tokens;
   Op<void(Stream&, const AcceptDraftsArgs&)> accept_drafts;
+  /// Drafts from the texts themselves (ngram_args.h).
+  Op<void(Stream&, const ExtendNgramsArgs&)> extend_ngrams;
+  Op<void(Stream&, const ProposeNgramsArgs&)> propose_ngrams;
 };
 
 /// What vision towers need besides (vision_args.h).

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -96,6 +97,20 @@ class DraftModule {
   virtual void propose(Arena& arena, std::span<DraftRow> rows) = 0;
   /// Waits for the drafts of the same rows.
   virtual void take() {}
+};
+
+/// Who knows the n-gram continuations of texts without NgramMatcher: the same.
+class NgramSource {
+ public:
+  struct Found {
+    int matched = 0;                  ///< NgramDraft::matched
+    std::span<const int32_t> drafts;  ///< where that is not 0: as many as may be asked for
+  };
+  virtual ~NgramSource() = default;
+  /// Before find(): of those of the rows that want drafts.
+  virtual void catch_up(std::span<const DraftRow> rows) = 0;
+  /// Behind the whole text; nothing for a sequence that is left to NgramMatcher.
+  virtual std::optional<Found> find(const ExecutorSequence& sequence) const = 0;
 };
 
 /// What the module reads behind a step: every row's next token, and the runs of image features.

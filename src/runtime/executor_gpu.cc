@@ -52,7 +52,8 @@ int64_t GpuExecutor::device_bytes(const StepLimits& limits, int64_t hidden_size,
   constexpr auto kFlights = static_cast<int64_t>(kStepsInFlight);
   const int64_t module =
       speculation.uses_mtp() ? GpuMtpDrafter::device_bytes(limits, speculation, hidden_size) : 0;
-  return module + kFlights * PackedStep::bytes(limits) +
+  const int64_t texts = speculation.uses_ngram() ? GpuNgrams::device_bytes(limits, speculation) : 0;
+  return module + texts + kFlights * PackedStep::bytes(limits) +
          GpuSampler::device_bytes(sampler_limits(limits), kFlights) +
          logit_rows(limits) * (limits.vocab_size * 4 + hidden_size * 2) +
          residual_rows(limits) * hidden_size * 4;
@@ -112,6 +113,10 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
         out->parts_, limits, drafts, {out->logits_, out->sampler_.counts(), out->sampler_.drafts()},
         options.graphs));
   }
+  if (drafts.uses_ngram()) {
+    out->ngrams_ = TRY(GpuNgrams::create(stream, ops, limits, drafts));
+    out->speculator_->set_ngrams(out->ngrams_.get());
+  }
   for (size_t i = 0; i < kStepsInFlight; ++i) {
     out->flights_[i].emplace(
         Flight{.index = i,
@@ -148,6 +153,7 @@ const StepPlan& GpuExecutor::resolved(const StepPlan& plan, Flight& flight) {
   Flight& before = *flights_[1 - flight.index];
   if (before.settles) finish_for_drafts(before, flight);
   const bool drafts = speculator_->wants_drafts(plan);
+  flight.ngrams = ngrams_ && drafts;
   if (drafts || (mtp_ && mtp_->must_catch_up(true))) finish_for_drafts(before, flight);
   plan_.copy(plan);
   if (before.pending) {
@@ -206,6 +212,8 @@ void GpuExecutor::upload(Flight& flight) {
                                       logits_.rows(0, flight.shape.rows), /*alone=*/true);
     }
   }
+  flight.ngrams = flight.ngrams && flight.shape.rows > 0;
+  if (flight.ngrams) ngrams_->upload(uploads(), flight.step, flight.shape.segments);
   flight.uploaded.record(uploads());
   if (!mtp_) flight.uploaded.hold(parts_.stream);
 }
@@ -286,7 +294,15 @@ void GpuExecutor::forward_decode(const Flight& flight, const GpuSampler::Piece* 
   keep(hidden);
   if (!sampled) return parts_.model.logits(context, hidden, 0, logits_.rows(0, hidden.dim(0)));
   parts_.model.tokens(context, hidden, sampled->args);
-  if (speculator_) sampler_.accept(parts_.stream, step.batch(), flight.sampling);
+  accept(flight);
+}
+
+/// What the device knows of the tokens, and where the texts go on with them.
+void GpuExecutor::accept(const Flight& flight) {
+  if (!speculator_) return;
+  const StepBatch& batch = flight.step.batch();
+  sampler_.accept(parts_.stream, batch, flight.sampling);
+  if (flight.ngrams) ngrams_->propose(batch, sampler_.accepted(batch));
 }
 
 /// For the MTP module, which goes on from there when the tokens are known.
@@ -299,6 +315,7 @@ void GpuExecutor::run_decode(Flight& flight) {
   GpuGraphs::Key all = key(flight);
   const bool sampled = flight.piece && flight.piece->number != 0;
   if (sampled) all.back() = flight.piece->number;
+  if (sampled && flight.ngrams) all[4] |= 2;
   const bool graph = graphs_.run(
       parts_.stream, all, [&] { forward_decode(flight, sampled ? &*flight.piece : nullptr); });
   flight.result.device_graphs += graph ? 1 : 0;
@@ -308,7 +325,7 @@ void GpuExecutor::run_decode(Flight& flight) {
   } else {
     sample(flight, padded_);
   }
-  if (speculator_) sampler_.accept(parts_.stream, flight.step.batch(), flight.sampling);
+  accept(flight);
 }
 
 void GpuExecutor::run_mixed(Flight& flight) {

@@ -8,6 +8,7 @@
 #include "models/model.h"
 #include "runtime/gpu_graphs.h"
 #include "runtime/gpu_mtp_drafter.h"
+#include "runtime/gpu_ngrams.h"
 #include "runtime/gpu_sampler.h"
 #include "runtime/speculator.h"
 #include "runtime/vision_encoder.h"
@@ -71,6 +72,7 @@ class GpuExecutor : public Executor {
     uint64_t number = 0;                     // of the launches
     bool begun = false;                      // its time runs since its drafts
     bool pending = false;                    // its tokens are not known yet
+    bool ngrams = false;                     // somebody may draft: texts on the device go on
     bool settles = false;                    // where the next step begins is known when they are
     int32_t aside = -1;     // where its hidden states wait for the MTP module; -1: nowhere
     uint64_t followed = 0;  // the module's pass, enqueued right behind the step; 0: none
@@ -94,6 +96,7 @@ class GpuExecutor : public Executor {
   void run_layers(Flight& flight);
   void forward_decode(const Flight& flight, const GpuSampler::Piece* sampled);
   void keep(const TensorView& hidden);
+  void accept(const Flight& flight);
   void sample(Flight& flight, std::span<const LogitRow> rows);
   void follow_ahead(Flight& flight);
   void settle(Flight& flight);
@@ -125,6 +128,7 @@ class GpuExecutor : public Executor {
   std::vector<LogitRow> padded_;  // the rows of a decode step by their place in the batch
   GpuGraphs graphs_;              // of each flight: their batches lie in different memory
   std::unique_ptr<GpuMtpDrafter> mtp_;
+  std::unique_ptr<GpuNgrams> ngrams_;
 };
 
 }  // namespace weft

@@ -110,8 +110,9 @@ void Speculator::resolve(StepPlan& plan, PackedStep::Sequences& sequences, Draft
                      .blocks = slice.blocks,
                      .most = static_cast<int>(std::max<int64_t>(room, 0))});
     slices_.push_back(&slice);
-    choose_lengths(rows_.back());
   }
+  if (ngrams_ != nullptr && now.drafting && !guess_) ngrams_->catch_up(rows_);
+  for (DraftRow& row : rows_) choose_lengths(row);
   share_drafts();
   if (mtp != nullptr) {
     mtp->put_off(!now.drafting);
@@ -166,7 +167,7 @@ void Speculator::choose_lengths(DraftRow& row) {
   if (module) row.wanted = text ? std::min(row.most, config_.num_mtp_steps) : row.most;
   if (!config_.adaptive || row.most == 0 || (text && guess_)) return;
   if (text) {
-    const int matched = ngram_of(*row.sequence).propose({}).matched;
+    const int matched = continue_text(row, {}).matched;
     if (!module || estimates_.trusts_ngram(matched)) {
       row.wanted = 0;
       row.most =
@@ -220,6 +221,19 @@ const NgramMatcher& Speculator::ngram_of(ExecutorSequence& sequence) const {
   return *ngram;
 }
 
+/// What follows the text and the drafts that the row has.
+NgramDraft Speculator::continue_text(const DraftRow& row, std::span<int32_t> to) const {
+  const auto found = ngrams_ != nullptr && row.count == 0 ? ngrams_->find(*row.sequence)
+                                                          : std::optional<NgramSource::Found>();
+  if (!found) {
+    const auto drafts = std::span(row.drafts).first(static_cast<size_t>(row.count));
+    return ngram_of(*row.sequence).propose(drafts, to);
+  }
+  if (found->matched == 0) return {};
+  std::copy_n(found->drafts.begin(), to.size(), to.begin());
+  return {static_cast<int>(to.size()), found->matched};
+}
+
 /// Drafts from the text behind those that the row has.
 void Speculator::propose_ngrams(DraftRow& row) {
   const TokenHistory& history = row.sequence->history;
@@ -231,8 +245,7 @@ void Speculator::propose_ngrams(DraftRow& row) {
         guess_(*row.sequence->request, history.num_generated() + row.count, drafts.subspan(count));
     return;
   }
-  const NgramDraft found =
-      ngram_of(*row.sequence).propose(drafts.first(count), drafts.subspan(count));
+  const NgramDraft found = continue_text(row, drafts.subspan(count));
   if (found.num_tokens == 0) return;
   DraftState& state = *row.sequence->drafts;
   state.matched = std::max(found.matched - row.count, 0);

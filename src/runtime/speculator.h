@@ -40,6 +40,8 @@ class Speculator {
   void resolve(StepPlan& plan, PackedStep::Sequences& sequences, DraftModule* mtp, Arena& arena,
                bool later = false);
   bool is_open() const { return open_; }
+  /// Asked before NgramMatcher from now on.
+  void set_ngrams(NgramSource* ngrams) { ngrams_ = ngrams; }
   /// Waits for the drafts, which DraftState has then.
   void settle(DraftModule& mtp);
   /// When nobody is to draft and the step before, which is not done, has no drafts: where the
@@ -70,11 +72,13 @@ class Speculator {
   void choose_lengths(DraftRow& row);
   void share_drafts();
   const NgramMatcher& ngram_of(ExecutorSequence& sequence) const;
+  NgramDraft continue_text(const DraftRow& row, std::span<int32_t> to) const;
   void propose_ngrams(DraftRow& row);
 
   SpeculationConfig config_;
   StepLimits limits_;
   bool on_gpu_;
+  NgramSource* ngrams_ = nullptr;
   std::vector<DraftRow> rows_;  // of the step
   std::vector<Slice*> slices_;  // of rows_
   std::vector<LateRows> late_;  // that the MTP module sees before it drafts

@@ -180,8 +180,10 @@ struct LateModule : DraftModule {
 
 /// A step of two sequences that have generated a token each, resolved with late drafts.
 struct LateDrafts {
-  explicit LateDrafts(SpeculationConfig config, const SamplingParams& second = {})
+  explicit LateDrafts(SpeculationConfig config, const SamplingParams& second = {},
+                      NgramSource* ngrams = nullptr)
       : speculator(config, limits, /*on_gpu=*/true) {
+    speculator.set_ngrams(ngrams);
     for (const int32_t id : {1, 2}) {
       Request request;
       request.id = SeqId{id};
@@ -252,6 +254,46 @@ TEST(Speculator, PenaltiesAndNgramsWaitForDrafts) {
     EXPECT_EQ(known->tokens(0), (std::vector<int32_t>{9, 40, 41, 42}));
     EXPECT_EQ(known->tokens(1), (std::vector<int32_t>{9, 40}));
   }
+}
+
+/// Knows sequence 1, whose text repeats nothing.
+struct KnownNgrams : NgramSource {
+  void catch_up(std::span<const DraftRow> rows) override {
+    for (const DraftRow& row : rows) asked += row.most;
+  }
+  std::optional<Found> find(const ExecutorSequence& sequence) const override {
+    if (sequence.request->id != SeqId{1}) return std::nullopt;
+    return Found{.matched = matched, .drafts = drafts};
+  }
+  std::vector<int32_t> drafts = {50, 51, 52};
+  int matched = 4;
+  int asked = 0;
+};
+
+TEST(Speculator, NgramsMayComeFromElsewhere) {
+  for (const bool adaptive : {false, true}) {
+    SpeculationConfig config = three_drafts(SpeculationMethod::kNgram);
+    config.adaptive = adaptive;
+    config.min_ngram_size = 1;
+    KnownNgrams ngrams;
+    LateDrafts late(config, {}, &ngrams);
+    EXPECT_EQ(ngrams.asked, 6);
+    EXPECT_EQ(late.tokens(0)[1], 50);
+    EXPECT_EQ(late.tokens(1), (std::vector<int32_t>{9, 40}));  // its matcher finds nothing behind
+    EXPECT_EQ(late.state(1).matched, 4);
+    EXPECT_EQ(late.state(1).ngram, nullptr);
+    EXPECT_NE(late.state(2).ngram, nullptr);
+    ngrams.matched = 0;
+    EXPECT_EQ(LateDrafts(config, {}, &ngrams).tokens(0).size(), 1u);
+  }
+}
+
+TEST(Speculator, NgramsBehindTheModuleAreTheMatchers) {
+  SpeculationConfig config = three_drafts(SpeculationMethod::kHybrid);
+  config.num_mtp_steps = 1;
+  KnownNgrams ngrams;
+  LateDrafts late(config, {}, &ngrams);
+  EXPECT_EQ(late.tokens(0), (std::vector<int32_t>{9, 40}));
 }
 
 TEST(OwnedPlan, OutlivesWhatItWasMadeOf) {

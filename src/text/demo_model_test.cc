@@ -32,7 +32,8 @@ TEST(DemoModel, PromptIdsEqualTransformers) {
     input.messages_json = item["messages"].dump();
     if (item.contains("tools")) input.tools_json = item["tools"].dump();
     input.add_generation_prompt = true;
-    input.extra.emplace_back("enable_thinking", item["enable_thinking"].dump());
+    input.extra.emplace_back("enable_thinking",
+                             item.value("enable_thinking", false) ? "true" : "false");
     const Rendered prompt = std::move(chat.render(input)).value();
     // A picture is one placeholder in the text and many in the prompt.
     const int32_t pad = *tokenizer.token_to_id("<|image_pad|>");

@@ -29,7 +29,7 @@ class HeldOut(unittest.TestCase):
             item = generate.eval_item(task, int(index))
             with self.subTest(row["id"]):
                 self.assertEqual(item["expected"], row["expected"])
-                self.assertEqual(item["thinking"], row["enable_thinking"])
+                self.assertEqual(item["thinking"], row.get("enable_thinking", False))
                 self.assertEqual(list(texts(item["messages"])), list(texts(row["messages"])))
 
     def test_the_expected_answer_is_graded_right_and_another_wrong(self):

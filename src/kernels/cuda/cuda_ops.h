@@ -113,6 +113,9 @@ inline constexpr int64_t kMaxSampledVocabulary = 384 * 1024;
 void reset_counts(Stream& stream, const ResetCountsArgs& args);
 void feed_tokens(Stream& stream, const FeedTokensArgs& args);
 void accept_drafts(Stream& stream, const AcceptDraftsArgs& args);
+/// Drafts from the texts themselves (ngram_args.h); no scratch.
+void extend_ngrams(Stream& stream, const ExtendNgramsArgs& args);
+void propose_ngrams(Stream& stream, const ProposeNgramsArgs& args);
 
 /// What OpTable::choices says.
 std::vector<KernelChoice> kernel_choices(const KernelNeeds& needs);

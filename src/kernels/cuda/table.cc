@@ -125,7 +125,9 @@ const OpTable* cuda_ops() {
   static constexpr SampleOps kSampling{.sample = cuda::sample,
                                        .reset_counts = cuda::reset_counts,
                                        .feed_tokens = cuda::feed_tokens,
-                                       .accept_drafts = cuda::accept_drafts};
+                                       .accept_drafts = cuda::accept_drafts,
+                                       .extend_ngrams = cuda::extend_ngrams,
+                                       .propose_ngrams = cuda::propose_ngrams};
   static constexpr VisionOps kVision{
       .layer_norm = cuda::layer_norm,
       .gelu = cuda::gelu,
