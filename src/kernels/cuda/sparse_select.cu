@@ -4,9 +4,10 @@
 //
 // Three kernels a pass (some heads of a segment): the keys of the pages in order, as bf16 whatever
 // the cache's format is (gather_keys); the products in tiles of 128 groups of rows x 256 of keys,
-// steps of 64 of Z D, two warpgroups of 64 x 256, of which only log2 of the sum over each block of
-// keys is kept, a float a (group, block) (estimate_kernel); then a block of threads a row of
-// blocks: the softmax over those sums and the smallest set (select_kernel). Bound: the tensor
+// steps of 64 of Z D, two warpgroups of 64 x 256, two blocks below each other sharing the keys, of
+// which only log2 of the sum over each block of keys is kept, a float a (group, block)
+// (estimate_kernel); then a block of threads a row of blocks: the softmax over those sums and the
+// smallest set (select_kernel). Bound: the tensor
 // cores, L^2 D / Z FLOPs a head, 1 / (2 Z) of attention. Kinds are device data: items of other
 // heads are passed over. docs/kernels/attention_prefill.md
 //
@@ -29,7 +30,8 @@ namespace weft::cuda {
 namespace {
 
 constexpr int kTileRows = 128, kTileColumns = 256;  // groups
-constexpr int kRowsTogether = 8;                    // tiles of rows that sweep the columns together
+constexpr int kPairRows = 2 * kTileRows;            // of the two blocks of a cluster
+constexpr int kRowsTogether = 4;                    // pairs that sweep the columns together
 constexpr int kStages = 4;
 constexpr int kABytes = kTileRows * 128, kBBytes = kTileColumns * 128;
 constexpr int kStageBytes = kABytes + kBBytes;
@@ -51,10 +53,10 @@ struct EstimateParams {
   int32_t in_last = 0;  ///< rows of an incomplete last group
   int32_t complete = 0;
 
-  __device__ __forceinline__ int row_tiles() const { return (rows + kTileRows - 1) / kTileRows; }
-  /// Tiles of columns that some row of tile `m` sees.
+  __device__ __forceinline__ int row_pairs() const { return (rows + kPairRows - 1) / kPairRows; }
+  /// Tiles of columns that some row of pair `m` sees.
   __device__ __forceinline__ int column_tiles(int m) const {
-    return (first_group + min((m + 1) * kTileRows, rows) - 1) / kTileColumns + 1;
+    return (first_group + min((m + 1) * kPairRows, rows) - 1) / kTileColumns + 1;
   }
 };
 
@@ -62,39 +64,53 @@ struct EstimateItem {
   int head = -1, m = 0, n = 0;  ///< head of the pass
 };
 
-/// The items of this block: head by head, in bands of kRowsTogether tiles of rows, there column by
-/// column (L2).
+/// The items of this cluster: head by head, in bands of kRowsTogether pairs of tiles of rows, there
+/// column by column (L2). Each of its two blocks has a tile of the pair.
 class EstimateWalk {
  public:
   __device__ __forceinline__ explicit EstimateWalk(const EstimateParams& p) : p_(p) {
-    for (int band = 0; band * kRowsTogether < p.row_tiles(); ++band) of_head_ += of_band(band);
-    next_ = static_cast<int>(blockIdx.x);
+    for (int band = 0; band * kRowsTogether < p.row_pairs(); ++band) of_head_ += of_band(band);
+    next_ = static_cast<int>(blockIdx.x / 2);
   }
   /// False at the end.
   __device__ __forceinline__ bool next(EstimateItem& item) {
-    for (; next_ < of_head_ * p_.num_heads; next_ += static_cast<int>(gridDim.x)) {
-      item.head = next_ / of_head_;
-      const int kind = p_.kinds.at(p_.segment, p_.first_head + item.head);
-      if (kind != static_cast<int32_t>(HeadKind::kBlocks)) continue;
-      int at = next_ - item.head * of_head_, band = 0;
-      for (; at >= of_band(band); ++band) at -= of_band(band);
-      const int high = min(kRowsTogether, p_.row_tiles() - band * kRowsTogether);
-      item.n = at / high;
-      item.m = band * kRowsTogether + at - item.n * high;
-      if (item.n >= p_.column_tiles(item.m)) continue;
-      next_ += static_cast<int>(gridDim.x);
-      return true;
+    for (; !is_listed() || next_ >= first_ + of_head_; ++head_) {
+      if (head_ >= p_.num_heads) return false;
+      if (is_listed()) first_ += of_head_;
     }
-    return false;
+    int at = next_ - first_, band = 0;
+    for (; at >= of_band(band); ++band) at -= of_band(band);
+    int pair = band * kRowsTogether, high = min(kRowsTogether, p_.row_pairs() - pair);
+    // Columns that all pairs of the band see, then those that fewer and fewer do.
+    item.n = min(at / high, p_.column_tiles(pair));
+    at -= item.n * high;
+    while (true) {
+      for (; p_.column_tiles(pair) <= item.n; ++pair) --high;
+      if (at < high) break;
+      at -= high;
+      ++item.n;
+    }
+    item.head = head_;
+    item.m = 2 * (pair + at) + static_cast<int>(blockIdx.x % 2);
+    next_ += static_cast<int>(gridDim.x / 2);
+    return true;
   }
 
  private:
+  __device__ __forceinline__ bool is_listed() const {
+    if (head_ >= p_.num_heads) return false;
+    const int kind = p_.kinds.at(p_.segment, p_.first_head + head_);
+    return kind == static_cast<int32_t>(HeadKind::kBlocks);
+  }
   __device__ __forceinline__ int of_band(int band) const {
-    const int end = min((band + 1) * kRowsTogether, p_.row_tiles());
-    return (end - band * kRowsTogether) * p_.column_tiles(end - 1);
+    const int end = min((band + 1) * kRowsTogether, p_.row_pairs());
+    int count = 0;
+    for (int pair = band * kRowsTogether; pair < end; ++pair) count += p_.column_tiles(pair);
+    return count;
   }
   const EstimateParams& p_;
   int of_head_ = 0, next_;
+  int head_ = 0, first_ = 0;  ///< and its first item: of listed heads alone
 };
 
 /// q: (D, Z, groups, H) of the complete groups, and (D, rows of the incomplete one, groups + 1, H);
@@ -103,8 +119,20 @@ struct EstimateMaps {
   CUtensorMap q, q_last, k;
 };
 
+/// tma_load_multicast() of a box of four dimensions, for both blocks of the cluster.
+__device__ __forceinline__ void load_for_both(void* shared, const CUtensorMap* map,
+                                              Barrier* barrier, const Coords<4>& c) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(shared_address(shared)),
+      "l"(map), "r"(c.at[0]), "r"(c.at[1]), "r"(c.at[2]), "r"(c.at[3]),
+      "r"(shared_address(barrier)), "h"(static_cast<uint16_t>(3))
+      : "memory");
+}
+
 __device__ __forceinline__ void produce(const EstimateMaps& maps, const EstimateParams& p,
                                         unsigned char* shared, Barrier* full, Barrier* empty) {
+  const auto rank = static_cast<int>(cluster_rank());
   EstimateWalk walk(p);
   EstimateItem item;
   int stage = 0;
@@ -121,8 +149,10 @@ __device__ __forceinline__ void produce(const EstimateMaps& maps, const Estimate
         unsigned char* to = shared + stage * kStageBytes;
         tma_load(to, last ? &maps.q_last : &maps.q, full + stage,
                  Coords{d * 64, row, item.m * kTileRows, head});
-        tma_load(to + kABytes, &maps.k, full + stage,
-                 Coords{d * 64, t, item.n * kTileColumns, kv_head});
+        // Both blocks need the keys: each loads half of them for the two.
+        load_for_both(
+            to + kABytes + rank * (kBBytes / 2), &maps.k, full + stage,
+            Coords{d * 64, t, item.n * kTileColumns + rank * (kTileColumns / 2), kv_head});
         if (++stage == kStages) {
           stage = 0;
           phase ^= 1;
@@ -130,6 +160,19 @@ __device__ __forceinline__ void produce(const EstimateMaps& maps, const Estimate
       }
     }
   }
+}
+
+/// Lane c gets the quad's sum of x[c], with the bits of sum_of_quad().
+__device__ __forceinline__ float scattered_sum_of_quad(const float (&x)[4], int c) {
+  const bool odd = c % 2 != 0;
+  float pair[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float other = __shfl_xor_sync(0xffffffffu, odd ? x[2 * i] : x[2 * i + 1], 1);
+    pair[i] = (odd ? x[2 * i + 1] : x[2 * i]) + other;
+  }
+  const float other = __shfl_xor_sync(0xffffffffu, c < 2 ? pair[1] : pair[0], 2);
+  return (c < 2 ? pair[0] : pair[1]) + other;
 }
 
 /// log2 of the sums of a warpgroup's 64 x 256 products over the blocks of 8 * Chunks columns.
@@ -150,26 +193,29 @@ __device__ __forceinline__ void store_sums(float (&d)[128], const EstimateParams
   float* to = p.sums + int64_t{item.head} * p.rows * p.blocks + item.n * kBlocks + c;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float mine = 0;
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b) {
-      float top = -INFINITY;
+    for (int first = 0; first < kBlocks; first += 4) {  // lane c ends with block first + c
+      float sums[4], my_shift = 0;
 #pragma unroll
-      for (int i = 0; i < 2 * Chunks; ++i) {
-        top = fmaxf(top, d[(b * Chunks + i / 2) * 4 + half * 2 + i % 2]);
+      for (int b = 0; b < 4; ++b) {
+        const auto value = [&](int i) {
+          return d[((first + b) * Chunks + i / 2) * 4 + half * 2 + i % 2];
+        };
+        float top = -INFINITY;
+#pragma unroll
+        for (int i = 0; i < 2 * Chunks; ++i) top = fmaxf(top, value(i));
+        top = max_of_quad(top);
+        const float shift = top > -INFINITY ? top * p.scale_log2 : 0.0f;
+        if (b == c) my_shift = shift;
+        sums[b] = 0;
+#pragma unroll
+        for (int i = 0; i < 2 * Chunks; ++i) {
+          sums[b] += exp2_approx(fmaf(value(i), p.scale_log2, -shift));
+        }
       }
-      top = max_of_quad(top);
-      const float shift = top > -INFINITY ? top * p.scale_log2 : 0.0f;
-      float sum = 0;
-#pragma unroll
-      for (int i = 0; i < 2 * Chunks; ++i) {
-        const float x = d[(b * Chunks + i / 2) * 4 + half * 2 + i % 2];
-        sum += exp2_approx(fmaf(x, p.scale_log2, -shift));
-      }
-      const float value = shift + __log2f(sum_of_quad(sum));  // -inf where nothing is seen
-      if (b % 4 == c) mine = value;
-      const bool inside = row + 8 * half < p.rows && item.n * kBlocks + b / 4 * 4 + c < p.blocks;
-      if (b % 4 == 3 && inside) to[int64_t{row + 8 * half} * p.blocks + b / 4 * 4] = mine;
+      const float value = my_shift + __log2f(scattered_sum_of_quad(sums, c));  // -inf: nothing seen
+      const bool inside = row + 8 * half < p.rows && item.n * kBlocks + first + c < p.blocks;
+      if (inside) to[int64_t{row + 8 * half} * p.blocks + first] = value;
     }
   }
 }
@@ -179,6 +225,10 @@ __device__ __forceinline__ void consume(const EstimateParams& p, unsigned char* 
                                         Barrier* full, Barrier* empty) {
   const int warpgroup = warp_index() / 4 - 1;
   const int steps = p.stride * p.dim_steps;
+  const uint32_t lane = threadIdx.x % 32;
+  const auto release = [&](int stage) {
+    if (lane < 2) arrive_remote(empty + stage, lane);
+  };
   EstimateWalk walk(p);
   EstimateItem item;
   int stage = 0;
@@ -201,7 +251,7 @@ __device__ __forceinline__ void consume(const EstimateParams& p, unsigned char* 
       hold(d);
       if (step > 0) {
         wgmma_wait<1>();
-        if (threadIdx.x % 32 == 0) arrive(empty + last);
+        release(last);
       }
       last = stage;
       if (++stage == kStages) {
@@ -211,7 +261,7 @@ __device__ __forceinline__ void consume(const EstimateParams& p, unsigned char* 
     }
     wgmma_wait<0>();
     hold(d);
-    if (threadIdx.x % 32 == 0) arrive(empty + last);
+    release(last);
     store_sums<Chunks>(d, p, item, item.m * kTileRows + warpgroup * 64);
   }
 }
@@ -227,12 +277,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(full + i, 1);
-      barrier_init(empty + i, 8);
+      barrier_init(empty + i, 2 * 8);
     }
     fence_barrier_init();
   }
-  __syncthreads();
+  cluster_sync();
   wait_for_predecessor();
+  let_successor_begin();
   if (threadIdx.x < 128) {
     drop_registers_to<40>();
     if (threadIdx.x == 0) produce(maps, p, shared, full, empty);
@@ -240,6 +291,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     raise_registers_to<232>();
     consume<Chunks>(p, shared, full, empty);
   }
+  // Neither may end while the other loads into it or arrives at its barriers.
+  __syncwarp();
+  cluster_sync();
 }
 
 // ---- Keys in the order of their positions
@@ -273,6 +327,7 @@ template <class Format>
 __global__ void __launch_bounds__(256) gather_keys(const __grid_constant__ GatherParams p) {
   constexpr int kUnitDims = kKvUnitDims<Format>;
   wait_for_predecessor();
+  let_successor_begin();
   const int row_units = (p.head_dim + kUnitDims - 1) / kUnitDims;
   const int64_t count = int64_t{p.padded} * row_units;
   const int head = p.first_kv_head + static_cast<int>(blockIdx.y);
@@ -399,6 +454,70 @@ struct Others {
   float forced;
 };
 
+/// The most bits such that the others from there on hold `wanted` with the forced: those of one of
+/// them, or 0 if even all are too few. Bit by bit from the first in which they differ, until one is
+/// left. All threads call.
+__device__ __forceinline__ uint32_t least_that_holds(const Others& others, float wanted,
+                                                     float* partial) {
+  constexpr int kWarps = kChoosers / 32;
+  __shared__ float masses[2][kWarps];
+  __shared__ uint32_t counts[2][kWarps];  // of the upper half << 16 | of the lower
+  const int thread = static_cast<int>(threadIdx.x);
+  uint32_t* words = reinterpret_cast<uint32_t*>(partial);
+  uint32_t top = 0, bottom = 0xffffffffu;
+  float all = 0;
+  for (int c = others.first + thread; c < others.b; c += kChoosers) {
+    const uint32_t bits = __float_as_uint(others.scores[c]);
+    top = max(top, bits);
+    bottom = min(bottom, bits);
+    all += others.scores[c];
+  }
+  top = max_of_all(top, words);
+  bottom = ~max_of_all(~bottom, words);
+  const bool enough = others.forced + sum_of_all(all, partial) >= wanted;
+  if (!enough || top <= bottom) return enough ? top : 0;
+  int bit = 31 - __clz(static_cast<int>(top ^ bottom));
+  uint32_t least = top >> bit >> 1 << bit << 1;
+  while (true) {
+    // What is sought lies in the 2^(bit + 1) from `least` on.
+    const uint32_t middle = least | 1u << bit;
+    float mass = 0;
+    uint32_t count = 0;
+    for (int c = others.first + thread; c < others.b; c += kChoosers) {
+      const uint32_t bits = __float_as_uint(others.scores[c]);
+      if (bits >= middle) mass += others.scores[c];
+      if (bits >> bit == middle >> bit) count += 1u << 16;
+      if (bits >> bit == least >> bit) ++count;
+    }
+#pragma unroll
+    for (int lane = 16; lane > 0; lane /= 2) mass += __shfl_xor_sync(0xffffffffu, mass, lane);
+    count = __reduce_add_sync(0xffffffffu, count);
+    if (thread % 32 == 0) {
+      masses[bit % 2][thread / 32] = mass;
+      counts[bit % 2][thread / 32] = count;
+    }
+    __syncthreads();
+    mass = 0;
+    count = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      mass += masses[bit % 2][w];
+      count += counts[bit % 2][w];
+    }
+    const bool upper = others.forced + mass >= wanted;
+    if (upper) least = middle;
+    if (bit == 0) return least;
+    if ((upper ? count >> 16 : count & 0xffff) == 1) break;
+    --bit;
+  }
+  uint32_t found = 0;
+  for (int c = others.first + thread; c < others.b; c += kChoosers) {
+    const uint32_t bits = __float_as_uint(others.scores[c]);
+    if (bits >> bit == least >> bit) found = bits;
+  }
+  return max_of_all(found, words);
+}
+
 /// The least of the others that hold `wanted` with the forced; one more if `late`
 /// (SelectArgs::quirk_blocks). All threads call.
 __device__ __forceinline__ Choice choose(const Others& others, float wanted, bool late,
@@ -418,9 +537,7 @@ __device__ __forceinline__ Choice choose(const Others& others, float wanted, boo
   if (forced >= wanted) {
     choice = {0xffffffffu, 0};
   } else {
-    for (int bit = 30; bit >= 0; --bit) {
-      if (mass_from(choice.least | 1u << bit) >= wanted) choice.least |= 1u << bit;
-    }
+    choice.least = least_that_holds(others, wanted, partial);
     if (choice.least > 0) {
       const float above = mass_from(choice.least + 1), each = __uint_as_float(choice.least);
       choice.ties = max(1, static_cast<int>(ceilf(fminf((wanted - above) / each, 1e9f))));
@@ -600,14 +717,15 @@ class Selector {
     m.stride_bytes[0] = m.dims[0] * 2;
     m.stride_bytes[1] = m.stride_bytes[0] * stride;
     m.stride_bytes[2] = m.stride_bytes[1] * m.dims[2];
-    m.box[2] = kTileColumns;
+    m.box[2] = kTileColumns / 2;
     maps.k = encode_map(gather.out, m);
     return maps;
   }
   void estimate(const EstimateMaps& maps, const EstimateParams& p) {
-    const LaunchShape shape{.grid = static_cast<unsigned>(num_processors()),
+    const LaunchShape shape{.grid = static_cast<unsigned>(num_processors() / 2 * 2),
                             .block = kThreads,
                             .shared_bytes = kShared,
+                            .cluster = 2,
                             .overlap = true};
     if (args_.stride == 16) return launch(stream_, shape, estimate_kernel<1>, maps, p);
     if (args_.stride == 8) return launch(stream_, shape, estimate_kernel<2>, maps, p);
