@@ -210,11 +210,33 @@ struct PrefillConsumer {
     softmax.tile(s, [](int) { return 1.0f; });
   }
 
+  // Two warpgroups of an item take turns at the tensor cores, the values of a tile and the scores
+  // of the next being one: the softmax of either lies beneath the products of the other, whatever
+  // the moments at which their first tiles came. The first warpgroup may begin, from one item to
+  // the next. Over bf16 ptxas makes slower code of it.
+  static constexpr int kTurnBarrier = 1 + C::kWarpgroups;  // of each warpgroup
+
+  __device__ __forceinline__ void await_turn() const {
+    barrier_sync(kTurnBarrier + warpgroup, 256);
+  }
+  __device__ __forceinline__ void end_turn() const {
+    barrier_arrive(kTurnBarrier + (warpgroup ^ 1), 256);
+  }
+  /// Once before all items and once behind them.
+  __device__ __forceinline__ void begin_turns() const {
+    if (C::kGathers && warpgroup == 1) barrier_arrive(kTurnBarrier, 256);
+  }
+  __device__ __forceinline__ void end_turns() const {
+    if (C::kGathers && warpgroup == 0) barrier_sync(kTurnBarrier, 256);
+  }
+
   /// Tile `j` of keys; returns the note of the next one.
+  template <bool Turns = false>
   __device__ __forceinline__ int tile(const PrefillTile& rows, int j, bool masked, bool last) {
     await(ring);
     wgmma_fence();
     issue_scores(ring);
+    if (Turns && j > 0) end_turn();
     const int odd = odd_at(ring);
     wgmma_wait<0>();
     hold(s);
@@ -227,6 +249,7 @@ struct PrefillConsumer {
     softmax.rescale(o);
     round_p();
     await(ring);
+    if (Turns) await_turn();
     wgmma_fence();
     issue_values(ring);
     const int next = note_at(ring);
@@ -389,6 +412,22 @@ struct PrefillConsumer {
     return C::kF16 ? __shfl_sync(0xffffffffu, shared.odd[at.slot], 0) : 0;
   }
 
+  template <bool Turns>
+  __device__ __forceinline__ void all_tiles(const PrefillTile& rows, const PrefillSpan<C>& span) {
+    const int whole = (span.first + 1) / C::kKeys;
+    int j = 0;
+    for (; j < span.tiles; ++j) tile<Turns>(rows, j, j >= whole, j + 1 == span.tiles);
+    if (Turns) end_turn();
+    const int tiles = (rows.position + rows.tokens - 1) / C::kKeys + 1;
+    for (; j < tiles; ++j) {
+      if (Turns) {
+        await_turn();
+        end_turn();
+      }
+      pass();
+    }
+  }
+
   /// This warpgroup's part of an item.
   __device__ __forceinline__ void run(const PrefillItem& item) {
     softmax.reset();
@@ -415,11 +454,12 @@ struct PrefillConsumer {
       }
       while (note != 0) note = pass();
     } else {
-      const int whole = (span.first + 1) / C::kKeys;
-      int j = 0;
-      for (; j < span.tiles; ++j) tile(item.tile, j, j >= whole, j + 1 == span.tiles);
-      const int tiles = (item.tile.position + item.tile.tokens - 1) / C::kKeys + 1;
-      for (; j < tiles; ++j) pass();
+      const int rows = item.tile.tokens << item.tile.pack_shift;
+      if (C::kGathers && warpgroup < 2 && rows > 64 && rows <= 128) {
+        all_tiles<true>(item.tile, span);
+      } else {
+        all_tiles<false>(item.tile, span);
+      }
     }
     if (PrefillSpan<C>(item.tile, warpgroup).tiles > 0) store(item);
   }

@@ -265,6 +265,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     self.warpgroup = warp / 4 - 1;
     self.q = k_major_128(shared.q + self.warpgroup * C::kQBytes);
     self.softmax.scale_log2[0] = self.softmax.scale_log2[1] = params.scale_log2;
+    self.begin_turns();
     for (int round = 0;; ++round) {
       wait(shared.q_full + self.warpgroup, round & 1);
       const PrefillItem& item = shared.item(round);
@@ -281,6 +282,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       }
       self.run(item);
     }
+    self.end_turns();
   }
 }
 

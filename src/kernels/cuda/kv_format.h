@@ -60,8 +60,9 @@ __device__ __forceinline__ uint32_t and_xor(uint32_t x, uint32_t mask, uint32_t 
 }
 
 // A format's widen<P>(word, zeros): pair P of a word, as two bf16. `zeros` is of formats with zero
-// points: of the low and the high half (twice). Of codes of 8 bits, value_f16<P>(word) is the pair
-// as two f16 value / kValueUnit, key_f16<P>(word) of int8 as (kKeyZero + value) / kKeyUnit.
+// points: of the low and the high half (twice). Of codes of 8 bits, value_pair<P>(word) is the pair
+// as two floats, value_f16<P>(word) as two f16 value / kValueUnit, key_f16<P>(word) of int8 as
+// (kKeyZero + value) / kKeyUnit.
 
 struct KvBf16 {
   static constexpr int kBits = 16;
@@ -98,6 +99,10 @@ struct KvInt8 {
     const uint32_t x = and_xor(Pair == 0 ? word : word >> 8, 0x00FF00FFu, 0x64806480u);
     return bits(__hsub2(f16_pair(x), f16_pair(0x64806480u)));
   }
+  template <int Pair>
+  static __device__ __forceinline__ float2 value_pair(uint32_t word) {
+    return __half22float2(f16_pair(value_f16<Pair>(word)));
+  }
 };
 
 struct KvFp8 {
@@ -115,7 +120,17 @@ struct KvFp8 {
   static __device__ __forceinline__ uint32_t widen(uint32_t word, uint32_t = 0) {
     return bits(__hmul2(bf16_pair(small<Pair>(word)), bf16_pair(0x7B807B80u)));
   }
-  static constexpr float kSmallUnit = 0x1p120f;
+  /// By way of f16: an instruction for two neighbours in memory.
+  template <int Pair>
+  static __device__ __forceinline__ float2 value_pair(uint32_t word) {
+    uint32_t low, high;
+    asm("{\n.reg .b16 a, b;\nmov.b32 {a, b}, %2;\ncvt.rn.f16x2.e4m3x2 %0, a;\n"
+        "cvt.rn.f16x2.e4m3x2 %1, b;\n}"
+        : "=r"(low), "=r"(high)
+        : "r"(word));
+    return Pair == 0 ? make_float2(__low2float(f16_pair(low)), __low2float(f16_pair(high)))
+                     : make_float2(__high2float(f16_pair(low)), __high2float(f16_pair(high)));
+  }
   template <int Pair>
   static __device__ __forceinline__ uint32_t small(uint32_t word) {
     const uint32_t pair = Pair == 1 ? word : word << 8;

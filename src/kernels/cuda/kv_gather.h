@@ -333,7 +333,7 @@ class GatherWarp {
     float channels[Channels ? 8 : 1];
     if constexpr (Channels) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) channels[i] = mine ? scale[i] * kKvSmallUnit<Format> : 0;
+      for (int i = 0; i < 8; ++i) channels[i] = mine ? scale[i] : 0;
     }
     const int turns = stage.rows / p.turn_rows, step = p.turn_rows;
     int unseen = stage.seen - first;  // <= 0: the row is an older owner's

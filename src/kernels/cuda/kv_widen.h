@@ -3,8 +3,6 @@
 // Rows of a quantised cache as bf16 or f16, for kernels whose operands lie in memory. Included by
 // .cu files.
 
-#include <type_traits>
-
 #include "kernels/cuda/common/f16.h"
 #include "kernels/cuda/common/ptx.h"
 #include "kernels/cuda/common/vec.h"
@@ -76,25 +74,18 @@ __device__ __forceinline__ uint4 widen_eight(const uint32_t (&words)[kKvEightWor
   return {pairs[0], pairs[1], pairs[2], pairs[3]};
 }
 
-/// widen_eight to f16 with one instruction a pair less where a format has it: codes become their
-/// values / kKvSmallUnit, and `channels` are scales times that. The same bits.
-template <class Format>
-inline constexpr float kKvSmallUnit = 1;
-template <>
-inline constexpr float kKvSmallUnit<KvFp8> = KvFp8::kSmallUnit;
+/// widen_eight to f16 with fewer instructions where a format has them. The same bits.
 template <class Format>
 __device__ __forceinline__ uint4 widen_small(const uint32_t (&words)[kKvEightWords<Format>],
                                              float scale, const float* channels) {
-  if constexpr (std::is_same_v<Format, KvFp8>) {
-    const uint32_t small[4] = {KvFp8::small<0>(words[0]), KvFp8::small<1>(words[0]),
-                               KvFp8::small<0>(words[1]), KvFp8::small<1>(words[1])};
+  if constexpr (Format::kBits == 8) {
     uint32_t pairs[4];
-    scale *= KvFp8::kSmallUnit;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      pairs[i] =
-          pack_f16(low_bf16(small[i]) * (channels != nullptr ? channels[2 * i] : scale),
-                   high_bf16(small[i]) * (channels != nullptr ? channels[2 * i + 1] : scale));
+      const float2 x = i % 2 == 0 ? Format::template value_pair<0>(words[i / 2])
+                                  : Format::template value_pair<1>(words[i / 2]);
+      pairs[i] = pack_f16(x.x * (channels != nullptr ? channels[2 * i] : scale),
+                          x.y * (channels != nullptr ? channels[2 * i + 1] : scale));
     }
     return {pairs[0], pairs[1], pairs[2], pairs[3]};
   } else {
