@@ -9,20 +9,20 @@
 
 namespace weft::cuda {
 
-inline constexpr int kGdnBlockThreads = 128;
+inline constexpr int kGdnBlockThreads = 128;  // where no other number is given
 inline constexpr int kGdnMaxCluster = 8;
 inline constexpr int kGdnBatch = 8;  // tokens that are normalised together
 
-template <int K, int V, int Rows>
+template <int K, int V, int Rows, int Threads>
 struct GdnTile {
-  static constexpr int kLanes = K / 16;                      // a row of S
-  static constexpr int kGroups = kGdnBlockThreads / kLanes;  // rows at a time
-  static constexpr int kPasses = Rows / kGroups;             // rows a thread has a part of
-  static constexpr int kSlices = V / Rows;                   // blocks a value head
-  static constexpr int kUnits = Rows / 32;                   // of rows, summed first
-  static constexpr int kTokens = kGdnBlockThreads / Rows;    // normalised at a time
-  static constexpr int kNormed = kGdnBatch / kTokens;        // outputs a thread
-  static_assert(Rows % kGroups == 0 && V % Rows == 0);
+  static constexpr int kLanes = K / 16;                // a row of S
+  static constexpr int kGroups = Threads / kLanes;     // rows at a time
+  static constexpr int kPasses = Rows / kGroups;       // rows a thread has a part of
+  static constexpr int kSlices = V / Rows;             // blocks a value head
+  static constexpr int kUnits = Rows / 32;             // of rows, summed first
+  static constexpr int kTokens = Threads / Rows;       // normalised at a time
+  static constexpr int kNormed = kGdnBatch / kTokens;  // outputs a thread
+  static_assert(Rows % kGroups == 0 && V % Rows == 0 && kGdnBatch % kTokens == 0);
 };
 
 /// Outputs that wait for the norm of their head.
@@ -40,10 +40,12 @@ struct GdnSegment {
 };
 
 /// `Kept`: built for slots with kept rows (gdn_slots.h).
-template <int K, int V, int Rows, class State, bool Kept>
+/// `Stride`: how far a row's lanes lie apart in their warp.
+template <int K, int V, int Rows, class State, bool Kept, int Threads = kGdnBlockThreads,
+          int Stride = 1>
 class GdnBlock {
  protected:
-  using T = GdnTile<K, V, Rows>;
+  using T = GdnTile<K, V, Rows, Threads>;
 
   __device__ GdnBlock(const GdnView& p, GdnOutputs<V, Rows>& outputs) : p_(p), outputs_(outputs) {
     const int blocks = p.group() * T::kSlices;
@@ -54,8 +56,9 @@ class GdnBlock {
     hv_ = hk_ * p.group() + rank / T::kSlices;
     row_ = rank % T::kSlices * Rows;
     rank_ = rank;
-    lane_ = static_cast<int>(threadIdx.x) % T::kLanes;
-    group_ = static_cast<int>(threadIdx.x) / T::kLanes;
+    const int lane = static_cast<int>(threadIdx.x) % 32, block = T::kLanes * Stride;
+    lane_ = lane / Stride % T::kLanes;
+    group_ = static_cast<int>(threadIdx.x) / block * Stride + lane % Stride;
   }
 
   /// Before the kernels in front have finished: barriers of the norm and its weight.
@@ -92,8 +95,7 @@ class GdnBlock {
     if (read < 0 || read >= p_.num_slots) return;
     const State* row = state(read, 0);
     constexpr int kLine = 128 / sizeof(State);
-    for (int i = static_cast<int>(threadIdx.x) * kLine; i < Rows * K;
-         i += kGdnBlockThreads * kLine) {
+    for (int i = static_cast<int>(threadIdx.x) * kLine; i < Rows * K; i += Threads * kLine) {
       asm volatile("prefetch.global.L2 [%0];" ::"l"(row - group_ * K + i));
     }
     prefetch_window(read);
@@ -102,7 +104,7 @@ class GdnBlock {
   __device__ void prefetch_window(int slot) const {
     constexpr int kLine = 32, kLines = (2 * K + Rows) / kLine;  // of a row
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < 3 * kLines; i += kGdnBlockThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < 3 * kLines; i += Threads) {
       const int at = i % kLines * kLine;
       const int channel = at < K       ? hk_ * K + at
                           : at < 2 * K ? p_.k_channel(hk_) + at - K
@@ -128,15 +130,16 @@ class GdnBlock {
       }
     }
   }
+  template <GdnStore How = GdnStore::kPieces>
   __device__ void store_state(int slot) const {
 #pragma unroll
     for (int pass = 0; pass < T::kPasses; ++pass) {
-      store_row<T::kLanes>(state(slot, pass), lane_, s_[pass]);
+      store_row<T::kLanes, How>(state(slot, pass), lane_, s_[pass]);
     }
   }
 
   /// Row t of the step, number `at` of those that are normalised together; v from `values`.
-  __device__ void step(int t, int at, const GdnQueryKey<K, State>& qk, const float* values,
+  __device__ void step(int t, int at, const GdnQueryKey<K, State, Stride>& qk, const float* values,
                        float decay, float beta) {
     __nv_bfloat16* out = p_.out + t * p_.out_row + hv_ * p_.out_head + row_;
 #pragma unroll
@@ -152,24 +155,6 @@ class GdnBlock {
     }
   }
 
-  /// The same with the rows' sums beside each other: for tokens that wait for those before them.
-  __device__ __forceinline__ void step_together(int t, int at, const GdnQueryKey<K, State>& qk,
-                                                const float* values, float decay, float beta) {
-    float v[T::kPasses], o[T::kPasses];
-    load_values(values, v);
-    qk.step(s_, v, decay, beta, o);
-    if (lane_ != 0) return;
-    __nv_bfloat16* out = p_.out + t * p_.out_row + hv_ * p_.out_head + row_;
-#pragma unroll
-    for (int pass = 0; pass < T::kPasses; ++pass) {
-      const int row = pass * T::kGroups + group_;
-      if (p_.z == nullptr) {
-        out[row] = __float2bfloat16_rn(o[pass]);
-      } else {
-        outputs_.o[at][row] = o[pass];
-      }
-    }
-  }
   /// v of this thread's rows.
   __device__ __forceinline__ void load_values(const float* values, float (&v)[T::kPasses]) const {
 #pragma unroll
@@ -196,7 +181,7 @@ class GdnBlock {
     const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
     if (thread == 0) arrive_expect(&outputs_.sent[turn()], count * V / 32 * sizeof(float));
 #pragma unroll 1
-    for (int i = thread / 32; i < count * T::kUnits; i += kGdnBlockThreads / 32) {
+    for (int i = thread / 32; i < count * T::kUnits; i += Threads / 32) {
       const int unit = i % T::kUnits, at = i / T::kUnits;
       const float o = outputs_.o[at][32 * unit + lane];
       const float sum = sum_lanes<32>(o * o);
@@ -225,6 +210,18 @@ class GdnBlock {
     ++turns_;
   }
 
+  /// Outputs without a norm, when all of them are there.
+  __device__ void write_outputs(int first, int count) const {
+    const int row = static_cast<int>(threadIdx.x) % Rows;
+#pragma unroll
+    for (int i = 0; i < T::kNormed; ++i) {
+      const int at = static_cast<int>(threadIdx.x) / Rows + i * T::kTokens;
+      if (at >= count) continue;
+      p_.out[(first + at) * p_.out_row + hv_ * p_.out_head + row_ + row] =
+          __float2bfloat16_rn(outputs_.o[at][row]);
+    }
+  }
+
   const GdnView& p_;
   GdnOutputs<V, Rows>& outputs_;
   int turns_ = 0;
@@ -235,7 +232,8 @@ class GdnBlock {
   float s_[T::kPasses][16];
 };
 
-/// Launches Kernel<K, V, Rows, State>::kernel for the shapes that it is for; false for others.
+/// Launches Kernel<K, V, Rows, State>::kernel, of ::kThreads, for the shapes that it is for; false
+/// for others.
 template <template <int, int, int, class> class Kernel>
 class GdnBlockLauncher {
  public:
@@ -261,14 +259,15 @@ class GdnBlockLauncher {
  private:
   template <int K, int V, int Rows, class State>
   static bool try_tile(Stream& stream, const GdnView& p, const GdnChains& chains) {
-    const int cluster = p.value_heads / p.key_heads * GdnTile<K, V, Rows>::kSlices;
+    using Built = Kernel<K, V, Rows, State>;
+    const int cluster = p.value_heads / p.key_heads * (V / Rows);
     if (cluster > kGdnMaxCluster) return false;
     launch(stream,
            {.grid = static_cast<unsigned>(chains.count * p.key_heads * cluster),
-            .block = kGdnBlockThreads,
+            .block = Built::kThreads,
             .cluster = static_cast<unsigned>(cluster),
             .overlap = chains.overlap},
-           Kernel<K, V, Rows, State>::kernel, p);
+           Built::kernel, p);
     return true;
   }
 };

@@ -40,6 +40,9 @@ class Block : GdnBlock<K, V, Rows, State, false> {
   using typename Base::T;
   static constexpr int kChannels = 2 * K + Rows;                        // q, k, the slice's v
   static constexpr int kOwned = (kChannels + kThreads - 1) / kThreads;  // a thread
+  // Four rows a thread and stores of whole pieces: registers in local memory.
+  static constexpr GdnStore kStore =
+      T::kPasses == 4 && sizeof(State) == 4 ? GdnStore::kWords : GdnStore::kPieces;
 
  public:
   __device__ Block(const GdnView& p, Shared<K, V, Rows>& shared)
@@ -109,7 +112,7 @@ class Block : GdnBlock<K, V, Rows, State, false> {
       // The state is stored while the squares are on their way.
       const bool norm = p_.z != nullptr && first < t;
       if (norm) this->begin_norm(t - first);
-      if (t == end && write >= 0) this->store_state(write);
+      if (t == end && write >= 0) this->template store_state<kStore>(write);
       if (norm) this->end_norm(first, t - first, z);
       if (t < end) this->load_z(t, end, z);
       first = t;
@@ -177,6 +180,7 @@ __global__ void __launch_bounds__(kThreads, 3)
 
 template <int K, int V, int Rows, class State>
 struct Kernel {
+  static constexpr int kThreads = kGdnBlockThreads;
   static constexpr auto kernel = gdn_decode_kernel<K, V, Rows, State>;
 };
 

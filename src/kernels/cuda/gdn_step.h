@@ -9,20 +9,23 @@
 
 namespace weft::cuda {
 
-template <int Lanes>
+/// Over lanes that lie `Stride` apart.
+template <int Lanes, int Stride = 1>
 __device__ __forceinline__ float sum_lanes(float x) {
 #pragma unroll
-  for (int step = Lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  for (int step = Lanes / 2; step > 0; step /= 2) {
+    x += __shfl_xor_sync(0xffffffffu, x, step * Stride);
+  }
   return x;
 }
 
 /// Several sums at once, so that none waits for another.
-template <int Lanes, int N>
+template <int Lanes, int Stride, int N>
 __device__ __forceinline__ void sum_lanes(float (&x)[N]) {
 #pragma unroll
   for (int step = Lanes / 2; step > 0; step /= 2) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) x[i] += __shfl_xor_sync(0xffffffffu, x[i], step);
+    for (int i = 0; i < N; ++i) x[i] += __shfl_xor_sync(0xffffffffu, x[i], step * Stride);
   }
 }
 
@@ -56,21 +59,30 @@ __device__ __forceinline__ void load_row(const __nv_bfloat16* row, int lane, flo
     }
   }
 }
-/// Into the row in memory. `Passing`: of more states than L2 holds, so the first to leave it.
-template <int Lanes, bool Passing = false>
+/// How a row is stored. A plain store of a float4 that comes from an array becomes four of a word
+/// each (nvcc 13.0): four times the requests, but any four registers will do.
+enum class GdnStore {
+  kPieces,
+  kWords,
+  kPassing  ///< of more states than L2 holds, so the first to leave it
+};
+/// Into the row in memory.
+template <int Lanes, GdnStore How = GdnStore::kPieces>
 __device__ __forceinline__ void store_row(float* row, int lane, const float (&x)[16]) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     auto* at = reinterpret_cast<float4*>(row + 4 * (lane + Lanes * j));
     const float4 values = *reinterpret_cast<const float4*>(x + 4 * j);
-    if constexpr (Passing) {
+    if constexpr (How == GdnStore::kPassing) {
       __stcs(at, values);
+    } else if constexpr (How == GdnStore::kPieces) {
+      __stwb(at, values);
     } else {
       *at = values;
     }
   }
 }
-template <int Lanes, bool Passing = false>
+template <int Lanes, GdnStore How = GdnStore::kPieces>
 __device__ __forceinline__ void store_row(__nv_bfloat16* row, int lane, const float (&x)[16]) {
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
@@ -78,8 +90,10 @@ __device__ __forceinline__ void store_row(__nv_bfloat16* row, int lane, const fl
     const uint4 values =
         make_uint4(pack_bf16(x[8 * j], x[8 * j + 1]), pack_bf16(x[8 * j + 2], x[8 * j + 3]),
                    pack_bf16(x[8 * j + 4], x[8 * j + 5]), pack_bf16(x[8 * j + 6], x[8 * j + 7]));
-    if constexpr (Passing) {
+    if constexpr (How == GdnStore::kPassing) {
       __stcs(at, values);
+    } else if constexpr (How == GdnStore::kPieces) {
+      __stwb(at, values);
     } else {
       *at = values;
     }
@@ -114,8 +128,8 @@ __device__ __forceinline__ float gdn_decay(float a, float rate, float dt_bias) {
 }
 
 /// k of a token as the convolution left it, and what l2norm makes of its products: all that the
-/// state behind the token needs.
-template <int K, class State>
+/// state behind the token needs. The lanes of a row lie `Stride` apart.
+template <int K, class State, int Stride = 1>
 struct GdnKey {
   static constexpr int kLanes = K / 16;
   float k[16];
@@ -132,13 +146,13 @@ struct GdnKey {
   }
   /// From this lane's part of k.k.
   __device__ __forceinline__ void set_factor(float kk) {
-    k_factor = rsqrtf(sum_lanes<kLanes>(kk) + kGdnL2Eps);
+    k_factor = rsqrtf(sum_lanes<kLanes, Stride>(kk) + kGdnL2Eps);
   }
 
   /// One row s of S, of which v is the value and `sk` this lane's part of s.k: u.
   __device__ __forceinline__ float write(float (&s)[16], float sk, float v, float decay,
                                          float beta) const {
-    return write_sum(s, sum_lanes<kLanes>(sk), v, decay, beta);
+    return write_sum(s, sum_lanes<kLanes, Stride>(sk), v, decay, beta);
   }
   /// `sk`: of all lanes.
   __device__ __forceinline__ float write_sum(float (&s)[16], float sk, float v, float decay,
@@ -168,7 +182,7 @@ struct GdnKey {
 #pragma unroll
       for (int i = 0; i < Rows; ++i) sk[i] = fmaf(s[i][j], k[j], sk[i]);
     }
-    sum_lanes<kLanes>(sk);
+    sum_lanes<kLanes, Stride>(sk);
 #pragma unroll
     for (int i = 0; i < Rows; ++i) write_sum(s[i], sk[i], v[i], decay, beta);
   }
@@ -180,9 +194,9 @@ struct GdnFactors {
 };
 
 /// q and k of a token.
-template <int K, class State>
-struct GdnQueryKey : GdnKey<K, State> {
-  using Key = GdnKey<K, State>;
+template <int K, class State, int Stride = 1>
+struct GdnQueryKey : GdnKey<K, State, Stride> {
+  using Key = GdnKey<K, State, Stride>;
   using Key::k, Key::k_factor, Key::kLanes;
   float q[16];
   float q_factor, qk;
@@ -203,9 +217,9 @@ struct GdnQueryKey : GdnKey<K, State> {
       both = fmaf(q[j], k[j], both);
     }
     this->set_factor(kk);
-    q_factor =
-        rsqrtf(sum_lanes<kLanes>(qq) + kGdnL2Eps) * (K == 128 ? 0.08838834764831845f : 0.125f);
-    qk = sum_lanes<kLanes>(both) * q_factor * k_factor;
+    q_factor = rsqrtf(sum_lanes<kLanes, Stride>(qq) + kGdnL2Eps) *
+               (K == 128 ? 0.08838834764831845f : 0.125f);
+    qk = sum_lanes<kLanes, Stride>(both) * q_factor * k_factor;
   }
   /// The same with the sums beside each other.
   struct Together {};
@@ -220,13 +234,18 @@ struct GdnQueryKey : GdnKey<K, State> {
       sums[1] = fmaf(k[j], k[j], sums[1]);
       sums[2] = fmaf(q[j], k[j], sums[2]);
     }
-    sum_lanes<kLanes>(sums);
+    sum_lanes<kLanes, Stride>(sums);
     k_factor = rsqrtf(sums[1] + kGdnL2Eps);
     q_factor = rsqrtf(sums[0] + kGdnL2Eps) * (K == 128 ? 0.08838834764831845f : 0.125f);
     qk = sums[2] * q_factor * k_factor;
   }
   __device__ __forceinline__ GdnFactors factors() const {
     return {q_factor, k_factor, qk};
+  }
+  __device__ __forceinline__ void set_factors(const GdnFactors& factors) {
+    q_factor = factors.q;
+    k_factor = factors.k;
+    qk = factors.qk;
   }
 
   /// One row s of S, of which v is the value: the output. Both products with the old row come from
@@ -238,14 +257,16 @@ struct GdnQueryKey : GdnKey<K, State> {
       sk = fmaf(s[j], k[j], sk);
       sq = fmaf(s[j], q[j], sq);
     }
-    sq = sum_lanes<kLanes>(sq) * q_factor;
+    sq = sum_lanes<kLanes, Stride>(sq) * q_factor;
     return fmaf(decay, sq, this->write(s, sk, v, decay, beta) * qk);
   }
-  /// The same for rows that don't wait for each other.
+  /// The same for rows that don't wait for each other, in two parts, of which the first needs no
+  /// factors: s.k of all rows, then s.q.
   template <int Rows>
-  __device__ __forceinline__ void step(float (&s)[Rows][16], const float (&v)[Rows], float decay,
-                                       float beta, float (&o)[Rows]) const {
-    float sums[2 * Rows] = {};  // s.k, then s.q
+  __device__ __forceinline__ void products(const float (&s)[Rows][16],
+                                           float (&sums)[2 * Rows]) const {
+#pragma unroll
+    for (float& sum : sums) sum = 0;
 #pragma unroll
     for (int j = 0; j < 16; ++j) {
 #pragma unroll
@@ -254,7 +275,12 @@ struct GdnQueryKey : GdnKey<K, State> {
         sums[Rows + i] = fmaf(s[i][j], q[j], sums[Rows + i]);
       }
     }
-    sum_lanes<kLanes>(sums);
+    sum_lanes<kLanes, Stride>(sums);
+  }
+  template <int Rows>
+  __device__ __forceinline__ void step(float (&s)[Rows][16], const float (&sums)[2 * Rows],
+                                       const float (&v)[Rows], float decay, float beta,
+                                       float (&o)[Rows]) const {
 #pragma unroll
     for (int i = 0; i < Rows; ++i) {
       const float u = this->write_sum(s[i], sums[i], v[i], decay, beta);

@@ -466,7 +466,8 @@ class Worker {
   __device__ __forceinline__ void store_state(int slot, int r) const {
     State* to = head_state<State>(p_, slot, hk_ * group_ + r);
 #pragma unroll
-    for (int i = 0; i < kPasses; ++i) store_row<kLanes, true>(to + row(i) * kDim, lane_, s_[i]);
+    for (int i = 0; i < kPasses; ++i)
+      store_row<kLanes, GdnStore::kPassing>(to + row(i) * kDim, lane_, s_[i]);
   }
 
   /// Of token j in y.
