@@ -240,23 +240,29 @@ class GdnBlockLauncher {
   static bool run(Stream& stream, const GdnArgs& args, const GdnView& p, const GdnChains& chains) {
     const GdnShape& s = args.shape;
     if (!gdn_decode_supports(s) || p.state_slot % 8 != 0 || p.state_head % 8 != 0) return false;
-    // Small tiles only where they are needed to reach every multiprocessor; the bits are the same.
-    const bool small = int64_t{chains.count} * s.value_heads < 128;
+    const int64_t heads = int64_t{chains.count} * s.value_heads;
     if (s.key_dim == 128 && p.half_states) {
       using Bf16 = __nv_bfloat16;
-      return (small && try_tile<128, 128, 32, Bf16>(stream, p, chains)) ||
+      return (small<128, 128, Bf16>(heads) && try_tile<128, 128, 32, Bf16>(stream, p, chains)) ||
              try_tile<128, 128, 64, Bf16>(stream, p, chains);
     }
     if (p.half_states) return false;
     if (s.key_dim == 128) {
-      return (small && try_tile<128, 128, 32, float>(stream, p, chains)) ||
+      return (small<128, 128, float>(heads) && try_tile<128, 128, 32, float>(stream, p, chains)) ||
              try_tile<128, 128, 64, float>(stream, p, chains);
     }
-    return (small && try_tile<64, 64, 32, float>(stream, p, chains)) ||
+    return (small<64, 64, float>(heads) && try_tile<64, 64, 32, float>(stream, p, chains)) ||
            try_tile<64, 64, 64, float>(stream, p, chains);
   }
 
  private:
+  /// Small tiles only where they are needed to reach every multiprocessor; in larger blocks only
+  /// one to each, or the next kernel's find no room beside them. The bits are the same.
+  template <int K, int V, class State>
+  static bool small(int64_t heads) {
+    const bool large_blocks = Kernel<K, V, 32, State>::kThreads > kGdnBlockThreads;
+    return large_blocks ? heads * (V / 32) <= num_processors() : heads < 128;
+  }
   template <int K, int V, int Rows, class State>
   static bool try_tile(Stream& stream, const GdnView& p, const GdnChains& chains) {
     using Built = Kernel<K, V, Rows, State>;
