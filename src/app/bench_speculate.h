@@ -24,6 +24,7 @@ struct BenchSpeculateOptions {
   std::string dataset_path;  ///< empty: the generated mix
   std::vector<std::string> tasks;
   int64_t num_prompts = 64;
+  int64_t num_warmups = 1;  ///< requests before every run, the first of the list
   int64_t max_concurrency = 1;
   int64_t random_input_len = 0;  ///< prompts of so many random tokens instead of texts; 0: none
   int64_t output_len = 0;        ///< 0: the data's own, or 128
@@ -82,7 +83,7 @@ struct SpeculateRun {
 struct SpeculateReport {
   std::string model, device, format, data;
   int threads = 0;
-  int64_t num_prompts = 0, left_out = 0, max_concurrency = 1;
+  int64_t num_prompts = 0, left_out = 0, num_warmups = 0, max_concurrency = 1;
   double temperature = 0;
   std::vector<std::string> tasks;  ///< in order of appearance
   std::vector<SpeculateRun> runs;

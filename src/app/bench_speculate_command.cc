@@ -192,6 +192,7 @@ class Bench {
                                                    : options_.dataset_path;
     report_.num_prompts = static_cast<int64_t>(requests_->list.size());
     report_.left_out = requests_->left_out;
+    report_.num_warmups = std::min(options_.num_warmups, report_.num_prompts);
     report_.max_concurrency = options_.max_concurrency;
     report_.temperature = options_.temperature;
     report_.tasks = requests_->tasks;
@@ -214,7 +215,8 @@ class Bench {
     }
     if (!requests_) TRY(prepare(**local));
     const std::vector<PlannedRequest>& list = requests_->list;
-    TRY(answer_all((*local)->engine(), {list.front()}, 1));  // warms up
+    TRY(answer_all((*local)->engine(), {list.begin(), list.begin() + report_.num_warmups},
+                   options_.max_concurrency));
     const Clock::time_point start = Clock::now();
     const std::vector<Answer> answers =
         TRY(answer_all((*local)->engine(), list, options_.max_concurrency));
@@ -328,6 +330,11 @@ void add_bench_speculate_options(CLI::App& app, BenchSpeculateOptions& o) {
   app.add_option("--tasks", o.tasks, "Only these tasks of the data")->delimiter(',');
   app.add_option("--num-prompts", o.num_prompts, "Requests, by turns from each task")
       ->check(positive)
+      ->capture_default_str();
+  app.add_option("--num-warmups", o.num_warmups,
+                 "Requests before those of a run, the first of them; "
+                 "on a GPU shapes that come again are captured meanwhile")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 20))
       ->capture_default_str();
   app.add_option("--max-concurrency", o.max_concurrency, "Requests in the engine at once")
       ->check(CLI::Range(int64_t{1}, int64_t{1024}))

@@ -265,9 +265,10 @@ double output_rate(const SpeculateRun& run) {
 std::string speculate_markdown(const SpeculateReport& report) {
   const SpeculateRun* const plain = plain_run(report);
   std::string out = fmt::format(
-      "weft {}, {}, {}, {}, {} threads; {} requests of {}, {} at once, temperature {:g}{}.\n\n",
+      "weft {}, {}, {}, {}, {} threads; {} requests of {} behind {} that do not count, {} at once, "
+      "temperature {:g}{}.\n\n",
       kVersion, report.model, report.format, report.device, report.threads, report.num_prompts,
-      report.data, report.max_concurrency, report.temperature,
+      report.data, report.num_warmups, report.max_concurrency, report.temperature,
       report.left_out > 0
           ? fmt::format("; {} with pictures left out, which the model does not take here",
                         report.left_out)
@@ -294,6 +295,7 @@ std::string speculate_json(const SpeculateReport& report) {
                       {"data", report.data},
                       {"num_prompts", report.num_prompts},
                       {"left_out", report.left_out},
+                      {"num_warmups", report.num_warmups},
                       {"max_concurrency", report.max_concurrency},
                       {"temperature", report.temperature},
                       {"runs", ordered_json::array()}};
