@@ -97,6 +97,21 @@ void copy_bytes(Stream& stream, void* dst, const void* src, int64_t bytes) {
         "copy");
 }
 
+void copy_rows(Stream& stream, void* dst, const void* src, const RowBytes& shape) {
+  if (!stream.native()) {
+    for (int64_t i = 0; i < shape.rows; ++i) {
+      std::memcpy(static_cast<std::byte*>(dst) + i * shape.pitch,
+                  static_cast<const std::byte*>(src) + i * shape.pitch,
+                  static_cast<size_t>(shape.bytes));
+    }
+    return;
+  }
+  const auto pitch = static_cast<size_t>(shape.pitch);
+  check(cudaMemcpy2DAsync(dst, pitch, src, pitch, static_cast<size_t>(shape.bytes),
+                          static_cast<size_t>(shape.rows), cudaMemcpyDefault, native(stream)),
+        "copy");
+}
+
 void* device_address(void* pinned) {
   void* device = nullptr;
   check(cudaHostGetDevicePointer(&device, pinned, 0), "pinned memory");

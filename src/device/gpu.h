@@ -70,6 +70,11 @@ class GpuGraph {
 /// Copies in the order of the stream, between any two memories. Host memory must be pinned for the
 /// call to return at once, and live until the stream has passed. At once on the CPU.
 void copy_bytes(Stream& stream, void* dst, const void* src, int64_t bytes);
+/// Likewise the first `bytes` of every row; rows lie `pitch` bytes apart in both.
+struct RowBytes {
+  int64_t rows = 0, bytes = 0, pitch = 0;
+};
+void copy_rows(Stream& stream, void* dst, const void* src, const RowBytes& shape);
 /// Where kernels find pinned memory (DeviceKind::kPinned): what they write there the host sees when
 /// it has waited for an event behind them.
 void* device_address(void* pinned);

@@ -48,6 +48,13 @@ void GpuGraph::launch(Stream&) {
 void copy_bytes(Stream&, void* dst, const void* src, int64_t bytes) {
   if (bytes > 0) std::memcpy(dst, src, static_cast<size_t>(bytes));
 }
+void copy_rows(Stream&, void* dst, const void* src, const RowBytes& shape) {
+  for (int64_t i = 0; i < shape.rows; ++i) {
+    std::memcpy(static_cast<std::byte*>(dst) + i * shape.pitch,
+                static_cast<const std::byte*>(src) + i * shape.pitch,
+                static_cast<size_t>(shape.bytes));
+  }
+}
 void fill_bytes(Stream&, void* dst, uint8_t value, int64_t bytes) {
   if (bytes > 0) std::memset(dst, value, static_cast<size_t>(bytes));
 }

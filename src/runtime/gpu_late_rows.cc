@@ -33,7 +33,8 @@ GpuLateRows::Layout GpuLateRows::layout(std::byte* base, const StepLimits& limit
   carver.take(out.cu_q, segments + 1);
   carver.take(out.kv_start, segments);
   carver.take(out.last, segments);
-  carver.take(out.block_table, segments * limits.max_table_width());
+  out.block_table.width = limits.max_table_width();
+  carver.take(out.block_table.data, segments * limits.max_table_width());
   out.bytes = carver.used();
   return out;
 }
@@ -111,11 +112,11 @@ void GpuLateRows::catch_up(Arena& arena, std::span<const LateRows> sequences, Te
 
 /// Consecutive rows of one sequence.
 void GpuLateRows::add_segment(const LateRows& late, std::span<const DraftState::LateRow> rows) {
-  if (num_segments_ == 0) went_up_.wait();
-  const int64_t width = limits_.max_table_width();
-  int32_t* const table = host_.block_table + num_segments_ * width;
-  for (size_t b = 0; b < late.blocks.size(); ++b) table[b] = late.blocks[b].value;
-  std::fill(table + late.blocks.size(), table + width, -1);
+  if (num_segments_ == 0) {
+    went_up_.wait();
+    host_.block_table.used = 0;
+  }
+  host_.block_table.set(num_segments_, late.blocks);
   host_.cu_q[num_segments_] = static_cast<int32_t>(num_rows_);
   host_.kv_start[num_segments_++] = static_cast<int32_t>(rows[0].position);
   for (const DraftState::LateRow& row : rows) {
@@ -135,9 +136,7 @@ void GpuLateRows::add_segment(const LateRows& late, std::span<const DraftState::
 void GpuLateRows::run(Arena& arena, TensorView work, Kept& kept) {
   if (num_rows_ == 0) return;
   host_.cu_q[num_segments_] = static_cast<int32_t>(num_rows_);
-  const int32_t* const end = host_.block_table + num_segments_ * limits_.max_table_width();
-  copy_bytes(parts_.stream, up_device_.data(), up_.data(),
-             reinterpret_cast<const std::byte*>(end) - up_.data());
+  upload_with(parts_.stream, host_.block_table, num_segments_, up_device_.data(), up_.data());
   went_up_.record(parts_.stream);
   const Layout device = layout(up_device_.data(), limits_);
   const TensorView hidden = work.rows(0, num_rows_);
@@ -151,7 +150,7 @@ void GpuLateRows::run(Arena& arena, TensorView work, Kept& kept) {
   batch.kv_slot = TensorView(device.kv_slot, DType::kI64, {num_rows_});
   batch.seqs = {.cu_q = TensorView(device.cu_q, DType::kI32, {num_segments_ + 1}),
                 .kv_start = TensorView(device.kv_start, DType::kI32, {num_segments_}),
-                .block_table = TensorView(device.block_table, DType::kI32,
+                .block_table = TensorView(device.block_table.data, DType::kI32,
                                           {num_segments_, limits_.max_table_width()}),
                 .num_segments = static_cast<int>(num_segments_)};
   batch.max_decode_len = static_cast<int>(longest_);

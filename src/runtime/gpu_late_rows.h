@@ -48,7 +48,8 @@ class GpuLateRows {
  private:
   /// What goes up for a pass; with a null base only measured.
   struct Layout {
-    int32_t *ids, *gather, *index, *delta, *cu_q, *kv_start, *block_table, *last;
+    int32_t *ids, *gather, *index, *delta, *cu_q, *kv_start, *last;
+    BlockTable block_table;
     int64_t* kv_slot;
     int64_t bytes;
   };

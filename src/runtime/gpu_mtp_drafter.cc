@@ -62,7 +62,8 @@ GpuMtpDrafter::Layout GpuMtpDrafter::layout(std::byte* base, int64_t rows, int64
   carver.take(out.index, steps * rows);
   carver.take(out.kv_slot, steps * rows);
   carver.take(out.specs, steps * rows);
-  carver.take(out.block_table, rows * table_width);
+  out.block_table.width = table_width;
+  carver.take(out.block_table.data, rows * table_width);
   out.bytes = carver.used();
   return out;
 }
@@ -237,7 +238,7 @@ void GpuMtpDrafter::propose(Arena& arena, std::span<DraftRow> rows) {
   int64_t steps = 0;
   for (const DraftRow* row : order_) steps = std::max<int64_t>(steps, row->wanted);
   steps = std::min(steps, most_steps_);
-  const Layout host = layout(up_.data(), padded, steps, table_width_);
+  Layout host = layout(up_.data(), padded, steps, table_width_);
   std::copy(lists_.biases.begin(), lists_.biases.end(), host.biases);
   std::copy(lists_.ids.begin(), lists_.ids.end(), host.ids);
   for (int64_t i = 0; i < count; ++i) set_row(host, i, padded, steps);
@@ -245,8 +246,8 @@ void GpuMtpDrafter::propose(Arena& arena, std::span<DraftRow> rows) {
   host.cu_q[padded] = static_cast<int32_t>(count);
   const bool lists = !lists_.biases.empty() || !lists_.ids.empty();
   const int64_t skipped = lists ? 0 : reinterpret_cast<std::byte*>(host.gather) - up_.data();
-  copy_bytes(parts_.stream, up_device_.data() + skipped, up_.data() + skipped,
-             host.bytes - skipped);
+  upload_with(parts_.stream, host.block_table, padded, up_device_.data() + skipped,
+              up_.data() + skipped);
   const bool greedy = std::all_of(specs_.begin(), specs_.end(), is_plainly_greedy);
   const bool graph = graphs_.run(parts_.stream, {padded, steps, greedy ? 1 : 0},
                                  [&] { run(arena, padded, steps, greedy); });
@@ -273,14 +274,12 @@ void GpuMtpDrafter::feed(PackedStep& step) const {
 
 /// A step feeds the draft before it, at the position of the token before that one. Behind what the
 /// row wants nothing is written.
-void GpuMtpDrafter::set_row(const Layout& to, int64_t row, int64_t rows, int64_t steps) {
+void GpuMtpDrafter::set_row(Layout& to, int64_t row, int64_t rows, int64_t steps) {
   const DraftRow& draft = *order_[static_cast<size_t>(row)];
   to.gather[row] = static_cast<int32_t>(draft.sequence->drafts->hidden_row);
   to.delta[row] = draft.sequence->request->rope_delta;
   to.cu_q[row] = static_cast<int32_t>(row);
-  int32_t* table = to.block_table + row * table_width_;
-  for (size_t b = 0; b < draft.blocks.size(); ++b) table[b] = draft.blocks[b].value;
-  std::fill(table + draft.blocks.size(), table + table_width_, -1);
+  to.block_table.set(row, draft.blocks);
   for (int64_t step = 0; step < steps; ++step) {
     const int64_t at = step * rows + row;
     const bool fed = step > 0 && step < draft.wanted;
@@ -298,10 +297,10 @@ void GpuMtpDrafter::set_row(const Layout& to, int64_t row, int64_t rows, int64_t
 }
 
 /// A row that nothing is written for, in a segment without rows.
-void GpuMtpDrafter::set_padding(const Layout& to, int64_t row, int64_t rows, int64_t steps) const {
+void GpuMtpDrafter::set_padding(Layout& to, int64_t row, int64_t rows, int64_t steps) const {
   to.gather[row] = to.delta[row] = 0;
   to.cu_q[row] = static_cast<int32_t>(order_.size());
-  std::fill_n(to.block_table + row * table_width_, table_width_, -1);
+  to.block_table.set(row, {});
   for (int64_t step = 0; step < steps; ++step) {
     const int64_t at = step * rows + row;
     to.index[at] = 0;
@@ -323,10 +322,11 @@ void GpuMtpDrafter::run(Arena& arena, int64_t rows, int64_t steps, bool greedy) 
     batch.positions = {.index = TensorView(device.index + step * rows, DType::kI32, {rows}),
                        .delta = TensorView(device.delta, DType::kI32, {rows})};
     batch.kv_slot = TensorView(device.kv_slot + step * rows, DType::kI64, {rows});
-    batch.seqs = {.cu_q = TensorView(device.cu_q, DType::kI32, {rows + 1}),
-                  .kv_start = batch.positions.index,
-                  .block_table = TensorView(device.block_table, DType::kI32, {rows, table_width_}),
-                  .num_segments = static_cast<int>(rows)};
+    batch.seqs = {
+        .cu_q = TensorView(device.cu_q, DType::kI32, {rows + 1}),
+        .kv_start = batch.positions.index,
+        .block_table = TensorView(device.block_table.data, DType::kI32, {rows, table_width_}),
+        .num_segments = static_cast<int>(rows)};
     StepContext context{parts_.stream, parts_.ops, arena, batch, parts_.kv};
     TensorView hidden = previous;
     if (step > 0) {

@@ -71,7 +71,8 @@ class GpuMtpDrafter final : public DraftModule {
  private:
   /// What goes up for drafts of `rows` rows and `steps` steps; with a null base only measured.
   struct Layout {
-    int32_t *gather, *delta, *cu_q, *block_table, *index;
+    int32_t *gather, *delta, *cu_q, *index;
+    BlockTable block_table;
     int64_t* kv_slot;
     SampleSpec* specs;
     TokenBias* biases;
@@ -83,8 +84,8 @@ class GpuMtpDrafter final : public DraftModule {
                 bool graphs, GpuLateRows late);
   static int64_t up_bytes(const StepLimits& limits, const SpeculationConfig& config);
   Result<> allocate(const SpeculationConfig& config, int64_t hidden_size);
-  void set_row(const Layout& to, int64_t row, int64_t rows, int64_t steps);
-  void set_padding(const Layout& to, int64_t row, int64_t rows, int64_t steps) const;
+  void set_row(Layout& to, int64_t row, int64_t rows, int64_t steps);
+  void set_padding(Layout& to, int64_t row, int64_t rows, int64_t steps) const;
   bool add_draw(const SamplingParams& params, SampleSpec& spec);
   bool knows(const DraftRow& row) const;
   void note_kept(ExecutorSequence& sequence, int64_t row, uint64_t number) const;

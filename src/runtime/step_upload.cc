@@ -109,7 +109,7 @@ void PackedStep::carve(const Extents& extents) {
   carver.take(read_slot_, extents.segments);
   carver.take(write_slot_, extents.segments);
   carver.take(chains_, extents.segments + 1);
-  carver.take(block_table_, extents.segments * extents.table_width);
+  carver.take(block_table_.data, extents.segments * extents.table_width);
   triples_ = image_rows_ = piece_cu_q_ = piece_start_ = nullptr;
   if (extents.triples) {
     carver.take(triples_, extents.rows * 3);
@@ -197,7 +197,7 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, const PaddedSh
   for (const StateSwap& swap : plan.state_swaps) {
     if (kept_ != nullptr) kept_->swap(swap);
   }
-  table_width_ = 0;
+  block_table_.used = 0;
   for (const Slice& slice : plan.slices) {
     num_rows += static_cast<int64_t>(slice.tokens.size());
     num_drafts += slice.max_drafts;
@@ -205,23 +205,23 @@ void PackedStep::pack(const StepPlan& plan, Sequences& sequences, const PaddedSh
     const auto it = sequences.find(slice.seq);
     triples |= slice.arithmetic == Arithmetic::kPrompt && it != sequences.end() &&
                !it->second->request->positions.empty();
-    table_width_ = std::max(table_width_, static_cast<int64_t>(slice.blocks.size()));
+    block_table_.used = std::max(block_table_.used, std::ssize(slice.blocks));
   }
   const bool layered = layers_.partial();
   CHECK(num_rows - num_drafts <= (layered ? limits_.layered_rows : limits_.max_rows) &&
             num_drafts <= limits_.max_draft_rows &&
             num_segments <= (layered ? 1 : limits_.max_segments()),
         "a step is larger than was planned for");
-  table_width_ = std::min(table_width_, limits_.num_blocks);
+  block_table_.used = block_table_.width = std::min(block_table_.used, limits_.num_blocks);
   if (padded.rows > 0) {
     CHECK(num_rows == num_segments + num_drafts && num_rows <= padded.rows &&
           num_segments <= padded.segments && padded.segments <= padded.rows &&
           padded.rows <= limits_.max_rows + limits_.max_draft_rows);
-    table_width_ = limits_.max_table_width();
+    block_table_.width = limits_.max_table_width();
   }
   CHECK(!layered || !triples, "a prompt with images is computed layer by layer");
-  carve({std::max(num_rows, padded.rows), std::max(num_segments, padded.segments), table_width_,
-         triples, layered ? num_pieces(num_rows, limits_) : 0});
+  carve({std::max(num_rows, padded.rows), std::max(num_segments, padded.segments),
+         block_table_.width, triples, layered ? num_pieces(num_rows, limits_) : 0});
   cu_q_[0] = 0;
   chain_seq_ = {};
   // Deciding slices first, then the other prompt slices, then those of decode.
@@ -289,7 +289,7 @@ void PackedStep::pad(const PaddedShape& shape) {
     cu_q_[i + 1] = real;
     kv_start_[i] = sees_all_[i] = 0;
     read_slot_[i] = write_slot_[i] = -1;
-    std::fill_n(block_table_ + i * table_width_, table_width_, -1);
+    block_table_.set(i, {});
   }
   std::fill(chains_ + batch_.num_chains, chains_ + shape.segments + 1,
             static_cast<int32_t>(batch_.seqs.num_segments));
@@ -327,12 +327,12 @@ void PackedStep::make_views(bool padded) {
   if (batch_.num_prompt_segments > 0) {
     batch_.seqs.host_cu_q = cu_q_;
     batch_.seqs.host_kv_start = kv_start_;
-    batch_.seqs.host_block_table = block_table_;
+    batch_.seqs.host_block_table = block_table_.data;
     batch_.sees_all = std::span(sees_all_, static_cast<size_t>(batch_.num_prompt_segments));
   }
   if (limits_.paged) {
     batch_.kv_slot = view(kv_slot_, DType::kI64, {num_rows_});
-    batch_.seqs.block_table = view(block_table_, DType::kI32, {segments, table_width_});
+    batch_.seqs.block_table = view(block_table_.data, DType::kI32, {segments, block_table_.width});
   }
   if (limits_.recurrent) {
     batch_.read_slot = view(read_slot_, DType::kI32, {segments});
@@ -355,7 +355,7 @@ void PackedStep::make_pieces() {
                 .num_segments = 1,
                 .host_cu_q = piece_cu_q_ + 2 * index,
                 .host_kv_start = piece_start_ + index,
-                .host_block_table = block_table_};
+                .host_block_table = block_table_.data};
     out.prompt_rows = rows;
     out.num_prompt_segments = 1;
   };
@@ -376,9 +376,13 @@ void PackedStep::make_pieces() {
 }
 
 void PackedStep::upload(Stream& stream) {
-  if (device_buffer_.data()) {
-    copy_bytes(stream, device_buffer_.data(), buffer_.data(), used_bytes_);
+  if (!device_buffer_.data()) return;
+  if (block_table_.used == block_table_.width) {
+    return copy_bytes(stream, device_buffer_.data(), buffer_.data(), used_bytes_);
   }
+  // A padded step has nothing behind its tables.
+  upload_with(stream, block_table_, batch_.seqs.num_segments, device_buffer_.data(),
+              buffer_.data());
 }
 
 void PackedStep::add_slice(const Slice& slice, ExecutorSequence& sequence, int result) {
@@ -398,9 +402,7 @@ void PackedStep::add_slice(const Slice& slice, ExecutorSequence& sequence, int r
   sees_all_[segment] = std::ssize(sequence.request->prompt) < limits_.sparse_from ? 1 : 0;
   add_states(slice, segment, row + count, result);
   if (limits_.paged) {
-    int32_t* table = block_table_ + segment * table_width_;
-    for (size_t i = 0; i < slice.blocks.size(); ++i) table[i] = slice.blocks[i].value;
-    std::fill(table + slice.blocks.size(), table + table_width_, -1);
+    block_table_.set(segment, slice.blocks);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t at = slice.first + i;
       const int64_t block = slice.blocks[static_cast<size_t>(at / limits_.block_size)].value;

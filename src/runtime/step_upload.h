@@ -9,6 +9,7 @@
 #include "device/buffer.h"
 #include "grammar/grammar.h"
 #include "nn/step.h"
+#include "runtime/block_table.h"
 #include "runtime/token_history.h"
 #include "sched/plan.h"
 
@@ -256,7 +257,7 @@ class PackedStep {
   int32_t* sees_all_ = nullptr;
   int32_t* read_slot_ = nullptr;
   int32_t* write_slot_ = nullptr;
-  int32_t* block_table_ = nullptr;
+  BlockTable block_table_;
   int32_t* piece_cu_q_ = nullptr;   // [pieces + 1][2]; the last pair is that of the ends
   int32_t* piece_start_ = nullptr;  // [pieces + 1]
 
@@ -268,7 +269,6 @@ class PackedStep {
   int64_t num_rows_ = 0, num_spares_ = 0;
   const StateSlotMap* state_slots_ = nullptr;
   KeptRows* kept_ = nullptr;
-  int64_t table_width_ = 0;  // blocks a row of block_table in this step
   TensorView feed_view_, logit_row_ids_;
   SeqId chain_seq_;  // of the last segment
   std::vector<FedTokens> fed_;

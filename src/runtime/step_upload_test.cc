@@ -250,6 +250,33 @@ TEST(PackedStepDrafts, PaddingTouchesNothing) {
   EXPECT_THAT(values<int32_t>(batch.chains), ElementsAre(0, 1, 1, 1));
 }
 
+TEST(BlockTable, GoesUpAsFarAsItIsUsed) {
+  constexpr int64_t kBefore = 8, kWidth = 4096, kRows = 3;
+  std::vector<int32_t> host(kBefore + kRows * kWidth, 77), device(host.size(), -9);
+  BlockTable table{.data = host.data() + kBefore, .width = kWidth};
+  table.set(0, std::vector<BlockId>{{7}, {2}, {5}});
+  table.set(1, {});
+  table.set(2, std::vector<BlockId>{{4}});
+  ThreadPool pool(1);
+  Arena scratch;
+  Stream stream(pool, scratch);
+  const auto bytes = [](std::vector<int32_t>& of) {
+    return reinterpret_cast<std::byte*>(of.data());
+  };
+  upload_with(stream, table, kRows, bytes(device), bytes(host));
+  const auto row = [&](int64_t i) {
+    const auto at = device.begin() + kBefore + i * kWidth;
+    return std::vector<int32_t>(at, at + 4);
+  };
+  EXPECT_EQ(std::count(device.begin(), device.begin() + kBefore, 77), kBefore);
+  EXPECT_THAT(row(0), ElementsAre(7, 2, 5, -9));
+  EXPECT_THAT(row(1), ElementsAre(-1, -1, -1, -9));
+  EXPECT_THAT(row(2), ElementsAre(4, -1, -1, -9));
+  // Small ones go up whole.
+  upload_with(stream, table, 1, bytes(device), bytes(host));
+  EXPECT_THAT(row(0), ElementsAre(7, 2, 5, 77));
+}
+
 TEST_F(PackedStepTest, PositionsOfImagesAndBehindThem) {
   const auto a = make_request(1, 4);
   a->positions = {{0, 0, 0}, {1, 1, 1}, {1, 1, 2}, {3, 3, 3}};
