@@ -11,6 +11,8 @@ constexpr int64_t kFirstTrial = 4, kTrial = 3;  // steps
 constexpr int64_t kLongestTrial = 12;           // with steps that are not typical
 constexpr int64_t kFewSequences = 4;
 constexpr int64_t kPause = 64, kLongestPause = 256;  // steps
+constexpr double kPaysWell = 1.25;
+constexpr int64_t kPauseOfWell = 1024;  // steps
 constexpr double kTrialShare = 0.01;                 // of the time that trials may lose
 constexpr int64_t kLongestMakeUp = 4096;             // steps
 constexpr double kMemory = 1.0 / 32, kOwnMemory = 1.0 / 8;
@@ -82,7 +84,13 @@ void DraftPolicy::measured(int64_t sequences, const Measured& step) {
   if (drafting) b.found.add(step.kind == StepKind::kDrafted ? 1 : 0);
   if (b.trial_left == 0) {
     // Where nothing is found to draft there is nothing to try.
-    if (drafting == b.drafting) --b.until_trial;
+    if (drafting == b.drafting) {
+      --b.until_trial;
+      ++b.since_trial;
+    }
+    if (b.drafting && b.since_trial >= kPause && b.drafted_costs.count > 0 && !b.pays()) {
+      b.until_trial = 0;
+    }
     return;
   }
   b.trial_seconds += step.seconds;
@@ -95,8 +103,8 @@ void DraftPolicy::measured(int64_t sequences, const Measured& step) {
   }
 }
 
-/// Seconds a token, with drafts wanted and without.
-bool DraftPolicy::Batch::pays() const {
+/// Tokens a second with drafts wanted, of those without; 0 where it isn't known.
+double DraftPolicy::Batch::gain() const {
   const double share = found.count == 0 ? 0 : found.mean();
   double seconds = 0, tokens = 0;
   if (drafted_costs.count > 0 && gains.count > 0) {
@@ -107,7 +115,7 @@ bool DraftPolicy::Batch::pays() const {
     seconds += (1 - share) * none_costs.median();
     tokens += 1 - share;
   }
-  return tokens > 0 && tokens >= seconds;
+  return seconds > 0 ? tokens / seconds : 0;
 }
 
 /// So many of the other steps make what this trial lost a hundredth of the time.
@@ -127,7 +135,9 @@ void DraftPolicy::end_trial(Batch& b) {
   const bool pays = b.pays();
   const bool lost = pays == b.drafting;
   // What won again is doubted ever more seldom.
-  b.pause = lost ? std::min(2 * b.pause, kLongestPause) : kPause;
+  const bool well = lost && b.drafted_costs.count > 1 && b.gain() >= kPaysWell;
+  b.pause = !lost ? kPause : well ? kPauseOfWell : std::min(2 * b.pause, kLongestPause);
+  b.since_trial = 0;
   b.drafting = pays;
   b.until_trial = std::max(b.pause, lost ? b.steps_to_make_up() : 0);
 }

@@ -17,8 +17,9 @@ enum class StepKind : uint8_t {
 /// Whether drafts pay at a batch size: what steps with them cost of a plain one, measured in steps
 /// beside each other, against the tokens that they give. While they pay, a few steps go without now
 /// and then; while they don't, a few have them: the longer it stays so, the fewer, and so seldom
-/// that the time that such trials lost stays below a hundredth. Few sequences begin with drafts,
-/// many without.
+/// that the time that such trials lost stays below a hundredth. Where drafts paid well in two trials
+/// the next comes late, or when they give too little to pay. Few sequences begin with drafts, many
+/// without.
 class DraftPolicy {
  public:
   DraftPolicy();
@@ -55,10 +56,12 @@ class DraftPolicy {
     bool drafting = true;  // between trials
     int64_t pause = 64;    // steps between two trials
     int64_t until_trial = 8;
+    int64_t since_trial = 0;
     int64_t trial_left = 0, most_left = 0;       // steps: typical ones, all
     double trial_seconds = 0, trial_tokens = 0;  // a sequence
     bool trial_drafts() const { return !drafting; }
-    bool pays() const;
+    double gain() const;
+    bool pays() const { return gain() >= 1; }
     int64_t steps_to_make_up() const;
   };
   void end_trial(Batch& b);

@@ -40,7 +40,16 @@ struct World {
 
 TEST(DraftPolicy, GoesOnWithWhatPays) {
   DraftPolicy policy;
-  EXPECT_GE((World{.drafted_ms = 1.5, .drafted_tokens = 3}.run(policy, 1000)), 950);
+  World world{.drafted_ms = 1.5, .drafted_tokens = 3};
+  EXPECT_GE(world.run(policy, 1000), 990);
+  EXPECT_LT(world.run(policy, 2000), 2000) << "costs are measured anew";
+}
+
+TEST(DraftPolicy, NoticesThatTheyPayNoMore) {
+  DraftPolicy policy;
+  World{.drafted_ms = 1.5, .drafted_tokens = 3}.run(policy, 200);
+  World now{.drafted_ms = 1.5, .drafted_tokens = 1};
+  EXPECT_LE(now.run(policy, 200), 80);
 }
 
 TEST(DraftPolicy, LosesLittleWhereDraftsDoNotPay) {
