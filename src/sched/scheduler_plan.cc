@@ -126,12 +126,15 @@ bool Scheduler::waits_for_checkpoint(const Sequence& seq) const {
 int Scheduler::allowed_drafts(const Sequence& seq, int64_t end) const {
   const bool decodes = !seq.in_prompt() && end == seq.known() && end == seq.num_computed + 1;
   if (config_.max_drafts == 0 || !decodes) return 0;
-  const int64_t reach = end + seq.pending_drafts;
-  int64_t drafts = std::min<int64_t>(config_.max_drafts, seq.max_len - 1 - reach);
+  // Drafts in flight may be wrong: then there is room for others. The slice's limit holds else.
+  const int64_t last = std::max(end, seq.max_len - 1);
+  const int64_t reach = std::min(end + seq.pending_drafts, last);
+  int64_t drafts = std::min<int64_t>(config_.max_drafts, last - end);
   const auto owned = static_cast<int64_t>(seq.blocks.size());
   const int64_t needed = std::max(owned, divide_up(reach, config_.block_size));
   const int64_t spare = std::max<int64_t>(cache_.blocks().available() - (needed - owned), 0);
-  drafts = std::min(drafts, (needed + spare) * config_.block_size - reach);
+  const int64_t room = (needed + spare) * config_.block_size;
+  if (room < last) drafts = std::min(drafts, room - reach);
   if (config_.reuse_generated && config_.prefix_caching && cache_.recurrent()) {
     // The state of a checkpoint is that of a slice's end, where no draft may be rejected.
     const int64_t site = next_site(seq, seq.num_computed).position;
