@@ -227,6 +227,11 @@ Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options
 /// What a configuration of speculation asks of the model and its device.
 Result<void> check_speculation(const SpeculationConfig& config, const EnginePlan& plan) {
   if (!config.on()) return {};
+  if (config.verify == VerifyStrategy::kTopP && on_gpu(plan)) {
+    return unsupported(
+        "--speculative-config: verify_strategy: topp (lossy) runs on the CPU alone; allowed on a "
+        "GPU: target_match");
+  }
   if (config.uses_mtp() && !plan.spec.mtp) {
     if (!plan.spec.names.mtp_not_run.empty()) {
       return unsupported(

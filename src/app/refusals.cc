@@ -38,6 +38,12 @@ constexpr Refusal kRefusals[] = {
     {"reuse-without-cache",
      [](const EngineOptions& o) { return o.reuse_generated && !o.prefix_caching; },
      "--prefix-cache reuse-generated needs the prefix cache; drop --no-enable-prefix-caching"},
+    {"cuda-topp",
+     [](const EngineOptions& o) {
+       return o.device == "cuda" && o.speculation.verify == VerifyStrategy::kTopP;
+     },
+     "--speculative-config: verify_strategy topp (lossy) runs on the CPU alone; give target_match, "
+     "or --device cpu"},
     {"sparse-reuse",
      [](const EngineOptions& o) {
        return o.reuse_generated && o.prefill_attention.rfind("xattn", 0) == 0;

@@ -18,6 +18,7 @@ const std::map<std::string, EngineOptions> kExamples = {
     {"kv-scales-without-static", {.kv_cache_dtype = "int8_dynamic", .kv_scales = "x"}},
     {"dummy-without-model", {.load_format = "dummy"}},
     {"reuse-without-cache", {.prefix_caching = false, .reuse_generated = true}},
+    {"cuda-topp", {.device = "cuda", .speculation = {.verify = VerifyStrategy::kTopP}}},
     {"sparse-reuse", {.reuse_generated = true, .prefill_attention = "xattn:stride=8"}},
 };
 

@@ -24,6 +24,7 @@ struct Draft {
   std::optional<int> tokens, steps, min_size, max_size;
   std::optional<double> acceptance_rate;
   std::optional<std::string> accept;
+  std::optional<int> max_candidates, verify_window;
   bool benchmark_mode = false;
 };
 
@@ -112,11 +113,14 @@ constexpr Key kKeys[] = {
        return {};
      }},
     {"verify_strategy",
-     [](std::string_view key, const json& value, Draft&) -> Result<void> {
-       if (value == "target_match") return {};
-       return bad(key, value,
-                  "target_match, which accepts what the model samples itself; greedy and topp "
-                  "(lossy) would change answers");
+     [](std::string_view key, const json& value, Draft& d) -> Result<void> {
+       if (value != "target_match" && value != "topp") {
+         return bad(key, value,
+                    "target_match, which accepts what the model samples itself, topp (lossy: it "
+                    "changes answers)");
+       }
+       d.config.verify = value == "topp" ? VerifyStrategy::kTopP : VerifyStrategy::kTargetMatch;
+       return {};
      }},
     {"accept_policy",
      [](std::string_view key, const json& value, Draft& d) -> Result<void> {
@@ -150,11 +154,16 @@ constexpr Key kKeys[] = {
        if (value == "" || value == "none") return {};
        return bad(key, value, "none (the MTP module has the weight format of the model)");
      }},
-    // They belong to FastDeploy's topp.
     {"max_candidate_len",
-     [](std::string_view key, const json& value, Draft&) { return only(key, value, 5); }},
+     [](std::string_view key, const json& value, Draft& d) -> Result<void> {
+       d.max_candidates = TRY(read_int(key, value, 1, 64));
+       return {};
+     }},
     {"verify_window",
-     [](std::string_view key, const json& value, Draft&) { return only(key, value, 2); }},
+     [](std::string_view key, const json& value, Draft& d) -> Result<void> {
+       d.verify_window = TRY(read_int(key, value, 1, kMaxDrafts));
+       return {};
+     }},
     {"draft_tensor_parallel_size",
      [](std::string_view key, const json& value, Draft&) { return only(key, value, 1); }},
     {"num_gpu_block_expand_ratio",
@@ -229,6 +238,31 @@ Result<void> set_acceptance(const Draft& d, SpeculationConfig& config) {
   return {};
 }
 
+/// `topp` and what belongs to it.
+Result<void> set_verification(const Draft& d, ParsedSpeculation& out) {
+  SpeculationConfig& config = out.config;
+  const SpeculationConfig usual;
+  const int candidates = d.max_candidates.value_or(usual.max_candidates);
+  const int window = d.verify_window.value_or(usual.verify_window);
+  if (config.verify != VerifyStrategy::kTopP) {
+    const auto fixed = [](std::string_view key, int value) {
+      return bad(key, value, "its default without \"verify_strategy\": \"topp\"");
+    };
+    if (candidates != usual.max_candidates) return fixed("max_candidate_len", candidates);
+    if (window != usual.verify_window) return fixed("verify_window", window);
+    return {};
+  }
+  if (config.accept != AcceptPolicy::kNormal) {
+    return bad("verify_strategy", "topp", "target_match with accept_policy or benchmark_mode");
+  }
+  config.max_candidates = candidates;
+  config.verify_window = window;
+  out.warnings.emplace_back(
+      "--speculative-config: verify_strategy topp is LOSSY: drafts become tokens that plain "
+      "decoding would not have sampled, so answers change, and with the drafts from run to run");
+  return {};
+}
+
 Result<void> set_ngram_sizes(const Draft& d, SpeculationConfig& config) {
   config.max_ngram_size = d.max_size.value_or(std::max(5, d.min_size.value_or(0)));
   config.min_ngram_size = d.min_size.value_or(std::min(2, config.max_ngram_size));
@@ -250,6 +284,7 @@ Result<ParsedSpeculation> combine(const Draft& d) {
   TRY(set_acceptance(d, config));
   TRY(set_ngram_sizes(d, config));
   if (!config.on() || (d.tokens && *d.tokens == 0)) return ParsedSpeculation{};
+  TRY(set_verification(d, out));
   int& tokens = config.num_speculative_tokens;
   tokens = d.tokens.value_or(1);
   if (config.method == kNgram) return out;
@@ -303,11 +338,12 @@ Result<ParsedSpeculation> parse_speculative_config(const std::vector<std::string
 
 std::string short_name(const SpeculationConfig& config) {
   const int tokens = config.num_speculative_tokens;
+  const char* const lossy = config.verify == VerifyStrategy::kTopP ? "-topp-lossy" : "";
   switch (config.method) {
     case kNone: break;
-    case kNgram: return fmt::format("ngram-{}", tokens);
-    case kMtp: return fmt::format("mtp-{}", tokens);
-    case kHybrid: return fmt::format("hybrid-{}-{}", config.num_mtp_steps, tokens);
+    case kNgram: return fmt::format("ngram-{}{}", tokens, lossy);
+    case kMtp: return fmt::format("mtp-{}{}", tokens, lossy);
+    case kHybrid: return fmt::format("hybrid-{}-{}{}", config.num_mtp_steps, tokens, lossy);
   }
   return "none";
 }

@@ -80,6 +80,17 @@ TEST(SpeculativeConfig, MoreStepsRaiseTheTokensWithAWarning) {
   EXPECT_EQ(fewer.warnings.size(), 1U);
 }
 
+TEST(SpeculativeConfig, LossyVerificationIsNamed) {
+  const ParsedSpeculation parsed = parse(
+      {R"({"method":"mtp","verify_strategy":"topp","max_candidate_len":3,"verify_window":4})"});
+  EXPECT_EQ(parsed.config.verify, VerifyStrategy::kTopP);
+  EXPECT_EQ(parsed.config.max_candidates, 3);
+  EXPECT_EQ(parsed.config.verify_window, 4);
+  ASSERT_EQ(parsed.warnings.size(), 1U);
+  EXPECT_NE(parsed.warnings[0].find("LOSSY"), std::string::npos);
+  EXPECT_EQ(short_name(parsed.config), "mtp-1-topp-lossy");
+}
+
 TEST(SpeculativeConfig, SpellingsOfVllmForNgram) {
   const SpeculationConfig o = options(
       R"({"model":"[ngram]","num_speculative_tokens":4,"prompt_lookup_max":3,"prompt_lookup_min":1})");
@@ -146,7 +157,13 @@ TEST(SpeculativeConfig, EveryKeyRefusesWhatItCannotMean) {
       {"max_ngram_size", R"({"method":"ngram","max_ngram_size":65})"},
       {"verify_strategy", R"({"method":"mtp","verify_strategy":"exact"})"},
       {"accept_policy", R"({"method":"mtp","accept_policy":"some"})"},
-      {"verify_strategy", R"({"method":"mtp","verify_strategy":"topp"})"},
+      {"verify_strategy", R"({"method":"mtp","verify_strategy":"greedy"})"},
+      {"verify_strategy",
+       R"({"method":"mtp","verify_strategy":"topp","accept_policy":"accept_all"})"},
+      {"verify_strategy", R"({"method":"mtp","verify_strategy":"topp","benchmark_mode":true})"},
+      {"max_candidate_len", R"({"method":"mtp","max_candidate_len":6})"},
+      {"max_candidate_len", R"({"method":"mtp","verify_strategy":"topp","max_candidate_len":0})"},
+      {"verify_window", R"({"method":"mtp","verify_window":1})"},
       {"accept_policy", R"({"method":"mtp","benchmark_mode":true,"accept_policy":"normal"})"},
       {"adaptive", R"({"method":"mtp","adaptive":1})"},
       {"benchmark_mode", R"({"method":"mtp","benchmark_mode":"yes"})"},

@@ -24,6 +24,10 @@ RowSampler::RowSampler(int64_t vocab_size, int64_t max_rows, int num_threads,
     : vocab_size_(vocab_size),
       sampler_(vocab_size, num_threads),
       rule_{speculation.accept, speculation.simulated_acceptance} {
+  if (speculation.verify == VerifyStrategy::kTopP) {
+    rule_.max_candidates = speculation.max_candidates;
+    rule_.verify_window = speculation.verify_window;
+  }
   const auto rows = static_cast<size_t>(max_rows);
   depth_.reserve(rows);
   wave_.reserve(rows);
@@ -135,6 +139,7 @@ void RowSampler::sample(ThreadPool& pool, const PackedStep& step, std::span<cons
     if (row.prompt_entry >= 0) accept_prompt(row, std::move(logprobs_[scored++]), result);
   }
 
+  if (rule_.max_candidates > 0) rate_drafts(rows, all_logits);
   for (int depth = 0; depth <= deepest; ++depth) {
     sample_rows_.clear();
     wave_.clear();
@@ -147,6 +152,13 @@ void RowSampler::sample(ThreadPool& pool, const PackedStep& step, std::span<cons
       sample_rows_.push_back({logits_of(i), &row.sequence->request->sampling,
                               &row.sequence->history, row.position, num_generated,
                               row.sequence->grammar.get()});
+      if (rule_.max_candidates > 0 && row.next_draft >= 0) {
+        SampleRow& out = sample_rows_.back();
+        out.draft = row.next_draft;
+        out.max_candidates = rule_.max_candidates;
+        out.takes_second = i + 1 < rows.size() && rows[i + 1].result == row.result &&
+                           right_[i + 1] >= rule_.verify_window;
+      }
       wave_.push_back(&row);
     }
     const std::span<SampledToken> out = std::span(sampled_).first(wave_.size());
@@ -155,6 +167,24 @@ void RowSampler::sample(ThreadPool& pool, const PackedStep& step, std::span<cons
       if (rule_.takes_draft(*wave_[i])) out[i].token = wave_[i]->next_draft;
       accept(step, *wave_[i], std::move(out[i]), result);
     }
+  }
+}
+
+/// Where nothing but the logits says what comes first: of each row, how many drafts from its next
+/// one on are the first of the rows that they are verified by.
+void RowSampler::rate_drafts(std::span<const LogitRow> rows, const TensorView& logits) {
+  right_.assign(rows.size(), 0);
+  for (size_t i = rows.size(); i-- > 0;) {
+    const LogitRow& row = rows[i];
+    if (row.next_draft < 0 || row.prompt_entry >= 0) continue;
+    const SamplingParams& params = row.sequence->request->sampling;
+    const bool plain = !row.sequence->grammar && !uses_penalties(params) &&
+                       params.logit_bias.empty() && params.banned_ids.empty() &&
+                       params.allowed_ids.empty();
+    const float* const x = logits.row<float>(static_cast<int64_t>(i));
+    if (!plain || std::max_element(x, x + vocab_size_) - x != row.next_draft) continue;
+    const bool more = i + 1 < rows.size() && rows[i + 1].result == row.result;
+    right_[i] = 1 + (more ? right_[i + 1] : 0);
   }
 }
 

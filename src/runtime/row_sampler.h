@@ -12,7 +12,8 @@ namespace weft {
 /// Which drafts of a step become tokens.
 struct DraftRule {
   AcceptPolicy policy = AcceptPolicy::kNormal;
-  double acceptance = 0;  ///< of kSimulated
+  double acceptance = 0;                      ///< of kSimulated
+  int max_candidates = 0, verify_window = 0;  ///< of VerifyStrategy::kTopP; 0: another one
 
   /// The draft that this row is for was accepted, and nothing before it ended the text. All rows
   /// before it are in `result`.
@@ -48,10 +49,13 @@ class RowSampler {
               TensorView logits, StepResult& result);
 
  private:
+  void rate_drafts(std::span<const LogitRow> rows, const TensorView& logits);
+
   int64_t vocab_size_;
   Sampler sampler_;
   DraftRule rule_;
-  std::vector<int> depth_;             // drafts before a row
+  std::vector<int> depth_;  // drafts before a row
+  std::vector<int> right_;  // VerifyStrategy::kTopP: drafts from a row's next on that come first
   std::vector<const LogitRow*> wave_;  // rows that are sampled together
   // One entry a row.
   std::vector<SampleRow> sample_rows_;

@@ -83,6 +83,7 @@ struct Sampler::Scratch {
   bool list_allowed(const SampleRow& row);
   int32_t draw(std::span<const float> x, float max, const SampleRow& row);
   int32_t draw_filtered(std::span<const float> x, float max, const SampleRow& row, bool listed);
+  bool takes_draft(std::span<const float> x, float max, const SampleRow& row);
   void list_candidates(std::span<const float> x, float max, const SamplingParams& params,
                        double* total);
   void keep_top_p(float max, const SamplingParams& params, std::span<const float> x, double total);
@@ -289,6 +290,9 @@ void Sampler::Scratch::sample(const SampleRow& row, SampledToken& out) {
   } else {
     out.token = draw(row.logits, all.max, row);
   }
+  if (row.draft >= 0 && row.draft != out.token && takes_draft(row.logits, all.max, row)) {
+    out.token = row.draft;
+  }
   if (wants_logprob) {
     out.logprob.logprob = static_cast<float>(raw[static_cast<size_t>(out.token)] - log_z);
   }
@@ -329,6 +333,40 @@ int32_t Sampler::Scratch::draw(std::span<const float> x, float max, const Sample
     }
   }
   return static_cast<int32_t>(last);
+}
+
+/// VerifyStrategy::kTopP. Its candidates are what the definitions above keep, in their ranking.
+bool Sampler::Scratch::takes_draft(std::span<const float> x, float max, const SampleRow& row) {
+  const SamplingParams& params = *row.params;
+  const auto most = static_cast<size_t>(std::max(row.max_candidates, 2));
+  const auto first = static_cast<size_t>(std::max(params.top_k, 0));
+  const bool listed = list_allowed(row);
+  if (!listed) {
+    const bool cut = cuts_top_k(params, x.size());
+    select_top(x, static_cast<int64_t>(std::min(x.size(), cut ? std::max(most, first) : most)));
+    std::sort(keys.begin(), keys.end());
+  }
+  const auto found = std::find_if(keys.begin(), keys.end(),
+                                  [&](uint64_t key) { return key_id(key) == row.draft; });
+  const auto rank = static_cast<size_t>(found - keys.begin());
+  if (found == keys.end()) return false;
+  if (rank == 1 && row.takes_second) return true;
+  if (params.temperature == 0) return rank == 0;
+  if (rank >= static_cast<size_t>(row.max_candidates) || (first > 0 && rank >= first)) return false;
+  const auto weight = [&](uint64_t key) {
+    return softmax_weight(x[static_cast<size_t>(key_id(key))], max, params.temperature);
+  };
+  if (weight(*found) < params.min_p) return false;
+  if (params.top_p >= 1 || rank == 0) return true;
+  const auto sum = [&](size_t count) {
+    double out = 0;
+    for (size_t i = 0; i < count; ++i) out += weight(keys[i]);
+    return out;
+  };
+  const double total = first > 0 || listed
+                           ? sum(std::min(keys.size(), first > 0 ? first : keys.size()))
+                           : weight_sum(x, max, params.temperature);
+  return sum(rank) < static_cast<double>(params.top_p) * total;
 }
 
 /// keys = a superset of what top-k, top-p and min-p keep, which includes everything ranked before

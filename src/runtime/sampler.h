@@ -20,6 +20,11 @@ struct SampleRow {
   int64_t position = 0;                   ///< in the request, of the token to sample
   int64_t num_generated = 0;              ///< tokens generated before it
   GrammarMatcher* grammar = nullptr;      ///< where the text stands in its grammar; null: none
+  /// VerifyStrategy::kTopP: the draft of the next row, which is taken for the token where it is
+  /// among the first `max_candidates` that may be drawn; -1: none.
+  int32_t draft = -1;
+  int max_candidates = 0;
+  bool takes_second = false;  ///< also where it is the second of the ranking, whatever may be drawn
 };
 
 struct SampledToken {

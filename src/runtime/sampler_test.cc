@@ -265,6 +265,54 @@ void expect_distribution(Sampler& sampler, ThreadPool& pool, const std::vector<f
   EXPECT_LT(chi, d * std::pow(1 - h + z * std::sqrt(h), 3)) << degrees << " degrees";
 }
 
+TEST_F(SamplerTest, LossyVerificationTakesWhatMayBeDrawn) {
+  constexpr int64_t kVocab = 300;
+  Sampler sampler(kVocab, 2);
+  std::mt19937 rng(5);
+  int taken = 0, kept_out = 0;
+  for (uint32_t i = 0; i < 4000; ++i) {
+    const std::vector<float> logits = random_logits(kVocab, i);
+    std::vector<int32_t> order(kVocab);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+      return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
+    });
+    Case c;
+    c.params.temperature = i % 5 == 0 ? 0.0f : 0.7f;
+    if (i % 3 == 0) c.params.top_k = static_cast<int>(1 + rng() % 9);
+    if (i % 2 == 0) c.params.top_p = 0.05f + 0.1f * static_cast<float>(rng() % 10);
+    if (i % 7 == 0) c.params.min_p = 0.2f;
+    if (i % 11 == 0) c.params.allowed_ids = {order[0], order[3], order[2], order[7]};
+    c.params.seed = i;
+    const SampledToken plain = sample_one(sampler, pool_, logits, c);
+    std::vector<float> x = logits;
+    SampleRow row{x, &c.params, nullptr, 100, 0};
+    const size_t rank = rng() % 8;
+    row.draft = order[rank];
+    row.max_candidates = static_cast<int>(1 + rng() % 6);
+    SampledToken out;
+    sampler.sample(pool_, {&row, 1}, {&out, 1});
+    const std::vector<double> probs = oracle(logits, c);
+    const auto may = [&](int32_t id) { return probs[static_cast<size_t>(id)] > 0; };
+    const auto allowed = [&](int32_t id) {
+      const auto& ids = c.params.allowed_ids;
+      return ids.empty() || std::find(ids.begin(), ids.end(), id) != ids.end();
+    };
+    const auto before =
+        std::count_if(order.begin(), order.begin() + static_cast<ptrdiff_t>(rank), allowed);
+    const bool candidate = may(row.draft) && before < row.max_candidates;
+    ASSERT_EQ(out.token, candidate ? row.draft : plain.token) << i;
+    ++(candidate ? taken : kept_out);
+    x = logits;
+    row.takes_second = true;
+    sampler.sample(pool_, {&row, 1}, {&out, 1});
+    const bool second = allowed(row.draft) && before == 1;
+    ASSERT_EQ(out.token, candidate || second ? row.draft : plain.token) << i;
+  }
+  EXPECT_GT(taken, 500);
+  EXPECT_GT(kept_out, 500);
+}
+
 TEST_F(SamplerTest, DrawsFollowTheDistribution) {
   const auto x = random_logits(300, 11, 1.5f);
   Sampler sampler(300, 1);

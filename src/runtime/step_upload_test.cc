@@ -5,6 +5,7 @@
 
 #include "kernels/gdn_slots.h"
 #include "kernels/ref/ref.h"
+#include "runtime/row_sampler.h"
 
 namespace weft {
 namespace {
@@ -185,6 +186,33 @@ TEST(PackedStepDrafts, LeaveTheirStatesInSpareSlots) {
   EXPECT_EQ(pair.step().results()[0].num_drafts, 2);
   EXPECT_EQ(pair.step().results()[0].spare, 0);
   EXPECT_EQ(pair.step().results()[1].spare, -1);
+}
+
+TEST(RowSampler, LossyVerificationTakesASecondBeforeRightOnes) {
+  StepLimits limits = small_limits();
+  limits.max_draft_rows = 6;
+  ThreadPool pool(1);
+  const auto sampled = [&](const SpeculationConfig& config) {
+    // Behind 5 comes 9 and next 6, which is the draft; then 7, which is one too, then 8.
+    std::vector<float> logits(static_cast<size_t>(4 * limits.vocab_size));
+    const TensorView view(logits.data(), DType::kF32, {4, limits.vocab_size});
+    view.row<float>(0)[9] = 1000;
+    view.row<float>(0)[6] = 900;
+    view.row<float>(1)[7] = view.row<float>(2)[8] = view.row<float>(3)[9] = 1000;
+    DraftingPair pair(limits);
+    pair.pack();
+    RowSampler sampler(limits.vocab_size, 4, 1, config);
+    StepResult result;
+    RowSampler::begin(pair.step(), result);
+    sampler.sample(pool, pair.step(), pair.step().logit_rows(), view, result);
+    return result.rows[0].tokens;
+  };
+  SpeculationConfig config{.verify = VerifyStrategy::kTopP, .max_candidates = 1};
+  config.verify_window = 1;
+  EXPECT_THAT(sampled(config), ElementsAre(6, 7, 8));
+  config.verify_window = 2;
+  EXPECT_THAT(sampled(config), ElementsAre(9));
+  EXPECT_THAT(sampled({}), ElementsAre(9));
 }
 
 TEST(PackedStepDrafts, KeepTheirRowsForTheNextStep) {

@@ -25,6 +25,15 @@ enum class AcceptPolicy : uint8_t {
                ///< answer is NOT that of plain decoding
 };
 
+/// What a draft is measured by.
+enum class VerifyStrategy : uint8_t {
+  kTargetMatch,  ///< it is accepted iff it is the token that plain decoding samples there
+  /// LOSSY, FastDeploy's `topp`: iff it is one of the first max_candidates tokens that top-k, top-p
+  /// and min-p leave; or the second of all, where the next verify_window drafts are each the first
+  /// of the raw logits. What is accepted depends on who drafts and when.
+  kTopP,
+};
+
 /// What `--speculative-config` asks for, checked.
 struct SpeculationConfig {
   SpeculationMethod method = SpeculationMethod::kNone;
@@ -33,6 +42,8 @@ struct SpeculationConfig {
   int min_ngram_size = 2, max_ngram_size = 5;
   AcceptPolicy accept = AcceptPolicy::kNormal;
   double simulated_acceptance = 0;  ///< [0, 1], of each draft behind accepted ones
+  VerifyStrategy verify = VerifyStrategy::kTargetMatch;
+  int max_candidates = 5, verify_window = 2;  ///< of kTopP
   bool adaptive = true;  ///< fewer drafts where they don't pay; false: K wherever there are so many
   bool on() const { return method != SpeculationMethod::kNone; }
   bool uses_mtp() const {
