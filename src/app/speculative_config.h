@@ -19,8 +19,8 @@ struct ParsedSpeculation {
 /// allowed.
 Result<ParsedSpeculation> parse_speculative_config(const std::vector<std::string>& objects);
 
-/// "mtp-3", "ngram-5", "hybrid-3-5" (MTP steps and tokens), "none", "mtp-3-topp-lossy": for logs and
-/// tables.
+/// "mtp-3", "ngram-5", "hybrid-3-5" (MTP steps and tokens), "none", "mtp-3-topp-lossy": for logs
+/// and tables.
 std::string short_name(const SpeculationConfig& config);
 
 }  // namespace weft

@@ -12,9 +12,9 @@ constexpr int64_t kLongestTrial = 12;           // with steps that are not typic
 constexpr int64_t kFewSequences = 4;
 constexpr int64_t kPause = 64, kLongestPause = 256;  // steps
 constexpr double kPaysWell = 1.25;
-constexpr int64_t kPauseOfWell = 1024;  // steps
-constexpr double kTrialShare = 0.01;                 // of the time that trials may lose
-constexpr int64_t kLongestMakeUp = 4096;             // steps
+constexpr int64_t kPauseOfWell = 1024;    // steps
+constexpr double kTrialShare = 0.01;      // of the time that trials may lose
+constexpr int64_t kLongestMakeUp = 4096;  // steps
 constexpr double kMemory = 1.0 / 32, kOwnMemory = 1.0 / 8;
 constexpr double kTrusted = 0.9;  // a rate, of at least so many drafts:
 constexpr int64_t kTrustedCount = 8;
