@@ -96,14 +96,18 @@ class Block : GdnBlock<K, V, Rows, State, false> {
       }
     }
     this->load_state(read);
-    cluster_arrive();  // this block has read windows
-    int turn = 0;      // of the two tokens
+    bool arrived = false;
+    int turn = 0;  // of the two tokens
     int t = begin, first = begin;
     do {
 #pragma unroll 1
       for (; t < min(first + kGdnBatch, end); ++t, turn ^= 1) {
         Token<K, Rows>& token = shared_.tokens[turn];
         convolve(token);
+        if (!arrived) {
+          cluster_arrive_relaxed();  // this block has used the windows
+          arrived = true;
+        }
         if (t + 1 < end) load_inputs(t + 1);
         __syncthreads();
         this->step(t, t - first, GdnQueryKey<K, State>(token.y, token.y + K, lane_),
@@ -117,6 +121,7 @@ class Block : GdnBlock<K, V, Rows, State, false> {
       if (t < end) this->load_z(t, end, z);
       first = t;
     } while (t < end);
+    if (!arrived) cluster_arrive();
     cluster_wait();
     if (write >= 0) store_windows(write);
     __syncthreads();  // the tokens are free for the next segment
