@@ -132,6 +132,11 @@ constexpr Key kKeys[] = {
        d.config.adaptive = TRY(read_bool(key, value));
        return {};
      }},
+    {"disable_by_batch_size",
+     [](std::string_view key, const json& value, Draft& d) -> Result<void> {
+       d.config.disable_by_batch_size = TRY(read_int(key, value, 1, INT32_MAX));
+       return {};
+     }},
     {"benchmark_mode",
      [](std::string_view key, const json& value, Draft& d) -> Result<void> {
        d.benchmark_mode = TRY(read_bool(key, value));

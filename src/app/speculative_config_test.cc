@@ -167,6 +167,7 @@ TEST(SpeculativeConfig, EveryKeyRefusesWhatItCannotMean) {
       {"accept_policy", R"({"method":"mtp","benchmark_mode":true,"accept_policy":"normal"})"},
       {"adaptive", R"({"method":"mtp","adaptive":1})"},
       {"benchmark_mode", R"({"method":"mtp","benchmark_mode":"yes"})"},
+      {"disable_by_batch_size", R"({"method":"mtp","disable_by_batch_size":0})"},
       {"acceptance_rate", R"({"method":"mtp","acceptance_rate":0.5})"},
       {"acceptance_rate", R"({"method":"mtp","benchmark_mode":true,"acceptance_rate":1.5})"},
       {"model", R"({"method":"mtp","model":"org/draft"})"},

@@ -57,6 +57,8 @@ bool Speculator::wants_drafts(const StepPlan& plan) {
   now.only_decodes = decoding > 0 && decoding == now.sequences && plan.encodings.empty();
   now.drafting = std::any_of(plan.slices.begin(), plan.slices.end(),
                              [](const Slice& slice) { return slice.max_drafts > 0; });
+  const int64_t most = config_.disable_by_batch_size;
+  now.drafting &= most == 0 || decoding <= most;
   if (!now.drafting || !config_.adaptive) return now.drafting;
   if (whim_) {
     now.drafting = whim_();

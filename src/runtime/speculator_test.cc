@@ -238,6 +238,14 @@ SpeculationConfig three_drafts(SpeculationMethod method) {
   return config;
 }
 
+TEST(Speculator, LargeBatchesMayBeLeftAlone) {
+  SpeculationConfig config = three_drafts(SpeculationMethod::kMtp);
+  config.disable_by_batch_size = 2;
+  EXPECT_EQ(LateDrafts(config).tokens(0).size(), 4U);
+  config.disable_by_batch_size = 1;
+  EXPECT_EQ(LateDrafts(config).tokens(0).size(), 1U);
+}
+
 TEST(Speculator, DraftsMayBeKnownBehindThePlan) {
   LateDrafts late(three_drafts(SpeculationMethod::kMtp));
   EXPECT_TRUE(late.speculator.is_open());

@@ -45,6 +45,7 @@ struct SpeculationConfig {
   VerifyStrategy verify = VerifyStrategy::kTargetMatch;
   int max_candidates = 5, verify_window = 2;  ///< of kTopP
   bool adaptive = true;  ///< fewer drafts where they don't pay; false: K wherever there are so many
+  int disable_by_batch_size = 0;  ///< steps of more sequences have no drafts; 0: all may
   bool on() const { return method != SpeculationMethod::kNone; }
   bool uses_mtp() const {
     return method == SpeculationMethod::kMtp || method == SpeculationMethod::kHybrid;
