@@ -11,7 +11,7 @@ constexpr int64_t kFirstTrial = 4, kTrial = 3;  // steps
 constexpr int64_t kLongestTrial = 12;           // with steps that are not typical
 constexpr int64_t kFewSequences = 4;
 constexpr int64_t kPause = 64, kLongestPause = 256;  // steps
-constexpr double kPaysWell = 1.25;
+constexpr double kPaysWell = 1.25, kPaysWellAtOnce = 1.5;
 constexpr int64_t kPauseOfWell = 1024;    // steps
 constexpr double kTrialShare = 0.01;      // of the time that trials may lose
 constexpr int64_t kLongestMakeUp = 4096;  // steps
@@ -135,7 +135,8 @@ void DraftPolicy::end_trial(Batch& b) {
   const bool pays = b.pays();
   const bool lost = pays == b.drafting;
   // What won again is doubted ever more seldom.
-  const bool well = lost && b.drafted_costs.count > 1 && b.gain() >= kPaysWell;
+  const double enough = b.drafted_costs.count > 1 ? kPaysWell : kPaysWellAtOnce;
+  const bool well = lost && b.drafting && b.gain() >= enough;
   b.pause = !lost ? kPause : well ? kPauseOfWell : std::min(2 * b.pause, kLongestPause);
   b.since_trial = 0;
   b.drafting = pays;

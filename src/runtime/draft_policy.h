@@ -18,8 +18,8 @@ enum class StepKind : uint8_t {
 /// beside each other, against the tokens that they give. While they pay, a few steps go without now
 /// and then; while they don't, a few have them: the longer it stays so, the fewer, and so seldom
 /// that the time that such trials lost stays below a hundredth. Where drafts paid well in two
-/// trials the next comes late, or when they give too little to pay. Few sequences begin with
-/// drafts, many without.
+/// trials, or very well in one, the next comes late, or when they give too little to pay. Few
+/// sequences begin with drafts, many without.
 class DraftPolicy {
  public:
   DraftPolicy();

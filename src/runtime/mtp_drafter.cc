@@ -86,8 +86,8 @@ void MtpDrafter::follow(StepContext& context, PackedStep& step, TensorView hidde
   for (size_t i = 0; i < results.size(); ++i) {
     const ResultRow& row = results[i];
     const auto count = std::ssize(result.rows[i].tokens);
-    if (row.row < 0 || count == 0 || !row.sequence->drafts) continue;
-    DraftState& state = *row.sequence->drafts;
+    if (row.row < 0 || count == 0) continue;
+    DraftState& state = draft_state(*row.sequence);
     const float* from = out.row<float>(row.row + count - 1);
     state.hidden.assign(from, from + out.dim(1));
     state.hidden_at = row.sequence->last_index();
