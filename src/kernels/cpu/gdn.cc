@@ -438,33 +438,12 @@ void run_units(Stream& stream, const GdnArgs& args, int64_t first, int64_t last)
   });
 }
 
-/// The layer's norm of prompt rows, which come first, where chunks leave it out.
-template <class Chunks>
-void norm_prompts(Stream& stream, const GdnArgs& args) {
-  if (Chunks::kNorms || args.norm.z.data == nullptr || args.num_prompt_segments == 0) return;
-  const int64_t rows =
-      static_cast<const int32_t*>(args.cu_q.data)[args.num_prompt_segments * args.cu_q.stride[0]];
-  if (rows == 0) return;
-  const auto first = [&](TensorView v) {
-    v.shape[0] = rows;
-    return v;
-  };
-  const TensorView out = first(args.out);
-  gated_norm(stream, {.x = out,
-                      .z = first(args.norm.z),
-                      .weight = args.norm.weight,
-                      .out = out,
-                      .eps = args.norm.eps,
-                      .activation = args.norm.activation});
-}
-
 /// A sequence may be in both: its prompt's last chunk, and behind it generated tokens that are
 /// computed again.
 template <class Chunks>
 void run_arithmetics(Stream& stream, const GdnArgs& args) {
   run_units<Chunks>(stream, args, 0, args.num_prompt_segments);
   run_units<Chunks>(stream, args, args.num_prompt_segments, args.num_segments);
-  norm_prompts<Chunks>(stream, args);
 }
 
 }  // namespace
