@@ -234,14 +234,15 @@ void time_decode(const Options& options, Stream& stream, ThreadPool& pool, bool 
       weight_bytes = p.qkvz.bytes() + p.ba.bytes() + p.out.bytes();
       bytes += weight_bytes;
     }
+    const size_t at_once = static_cast<size_t>(std::max(1, 16 / sequences));
     double best = 1e30, best_op = 1e30, update = 0, read = 0;
     for (int i = 0; i < options.samples; ++i) {
       update = std::max(update, update_bandwidth(pool, ceiling.buffer.data(), most / 2, 1));
       if (whole_layer) {
         read = std::max(read, read_bandwidth(pool, ceiling.buffer.data(), most / 2, 1));
       }
-      for (size_t first = 0; first < layers.size(); first += 16) {  // short samples
-        const size_t last = std::min(first + 16, layers.size());
+      for (size_t first = 0; first < layers.size(); first += at_once) {  // short samples
+        const size_t last = std::min(first + at_once, layers.size());
         const double begin = now();
         double op = 0;
         for (size_t k = first; k < last; ++k) {

@@ -23,6 +23,13 @@ constexpr int kRowsAtOnce = 4;          // of S, token by token; sizes are multi
 constexpr int64_t kBlockRows = kLanes;  // of S, that a token passes before the next one
 // Rows of S to prefetch; past a head's end lies the next.
 constexpr int64_t kStateRowsAhead = 16;
+constexpr int kRowVecs = 8;  // vectors of a row that stays in registers
+
+/// What a worker will likely do behind a unit, if it has heads: threads take turns.
+struct NextUnit {
+  HeadGroup heads;
+  Segment segment;
+};
 
 template <class Chunks>
 class Worker {
@@ -40,13 +47,13 @@ class Worker {
     state_rows_ = memory.floats(kBlockRows * kd_);
   }
 
-  void run(const HeadGroup& heads, const Segment& segment) {
+  void run(const HeadGroup& heads, const Segment& segment, const NextUnit& next) {
     if (segment.begin == segment.end) {
       rows_.copy_states(heads, segment);
     } else if (segment.index < rows_.args().num_prompt_segments) {
       run_prompt(heads, segment);
     } else {
-      run_decode(heads, segment);
+      run_decode(heads, segment, next);
     }
   }
 
@@ -97,7 +104,7 @@ class Worker {
 
   // --- decode: token by token ---
 
-  void run_decode(const HeadGroup& heads, const Segment& segment) {
+  void run_decode(const HeadGroup& heads, const Segment& segment, const NextUnit& next) {
     const bool one_run = segment.end - segment.begin <= kChunk;
     for (int64_t begin = segment.begin; begin < segment.end; begin += kChunk) {
       const int64_t left = segment.end - begin;
@@ -106,6 +113,7 @@ class Worker {
       rows_.load_k(run, heads.key_head, run.n, k_);
       for (int64_t r = 0; r < heads.count; ++r) {
         const int64_t hv = heads.first + r;
+        request_behind(heads, segment, hv, next);
         // From the read slot (or nothing) to the write slot (or nowhere); runs in between stay in
         // the worker's memory.
         const HeadState own{chunks_.state(r), false};
@@ -120,6 +128,20 @@ class Worker {
         }
       }
     }
+  }
+
+  /// What the value head behind hv reads besides its state is requested beside hv's rows.
+  void request_behind(const HeadGroup& heads, const Segment& segment, int64_t hv,
+                      const NextUnit& next) {
+    if (!single_rows()) return;
+    behind_.count = 0;
+    if (hv + 1 < heads.first + heads.count) {
+      rows_.add_value_pieces(segment, hv + 1, behind_);
+    } else if (next.heads.count > 0 && next.segment.begin < next.segment.end) {
+      rows_.add_key_pieces(next.segment, next.heads.key_head, behind_);
+      rows_.add_value_pieces(next.segment, next.heads.first, behind_);
+    }
+    for (int64_t i = behind_.count; i < Pieces::kMost; ++i) behind_.at[i] = k_;
   }
 
   template <bool kRounded, bool kOutputs>
@@ -141,18 +163,19 @@ class Worker {
           const TokenGates token{decay[t], gates.beta[t], qk[t]};
           const float* from = t == 0 ? first : state_rows_;
           float* to = t == run.n - 1 ? last : state_rows_;
-          for (int64_t r = 0; r < kBlockRows; r += kRowsAtOnce) {
-            const int64_t at = t * vd_ + i + r;
-            if (t == 0 && !kRounded) {
-              step_rows<kRounded, kOutputs, true>(t, token, at, from + r * kd_, to + r * kd_);
-            } else {
-              step_rows<kRounded, kOutputs, false>(t, token, at, from + r * kd_, to + r * kd_);
-            }
-          }
+          t == 0 && !kRounded ? step_block<kRounded, kOutputs, true>(t, token, i, from, to)
+                              : step_block<kRounded, kOutputs, false>(t, token, i, from, to);
         }
       };
       if (!kRounded && from.data != nullptr) {
         steps(static_cast<const float*>(from.data) + i * kd_, rows_to(to, i));
+        continue;
+      }
+      if (kRounded && single_rows() && run.n == 1 && from.data != nullptr && from.half &&
+          to.data != nullptr) {
+        step_single_rows<true, kOutputs, true>(0, {decay[0], gates.beta[0], qk[0]}, i,
+                                               static_cast<const bf16*>(from.data) + i * kd_,
+                                               static_cast<bf16*>(to.data) + i * kd_);
         continue;
       }
       if (from.data != nullptr) from.bring((i + kBlockRows) * kd_, kBlockRows * kd_);
@@ -187,6 +210,68 @@ class Worker {
   /// Where rows i, i + 1, ... of an fp32 state go, or the worker's rows if nowhere.
   float* rows_to(const HeadState& to, int64_t i) const {
     return to.data == nullptr ? state_rows_ : static_cast<float*>(to.data) + i * kd_;
+  }
+
+  /// Rows of this width stay in registers, beside k and q.
+  bool single_rows() const { return kMicroVecs > 1 && kd_ == kRowVecs * kLanes; }
+
+  /// One token on rows [i, i + kBlockRows) of S.
+  template <bool kRounded, bool kOutputs, bool kFetch>
+  void step_block(int64_t t, const TokenGates& token, int64_t i, const float* from, float* to) {
+    if (single_rows()) {
+      step_single_rows<kRounded, kOutputs, kFetch>(t, token, i, from, to);
+      return;
+    }
+    const int64_t at = t * vd_ + i;
+    for (int64_t r = 0; r < kBlockRows; r += kRowsAtOnce) {
+      step_rows<kRounded, kOutputs, kFetch>(t, token, at + r, from + r * kd_, to + r * kd_);
+    }
+  }
+
+  /// As step_rows, with the same bits, for kBlockRows rows one after the other, of fp32 or bf16:
+  /// read once, and while one waits for its sums the CPU is at the next ones.
+  template <bool kRounded, bool kOutputs, bool kFetch, class Element>
+  void step_single_rows(int64_t t, const TokenGates& token, int64_t i, const Element* from,
+                        Element* to) {
+    constexpr bool kHalf = sizeof(Element) == 2;
+    constexpr int64_t kWidth = kRowVecs * kLanes;
+    const int64_t at = t * vd_ + i;
+    const Vec decay = splat(token.decay);
+    Vec k[kRowVecs], q[kRowVecs];
+#pragma GCC unroll 8
+    for (int c = 0; c < kRowVecs; ++c) {
+      k[c] = load(k_ + t * kWidth + c * kLanes);
+      q[c] = load(q_ + t * kWidth + c * kLanes);
+    }
+    for (int64_t r = 0; r < kBlockRows; ++r, from += kWidth, to += kWidth) {
+      const HeadState row{const_cast<Element*>(from), kHalf};
+      Vec s[kRowVecs], predicted = splat(0), read = splat(0);
+      if (kFetch) {
+        const float* piece = behind_.at[(i + r) / 4 % Pieces::kMost] + r % 4 * 2 * kLanes;
+        request(piece, 0);
+        request(piece, kLanes);
+      }
+#pragma GCC unroll 8
+      for (int c = 0; c < kRowVecs; ++c) {
+        if (kFetch && (!kHalf || c % 2 == 0)) request(from, kStateRowsAhead * kWidth + c * kLanes);
+        s[c] = row.at(c * kLanes) * decay;
+        predicted = fma(s[c], k[c], predicted);
+        if (kOutputs) read = fma(s[c], q[c], read);
+      }
+      const Vec u = splat(token.beta * (v_[at + r] - sum_lanes(predicted)));
+      if (kOutputs) {
+        u_[at + r] = first_lane(fma(u, splat(token.qk), splat(sum_lanes(read))));
+      }
+#pragma GCC unroll 8
+      for (int c = 0; c < kRowVecs; ++c) {
+        const Vec x = fma(u, k[c], s[c]);
+        if constexpr (kHalf) {
+          store_half(to + c * kLanes, x);
+        } else {
+          store(to + c * kLanes, kRounded ? round_to_bf16(x) : x);
+        }
+      }
+    }
   }
 
   /// One token on some rows s of S, whose values are v_[at], v_[at + 1], ...: s <- d s + u k with
@@ -230,9 +315,10 @@ class Worker {
   }
 
   /// Element i behind `p`, which may lie outside.
-  static void request(const float* p, int64_t i) {
-    _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(p) +
-                                               static_cast<uintptr_t>(4 * i)),
+  template <class Element>
+  static void request(const Element* p, int64_t i) {
+    const auto bytes = static_cast<uintptr_t>(i) * sizeof(Element);
+    _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(p) + bytes),
                  _MM_HINT_T0);
   }
 
@@ -249,6 +335,7 @@ class Worker {
   float *q_, *k_;      // [64][K]
   float *v_, *u_;      // [64][V]
   float* state_rows_;  // [kBlockRows][K], rows of S while their tokens pass
+  Pieces behind_;      // a piece is requested beside four rows of S
 };
 
 /// Bytes of a worker that takes `count` value heads at once.
@@ -325,9 +412,14 @@ void run_units(Stream& stream, const GdnArgs& args, int64_t first, int64_t last)
         const int64_t unit = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
         if (!chains.seek(units.chain(unit))) break;
         const HeadGroup heads = units.heads(unit);
+        NextUnit then{{}, rows.segment(chains.begin())};
+        ChainCursor behind = chains;
+        if (behind.seek(units.chain(unit + threads))) {
+          then = {units.heads(unit + threads), rows.segment(behind.begin())};
+        }
         for (int64_t s = chains.begin(); s < chains.end(); ++s) {
           const Segment segment = rows.segment(s);
-          worker.run(heads, segment);
+          worker.run(heads, segment, then);
           if (units.parts == 1 && segment.write >= 0) rows.store_windows(heads.key_head, segment);
         }
       }
@@ -346,33 +438,12 @@ void run_units(Stream& stream, const GdnArgs& args, int64_t first, int64_t last)
   });
 }
 
-/// The layer's norm of prompt rows, which come first, where chunks leave it out.
-template <class Chunks>
-void norm_prompts(Stream& stream, const GdnArgs& args) {
-  if (Chunks::kNorms || args.norm.z.data == nullptr || args.num_prompt_segments == 0) return;
-  const int64_t rows =
-      static_cast<const int32_t*>(args.cu_q.data)[args.num_prompt_segments * args.cu_q.stride[0]];
-  if (rows == 0) return;
-  const auto first = [&](TensorView v) {
-    v.shape[0] = rows;
-    return v;
-  };
-  const TensorView out = first(args.out);
-  gated_norm(stream, {.x = out,
-                      .z = first(args.norm.z),
-                      .weight = args.norm.weight,
-                      .out = out,
-                      .eps = args.norm.eps,
-                      .activation = args.norm.activation});
-}
-
 /// A sequence may be in both: its prompt's last chunk, and behind it generated tokens that are
 /// computed again.
 template <class Chunks>
 void run_arithmetics(Stream& stream, const GdnArgs& args) {
   run_units<Chunks>(stream, args, 0, args.num_prompt_segments);
   run_units<Chunks>(stream, args, args.num_prompt_segments, args.num_segments);
-  norm_prompts<Chunks>(stream, args);
 }
 
 }  // namespace

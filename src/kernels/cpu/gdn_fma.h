@@ -3,13 +3,12 @@
 // A chunk of the gated delta rule in fp32 multiply-adds, for any K and V that are multiples of 16.
 
 #include "kernels/cpu/gdn_rows.h"
+#include "kernels/cpu/norm.h"
 
 namespace weft::WEFT_ISA_NS {
 
 class FmaChunks {
  public:
-  static constexpr bool kNorms = false;  ///< the outputs are before the layer's norm
-
   /// `memory` as large as taken() of a carver that passed through here.
   FmaChunks(const GdnRows& rows, int64_t count, Carver& memory) : rows_(rows) {
     const int64_t kd = rows.kd(), vd = rows.vd();
@@ -49,6 +48,9 @@ class FmaChunks {
     float* state = this->state(r);
     for (int64_t i = 0; i < run.n; ++i) {
       GdnRows::prefetch(rows_.out_row(run.begin + i, hv), vd);
+      if (rows_.args().norm.z.data != nullptr) {
+        GdnRows::prefetch(rows_.gate_row(run.begin + i, hv), vd);
+      }
     }
     Gates gates;
     rows_.load_gates(run, hv, rows, gates);
@@ -72,8 +74,14 @@ class FmaChunks {
       product({p_ + i * kChunk, kChunk, 1}, {u_, vd}, {o_ + i * vd, vd}, {kLanes, vd, i + kLanes},
               [&](int64_t row, const float* c) { return load(c) * splat(d.decay[i + row]); });
     }
+    const GdnNorm& norm = rows_.args().norm;
     for (int64_t i = 0; i < run.n; ++i) {
       float* out = rows_.out_row(run.begin + i, hv);
+      if (norm.z.data != nullptr) {
+        gated_norm_row({static_cast<const float*>(norm.weight.data), norm.eps, norm.activation},
+                       o_ + i * vd, rows_.gate_row(run.begin + i, hv), vd, out);
+        continue;
+      }
       for (int64_t c = 0; c < vd; c += kLanes) store(out + c, load(o_ + i * vd + c));
     }
     for (int64_t i = 0; i < rows; ++i) {

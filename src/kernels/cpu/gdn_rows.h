@@ -64,6 +64,15 @@ struct HeadState {
   }
 };
 
+/// As store_bf16 of what was computed with denormals flushed: it has none.
+inline void store_half(bf16* p, Vec x) {
+#if WEFT_AVX512_BF16
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x.v));
+#else
+  store_bf16(p, x);
+#endif
+}
+
 inline Vec round_to_bf16(Vec x) {
   alignas(32) bf16 rounded[kLanes];
   store_bf16(rounded, x);
@@ -113,6 +122,16 @@ class Carver {
  private:
   std::byte* base_;
   int64_t taken_ = 0;
+};
+
+/// Memory to be requested by and by, in pieces of 8 lines.
+struct Pieces {
+  static constexpr int64_t kMost = 32, kFloats = 8 * kLanes;
+  const float* at[kMost];
+  int64_t count = 0;
+  void add(const float* p, int64_t floats) {
+    for (int64_t i = 0; i < floats && count < kMost; i += kFloats) at[count++] = p + i;
+  }
 };
 
 class GdnRows {
@@ -224,6 +243,26 @@ class GdnRows {
       }
     }
     for (int64_t i = run.n * width; i < padded * width; i += kLanes) store(out + i, splat(0));
+  }
+
+  /// What the convolution of a segment's first token reads, of `width` channels.
+  void add_conv_pieces(const Segment& s, int64_t channel, int64_t width, Pieces& out) const {
+    const int64_t taps = args_.shape.conv_width;
+    for (int64_t i = 0; i < taps; ++i) {
+      const float* row = input_row(s, s.begin + i - (taps - 1));
+      if (row != nullptr) out.add(row + channel, width);
+    }
+    out.add(static_cast<const float*>(args_.conv.data) + channel * args_.conv.stride[0],
+            width * taps);
+  }
+  void add_key_pieces(const Segment& s, int64_t hk, Pieces& out) const {
+    add_conv_pieces(s, q_channel(hk), kd_, out);
+    add_conv_pieces(s, k_channel(hk), kd_, out);
+  }
+  void add_value_pieces(const Segment& s, int64_t hv, Pieces& out) const {
+    add_conv_pieces(s, v_channel(hv), vd_, out);
+    if (args_.norm.z.data != nullptr) out.add(gate_row(s.begin, hv), vd_);
+    if (args_.out.data != nullptr) out.add(out_row(s.begin, hv), vd_);
   }
 
   /// x * rsqrt(sum(x^2) + eps) * scale, row by row.

@@ -164,7 +164,6 @@ inline void transpose_words(const bf16* from, bf16* to) {
 
 class TileChunks {
  public:
-  static constexpr bool kNorms = true;  ///< the outputs are those of the layer's norm
   static bool takes(const GdnShape& s) {
     return s.key_dim % kTilePair == 0 && s.value_dim % kTilePair == 0;
   }
