@@ -229,17 +229,22 @@ TEST_P(Gdn, UnalignedSplitsCarryTheConvolutionWindow) {
 }
 
 TEST_P(Gdn, VerifyingTokensIsDecodingThemOneByOne) {
-  const GdnShape shape{2, 8, 64, 64, 4};
-  World together(shape, 8, 21), alone(shape, 8, 21);
-  const Floats want = run(ops_, stream_, together, 0, {{8, 3, 4}}, 0);
-  std::vector<float> got;
-  for (int t = 0; t < 8; ++t) {
-    const Floats out = run(ops_, stream_, alone, t, {{1, t == 0 ? 3 : 4, 4}}, 0);
-    got.insert(got.end(), out.data.begin(), out.data.end());
+  for (const GdnShape& shape : {GdnShape{2, 8, 64, 64, 4}, GdnShape{2, 4, 128, 128, 4}}) {
+    for (const bool half : {false, true}) {
+      World together(shape, 8, 21), alone(shape, 8, 21);
+      if (half) together.halve_states();
+      if (half) alone.halve_states();
+      const Floats want = run(ops_, stream_, together, 0, {{8, 3, 4}}, 0);
+      std::vector<float> got;
+      for (int t = 0; t < 8; ++t) {
+        const Floats out = run(ops_, stream_, alone, t, {{1, t == 0 ? 3 : 4, 4}}, 0);
+        got.insert(got.end(), out.data.begin(), out.data.end());
+      }
+      EXPECT_EQ(got, want.data);
+      EXPECT_EQ(alone.slot_of(4), together.slot_of(4));
+      EXPECT_EQ(alone.slot_of(3), together.slot_of(3));  // the slot that was only read
+    }
   }
-  EXPECT_EQ(got, want.data);
-  EXPECT_EQ(alone.slot_of(4), together.slot_of(4));
-  EXPECT_EQ(alone.slot_of(3), together.slot_of(3));  // the slot that was only read
 }
 
 TEST_P(Gdn, StatesAreTheSameBitsWithoutOutputs) {
