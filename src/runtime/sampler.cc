@@ -339,11 +339,11 @@ int32_t Sampler::Scratch::draw(std::span<const float> x, float max, const Sample
 bool Sampler::Scratch::takes_draft(std::span<const float> x, float max, const SampleRow& row) {
   const SamplingParams& params = *row.params;
   const auto most = static_cast<size_t>(std::max(row.max_candidates, 2));
-  const auto first = static_cast<size_t>(std::max(params.top_k, 0));
   const bool listed = list_allowed(row);
+  const bool cut = cuts_top_k(params, listed ? keys.size() : x.size());
+  const size_t first = cut ? static_cast<size_t>(params.top_k) : 0;  // of the ranking; 0: all
   if (!listed) {
-    const bool cut = cuts_top_k(params, x.size());
-    select_top(x, static_cast<int64_t>(std::min(x.size(), cut ? std::max(most, first) : most)));
+    select_top(x, static_cast<int64_t>(std::min(x.size(), std::max(most, first))));
     std::sort(keys.begin(), keys.end());
   }
   const auto found = std::find_if(keys.begin(), keys.end(),
