@@ -157,6 +157,7 @@ const StepPlan& GpuExecutor::resolved(const StepPlan& plan, Flight& flight) {
   if (drafts || (mtp_ && mtp_->must_catch_up(true))) finish_for_drafts(before, flight);
   plan_.copy(plan);
   if (before.pending) {
+    if (mtp_) mtp_->put_off(true);
     Speculator::resolve_ahead(plan_.plan);
     return plan_.plan;
   }
@@ -176,6 +177,7 @@ PaddedShape GpuExecutor::decode_shape(const StepPlan& plan) const {
     rows += std::ssize(slice.tokens);
     ++segments;
   }
+  if (segments > limits_.max_seqs) return {};  // a sequence has two
   PaddedShape out;
   if (rows == segments) {
     out.rows = out.segments = padded_rows(segments, limits_.max_seqs);
@@ -212,7 +214,8 @@ void GpuExecutor::upload(Flight& flight) {
                                       logits_.rows(0, flight.shape.rows), /*alone=*/true);
     }
   }
-  flight.ngrams = flight.ngrams && flight.shape.rows > 0;
+  // Where every segment samples.
+  flight.ngrams = flight.ngrams && flight.shape.rows > 0 && flight.step.next_tokens().empty();
   if (flight.ngrams) ngrams_->upload(uploads(), flight.step, flight.shape.segments);
   flight.uploaded.record(uploads());
   if (!mtp_) flight.uploaded.hold(parts_.stream);

@@ -85,7 +85,9 @@ void GpuLateRows::catch_up(Arena& arena, std::span<const LateRows> sequences, Te
   for (const LateRows& late : sequences) {
     DraftState& state = *late.sequence->drafts;
     const std::span<const DraftState::LateRow> rows = state.late_rows;
-    const bool known = has(state) && std::ssize(rows) <= limits_.max_rows;
+    // A preempted sequence may be back with the blocks of a part of its prompt.
+    const bool known = has(state) && std::ssize(rows) <= limits_.max_rows &&
+                       rows.back().position / limits_.block_size < std::ssize(late.blocks);
     for (size_t begin = 0, end = 0; known && begin < rows.size(); begin = end) {
       do {
         ++end;

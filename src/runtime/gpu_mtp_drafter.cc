@@ -193,6 +193,10 @@ void GpuMtpDrafter::followed(const PackedStep& step, const StepResult& result,
 
 void GpuMtpDrafter::catch_up(Arena& arena, std::span<const LateRows> rows) {
   if (put_off_ && !late_.full()) return;
+  if (put_off_) {  // everybody has gone on behind what was kept
+    num_kept_ = 0;
+    ++num_followed_;
+  }
   GpuLateRows::Kept kept{kept_, num_kept_, num_followed_};
   late_.catch_up(arena, rows, hidden_, kept);
   num_kept_ = kept.used;
