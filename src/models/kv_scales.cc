@@ -12,8 +12,8 @@ namespace weft {
 namespace {
 
 const char kDynamicHint[] =
-    "; int8_dynamic and fp8_block need no scales, and `weft calibrate` makes a file for "
-    "--kv-scales";
+    "; bfloat16, int8_dynamic, fp8_block and int4 need no scales, fp8 does with 1.0, and `weft "
+    "calibrate` makes a file for --kv-scales";
 
 /// The layers of the cache: what they are and where the checkpoint has their tensors.
 struct CacheLayer {

@@ -79,7 +79,10 @@ TEST(KvScales, WithoutAnyFp8HasOneAndInt8IsRefusedWithAHint) {
   const auto int8 = kv_scales_of(tiny_spec(), &checkpoint, KvFormat::kInt8);
   ASSERT_FALSE(int8.ok());
   EXPECT_THAT(int8.error().message, HasSubstr(kLayer + "k_scale"));
-  EXPECT_THAT(int8.error().message, HasSubstr("int8_dynamic"));
+  EXPECT_THAT(int8.error().message, HasSubstr("--kv-cache-dtype int8:"));
+  for (const char* other : {"bfloat16", "int8_dynamic", "fp8_block", "int4", "fp8 "}) {
+    EXPECT_THAT(int8.error().message, HasSubstr(other));
+  }
   EXPECT_THAT(int8.error().message, HasSubstr("weft calibrate"));
 }
 
