@@ -5,6 +5,8 @@ table RUN            the rows for reading
 check RUN BASELINE   exit code 1 if a row is slower than accepted, misses its bar, or is missing (--partial: may miss)
 accept RUN BASELINE  the rows of RUN become the accepted ones; bars stay
 
+A baseline's "machine" is that of all its rows, its "date" that of the rows that have none of their own.
+
 A row is slower than accepted beyond the baseline's "tolerance" (a fraction) of its `us`. On another machine than the
 baseline's, `us` means nothing: then `ratio` and `share` are compared. A bar ("bars" of the baseline: a kernel, a
 pattern of shapes, and the least `ratio`, `share`, `tflops` or `gbps`) is what the issue asks, whatever was accepted.
@@ -123,7 +125,9 @@ def check(rows, baseline, partial):
 def load_baseline(path):
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            baseline = json.load(file)
+        date = {"date": baseline.pop("date")} if "date" in baseline else {}
+        return {**baseline, "rows": [row if "date" in row else {**row, **date} for row in baseline["rows"]]}
     except FileNotFoundError:
         return {"tolerance": 0.1, "bars": [], "rows": []}
 
@@ -139,8 +143,13 @@ def accept(rows, baseline):
 
 
 def dump_baseline(baseline):
-    """Readable diffs: a row a line."""
+    """Readable diffs: a row a line; the commonest date once."""
     head = {name: value for name, value in baseline.items() if name not in ("rows", "bars")}
+    dates = [row["date"] for row in baseline["rows"] if "date" in row]
+    if dates and len(dates) == len(baseline["rows"]):
+        head["date"] = max(sorted(set(dates)), key=dates.count)
+        rest = [{name: row[name] for name in row if (name, row[name]) != ("date", head["date"])} for row in baseline["rows"]]
+        baseline = {**baseline, "rows": rest}
     lines = [f'  "{name}": {json.dumps(value)},' for name, value in head.items()]
     for name in ("bars", "rows"):
         items = ",\n".join("    " + json.dumps(item, separators=(",", ":")) for item in baseline.get(name, []))

@@ -81,6 +81,16 @@ class Rows(unittest.TestCase):
                 file.write("{broken\n")
             self.assertNotEqual(subprocess.run([*tool, "table", run], capture_output=True).returncode, 0)
 
+    def test_the_commonest_date_is_written_once(self):
+        dated = [row(1.0, shape=str(i), date=f"2026-11-2{int(i == 1)}") for i in range(3)]
+        text = rows.dump_baseline(self.baseline(rows=dated))
+        self.assertEqual((text.count("2026-11-20"), text.count("2026-11-21")), (1, 1))
+        with tempfile.TemporaryDirectory() as directory:
+            path = os.path.join(directory, "base.json")
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+            self.assertEqual(rows.load_baseline(path)["rows"], dated)
+
     def test_machines_are_not_mixed(self):
         with self.assertRaises(SystemExit):
             rows.accept(by_key(row(1.0), row(1.0, kernel="x", machine="H200") | {"machine": "H200"}), self.baseline())
