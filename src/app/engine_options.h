@@ -42,6 +42,7 @@ struct EngineOptions {
   bool enforce_eager = false;              ///< no CUDA graphs
   uint64_t seed = 0;                       ///< of dummy weights and of requests without a seed
   SpeculationConfig speculation;           ///< --speculative-config
+  bool load_mtp = false;                   ///< the MTP module also where nobody drafts with it
 };
 
 /// The token budget of a step: what was asked, or 2048 on a CPU and 8448 on a GPU, which has the

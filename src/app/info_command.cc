@@ -22,6 +22,12 @@ LayerCounts count_layers(const ModelSpec& spec) {
   return counts;
 }
 
+/// Layers of the MTP module of the checkpoint.
+int mtp_layers(const ModelSpec& spec) {
+  const std::optional<MtpSpec>& mtp = spec.mtp ? spec.mtp : spec.mtp_left_out;
+  return mtp ? mtp->num_layers : 0;
+}
+
 double cache_bytes_per_token(const EnginePlan& plan) {
   return static_cast<double>(plan.cache.per_block) / plan.load.block_size;
 }
@@ -55,12 +61,12 @@ nlohmann::ordered_json info_json(const EnginePlan& plan) {
           {"attention_layers", layers.attention},
           {"recurrent_layers", layers.recurrent},
           {"moe_layers", layers.experts},
-          {"mtp_layers", plan.spec.mtp ? plan.spec.mtp->num_layers : 0},
+          {"mtp_layers", mtp_layers(plan.spec)},
           {"vision", plan.spec.vision.has_value()},
           {"hidden_size", plan.spec.hidden},
           {"vocab_size", plan.spec.vocab},
           {"context_length", plan.spec.max_positions},
-          {"parameters", plan.footprint.parameters},
+          {"parameters", plan.parameters},
           {"device", plan.device_name},
           {"kernels", kernels_json(plan)},
           {"prefill_attention", describe_prefill(plan)},
@@ -83,12 +89,15 @@ void print_info(const EnginePlan& plan) {
       "layers        %zu: %d attention, %d recurrent%s\n", spec.layers.size(), layers.attention,
       layers.recurrent,
       layers.experts > 0 ? (", " + std::to_string(layers.experts) + " with experts").c_str() : "");
-  if (spec.mtp) std::printf("mtp           %d layer(s)\n", spec.mtp->num_layers);
+  if (mtp_layers(spec) > 0) {
+    std::printf("mtp           %d layer(s)%s\n", mtp_layers(spec),
+                spec.mtp ? "" : ", loaded where --speculative-config asks for drafts of it");
+  }
   if (spec.vision) std::printf("vision        %d blocks\n", spec.vision->depth);
   std::printf("hidden        %lld\n", static_cast<long long>(spec.hidden));
   std::printf("vocabulary    %lld\n", static_cast<long long>(spec.vocab));
   std::printf("context       %lld tokens\n", static_cast<long long>(spec.max_positions));
-  std::printf("parameters    %.2f M\n", static_cast<double>(plan.footprint.parameters) / 1e6);
+  std::printf("parameters    %.2f M\n", static_cast<double>(plan.parameters) / 1e6);
   std::printf("weights       %s as %s\n",
               bytes_text(static_cast<double>(plan.footprint.weight_bytes)).c_str(),
               std::string(weight_format_name(plan.load.format)).c_str());

@@ -224,24 +224,24 @@ Result<MemoryPlan> plan_for(const EnginePlan& plan, const EngineOptions& options
   return pays ? std::move(longer) : std::move(usual);
 }
 
-/// What a configuration of speculation asks of the model and its device.
+/// Leaves the MTP module out where nobody drafts with it.
+Result<void> plan_mtp(const EngineOptions& options, ModelSpec& spec) {
+  if (options.speculation.uses_mtp() && !spec.mtp) {
+    return unsupported(
+        "--speculative-config: this checkpoint has no multi-token prediction module; allowed: "
+        "method ngram");
+  }
+  if (!options.speculation.uses_mtp() && !options.load_mtp) leave_out_mtp(spec);
+  return {};
+}
+
+/// What a configuration of speculation asks of the device.
 Result<void> check_speculation(const SpeculationConfig& config, const EnginePlan& plan) {
   if (!config.on()) return {};
   if (config.verify == VerifyStrategy::kTopP && on_gpu(plan)) {
     return unsupported(
         "--speculative-config: verify_strategy: topp (lossy) runs on the CPU alone; allowed on a "
         "GPU: target_match");
-  }
-  if (config.uses_mtp() && !plan.spec.mtp) {
-    if (!plan.spec.names.mtp_not_run.empty()) {
-      return unsupported(
-          fmt::format("--speculative-config: the multi-token prediction module of {} ({}*) is not "
-                      "run; allowed: method ngram",
-                      plan.spec.architecture, plan.spec.names.mtp_not_run));
-    }
-    return unsupported(
-        "--speculative-config: this checkpoint has no multi-token prediction module; allowed: "
-        "method ngram");
   }
   return {};
 }
@@ -279,6 +279,8 @@ Result<EnginePlan> plan_engine(const EngineOptions& options, ModelParts parts) {
   const std::optional<Checkpoint> weights = readable_weights(options, plan.directory);
   // What only the weights tell: a tied head, an MTP module.
   if (weights) adapt_to_checkpoint(plan.spec, *weights);
+  plan.parameters = count_parameters(plan.spec);
+  TRY(plan_mtp(options, plan.spec));
   TRY(plan_prefill(options, weights ? &*weights : nullptr, plan));
   plan.load.format = weight_format(options);
   TRY(choose_kv_format(options, weights ? &*weights : nullptr, plan));

@@ -32,6 +32,7 @@ struct EnginePlan {
   std::string not_on_gpu;  ///< why --device auto did not take the GPU that is there, or empty
   int threads = 1;
   ModelFootprint footprint;
+  int64_t parameters = 0;  ///< of the checkpoint; the footprint's are those that are loaded
   CacheBytes cache;
   std::optional<ImageInputConfig> images;  ///< none: the model takes no images here
   int chunk = kChunk;                      ///< prompts are cut at multiples of it

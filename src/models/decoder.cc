@@ -79,14 +79,14 @@ void Decoder::declare_layers(WeightPlan& plan, const Layers& layers, WeightForma
 }
 
 void Decoder::declare_mtp(WeightPlan& plan, const TensorPart& head) {
-  const std::string& p = spec_.names.mtp;
+  const MtpNames& names = spec_.names.mtp;
   const int64_t hidden = spec_.hidden;
   const bool minus_one = spec_.norm_minus_one;
-  mtp_->embedding_norm.declare(plan, p + "pre_fc_norm_embedding.weight", hidden, minus_one);
-  mtp_->hidden_norm.declare(plan, p + "pre_fc_norm_hidden.weight", hidden, minus_one);
-  mtp_->fc.declare(plan, mtp_format(), {{p + "fc.weight", {hidden, 2 * hidden}}});
-  declare_layers(plan, mtp_->layers, mtp_format(), p + "layers.");
-  mtp_->norm.declare(plan, p + "norm.weight", hidden, minus_one);
+  mtp_->embedding_norm.declare(plan, names.embedding_norm, hidden, minus_one);
+  mtp_->hidden_norm.declare(plan, names.hidden_norm, hidden, minus_one);
+  mtp_->fc.declare(plan, mtp_format(), {{names.fc, {hidden, 2 * hidden}}});
+  declare_layers(plan, mtp_->layers, mtp_format(), names.layers);
+  mtp_->norm.declare(plan, names.norm, hidden, minus_one);
   if (!options_.draft_head || head_format() == WeightFormat::kInt4) return;
   mtp_->head.emplace();
   // Few weights are a matter of latency, and that of decode products is the lowest.

@@ -7,6 +7,16 @@ namespace {
 
 constexpr CommonDefaults kDefaults{.rope_theta = 500000, .tied_head = true, .norm_eps = 1e-5};
 
+/// The MTP module as FastDeploy runs it (fastdeploy/model_executor/models/ernie4_5_mtp.py): one
+/// dense layer also beside experts, and the model's own final norm, on the way in and on the way
+/// out. Where a checkpoint has several modules, one a place, the first makes all drafts.
+const MtpNames kMtpNames{.all = "model.mtp_",
+                         .layers = "model.mtp_block.",
+                         .fc = "model.mtp_linear_proj.0.weight",
+                         .embedding_norm = "model.mtp_emb_norm.0.weight",
+                         .hidden_norm = "model.mtp_hidden_norm.0.weight",
+                         .norm = "model.norm.weight"};
+
 /// Llama's decoder with interleaved rotary pairs (2i, 2i + 1), no biases, no q and k norms.
 Result<ModelSpec> parse_dense_part(const ConfigJson& config) {
   const ConfigJson text = TRY(config.text_config());
@@ -15,8 +25,11 @@ Result<ModelSpec> parse_dense_part(const ConfigJson& config) {
   spec.rope.style = RopeStyle::kInterleaved;
   spec.layers.assign(static_cast<size_t>(TRY(parse_num_layers(text))),
                      LayerSpec{.mixer = attention, .mlp = TRY(parse_dense_mlp(text))});
-  spec.names.mtp_not_run = "model.mtp_";
-  spec.names.ignored_prefixes = {spec.names.mtp_not_run};
+  spec.names.mtp = kMtpNames;
+  spec.names.ignored_prefixes = {spec.names.mtp.all};
+  spec.mtp_layer = spec.layers.front();
+  spec.most_mtp_layers = 1;
+  spec.mtp = mtp_of(spec, TRY(text.integer_in_or("num_nextn_predict_layers", 0, kMaxMtpLayers, 0)));
   return spec;
 }
 

@@ -166,18 +166,40 @@ TEST(Families, MtpAndHeadComeFromTheCheckpoint) {
   EXPECT_TRUE(spec.mtp.has_value());
 }
 
-TEST(Families, NamesTheDraftModuleThatItDoesNotRun) {
-  const auto not_run = [](const char* name) {
-    ModelSpec spec =
-        parse_model(load_config(oracle_dir() + "/models/" + name).value().config).value();
-    spec.tied_head = true;  // what is left out because it is the embedding is no module
-    adapt_to_checkpoint(spec, Checkpoint::open(oracle_dir() + "/models/" + name).value());
-    return spec.names.mtp_not_run;
+TEST(Families, ErniesConfigNamesItsModulesAndTheFirstIsRun) {
+  const auto modules = [](const std::string& count) {
+    const ModelSpec spec = parse(R"({"architectures": ["Ernie4_5_MoeForCausalLM"],
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "vocab_size": 256, "max_position_embeddings": 2048,
+        "moe_num_experts": 8, "moe_k": 2, "moe_intermediate_size": 96,
+        "num_nextn_predict_layers": )" +
+                                 count + "}")
+                               .value();
+    return spec.mtp ? spec.mtp->num_layers : 0;
   };
-  EXPECT_EQ(not_run("ernie4_5"), "model.mtp_");
-  EXPECT_EQ(not_run("ernie4_5_moe"), "model.mtp_");
-  EXPECT_EQ(not_run("qwen3"), "");
-  EXPECT_EQ(not_run("qwen3_next"), "");
+  EXPECT_EQ(modules("0"), 0);
+  EXPECT_EQ(modules("1"), 1);
+  EXPECT_EQ(modules("2"), 1);
+}
+
+TEST(Families, WithoutItsModuleAModelIsSmaller) {
+  const std::string dir = oracle_dir() + "/models/qwen3_5_mtp";
+  ModelSpec spec = parse_model(load_config(dir).value().config).value();
+  const Checkpoint checkpoint = Checkpoint::open(dir).value();
+  adapt_to_checkpoint(spec, checkpoint);
+  const LoadOptions options{.max_model_len = 64, .num_threads = 1};
+  const ModelFootprint with = measure_model(spec, options, ref_ops(), &checkpoint);
+  leave_out_mtp(spec);
+  EXPECT_TRUE(spec.mtp_left_out.has_value());
+  const ModelFootprint without = measure_model(spec, options, ref_ops(), &checkpoint);
+  EXPECT_LT(without.weight_bytes, with.weight_bytes);
+  EXPECT_EQ(without.cache_specs.size() + 1, with.cache_specs.size());
+  ThreadPool pool(1);
+  Arena scratch;
+  Stream stream(pool, scratch);
+  const auto model = Model::load(spec, &checkpoint, options, stream, ref_ops());
+  ASSERT_TRUE(model.ok()) << model.error().message;
+  EXPECT_EQ((*model)->weight_bytes(), without.weight_bytes);
 }
 
 TEST(Families, FootprintIsWhatLoadingTakes) {

@@ -24,13 +24,13 @@ struct CacheLayer {
 };
 std::vector<CacheLayer> cache_layers(const ModelSpec& spec) {
   std::vector<CacheLayer> out;
-  const auto add = [&](const LayerSpec& layer, const std::string& prefix, size_t i) {
-    out.push_back({std::get_if<AttentionSpec>(&layer.mixer),
-                   prefix + "layers." + std::to_string(i) + ".self_attn."});
+  const auto add = [&](const LayerSpec& layer, const std::string& layers, size_t i) {
+    out.push_back(
+        {std::get_if<AttentionSpec>(&layer.mixer), layers + std::to_string(i) + ".self_attn."});
   };
-  for (size_t i = 0; i < spec.layers.size(); ++i) add(spec.layers[i], spec.names.model, i);
+  for (size_t i = 0; i < spec.layers.size(); ++i) add(spec.layers[i], spec.names.model + "layers.", i);
   for (int i = 0; spec.mtp && i < spec.mtp->num_layers; ++i) {
-    add(spec.mtp->layer, spec.names.mtp, static_cast<size_t>(i));
+    add(spec.mtp->layer, spec.names.mtp.layers, static_cast<size_t>(i));
   }
   return out;
 }
@@ -141,17 +141,21 @@ Result<KvLayers> kv_scales_of(const ModelSpec& spec, const Checkpoint* checkpoin
 Result<KvLayers> read_kv_scales(const ModelSpec& spec, const std::string& path, KvFormat format) {
   const SafetensorsFile file = TRY(SafetensorsFile::open(path));
   const std::vector<CacheLayer> layers = cache_layers(spec);
-  std::set<std::string> names;
+  std::set<std::string> names, left_out;
   for (size_t i = 0; i < layers.size(); ++i) {
     if (!layers[i].attention) continue;
     for (const char* plane : {"k", "v"}) names.insert(range_name(i, plane));
+  }
+  for (int i = 0; spec.mtp_left_out && i < spec.mtp_left_out->num_layers; ++i) {
+    const size_t layer = layers.size() + static_cast<size_t>(i);
+    for (const char* plane : {"k", "v"}) left_out.insert(range_name(layer, plane));
   }
   const std::string expected =
       "; of the model's layers " + std::to_string(names.size() / 2) + " have a KV cache (" +
       std::to_string(names.size()) + " tensors), and the file has " +
       std::to_string(file.tensors().size()) + " tensors: it is of another model";
   for (const TensorInfo& info : file.tensors()) {
-    if (!names.contains(info.name)) {
+    if (!names.contains(info.name) && !left_out.contains(info.name)) {
       return data_loss(path + ": tensor " + info.name + " is of no such layer" + expected);
     }
   }

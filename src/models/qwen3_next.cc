@@ -66,7 +66,9 @@ Result<ModelSpec> parse_hybrid(const ConfigJson& config, const HybridTraits& tra
     spec.layers.push_back(layer);
   }
   // Qwen3-Next has the module without a word of it: adapt_to_checkpoint() looks for it.
-  spec.may_have_mtp = true;
+  for (const LayerSpec& layer : spec.layers) {
+    if (std::holds_alternative<AttentionSpec>(layer.mixer)) spec.mtp_layer = layer;
+  }
   spec.mtp = mtp_of(spec, TRY(text.integer_in_or("mtp_num_hidden_layers", 0, kMaxMtpLayers, 0)));
   if (TRY(text.flag_or("mtp_use_dedicated_embeddings", false))) {
     return unsupported(text.field("mtp_use_dedicated_embeddings") + " = true is not supported");

@@ -5,12 +5,17 @@
 namespace weft {
 
 std::optional<MtpSpec> mtp_of(const ModelSpec& spec, int64_t num_layers) {
-  if (num_layers == 0) return std::nullopt;
-  for (auto layer = spec.layers.rbegin(); layer != spec.layers.rend(); ++layer) {
-    if (!std::holds_alternative<AttentionSpec>(layer->mixer)) continue;
-    return MtpSpec{.num_layers = static_cast<int>(num_layers), .layer = *layer};
-  }
-  return std::nullopt;
+  if (num_layers == 0 || !spec.mtp_layer) return std::nullopt;
+  const int64_t layers = std::min(num_layers, spec.most_mtp_layers);
+  return MtpSpec{.num_layers = static_cast<int>(layers), .layer = *spec.mtp_layer};
+}
+
+void leave_out_mtp(ModelSpec& spec) {
+  if (!spec.mtp_layer) return;
+  spec.mtp_left_out = spec.mtp;
+  spec.mtp_layer.reset();
+  spec.mtp.reset();
+  spec.names.ignored_prefixes.push_back(spec.names.mtp.all);
 }
 
 void adapt_to_checkpoint(ModelSpec& spec, const Checkpoint& checkpoint) {
@@ -25,13 +30,13 @@ void adapt_to_checkpoint(ModelSpec& spec, const Checkpoint& checkpoint) {
     spec.names.model = "model.language_model.";
     spec.names.vision = "model.visual.";
   }
-  if (!spec.may_have_mtp) return;
+  if (!spec.mtp_layer) return;
   // transformers drops the module when it saves a checkpoint, and leaves the config as it was.
   int64_t layers = 0;
-  if (checkpoint.find(spec.names.mtp + "fc.weight")) {
-    while (layers < kMaxMtpLayers &&
-           checkpoint.find(spec.names.mtp + "layers." + std::to_string(layers) +
-                           ".input_layernorm.weight")) {
+  if (checkpoint.find(spec.names.mtp.fc)) {
+    while (layers < kMaxMtpLayers && checkpoint.find(spec.names.mtp.layers +
+                                                     std::to_string(layers) +
+                                                     ".input_layernorm.weight")) {
       ++layers;
     }
   }

@@ -14,12 +14,23 @@
 
 namespace weft {
 
+inline constexpr int64_t kMaxMtpLayers = 16;
+
+/// How a checkpoint names the tensors of its MTP module.
+struct MtpNames {
+  std::string all = "mtp.";            ///< before all of them
+  std::string layers = "mtp.layers.";  ///< before N
+  std::string fc = "mtp.fc.weight";
+  std::string embedding_norm = "mtp.pre_fc_norm_embedding.weight";
+  std::string hidden_norm = "mtp.pre_fc_norm_hidden.weight";
+  std::string norm = "mtp.norm.weight";  ///< may be the model's own
+};
+
 /// How a checkpoint names its tensors, where families differ.
 struct NameMap {
   std::string model = "model.";         ///< before embed_tokens, layers.N and norm
   std::string head = "lm_head.weight";  ///< absent when tied
-  std::string mtp = "mtp.";
-  std::string mtp_not_run;  ///< of a draft module of another make; its tensors are left out
+  MtpNames mtp;
   std::string vision = "model.visual.";
   std::vector<std::string> ignored_prefixes;  ///< tensors that inference does not need
   /// The scales of static KV caches are read by kv_scales_of().
@@ -28,7 +39,7 @@ struct NameMap {
       "v_proj.output_scale", "cachek_matmul.", "cachev_matmul."};
 };
 
-/// Multi-token prediction: draft head with decoder layers of its own (Qwen3-Next, Qwen3.5).
+/// Multi-token prediction: draft head with decoder layers of its own (Qwen3-Next, Qwen3.5, ERNIE).
 /// h = fc [ norm_e(embedding of token p+1) ; norm_h(hidden p) ], then the layers, then a norm; the
 /// embedding and the head are the model's.
 struct MtpSpec {
@@ -48,8 +59,11 @@ struct ModelSpec {
   bool tied_head = false;  ///< the head is the embedding; adapt_to_checkpoint() may correct it
   RopeSpec rope;
   std::vector<LayerSpec> layers;
-  bool may_have_mtp = false;  ///< the family knows an MTP module; the checkpoint decides
+  /// What the layers of an MTP module are, where the family knows one; the checkpoint decides.
+  std::optional<LayerSpec> mtp_layer;
+  int64_t most_mtp_layers = kMaxMtpLayers;
   std::optional<MtpSpec> mtp;
+  std::optional<MtpSpec> mtp_left_out;  ///< by leave_out_mtp()
   /// Why the heads of prompts can't see what the checkpoint was trained with; empty: they can. With
   /// another --prefill-attention it runs.
   std::string prefill_refusal;
@@ -62,10 +76,10 @@ struct ModelSpec {
 /// errors that name the field and what is allowed.
 Result<ModelSpec> parse_model(const ConfigJson& config);
 
-inline constexpr int64_t kMaxMtpLayers = 16;
-/// An MTP module of that many layers like the model's last full-attention layer; none for 0 layers
-/// or without such a layer.
+/// An MTP module of that many layers; none for 0 layers or where the family knows none.
 std::optional<MtpSpec> mtp_of(const ModelSpec& spec, int64_t num_layers);
+/// The model without its MTP module: nothing of it is loaded or cached.
+void leave_out_mtp(ModelSpec& spec);
 
 /// Names in `architectures` that parse_model() accepts.
 std::vector<std::string_view> supported_architectures();

@@ -5,6 +5,7 @@
 #include <random>
 
 #include "checkpoint/model_file.h"
+#include "tests/golden/ernie_mtp.h"
 #include "tests/support/oracle.h"
 
 namespace weft {
@@ -29,7 +30,8 @@ std::vector<std::string> tiny_families() {
                                   "qwen3_vl",
                                   "pawqwen3_full_streaming",
                                   "qwen2_5_vl",
-                                  std::string(kMtpFamily)};
+                                  std::string(kMtpFamily),
+                                  std::string(kErnieMtpFamily)};
   std::erase_if(out, [](const std::string& f) {
     return f.starts_with("pawqwen3_full") && !oracle_has("models/" + f);
   });
@@ -95,7 +97,9 @@ Result<std::unique_ptr<Model>> load_tiny(const Variant& variant) {
   options.max_image_patches = 4 * kTinyImageTokens;
   TinyStream stream(variant.ops->device, int64_t{64} << 20, kTinyThreads);
   if (variant.family == kWideFamily) return load_wide(options, stream.get(), *variant.ops);
-  const std::string path = oracle_dir() + "/models/" + variant.family;
+  const std::string path = variant.family == kErnieMtpFamily
+                               ? testing::ernie_mtp_dir("ernie4_5")
+                               : oracle_dir() + "/models/" + variant.family;
   const ModelDirectory directory = TRY(ModelDirectory::open(path));
   const ConfigJson config = TRY(ConfigJson::load(directory, "config.json"));
   ModelSpec spec = TRY(parse_model(config));

@@ -30,8 +30,8 @@ std::string describe(const Variant& variant);
 std::vector<std::string> tiny_families();
 /// A family without a folder: two layers of Qwen3-8B's widths with dummy weights, for a GPU.
 inline constexpr std::string_view kWideFamily = "wide";
-/// The one with a multi-token prediction module.
-inline constexpr std::string_view kMtpFamily = "qwen3_5_mtp";
+/// Those with a multi-token prediction module.
+inline constexpr std::string_view kMtpFamily = "qwen3_5_mtp", kErnieMtpFamily = "ernie4_5_mtp";
 
 /// The CUDA ops, or the reference ops and the CPU ops of every instruction set that this machine
 /// has.
