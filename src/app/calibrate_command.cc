@@ -75,7 +75,9 @@ bool widen_range(SequenceRunner& runner, KvLayers& range) {
 }
 
 Result<void> calibrate(const CalibrateOptions& options) {
-  const auto offline = TRY(OfflineModel::load(options.engine));
+  EngineOptions engine = options.engine;
+  engine.load_mtp = true;  // a file serves with and without drafts
+  const auto offline = TRY(OfflineModel::load(engine));
   const ChatFrontend chat = TRY(ChatFrontend::load(offline->plan().directory));
   const auto texts = TRY(read_texts(options, chat, offline->plan().memory.max_model_len));
   int64_t longest = 0, tokens = 0;
