@@ -28,7 +28,8 @@ std::vector<CacheLayer> cache_layers(const ModelSpec& spec) {
     out.push_back(
         {std::get_if<AttentionSpec>(&layer.mixer), layers + std::to_string(i) + ".self_attn."});
   };
-  for (size_t i = 0; i < spec.layers.size(); ++i) add(spec.layers[i], spec.names.model + "layers.", i);
+  for (size_t i = 0; i < spec.layers.size(); ++i)
+    add(spec.layers[i], spec.names.model + "layers.", i);
   for (int i = 0; spec.mtp && i < spec.mtp->num_layers; ++i) {
     add(spec.mtp->layer, spec.names.mtp.layers, static_cast<size_t>(i));
   }

@@ -34,9 +34,9 @@ void adapt_to_checkpoint(ModelSpec& spec, const Checkpoint& checkpoint) {
   // transformers drops the module when it saves a checkpoint, and leaves the config as it was.
   int64_t layers = 0;
   if (checkpoint.find(spec.names.mtp.fc)) {
-    while (layers < kMaxMtpLayers && checkpoint.find(spec.names.mtp.layers +
-                                                     std::to_string(layers) +
-                                                     ".input_layernorm.weight")) {
+    while (layers < kMaxMtpLayers &&
+           checkpoint.find(spec.names.mtp.layers + std::to_string(layers) +
+                           ".input_layernorm.weight")) {
       ++layers;
     }
   }
