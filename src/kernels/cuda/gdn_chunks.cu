@@ -26,18 +26,10 @@ constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 /// Log2 of decays, in blocks of 16 tokens so that differences keep their digits: over a chunk they
 /// may reach -1000s.
-struct HeadGates {
+struct alignas(16) HeadGates {
   float local[kGdnChunk];  // from the start of its block to a token, inclusive
   float beta[kGdnChunk];
-  float total[4];  // of a block
   float out[kGdnGates];
-};
-
-struct __align__(1024) Shared {
-  std::byte kq[kGdnKqBytes];
-  std::byte tp[2][kGdnTpBytes];  // by warpgroup: T (before, A below the diagonal blocks), then P
-  float diagonal[2][4][16][20];  // blocks of A
-  HeadGates gates[1];            // [group]
 };
 
 /// Where a chunk's rows are.
@@ -45,6 +37,21 @@ struct ChunkRows {
   int begin, count;  // rows of the step
   int end;           // of the segment
   GdnHistory history;
+};
+
+struct __align__(1024) Shared {
+  std::byte kq[kGdnKqBytes];
+  std::byte tp[2][kGdnTpBytes];  // by warpgroup: T (before, A below the diagonal blocks), then P
+  float diagonal[2][4][16][16];  // blocks of A
+  ChunkRows next;
+  HeadGates gates[1];  // [group]
+};
+
+/// Behind a team's gates, if there is room: what the next chunk is made of, on its way while this
+/// one is prepared. Rows from three before the chunk on; of q, then of k.
+struct alignas(16) Ahead {
+  uint2 rows[kGdnChunk + 3][kGdnDim / 2];
+  float taps[2 * kGdnDim][4];
 };
 
 /// Goes through the chunks in order.
@@ -74,10 +81,14 @@ __device__ __forceinline__ void unpack(const uint2& from, float (&to)[4]) {
   to[3] = __uint_as_float(from.y & 0xffff0000u);
 }
 
+template <bool IsAhead>
 class Preparer {
  public:
   __device__ Preparer(const GdnView& p, const GdnChunks& chunks, Shared& shared)
-      : p_(p), chunks_(chunks), shared_(shared) {
+      : p_(p),
+        chunks_(chunks),
+        shared_(shared),
+        ahead_(*reinterpret_cast<Ahead*>(shared.gates + p.group())) {
     warp_ = warp_index() % (kThreads / 32);
     lane_ = static_cast<int>(threadIdx.x) % 32;
     warpgroup_ = warp_ / 4;
@@ -93,27 +104,37 @@ class Preparer {
       reinterpret_cast<uint4*>(shared_.tp)[i] = make_uint4(0, 0, 0, 0);
     }
     ChunkRows rows = cursor.find(item / p_.key_heads);
+    load_ahead(rows, item % p_.key_heads);
     while (item < items) {
       const int chunk = item / p_.key_heads, hk = item % p_.key_heads;
-      // Bulk stores of the item before may still read shared memory.
-      if (is_leader()) bulk_wait_read<0>();
+      const int next = item + static_cast<int>(gridDim.x) * kTeams;
+      if (thread() == kLeader) bulk_wait_read<1>();  // q, k and gates of the item before have left
+      if constexpr (IsAhead) copy_async_wait<0>();
       sync_team();
       const bool has_head = warp_ < p_.group();
       GateInputs inputs;
       if (has_head) inputs = load_gates(rows, hk * p_.group() + warp_);
       convolve(rows, hk);
+      // While some make gates, others look for the next rows and tell of the item before.
       if (has_head) make_gates(rows, inputs, shared_.gates[warp_]);
+      publish();
+      if (warp_ == 6 && next < items) {
+        const ChunkRows found = cursor.find(next / p_.key_heads);
+        if (lane_ == 0) shared_.next = found;
+      }
       fence_async_shared();
       sync_team();
-      const int next = item + static_cast<int>(gridDim.x) * kTeams;
       if (next < items) {
-        rows = cursor.find(next / p_.key_heads);
-        prefetch(rows, next % p_.key_heads);
+        rows = shared_.next;
+        load_ahead(rows, next % p_.key_heads);
       }
-      publish();  // the item before
-      if (thread() == 0) {
+      if (thread() == kLeader) {
         const int64_t at = int64_t{chunk} * p_.key_heads + hk;
         bulk_store(chunks_.kq + at * kGdnKqBytes, shared_.kq, kGdnKqBytes);
+        for (int r = 0; r < p_.group(); ++r) {
+          bulk_store(chunks_.gates + (at * p_.group() + r) * kGdnGates, shared_.gates[r].out,
+                     kGdnGates * 4);
+        }
         bulk_commit();
       }
       heads(chunk, hk);
@@ -124,7 +145,8 @@ class Preparer {
   }
 
  private:
-  __device__ bool is_leader() const { return threadIdx.x % 128 == 0; }
+  static constexpr int kLeader = 96;  // of a warpgroup: has no gates to make, in most shapes
+  __device__ bool is_leader() const { return threadIdx.x % 128 == kLeader; }
   __device__ static int team() { return static_cast<int>(threadIdx.x) / kThreads; }
   __device__ static int thread() { return static_cast<int>(threadIdx.x) % kThreads; }
   __device__ void sync_team() const { barrier_sync(1 + team(), kThreads); }
@@ -141,13 +163,35 @@ class Preparer {
     }
   }
 
-  /// Asks for the input rows of a chunk: lines of 128 bytes, two of q and two of k a row.
-  __device__ void prefetch(const ChunkRows& rows, int hk) const {
-    const int row = thread() / 4, part = thread() % 4;
-    if (row >= rows.count) return;
-    const int channel = (part < 2 ? hk * kGdnDim : p_.k_channel(hk)) + part % 2 * 64;
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p_.qkv + int64_t{rows.begin + row} * p_.qkv_row +
-                                                  channel));
+  /// Asks for the input rows of a chunk, and taps; rows that the segment does not have are zeros.
+  __device__ __forceinline__ void load_ahead(const ChunkRows& rows, int hk) const {
+    if constexpr (IsAhead) {
+      const int part = lane_;  // of a row, 16 bytes each
+      const int channel = (part < 16 ? hk * kGdnDim : p_.k_channel(hk) - kGdnDim) + part * 8;
+      const int first = rows.begin - 3 + warp_;
+      const __nv_bfloat16* from = p_.qkv + channel + first * p_.qkv_row;
+      const int64_t step = 8 * p_.qkv_row;
+#pragma unroll
+      for (int i = 0; i < 9; ++i) {
+        const int t = first + 8 * i;
+        const bool there = t >= rows.history.begin && t < rows.end;
+        if (i < 8 || warp_ < 3) {
+          copy_async_16(&ahead_.rows[warp_ + 8 * i][2 * part], there ? from : p_.qkv,
+                        there ? 16 : 0);
+        }
+        from += step;
+      }
+      const int own =
+          thread() < kGdnDim ? hk * kGdnDim + thread() : p_.k_channel(hk) - kGdnDim + thread();
+      copy_async_16(ahead_.taps[thread()], p_.conv + own * p_.conv_row, 16);
+      copy_async_commit();
+    } else {  // lines of 128 bytes, two of q and two of k a row
+      const int row = thread() / 4, part = thread() % 4;
+      if (row >= rows.count) return;
+      const int channel = (part < 2 ? hk * kGdnDim : p_.k_channel(hk)) + part % 2 * 64;
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(
+          p_.qkv + int64_t{rows.begin + row} * p_.qkv_row + channel));
+    }
   }
 
   struct GateInputs {
@@ -194,7 +238,6 @@ class Preparer {
       if (i == block) own = total;
       if (i > block) after += total;
       all += total;
-      if (lane_ == 0) gates.total[i] = total;
     }
     const float last = exp2_approx(all);
 #pragma unroll
@@ -217,16 +260,23 @@ class Preparer {
     const bool is_k = warp_ >= 4;
     const int channel = (is_k ? p_.k_channel(hk) : hk * kGdnDim) + 4 * lane_;
     const int first = rows.begin + 16 * (warp_ % 4) - 3, stride = static_cast<int>(p_.qkv_row);
-    uint2 raw[19];
+    const uint2* near = ahead_.rows[16 * (warp_ % 4)] + (is_k ? 32 : 0) + lane_;
+    uint2 raw[IsAhead ? 3 : 19];
 #pragma unroll
-    for (int i = 0; i < 19; ++i) {
-      const int t = min(max(first + i, rows.history.begin), rows.end - 1);
-      raw[i] = *reinterpret_cast<const uint2*>(p_.qkv + channel + int64_t{t} * stride);
+    for (int i = 0; i < (IsAhead ? 3 : 19); ++i) {
+      if constexpr (IsAhead) {
+        raw[i] = near[i * (kGdnDim / 2)];
+      } else {
+        const int t = min(max(first + i, rows.history.begin), rows.end - 1);
+        raw[i] = *reinterpret_cast<const uint2*>(p_.qkv + channel + int64_t{t} * stride);
+      }
     }
     float taps[4][4], x[4][4];
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      const float4 w = *reinterpret_cast<const float4*>(p_.conv + (channel + c) * p_.conv_row);
+      const float4 w = *reinterpret_cast<const float4*>(
+          IsAhead ? ahead_.taps[(is_k ? kGdnDim : 0) + 4 * lane_ + c]
+                  : p_.conv + (channel + c) * p_.conv_row);
       taps[c][0] = w.x * -kLog2E;
       taps[c][1] = w.y * -kLog2E;
       taps[c][2] = w.z * -kLog2E;
@@ -243,12 +293,21 @@ class Preparer {
       }
     }
     std::byte* tile = shared_.kq + (is_k ? 0 : 2 * kGdnTile) + lane_ / 16 * kGdnTile;
-#pragma unroll
+#pragma unroll(IsAhead ? 1 : 4)
     for (int i = 0; i < 16; i += 4) {
+      uint2 own[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if constexpr (IsAhead) {
+          own[j] = near[(i + j + 3) * (kGdnDim / 2)];
+        } else {
+          own[j] = raw[i + j + 3];
+        }
+      }
       float y[4][4], sum[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        unpack(raw[i + j + 3], x[(j + 3) % 4]);
+        unpack(own[j], x[(j + 3) % 4]);
         sum[j] = 0;
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
@@ -356,7 +415,6 @@ class Preparer {
     sync_warpgroup();
     if (is_leader()) {
       bulk_store(chunks_.tp + index * kGdnTpBytes, tiles, kGdnTpBytes);
-      bulk_store(chunks_.gates + index * kGdnGates, gates.out, kGdnGates * 4);
       bulk_commit();
     }
   }
@@ -381,12 +439,12 @@ class Preparer {
     const int own = warp_ % 4, r = 16 * own + lane_ / 4;
     const float beta[2] = {gates.beta[r], gates.beta[r + 8]};
     float from[2] = {gates.local[r], gates.local[r + 8]};
-    float(*diagonal)[20] = shared_.diagonal[warpgroup_][own];
+    float(*diagonal)[16] = shared_.diagonal[warpgroup_][own];
 #pragma unroll
     for (int j = 3; j >= 0; --j) {
       if (j > own) continue;
       if (j < own) {
-        const float total = gates.total[j];
+        const float total = gates.local[16 * j + 15];
         from[0] += total;
         from[1] += total;
       }
@@ -418,7 +476,7 @@ class Preparer {
   /// = I, column by column from the right.
   __device__ __forceinline__ void invert_diagonal(std::byte* tiles) const {
     const int own = warp_ % 4, row = lane_ % 16;
-    const float(*a)[20] = shared_.diagonal[warpgroup_][own];
+    const float(*a)[16] = shared_.diagonal[warpgroup_][own];
     float t[16];
 #pragma unroll
     for (int c = 0; c < 16; ++c) t[c] = c == row ? 1.0f : 0.0f;
@@ -465,34 +523,48 @@ class Preparer {
   const GdnView& p_;
   const GdnChunks& chunks_;
   Shared& shared_;
+  Ahead& ahead_;
   int warp_, lane_, warpgroup_;
   int* pending_ = nullptr;
 };
 
 /// Bytes of a team.
-__host__ __device__ int64_t team_bytes(const GdnView& p) {
-  const int64_t gates = p.value_heads / p.key_heads - 1;
-  return (static_cast<int64_t>(sizeof(Shared) + gates * sizeof(HeadGates)) + 1023) / 1024 * 1024;
+__host__ __device__ int64_t team_bytes(const GdnView& p, bool ahead) {
+  const int64_t gates = p.value_heads / p.key_heads;
+  return (static_cast<int64_t>(offsetof(Shared, gates) + gates * sizeof(HeadGates) +
+                               (ahead ? sizeof(Ahead) : 0)) +
+          1023) /
+         1024 * 1024;
 }
 
+template <bool IsAhead>
 __global__ void __launch_bounds__(kTeams* kThreads, 1)
     gdn_chunks_kernel(const __grid_constant__ GdnView p, const __grid_constant__ GdnChunks chunks) {
   extern __shared__ __align__(1024) std::byte memory[];
   let_successor_begin();  // the scan follows by the flags, chunk by chunk
-  std::byte* own = memory + warp_index() / (kThreads / 32) * team_bytes(p);
-  Preparer(p, chunks, *reinterpret_cast<Shared*>(own)).run();
+  std::byte* own = memory + warp_index() / (kThreads / 32) * team_bytes(p, IsAhead);
+  Preparer<IsAhead>(p, chunks, *reinterpret_cast<Shared*>(own)).run();
+}
+
+template <bool IsAhead>
+void prepare(Stream& stream, const GdnView& p, const GdnChunks& chunks, int multiprocessors) {
+  const int blocks = (chunks.num_chunks * p.key_heads + kTeams - 1) / kTeams;
+  launch(stream,
+         {.grid = static_cast<unsigned>(std::min(blocks, multiprocessors)),
+          .block = kTeams * kThreads,
+          .shared_bytes = static_cast<size_t>(kTeams * team_bytes(p, IsAhead))},
+         gdn_chunks_kernel<IsAhead>, p, chunks);
 }
 
 }  // namespace
 
 void gdn_prepare_chunks(Stream& stream, const GdnView& p, const GdnChunks& chunks,
                         int multiprocessors) {
-  const int blocks = (chunks.num_chunks * p.key_heads + kTeams - 1) / kTeams;
-  launch(stream,
-         {.grid = static_cast<unsigned>(std::min(blocks, multiprocessors)),
-          .block = kTeams * kThreads,
-          .shared_bytes = static_cast<size_t>(kTeams * team_bytes(p))},
-         gdn_chunks_kernel, p, chunks);
+  if (kTeams * team_bytes(p, true) <= 227 * 1024) {
+    prepare<true>(stream, p, chunks, multiprocessors);
+  } else {
+    prepare<false>(stream, p, chunks, multiprocessors);
+  }
 }
 
 }  // namespace weft::cuda
