@@ -238,7 +238,7 @@ TensorView Decoder::run_layers(StepContext& context, const Layers& layers, int f
     const DecoderLayer& layer = *layers[i];
     const bool last = i + 1 == layers.size() && narrows(context);
     StepContext part = context;
-    part.cache_only = last && context.asked->rows.dim(0) == 0;
+    part.last = last;
     layer.mixer->forward(part, LayerId{first_layer + static_cast<int>(i)},
                          norm_with(layer.input_norm), residual);
     if (last) {

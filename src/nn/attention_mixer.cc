@@ -79,8 +79,10 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, const RmsNormA
     kv.k_scale = scales.k;
     kv.v_scale = scales.v;
   }
+  const AskedRows* asked = context.last ? context.asked : nullptr;
+  const int64_t first = asked != nullptr ? asked->first_row : 0;  // of those that attend
   TensorView qkv = take_rows(context, rows, q_width() + 2 * kv_width());
-  TensorView attended = take_rows(context, rows, q_heads * head_dim);
+  TensorView attended = take_rows(context, rows - first, q_heads * head_dim);
 
   // With a gate, each head's columns are [q | gate].
   const TensorView q_part = qkv.columns(0, q_width()).split_last(q_heads, q_width() / q_heads);
@@ -106,37 +108,41 @@ void AttentionMixer::forward(StepContext& context, LayerId layer, const RmsNormA
                         ops.linear_prepare(context.stream, project_in, prepare);
   if (!prepared) ops.linear(context.stream, project_in);
   if (decides) planner_->decide(context, kv, layer, keys, k_norm_.weight());
-  if (context.cache_only) {
+  if (asked != nullptr && asked->rows.dim(0) == 0) {
     if (!prepared) ops.qkv_prepare(context.stream, prepare);
     return;
   }
   const TensorView heads = attended.split_last(q_heads, head_dim);
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
   AttnArgs attention{.shape = {spec_.q_heads, spec_.kv_heads, spec_.head_dim, scale},
-                     .q = q,
+                     .q = q.rows(first, rows),
                      .out = heads,
                      .kv = kv,
-                     .seqs = context.batch.seqs,
-                     .prompt_rows = context.batch.prompt_rows,
+                     .seqs = first > 0 ? asked->seqs : context.batch.seqs,
+                     .prompt_rows = context.batch.prompt_rows - first,
                      .num_prompt_segments = context.batch.num_prompt_segments,
                      .max_decode_len = context.batch.max_decode_len};
   HeadPlan plan;
   bool attended_too = false;
-  if (planner_ && planner_->needed(context.batch)) {
+  if (planner_ && attention.prompt_rows > 0 && planner_->needed(context.batch)) {
     if (!prepared) ops.qkv_prepare(context.stream, prepare);
     plan = planner_->plan(context, layer, attention);
     attention.heads = &plan;
+  } else if (!prepared && first > 0) {
+    ops.qkv_prepare(context.stream, prepare);
   } else if (!prepared) {
     attended_too = prepare_attention(context.ops, context.stream, prepare, attention);
   }
-  const LinearArgs project = out_.args(context, attended, residual, Epilogue::kAdd);
+  LinearArgs project = out_.args(context, attended, residual.rows(first, rows), Epilogue::kAdd);
+  project.prompt_rows = attention.prompt_rows;
   if (!attended_too && !spec_.output_gate) {
     return linear_of_attention(context.ops, context.stream, attention, project);
   }
   if (!attended_too) context.ops.attention(context.stream, attention);
   if (spec_.output_gate) {
-    context.ops.mul_sigmoid(context.stream,
-                            {.x = heads, .gate = q_part.columns(head_dim, 2 * head_dim)});
+    context.ops.mul_sigmoid(
+        context.stream,
+        {.x = heads, .gate = q_part.columns(head_dim, 2 * head_dim).rows(first, rows)});
   }
   context.ops.linear(context.stream, project);
 }

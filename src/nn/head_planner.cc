@@ -226,7 +226,7 @@ void HeadPlanner::record(StepContext& context, LayerId layer, const AttnArgs& at
   for (int64_t s = 0; s < attention.num_prompt_segments; ++s) {
     const int64_t start = seqs.host_kv_start[s];
     const int64_t rows = seqs.host_cu_q[s + 1] - seqs.host_cu_q[s];
-    for (int64_t h = 0; h < heads; ++h) {
+    for (int64_t h = 0; h < heads && rows > 0; ++h) {
       const auto kind = static_cast<HeadKind>(kind_of(plan.kinds, plan.rows, s, h));
       ++(kind == HeadKind::kFull        ? sink.counters.full_heads
          : kind == HeadKind::kStreaming ? sink.counters.streaming_heads

@@ -50,7 +50,7 @@ class Mixer {
   virtual void decide(StepContext&, LayerId, TensorView) const {}
   /// residual += mixer(norm of the rows); [T, hidden], residual f32. Reads and writes the cache of
   /// `layer`. The norm is the mixer's to do, so that its first product can do it. With
-  /// StepContext::cache_only the residual may be left as it is.
+  /// StepContext::last other rows than the asked ones may be left as they are.
   virtual void forward(StepContext& context, LayerId layer, const RmsNormArgs& norm,
                        TensorView residual) const = 0;
   /// Takes the state of the batch's one segment through rows [first, first + count) of what was

@@ -61,6 +61,10 @@ struct KeptInputs {
 struct AskedRows {
   TensorView rows;          ///< [R] i32
   int64_t prompt_rows = 0;  ///< of them, rows of prompts
+  /// Those before this one need nothing of the last layer but what it writes to its cache. It
+  /// begins a block of HeadPlan, or a segment.
+  int64_t first_row = 0;
+  SeqMap seqs = {};  ///< of the rows from there on, counted from it, if it is not 0
 };
 
 /// What a layer may use while it runs: an argument, never a global.
@@ -73,7 +77,7 @@ struct StepContext {
   PlanSink* plans = nullptr;  ///< told what plans of heads do; null: nobody asks, or not on a host
   const KeptInputs* kept = nullptr;  ///< what has to be kept of this step; null: nothing
   const AskedRows* asked = nullptr;  ///< null: all rows
-  bool cache_only = false;  ///< of this layer nothing is wanted but what it writes to its cache
+  bool last = false;  ///< of this layer only what it caches and the rows of `asked` are wanted
 };
 
 }  // namespace weft

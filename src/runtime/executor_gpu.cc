@@ -336,7 +336,7 @@ void GpuExecutor::run_mixed(Flight& flight) {
   const ArenaScope scope(arena_);
   StepContext context{parts_.stream, parts_.ops, arena_, step.batch(), parts_.kv};
   sampler_.feed(parts_.stream, step);
-  const AskedRows asked{step.logit_row_ids(), step.num_prompt_logit_rows()};
+  const AskedRows& asked = step.asked();
   if (!mtp_) context.asked = &asked;  // the module goes over all rows
   const TensorView hidden = parts_.model.hidden(context);
   keep(hidden);

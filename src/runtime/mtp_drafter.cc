@@ -76,7 +76,7 @@ void MtpDrafter::follow(StepContext& context, PackedStep& step, TensorView hidde
   if (batch.prompt_rows >= kManyRows && limits_.all_rows() >= DraftState::kMostLate) {
     // Keys and values of all rows; those that drafts start from go through the whole module when
     // somebody drafts.
-    const AskedRows none{step.logit_row_ids().rows(0, 0)};
+    const AskedRows none{step.asked().rows.rows(0, 0)};
     own.asked = &none;
     parts_.model.mtp_hidden(own, hidden);
     take_last_rows(step, hidden, result);

@@ -81,9 +81,8 @@ void Runner::run(PackedStep& step, StepResult& result) {
                       parts_.kv,
                       &plans,
                       kept_.rows.empty() ? nullptr : &kept_};
-  const AskedRows asked{step.logit_row_ids(), step.num_prompt_logit_rows()};
   // The module goes over all rows, and a record is of whole layers.
-  if (!mtp_ && record_ == nullptr && !step.layers().partial()) context.asked = &asked;
+  if (!mtp_ && record_ == nullptr && !step.layers().partial()) context.asked = &step.asked();
   const TensorView hidden =
       step.layers().partial() ? run_layers(step, context) : parts_.model.hidden(context);
   sample(step, context, hidden, result);

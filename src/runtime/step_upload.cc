@@ -105,6 +105,8 @@ void PackedStep::carve(const Extents& extents) {
   carver.take(kv_slot_, extents.rows);
   carver.take(cu_q_, extents.segments + 1);
   carver.take(kv_start_, extents.segments);
+  carver.take(asked_segments_.cu_q, extents.segments + 1);
+  carver.take(asked_segments_.start, extents.segments);
   carver.take(sees_all_, extents.segments);
   carver.take(read_slot_, extents.segments);
   carver.take(write_slot_, extents.segments);
@@ -313,7 +315,6 @@ void PackedStep::make_views(bool padded) {
   for (int64_t i = 0; i < num_logits; ++i) {
     logit_ids_[i] = static_cast<int32_t>(logit_rows_[static_cast<size_t>(i)].row);
   }
-  logit_row_ids_ = view(logit_ids_, DType::kI32, {num_logits});
   batch_.positions = {.index = view(index_, DType::kI32, {num_rows_}),
                       .delta = view(delta_, DType::kI32, {num_rows_})};
   if (triples_) batch_.positions.triples = view(triples_, DType::kI32, {num_rows_, 3});
@@ -339,6 +340,15 @@ void PackedStep::make_views(bool padded) {
     batch_.write_slot = view(write_slot_, DType::kI32, {segments});
     batch_.chains = view(chains_, DType::kI32, {batch_.num_chains + 1});
   }
+  asked_ = {view(logit_ids_, DType::kI32, {num_logits}), num_prompt_logit_rows_};
+  if (num_logits == 0 || batch_.num_prompt_segments == 0) return;
+  asked_.seqs = batch_.seqs;
+  asked_.first_row = asked_segments_.set(batch_.seqs, batch_.num_prompt_segments,
+                                         batch_.prompt_rows, logit_ids_[0]);
+  asked_.seqs.cu_q = view(asked_segments_.cu_q, DType::kI32, {segments + 1});
+  asked_.seqs.kv_start = view(asked_segments_.start, DType::kI32, {segments});
+  asked_.seqs.host_cu_q = asked_segments_.cu_q;
+  asked_.seqs.host_kv_start = asked_segments_.start;
 }
 
 /// The pieces of a prompt that is computed layer by layer, and the segment of its ends. They share

@@ -9,6 +9,7 @@
 #include "device/buffer.h"
 #include "grammar/grammar.h"
 #include "nn/step.h"
+#include "runtime/asked_rows.h"
 #include "runtime/block_table.h"
 #include "runtime/token_history.h"
 #include "sched/plan.h"
@@ -194,6 +195,8 @@ class PackedStep {
   /// Prompt rows first, then decode rows, in batch order.
   std::span<const LogitRow> logit_rows() const { return logit_rows_; }
   int64_t num_prompt_logit_rows() const { return num_prompt_logit_rows_; }
+  /// They as rows of the batch.
+  const AskedRows& asked() const { return asked_; }
   std::span<const ResultRow> results() const { return results_; }
   /// With speculation alone.
   std::span<const NextToken> next_tokens() const { return next_tokens_; }
@@ -211,8 +214,6 @@ class PackedStep {
   /// [T], host memory: the device slot whose last token a row takes; -1: the row has its id.
   int32_t* feed() { return feed_; }
   const TensorView& feed_view() const { return feed_view_; }
-  /// [logit rows] i32: the rows of the batch, as logit_rows() has them.
-  const TensorView& logit_row_ids() const { return logit_row_ids_; }
   /// Destroys what the step retired; call it when the step and all before it are done.
   void forget_retired() { retired_.clear(); }
 
@@ -254,6 +255,7 @@ class PackedStep {
   int64_t* kv_slot_ = nullptr;
   int32_t* cu_q_ = nullptr;
   int32_t* kv_start_ = nullptr;
+  AskedSegments asked_segments_;
   int32_t* sees_all_ = nullptr;
   int32_t* read_slot_ = nullptr;
   int32_t* write_slot_ = nullptr;
@@ -269,7 +271,8 @@ class PackedStep {
   int64_t num_rows_ = 0, num_spares_ = 0;
   const StateSlotMap* state_slots_ = nullptr;
   KeptRows* kept_ = nullptr;
-  TensorView feed_view_, logit_row_ids_;
+  TensorView feed_view_;
+  AskedRows asked_;
   SeqId chain_seq_;  // of the last segment
   std::vector<FedTokens> fed_;
   std::vector<LogitRow> logit_rows_;

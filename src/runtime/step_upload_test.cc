@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
+
 #include "kernels/gdn_slots.h"
 #include "kernels/ref/ref.h"
 #include "runtime/row_sampler.h"
@@ -95,6 +97,9 @@ TEST_F(PackedStepTest, PromptSlicesComeFirst) {
   ASSERT_EQ(step_.logit_rows().size(), 2u);
   EXPECT_EQ(step_.num_prompt_logit_rows(), 1);
   EXPECT_EQ(step_.logit_rows()[0].row, 69);
+  EXPECT_EQ(step_.asked().first_row, 64);
+  EXPECT_THAT(values<int32_t>(step_.asked().seqs.cu_q), ElementsAre(0, 0, 6, 7));
+  EXPECT_THAT(values<int32_t>(step_.asked().seqs.kv_start), ElementsAre(0, 64, 3));
   EXPECT_EQ(step_.logit_rows()[0].result, 1);
   EXPECT_EQ(step_.logit_rows()[0].position, 70);
   EXPECT_EQ(step_.logit_rows()[1].row, 70);
@@ -102,6 +107,25 @@ TEST_F(PackedStepTest, PromptSlicesComeFirst) {
   ASSERT_EQ(step_.fed_tokens().size(), 1u);
   EXPECT_TRUE(step_.fed_tokens()[0].from_device);
   EXPECT_EQ(step_.fed_tokens()[0].row, 70);
+}
+
+TEST(PackedStepPlans, AskedSegmentsBeginWithABlock) {
+  const int32_t cu_q[] = {0, 64, 400, 600, 603}, kv_start[] = {128, 192, 0, 70};
+  std::array<int32_t, 5> cu;
+  std::array<int32_t, 4> start;
+  const SeqMap all{.num_segments = 4, .host_cu_q = cu_q, .host_kv_start = kv_start};
+  const auto first = [&](int64_t row) {
+    return AskedSegments{cu.data(), start.data()}.set(all, 3, 600, row);
+  };
+  EXPECT_EQ(first(63), 0) << "no block begins between";
+  EXPECT_THAT(cu, ElementsAre(0, 64, 400, 600, 603));
+  EXPECT_EQ(first(399), 64 + 320) << "of position 527";
+  EXPECT_THAT(cu, ElementsAre(0, 0, 16, 216, 219));
+  EXPECT_THAT(start, ElementsAre(128, 512, 0, 70));
+  EXPECT_EQ(first(127), 64) << "a segment may begin behind its block's first row";
+  EXPECT_EQ(first(600), 600) << "no row of a prompt";
+  EXPECT_THAT(cu, ElementsAre(0, 0, 0, 0, 3));
+  EXPECT_THAT(start, ElementsAre(128, 192, 0, 70));
 }
 
 TEST(PackedStepPlans, ShortPromptsSeeAllKeysInEveryChunk) {
