@@ -284,15 +284,23 @@ TensorView Decoder::end_asked(StepContext& context, const DecoderLayer& layer, T
   return normed;
 }
 
-/// One layer on the rows of a piece; the residual is whole afterwards.
+/// One layer on the rows of a piece; the residual is whole afterwards, but for StepContext::last.
 void Decoder::run_layer(StepContext& context, LayerId id, TensorView residual) const {
   const ArenaScope scope(context.arena);
   const DecoderLayer& layer = *layers_[static_cast<size_t>(id.value)];
-  TensorView normed = take_rows(context, residual.dim(0), spec_.hidden);
-  TensorView out = take_rows(context, residual.dim(0), spec_.hidden);
+  const int64_t rows = residual.dim(0);
+  TensorView normed = take_rows(context, rows, spec_.hidden);
   const float eps = spec_.norm_eps;
   layer.mixer->forward(context, id, layer.input_norm.args(residual, {}, normed, eps), residual);
-  if (layer.mlp.forward(context, layer.post_norm.args(residual, {}, normed, eps), out, residual)) {
+  const int64_t first = context.last ? context.asked->first_row : 0;
+  if (context.last && context.asked->rows.dim(0) == 0) return;
+  StepBatch batch = context.batch;
+  batch.prompt_rows -= first;
+  StepContext part{context.stream, context.ops, context.arena, batch, context.kv};
+  residual = residual.rows(first, rows);
+  normed = normed.rows(first, rows);
+  const TensorView out = take_rows(context, rows - first, spec_.hidden);
+  if (layer.mlp.forward(part, layer.post_norm.args(residual, {}, normed, eps), out, residual)) {
     context.ops.add(context.stream, {.x = out, .out = residual});
   }
 }
@@ -331,10 +339,27 @@ void Decoder::run_prompt_layers(StepContext& context, const LayeredPrompt& promp
   if (prompt.first_layer == 0) {
     for_pieces([&](StepContext& part, TensorView residual) { embed(part, residual); });
   }
+  // Where all asked rows are the last piece's, the others need nothing of the last layer's output.
+  const StepBatch& end = prompt.pieces.back();
+  const int64_t before = prompt.residual.dim(0) - end.num_rows();
+  const bool narrows = context.asked != nullptr && context.asked->rows.dim(0) > 0 &&
+                       context.asked->first_row >= before;
   for (int i = prompt.first_layer; i < prompt.last_layer; ++i) {
     decide(context, prompt, LayerId{i});
-    for_pieces(
-        [&](StepContext& part, TensorView residual) { run_layer(part, LayerId{i}, residual); });
+    for_pieces([&](StepContext& part, TensorView residual) {
+      AskedRows asked;
+      if (narrows && static_cast<size_t>(i) + 1 == layers_.size()) {
+        asked = *context.asked;
+        if (&part.batch == &end) {
+          asked.first_row -= before;
+        } else {
+          asked = {asked.rows.rows(0, 0)};
+        }
+        part.asked = &asked;
+        part.last = true;
+      }
+      run_layer(part, LayerId{i}, residual);
+    });
   }
 }
 

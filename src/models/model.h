@@ -109,7 +109,8 @@ class Model {
     context.ops.sampling->sample(context.stream, choice);
   }
 
-  /// Runs some layers of a prompt; the first ones begin with its tokens.
+  /// Runs some layers of a prompt; the first ones begin with its tokens, the last one need not
+  /// compute other rows than StepContext::asked.
   virtual void run_prompt_layers(StepContext& context, const LayeredPrompt& prompt) const;
   /// What hidden() does behind the layers: out = norm(rows of the residual), [R, hidden].
   virtual void final_norm(StepContext& context, TensorView rows, TensorView out) const;

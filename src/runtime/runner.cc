@@ -92,12 +92,14 @@ void Runner::run(PackedStep& step, StepResult& result) {
 /// Some layers of a long prompt; its residual, which is not normed yet.
 TensorView Runner::run_layers(PackedStep& step, StepContext& context) {
   const TensorView residual = residual_.rows(0, step.batch().num_rows());
-  parts_.model.run_prompt_layers(context, {.pieces = step.pieces(),
-                                           .ends = &step.ends(),
-                                           .num_ends = step.ends().num_rows(),
-                                           .residual = residual,
-                                           .first_layer = step.layers().begin,
-                                           .last_layer = step.layers().end});
+  StepContext all = context;
+  if (!mtp_ && record_ == nullptr) all.asked = &step.asked();
+  parts_.model.run_prompt_layers(all, {.pieces = step.pieces(),
+                                       .ends = &step.ends(),
+                                       .num_ends = step.ends().num_rows(),
+                                       .residual = residual,
+                                       .first_layer = step.layers().begin,
+                                       .last_layer = step.layers().end});
   return residual;
 }
 
