@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <random>
 
 #include "app/image_plan.h"
 #include "app/kernel_needs.h"
@@ -13,6 +12,7 @@
 #include "app/progress.h"
 #include "app/refusals.h"
 #include "base/log.h"
+#include "base/random_key.h"
 #include "checkpoint/checkpoint.h"
 #include "device/gpu_health.h"
 #include "models/prefill.h"
@@ -254,11 +254,6 @@ std::string shown_name(const std::string& model, const std::string& directory) {
 
 int max_drafts(const SpeculationConfig& config) {
   return config.on() ? config.num_speculative_tokens : 0;
-}
-
-uint64_t random_key() {
-  std::random_device device;
-  return (uint64_t{device()} << 32) | device();
 }
 
 }  // namespace

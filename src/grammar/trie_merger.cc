@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <map>
-#include <random>
+
+#include "base/random_key.h"
 
 namespace weft {
 
@@ -27,8 +28,7 @@ bool has(const std::vector<uint32_t>& bits, int32_t token) {
 /// Two bytes are one class where the edges over them are the same. The edges of a byte are summed
 /// as random numbers under a key that no author of a grammar knows.
 ByteClasses byte_classes(const Grammar& grammar) {
-  std::random_device device;
-  const uint64_t key = uint64_t{device()} << 32 | device();
+  const uint64_t key = random_key();
   std::array<uint64_t, 257> change{};  // of the sum, from a byte to the next
   for (int32_t state = 0; state < grammar.num_states(); ++state) {
     for (const Grammar::Edge& edge : grammar.edges_of(state)) {

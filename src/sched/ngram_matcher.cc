@@ -11,17 +11,11 @@ namespace {
 
 constexpr size_t kFirstSlots = 64;
 
-/// The hash of a gram grows from its last token backwards, so that of size n + 1 follows from that
-/// of size n.
-uint64_t with_token_before(uint64_t hash, int32_t token) {
-  hash = (hash ^ static_cast<uint32_t>(token)) * 0x9e3779b97f4a7c15u;
-  return hash ^ hash >> 29;
-}
-
-uint64_t hash_before(const std::vector<int32_t>& tokens, int64_t end, int size) {
+uint64_t hash_before(const GramKeys& keys, const std::vector<int32_t>& tokens, int64_t end,
+                     int size) {
   uint64_t hash = 0;
-  for (int64_t i = end - 1; i >= end - size; --i) {
-    hash = with_token_before(hash, tokens[static_cast<size_t>(i)]);
+  for (int64_t i = 1; i <= size; ++i) {
+    hash = add_to_gram(hash, keys.key[i - 1], tokens[static_cast<size_t>(end - i)]);
   }
   return hash;
 }
@@ -40,7 +34,7 @@ NgramMatcher::Table::Slots NgramMatcher::Table::allocate(size_t count) {
 template <class IsGram>
 int32_t* NgramMatcher::Table::slot(const Slots& slots, uint64_t hash, const IsGram& is_gram) {
   const size_t mask = slots.count - 1;
-  for (size_t i = hash & mask;; i = (i + 1) & mask) {
+  for (size_t i = gram_place(hash) & mask;; i = (i + 1) & mask) {
     int32_t* const end = &slots.ends[i];
     if (*end == 0 || is_gram(*end)) return end;
   }
@@ -59,14 +53,16 @@ void NgramMatcher::Table::grow() {
   used_ = moved_ = 0;
 }
 
-void NgramMatcher::Table::move_some(int count, const std::vector<int32_t>& tokens) {
+void NgramMatcher::Table::move_some(int count, const Text& text) {
+  const std::vector<int32_t>& tokens = text.tokens;
   for (; count > 0 && moved_ < before_.count; --count) {
     const int32_t end = before_.ends[moved_++];
     if (end == 0) continue;
     const auto gram = tokens.begin() + end - size_;
-    int32_t* const found = slot(now_, hash_before(tokens, end, size_), [&](int32_t other) {
-      return std::equal(gram, gram + size_, tokens.begin() + other - size_);
-    });
+    int32_t* const found =
+        slot(now_, hash_before(text.keys, tokens, end, size_), [&](int32_t other) {
+          return std::equal(gram, gram + size_, tokens.begin() + other - size_);
+        });
     if (*found != 0) continue;  // occurred again since
     *found = end;
     ++used_;
@@ -74,14 +70,15 @@ void NgramMatcher::Table::move_some(int count, const std::vector<int32_t>& token
   if (moved_ == before_.count) before_ = {};
 }
 
-void NgramMatcher::Table::put(uint64_t hash, int32_t end, const std::vector<int32_t>& tokens) {
+void NgramMatcher::Table::put(uint64_t hash, int32_t end, const Text& text) {
+  const std::vector<int32_t>& tokens = text.tokens;
   // Half of before_ was used, and now_ has twice its slots: it is half full after as many new
   // grams as before_ has used slots at the earliest, and two slots a gram move all in time.
   if (2 * used_ >= now_.count) {
     CHECK(before_.count == 0);
     grow();
   }
-  if (before_.count != 0) move_some(4, tokens);
+  if (before_.count != 0) move_some(4, text);
   const auto gram = tokens.begin() + end - size_;
   int32_t* const found = slot(now_, hash, [&](int32_t other) {
     return std::equal(gram, gram + size_, tokens.begin() + other - size_);
@@ -90,14 +87,27 @@ void NgramMatcher::Table::put(uint64_t hash, int32_t end, const std::vector<int3
   *found = end;
 }
 
-NgramMatcher::NgramMatcher(int min_size, int max_size, int64_t expected_tokens) {
+int64_t NgramMatcher::Table::longest_run() const {
+  int64_t longest = 0;
+  for (const Slots* slots : {&now_, &before_}) {
+    int64_t run = 0;
+    for (size_t i = 0; i < 2 * slots->count; ++i) {  // twice: one goes over the end
+      run = slots->ends[i & (slots->count - 1)] != 0 ? run + 1 : 0;
+      longest = std::max(longest, run);
+    }
+  }
+  return longest;
+}
+
+NgramMatcher::NgramMatcher(int min_size, int max_size, int64_t expected_tokens, uint64_t seed)
+    : text_(seed) {
   CHECK(1 <= min_size && min_size <= max_size && max_size <= kMaxSize);
   for (int size = min_size; size <= max_size; ++size) tables_.emplace_back(size);
-  tokens_.reserve(static_cast<size_t>(std::max<int64_t>(0, expected_tokens)));
+  text_.tokens.reserve(static_cast<size_t>(std::max<int64_t>(0, expected_tokens)));
 }
 
 void NgramMatcher::append(std::span<const int32_t> tokens) {
-  CHECK(tokens.size() < std::numeric_limits<int32_t>::max() - tokens_.size());
+  CHECK(tokens.size() < std::numeric_limits<int32_t>::max() - text_.tokens.size());
   for (const int32_t token : tokens) {
     // The grams that end here have a continuation from now on: `token`.
     const int64_t end = num_tokens();
@@ -106,19 +116,26 @@ void NgramMatcher::append(std::span<const int32_t> tokens) {
     for (Table& table : tables_) {
       if (table.size() > end) break;
       for (; size < table.size(); ++size) {
-        hash = with_token_before(hash, tokens_[static_cast<size_t>(end - 1 - size)]);
+        hash = add_to_gram(hash, text_.keys.key[size],
+                           text_.tokens[static_cast<size_t>(end - 1 - size)]);
       }
-      table.put(hash, static_cast<int32_t>(end), tokens_);
+      table.put(hash, static_cast<int32_t>(end), text_);
     }
-    tokens_.push_back(token);
+    text_.tokens.push_back(token);
   }
+}
+
+int64_t NgramMatcher::longest_run() const {
+  int64_t longest = 0;
+  for (const Table& table : tables_) longest = std::max(longest, table.longest_run());
+  return longest;
 }
 
 NgramDraft NgramMatcher::propose(std::span<const int32_t> extra, std::span<int32_t> draft) const {
   const int64_t known = num_tokens();
   const int64_t length = known + static_cast<int64_t>(extra.size());
   const auto at = [&](int64_t i) {
-    return i < known ? tokens_[static_cast<size_t>(i)] : extra[static_cast<size_t>(i - known)];
+    return i < known ? text_.tokens[static_cast<size_t>(i)] : extra[static_cast<size_t>(i - known)];
   };
   // The longest size that has an earlier end: a suffix that never occurred has no longer one that
   // did, so the first failure ends the search.
@@ -127,7 +144,9 @@ NgramDraft NgramMatcher::propose(std::span<const int32_t> extra, std::span<int32
   uint64_t hash = 0;
   for (const Table& table : tables_) {
     if (table.size() >= length) break;
-    for (; size < table.size(); ++size) hash = with_token_before(hash, at(length - 1 - size));
+    for (; size < table.size(); ++size) {
+      hash = add_to_gram(hash, text_.keys.key[size], at(length - 1 - size));
+    }
     const auto ends_here = [&](int64_t end) {
       if (end < size) return false;
       for (int i = 1; i <= size; ++i) {

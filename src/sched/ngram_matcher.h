@@ -6,6 +6,9 @@
 #include <span>
 #include <vector>
 
+#include "base/gram_hash.h"
+#include "base/random_key.h"
+
 namespace weft {
 
 /// What an n-gram proposal is: how many tokens were written, and how long a suffix was found again.
@@ -26,24 +29,33 @@ struct NgramDraft {
 /// append() and propose() cost O(max_size) expected time whatever the length of the text, but for
 /// the allocation of a table that doubles, whose entries move over a few at a time. A token takes
 /// 4 bytes and 8 to 24 a size. Only accepted tokens are appended, so nothing is ever taken back.
+/// The hash has a key, which no proposal depends on: a text made for it would cost O(n) a token.
 class NgramMatcher {
  public:
   static constexpr int kMaxSize = 64;
   static constexpr int kMaxMatched = 64;
 
   /// Sizes of suffixes, 1 <= min_size <= max_size <= kMaxSize. `expected_tokens`: memory for the
-  /// tokens themselves that is taken at once.
-  NgramMatcher(int min_size, int max_size, int64_t expected_tokens);
+  /// tokens themselves that is taken at once. `seed`: of the hash.
+  NgramMatcher(int min_size, int max_size, int64_t expected_tokens, uint64_t seed = random_key());
 
   void append(std::span<const int32_t> tokens);
-  int64_t num_tokens() const { return static_cast<int64_t>(tokens_.size()); }
+  int64_t num_tokens() const { return static_cast<int64_t>(text_.tokens.size()); }
 
   /// Fills the front of `draft`, as if `extra` (drafts of another source) had been appended. All
   /// of it when there is a match, nothing otherwise.
   NgramDraft propose(std::span<const int32_t> extra, std::span<int32_t> draft) const;
   NgramDraft propose(std::span<int32_t> draft) const { return propose({}, draft); }
 
+  /// For tests: used slots of a table side by side, which bound what a token costs.
+  int64_t longest_run() const;
+
  private:
+  struct Text {
+    explicit Text(uint64_t seed) : keys(seed) {}
+    GramKeys keys;
+    std::vector<int32_t> tokens;
+  };
   /// The latest end of each n-gram of one size: open addressing, at most half full. While it
   /// grows, the entries of the table before are moved by and by.
   class Table {
@@ -53,7 +65,8 @@ class NgramMatcher {
     /// `gram(e)`: text[e - size, e) is the gram that `hash` is of. 0: none.
     template <class IsGram>
     int32_t find(uint64_t hash, const IsGram& is_gram) const;
-    void put(uint64_t hash, int32_t end, const std::vector<int32_t>& tokens);
+    void put(uint64_t hash, int32_t end, const Text& text);
+    int64_t longest_run() const;
 
    private:
     struct Free {
@@ -67,7 +80,7 @@ class NgramMatcher {
     template <class IsGram>
     static int32_t* slot(const Slots& slots, uint64_t hash, const IsGram& is_gram);
     void grow();
-    void move_some(int count, const std::vector<int32_t>& tokens);
+    void move_some(int count, const Text& text);
 
     int size_;
     Slots now_, before_;
@@ -76,7 +89,7 @@ class NgramMatcher {
   };
 
   std::vector<Table> tables_;  // of min_size, min_size + 1, ...
-  std::vector<int32_t> tokens_;
+  Text text_;
 };
 
 }  // namespace weft

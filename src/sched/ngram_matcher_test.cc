@@ -125,7 +125,7 @@ TEST(NgramMatcher, EqualsTheDefinition) {
     const int min_size = 1 + below(4), max_size = min_size + below(5);
     const int vocab = 1 + below(below(3) == 0 ? 200 : 4);
     const int prompt_len = 1 + below(30);
-    NgramMatcher matcher(min_size, max_size, below(2) == 0 ? 0 : 64);
+    NgramMatcher matcher(min_size, max_size, below(2) == 0 ? 0 : 64, random());
     Tokens text;
     const int final_length = below(20) == 0 ? 400 : 60;
     while (static_cast<int>(text.size()) < final_length) {
@@ -161,6 +161,51 @@ TEST(NgramMatcher, EqualsTheDefinition) {
   EXPECT_GT(proposals - empty, 10000);
   EXPECT_GT(with_extra, 10000);
   EXPECT_GT(across, 1000);
+}
+
+/// A text of 4,096 tokens whose pairs all have the same 14 low bits of `place(before, token)`.
+template <class Place>
+Tokens crafted(const Place& place) {
+  std::mt19937 random(1);
+  Tokens text = {1};
+  while (text.size() < 4096) {
+    const auto token = static_cast<int32_t>(random() % 1'000'000);
+    if (place(text.back(), token) % 16384 == 0) text.push_back(token);
+  }
+  return text;
+}
+
+int64_t longest_run(const Tokens& text, uint64_t seed) {
+  NgramMatcher matcher(2, 2, 0, seed);
+  matcher.append(text);
+  return matcher.longest_run();
+}
+
+// At most half of a table is used: of random places the longest run of 4,096 is about 40.
+TEST(NgramMatcher, NoTextIsLongToLookUpInWithoutTheSeed) {
+  const GramKeys known(1);
+  const auto with_known_seed = [&](int32_t before, int32_t token) {
+    return gram_place(add_to_gram(add_to_gram(0, known.key[0], token), known.key[1], before));
+  };
+  const auto before_there_were_seeds = [](int32_t before, int32_t token) {
+    uint64_t hash = 0;
+    for (const int32_t id : {token, before}) {
+      hash = (hash ^ static_cast<uint32_t>(id)) * 0x9e3779b97f4a7c15u;
+      hash ^= hash >> 29;
+    }
+    return hash;
+  };
+  const Tokens of_seed_1 = crafted(with_known_seed), of_none = crafted(before_there_were_seeds);
+  EXPECT_GT(longest_run(of_seed_1, 1), 2000);
+  for (uint64_t seed = 2; seed < 22; ++seed) {
+    EXPECT_LT(longest_run(of_seed_1, seed), 150);
+    EXPECT_LT(longest_run(of_none, seed), 150);
+    for (const int32_t step : {1, 3, 1 << 5, 0x10001}) {
+      Tokens row;
+      for (int32_t i = 0; i < 4096; ++i) row.push_back(i * step);
+      EXPECT_LT(longest_run(row, seed), 150) << "step " << step << ", seed " << seed;
+    }
+  }
 }
 
 TEST(NgramMatcher, ALongTextThatGrewTokenByTokenEqualsTheDefinition) {

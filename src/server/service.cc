@@ -4,12 +4,12 @@
 #include <array>
 #include <chrono>
 #include <ctime>
-#include <random>
 #include <span>
 
 #include "base/hash.h"
 #include "base/hex.h"
 #include "base/log.h"
+#include "base/random_key.h"
 #include "server/page.h"
 
 namespace weft {
@@ -19,11 +19,6 @@ constexpr size_t kMaxRequestId = 128;
 constexpr size_t kMaxWaitingWork = 1024;                // requests before the front-end threads
 constexpr size_t kMaxWaitingBytes = size_t{256} << 20;  // of their bodies
 constexpr int kRetryAfterSeconds = 1;
-
-uint64_t random_key() {
-  std::random_device device;
-  return (uint64_t{device()} << 32) | device();
-}
 
 /// The client's own id where it is one that can stand in a header and a log; else a fresh one.
 std::string request_id(const HttpRequest& request) {

@@ -162,7 +162,9 @@ class Twins {
     if (own.kind == 2 && own.text.size() >= period && below(40) > 0) {
       token = own.text[own.text.size() - period];
     }
-    if (own.kind == 3) token = (token - 1) * 0x3c6ef35f;  // large and negative ones
+    if (own.kind == 3) {  // large and negative ones
+      token = static_cast<int32_t>(static_cast<uint32_t>(token - 1) * 0x3c6ef35fu);
+    }
     own.text.push_back(token);
     return token;
   }

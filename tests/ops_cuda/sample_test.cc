@@ -366,11 +366,12 @@ TEST_F(SampleTest, SmallFeedTokens) {
 TEST_F(SampleTest, SmallAcceptDrafts) {
   std::mt19937 rng(5);
   const auto below = [&rng](uint32_t n) { return static_cast<int32_t>(rng() % n); };
-  // Segments of 0 to 16 rows, and padding behind them.
+  // Segments of 0 to 16 rows, and of 31 and 32 (a warp has one) of which all are right; padding
+  // behind them.
   std::vector<int32_t> cu_q = {0}, ids, tokens, next, counts, last_rows;
   std::vector<SampleSpec> specs;
   for (int segment = 0; segment < 70; ++segment) {
-    const auto rows = static_cast<int32_t>(segment % 17);
+    const int32_t rows = segment % 19 + (segment % 19 > 16 ? 14 : 0);
     const int32_t first = cu_q.back();
     int32_t count = rows > 0 ? 1 : 0;
     bool open = true;
@@ -378,12 +379,12 @@ TEST_F(SampleTest, SmallAcceptDrafts) {
     for (int32_t i = 0; i < rows; ++i) {
       ids.push_back(below(100));
       tokens.push_back(below(100));
-      checks.push_back(static_cast<DraftCheck>(segment % 3 == 0 ? 0 : below(3)));
+      checks.push_back(static_cast<DraftCheck>(segment % 3 == 0 || rows > 16 ? 0 : below(3)));
       specs.push_back({.draft_check = checks.back()});
     }
     for (int32_t i = 0; i < rows; ++i) {
       const auto at = static_cast<size_t>(first + i);
-      if (i + 1 < rows && below(8) > 0) tokens[at] = ids[at + 1];
+      if (i + 1 < rows && (below(8) > 0 || rows > 16)) tokens[at] = ids[at + 1];
       next.push_back(tokens[at]);
       if (i + 1 == rows) continue;
       const DraftCheck check = checks[static_cast<size_t>(i)];
