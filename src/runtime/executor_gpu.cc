@@ -363,7 +363,6 @@ void GpuExecutor::run_layers(Flight& flight) {
   const ArenaScope scope(arena_);
   StepContext context{parts_.stream, parts_.ops, arena_, step.batch(), parts_.kv};
   const TensorView residual = residual_.rows(0, step.batch().num_rows());
-  if (!mtp_) context.asked = &step.asked();
   parts_.model.run_prompt_layers(context, {.pieces = step.pieces(),
                                            .ends = &step.ends(),
                                            .num_ends = step.ends().num_rows(),
