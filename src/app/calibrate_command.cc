@@ -75,7 +75,11 @@ bool widen_range(SequenceRunner& runner, KvLayers& range) {
 }
 
 Result<void> calibrate(const CalibrateOptions& options) {
-  const auto offline = TRY(OfflineModel::load(options.engine));
+  // The format that the scales are for has none yet.
+  EngineOptions engine = options.engine;
+  engine.kv_cache_dtype = "bfloat16";
+  engine.kv_scales.clear();
+  const auto offline = TRY(OfflineModel::load(engine));
   const ChatFrontend chat = TRY(ChatFrontend::load(offline->plan().directory));
   const auto texts = TRY(read_texts(options, chat, offline->plan().memory.max_model_len));
   int64_t longest = 0, tokens = 0;
