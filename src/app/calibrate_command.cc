@@ -77,6 +77,9 @@ bool widen_range(SequenceRunner& runner, KvLayers& range) {
 Result<void> calibrate(const CalibrateOptions& options) {
   EngineOptions engine = options.engine;
   engine.load_mtp = true;  // a file serves with and without drafts
+  // The format that the scales are for has none yet.
+  engine.kv_cache_dtype = "bfloat16";
+  engine.kv_scales.clear();
   const auto offline = TRY(OfflineModel::load(engine));
   const ChatFrontend chat = TRY(ChatFrontend::load(offline->plan().directory));
   const auto texts = TRY(read_texts(options, chat, offline->plan().memory.max_model_len));

@@ -156,7 +156,12 @@ Result<void> choose_kv_format(const EngineOptions& options, const Checkpoint* ch
                                    std::to_string(attention->head_dim) +
                                    "; int8_dynamic and fp8_block take all");
   }
-  if (!kv_has_static_scales(format)) return {};
+  if (!kv_has_static_scales(format)) {
+    if (options.kv_scales.empty()) return {};
+    return invalid_argument("--kv-scales: the KV cache is " + std::string(kv_format_name(format)) +
+                            " without static scales; give "
+                            "--kv-cache-dtype int8 or fp8 with it");
+  }
   if (!options.kv_scales.empty()) {
     plan.load.kv_scales = TRY(read_kv_scales(plan.spec, options.kv_scales, format));
     return {};

@@ -28,7 +28,8 @@ constexpr Refusal kRefusals[] = {
      "states: give one of the two"},
     {"kv-scales-without-static",
      [](const EngineOptions& o) {
-       return !o.kv_scales.empty() && o.kv_cache_dtype != "int8" && o.kv_cache_dtype != "fp8";
+       const std::string& format = o.kv_cache_dtype;  // auto: once config.json is read
+       return !o.kv_scales.empty() && format != "int8" && format != "fp8" && format != "auto";
      },
      "--kv-scales holds the scales of a static KV cache; give --kv-cache-dtype int8 or fp8 with "
      "it"},

@@ -32,6 +32,7 @@ TEST(Refusals, EveryRowHasAnExampleThatItRefuses) {
   }
   EXPECT_EQ(kExamples.size(), refusals().size());
   EXPECT_TRUE(check_refusals(EngineOptions{}).ok());
+  EXPECT_TRUE(check_refusals({.kv_scales = "x"}).ok());  // config.json may say int8
 }
 
 const std::map<std::string, ServeOptions> kServeExamples = {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <set>
 
 #include "checkpoint/safetensors_writer.h"
@@ -12,8 +13,8 @@ namespace weft {
 namespace {
 
 const char kDynamicHint[] =
-    "; bfloat16, int8_dynamic, fp8_block and int4 need no scales, fp8 does with 1.0, and `weft "
-    "calibrate` makes a file for --kv-scales";
+    "; bfloat16, int8_dynamic, fp8_block and int4 need no scales, and `weft calibrate` makes a "
+    "file for --kv-scales";
 
 /// The layers of the cache: what they are and where the checkpoint has their tensors.
 struct CacheLayer {
@@ -87,9 +88,10 @@ void take_largest_of_heads(std::vector<float>& scales, int64_t head_dim) {
   }
 }
 
-/// Scales of one plane of a layer, or nothing.
+/// Scales of one plane of a layer, or nothing. `made_for`: what config.json says they are of.
 Result<std::vector<float>> find_scales(const Checkpoint& checkpoint, const CacheLayer& layer,
-                                       char plane, KvFormat format) {
+                                       char plane, KvFormat format,
+                                       std::optional<KvFormat> made_for) {
   const std::string x(1, plane);
   const std::string direct[] = {x + "_scale", "attn." + x + "_scale", x + "_proj." + x + "_scale",
                                 x + "_proj.output_scale"};
@@ -98,7 +100,18 @@ Result<std::vector<float>> find_scales(const Checkpoint& checkpoint, const Cache
     return spread(name, TRY(to_floats(name, *info, TRY(checkpoint.load(name)))), layer);
   };
   for (const std::string& suffix : direct) {
-    if (checkpoint.find(layer.prefix + suffix)) return load(layer.prefix + suffix);
+    const std::string name = layer.prefix + suffix;
+    const TensorInfo* info = checkpoint.find(name);
+    if (!info) continue;
+    // Checkpoints for other engines have such scales for e4m3 alone, whose codes go up to 448.
+    const bool of_channels = info->num_elements() == layer.heads() * layer.dim();
+    if (format == KvFormat::kInt8 && made_for != format && (made_for || !of_channels)) {
+      return invalid_argument("--kv-cache-dtype int8: " + name +
+                              " is of e4m3 codes (up to 448), and int8 would clip with it; fp8 "
+                              "takes it" +
+                              kDynamicHint);
+    }
+    return load(name);
   }
   const std::string ernie = layer.prefix + "cache" + x + "_matmul.activation_scale";
   if (!checkpoint.find(ernie)) return std::vector<float>();
@@ -120,21 +133,27 @@ Result<KvLayers> kv_scales_of(const ModelSpec& spec, const Checkpoint* checkpoin
   for (const CacheLayer& layer : cache_layers(spec)) {
     KvChannels& scales = out.emplace_back();
     if (!layer.attention) continue;
-    const auto fill = [&](char plane) -> Result<std::vector<float>> {
-      if (checkpoint) {
-        std::vector<float> found = TRY(find_scales(*checkpoint, layer, plane, format));
-        if (format == KvFormat::kFp8) take_largest_of_heads(found, layer.dim());
-        if (!found.empty()) return found;
+    if (checkpoint) {
+      scales.k = TRY(find_scales(*checkpoint, layer, 'k', format, spec.kv_format));
+      scales.v = TRY(find_scales(*checkpoint, layer, 'v', format, spec.kv_format));
+    }
+    const bool any = !scales.k.empty() || !scales.v.empty();
+    for (const auto& [plane, values] : {std::pair('k', &scales.k), {'v', &scales.v}}) {
+      if (format == KvFormat::kFp8 && !any) {
+        values->assign(static_cast<size_t>(layer.heads() * layer.dim()), 1.0f);
       }
-      if (format == KvFormat::kFp8) {
-        return std::vector<float>(static_cast<size_t>(layer.heads() * layer.dim()), 1.0f);
+      const std::string asked = "--kv-cache-dtype " + std::string(kv_format_name(format)) + ": ";
+      const std::string name = layer.prefix + plane + "_scale";
+      if (values->empty() && any) {
+        return data_loss(asked + name + " is not in the checkpoint, which has the other plane's" +
+                         kDynamicHint);
       }
-      return invalid_argument("--kv-cache-dtype " + std::string(kv_format_name(format)) +
-                              ": the checkpoint has no scales of its cache (" + layer.prefix +
-                              plane + "_scale)" + kDynamicHint);
-    };
-    scales.k = TRY(fill('k'));
-    scales.v = TRY(fill('v'));
+      if (values->empty()) {
+        return invalid_argument(asked + "the checkpoint has no scales of its cache (" + name +
+                                "); fp8 does with 1.0" + kDynamicHint);
+      }
+      if (format == KvFormat::kFp8) take_largest_of_heads(*values, layer.dim());
+    }
   }
   return out;
 }

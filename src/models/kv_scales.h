@@ -20,8 +20,10 @@ using KvLayers = std::vector<KvChannels>;
 /// The static scales of `format` in the checkpoint: below a layer's self_attn.
 ///   k_scale (also attn.k_scale, k_proj.k_scale, k_proj.output_scale): value = code * scale
 ///   cachek_matmul.activation_scale (ERNIE): the largest value, code * scale / 127 or / 448
-/// and likewise for V; of one number, one a head, or one a channel. Without any, fp8 has 1 (what
-/// e4m3 holds is enough for most models) and int8 is an Error that points to the dynamic formats.
+/// and likewise for V; of one number, one a head, or one a channel. A layer without any has 1 with
+/// fp8 (what e4m3 holds is enough for most models); with int8 that is an Error that points to the
+/// dynamic formats, as is a k_scale of less than channels: such are made for e4m3, unless
+/// spec.kv_format says int8. One of K or V alone is an Error too.
 Result<KvLayers> kv_scales_of(const ModelSpec& spec, const Checkpoint* checkpoint, KvFormat format);
 
 /// The same from a file that write_kv_range() wrote. A file of more, fewer or other layers than the

@@ -48,7 +48,9 @@ TEST(KvScales, OneANumberAHeadOrAChannel) {
   const Checkpoint checkpoint = checkpoint_with(dir, {{kLayer + "k_scale", {0.5f, 0.25f}},
                                                       {kLayer + "v_proj.output_scale", channels}})
                                     .value();
-  const KvLayers scales = kv_scales_of(tiny_spec(), &checkpoint, KvFormat::kInt8).value();
+  ModelSpec spec = tiny_spec();
+  spec.kv_format = KvFormat::kInt8;
+  const KvLayers scales = kv_scales_of(spec, &checkpoint, KvFormat::kInt8).value();
   ASSERT_EQ(scales.size(), 2u);
   EXPECT_TRUE(scales[0].k.empty());
   EXPECT_EQ(scales[1].k, (std::vector<float>{0.5f, 0.5f, 0.5f, 0.5f, 0.25f, 0.25f, 0.25f, 0.25f}));
@@ -56,6 +58,35 @@ TEST(KvScales, OneANumberAHeadOrAChannel) {
   const KvLayers fp8 = kv_scales_of(tiny_spec(), &checkpoint, KvFormat::kFp8).value();
   EXPECT_EQ(fp8[1].k, scales[1].k);
   EXPECT_EQ(fp8[1].v, (std::vector<float>{4, 4, 4, 4, 8, 8, 8, 8}));
+}
+
+TEST(KvScales, ThoseOfE4m3AreNotTakenForInt8) {
+  const std::vector<float> channels = {1, 2, 3, 4, 5, 6, 7, 8};
+  const auto message = [&](const std::vector<float>& k, std::optional<KvFormat> made_for) {
+    const TempDir dir;
+    const Checkpoint checkpoint =
+        checkpoint_with(dir, {{kLayer + "k_scale", k}, {kLayer + "v_scale", channels}}).value();
+    ModelSpec spec = tiny_spec();
+    spec.kv_format = made_for;
+    EXPECT_TRUE(kv_scales_of(spec, &checkpoint, KvFormat::kFp8).ok());
+    const auto scales = kv_scales_of(spec, &checkpoint, KvFormat::kInt8);
+    return scales.ok() ? "" : scales.error().message;
+  };
+  EXPECT_THAT(message({0.5f}, {}), HasSubstr(kLayer + "k_scale is of e4m3 codes"));
+  EXPECT_THAT(message({0.5f, 0.25f}, {}), HasSubstr("fp8 takes it"));
+  EXPECT_THAT(message(channels, KvFormat::kFp8), HasSubstr("k_scale is of e4m3"));
+  EXPECT_EQ(message(channels, {}), "");
+  EXPECT_EQ(message({0.5f}, KvFormat::kInt8), "");
+}
+
+TEST(KvScales, OfOnePlaneAloneAreRefused) {
+  for (const auto& [there, gone] : {std::pair("k_scale", "v_scale"), {"v_scale", "k_scale"}}) {
+    const TempDir dir;
+    const Checkpoint checkpoint = checkpoint_with(dir, {{kLayer + there, {0.5f}}}).value();
+    const auto scales = kv_scales_of(tiny_spec(), &checkpoint, KvFormat::kFp8);
+    ASSERT_FALSE(scales.ok());
+    EXPECT_THAT(scales.error().message, HasSubstr(kLayer + gone + " is not in the checkpoint"));
+  }
 }
 
 TEST(KvScales, ErnieNamesHoldTheLargestValue) {

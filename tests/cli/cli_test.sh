@@ -106,6 +106,23 @@ cp -r "$source_dir/models/demo" "$scratch/cut"
 truncate -s 1000000 "$scratch/cut/model-00001-of-00002.safetensors"
 check "truncated weights" 1 '' 'model-00001-of-00002.safetensors' run "$scratch/cut" -p hi
 
+# Static scales of the KV cache: made, and taken by either format, asked for here or by config.json.
+scales=$scratch/scales.safetensors
+echo 'The cat sat on the mat.' >"$scratch/texts"
+cp -r "$source_dir/models/demo" "$scratch/asks"
+sed '1s/{/{"quantization_config": {"quantization": "mix_quant", "kv_cache_quant_type": "int8"},/' \
+  "$source_dir/models/demo/config.json" >"$scratch/asks/config.json"
+check "int8 without scales" 2 '' 'no scales of its cache .*weft calibrate' run -p hi --kv-cache-dtype int8
+check "int8 by config.json without scales" 2 '' 'no scales of its cache' run "$scratch/asks" -p hi
+check "calibrate" 0 '1 texts' '*' calibrate "$scratch/asks" --data "$scratch/texts" --out "$scales.asks"
+check "calibrate for int8" 0 '1 texts' '*' calibrate --data "$scratch/texts" --kv-cache-dtype int8 --out "$scales"
+same "ranges of either" "$(cmp "$scales" "$scales.asks" 2>&1)" ''
+for format in int8 fp8; do
+  check "scales for $format" 0 '.' '*' run -p hi --max-tokens 4 --kv-cache-dtype $format --kv-scales "$scales"
+done
+check "scales for what config.json says" 0 '.' '*' run "$scratch/asks" -p hi --max-tokens 4 --kv-scales "$scales"
+check "scales for a cache without" 2 '' '--kv-scales: the KV cache is bfloat16' run -p hi --kv-scales "$scales"
+
 # What heads see: every layer, also in chunks that ask for no logits.
 paw=$(dirname "$weft")/oracle/models/pawqwen3_xattn_streaming
 seq -s, 1 200 | sed 's/.*/[&,&,&,&]/' >"$scratch/ids.json"

@@ -122,28 +122,35 @@ TEST_P(KvAttention, RowsWithoutKeysAndTilesWithoutKeys) {
   double worst = 0;
   std::vector<KvFormat> formats = {KvFormat::kF32, KvFormat::kBf16};
   formats.insert(formats.end(), std::begin(kQuantisedFormats), std::end(kQuantisedFormats));
-  for (const KvFormat format : formats) {
-    // Beside a bf16 cache q and the weights are rounded to 8 bits.
-    const double tolerance = format == KvFormat::kBf16 ? 2.5 * kTolerance : kTolerance;
-    const World world{{4, 1, 64, 0.125f}, format, 64, {300}};
-    const Floats q = queries(world, 2);
-    Cache ours(ops_, stream_, world, 5);
-    Oracle oracle(world, 5, q);
-    for (int before = 0; before <= 256; ++before) {  // k_len - q_len
-      const int rows = before % 32 == 0 ? 40 : 1 + before % 3;
-      const std::string what =
-          std::string(kv_format_name(format)) + " before " + std::to_string(before);
-      const std::vector<Slice> slice = {{0, before, rows}};
-      const Floats got = ours.attend(stream_, q, slice);
-      const double error = relative_l2(got.data, oracle.attend(stream_, what, slice));
-      if (format != KvFormat::kBf16) worst = std::max(worst, error);
-      EXPECT_LE(error, tolerance) << what;
+  for (const auto& [dim, group] : {std::pair(64, 4), {128, 1}, {128, 16}, {256, 8}}) {
+    if (kSanitized && dim * group > 256) continue;
+    for (const KvFormat format : formats) {
+      // Beside a bf16 cache q and the weights are rounded to 8 bits.
+      const double tolerance = format == KvFormat::kBf16 ? 2.5 * kTolerance : kTolerance;
+      const World world{{group, 1, dim, scale_of(dim)}, format, 64, {300}};
+      const Floats q = queries(world, 2);
+      Cache ours(ops_, stream_, world, 5);
+      Oracle oracle(world, 5, q);
+      for (int before = 0; before <= 256; ++before) {  // k_len - q_len
+        // Of more than one tile of 32 rows now and then.
+        const int rows = before % 32 == 0 ? 32 / group + 2 : 1 + before % (group > 4 ? 1 : 3);
+        const std::string what = std::string(kv_format_name(format)) + " D " + std::to_string(dim) +
+                                 " group " + std::to_string(group) + " before " +
+                                 std::to_string(before);
+        const std::vector<Slice> slice = {{0, before, rows}};
+        const Floats got = ours.attend(stream_, q, slice);
+        const double error = relative_l2(got.data, oracle.attend(stream_, what, slice));
+        if (format != KvFormat::kBf16) worst = std::max(worst, error);
+        EXPECT_LE(error, tolerance) << what;
+      }
+      const Floats none = ours.attend(stream_, q, {{0, -2, 2}});
+      for (float x : none.data) EXPECT_EQ(x, 0.0f);
+      const Floats some = ours.attend(stream_, q, {{0, -3, 5}});
+      for (size_t i = 0; i < static_cast<size_t>(3 * group * dim); ++i) {
+        EXPECT_EQ(some.data[i], 0.0f);
+      }
+      for (float x : some.data) EXPECT_FALSE(std::isnan(x));
     }
-    const Floats none = ours.attend(stream_, q, {{0, -2, 2}});
-    for (float x : none.data) EXPECT_EQ(x, 0.0f);
-    const Floats some = ours.attend(stream_, q, {{0, -3, 5}});
-    for (size_t i = 0; i < 3 * 4 * 64; ++i) EXPECT_EQ(some.data[i], 0.0f);
-    for (float x : some.data) EXPECT_FALSE(std::isnan(x));
   }
   std::printf("largest relative L2: %.2e\n", worst);
 }
@@ -168,7 +175,7 @@ TEST_P(KvAttention, ANotFiniteTokenStaysWhereItIsSeen) {
 
 TEST_P(KvAttention, StoringMovesResultsWithinTheBound) {
   constexpr int kDim = 64, kHeads = 8, kKeys = 17;
-  constexpr uint64_t kSeeds = kSanitized ? 4 : 20;  // every one of four kinds
+  constexpr uint64_t kSeeds = kSanitized ? 4 : 24;  // every one of four kinds
   int64_t cases = 0, beyond = 0;
   for (const KvFormat format : kQuantisedFormats) {
     for (uint64_t n = 0; n < kSeeds; ++n) {

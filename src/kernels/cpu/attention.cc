@@ -168,7 +168,7 @@ void run_pairs(Stream& stream, const Call& call, const Cut& cut) {
 /// Codes as they are.
 void run_whole_numbers([[maybe_unused]] Stream& stream, [[maybe_unused]] const Call& call,
                        [[maybe_unused]] const Cut& cut) {
-#if defined(WEFT_AMX)
+#if defined(WEFT_AVX512_BF16)
   run_all<IntWorker>(stream, call, cut);
 #else
   ISA_CHECK(false);

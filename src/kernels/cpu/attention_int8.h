@@ -1,19 +1,28 @@
 #pragma once
 
-// Attention over caches of int8 and int4 codes on AMX tiles of 8 bits: codes are multiplied as they
-// lie, int4's after their zero points are subtracted. q and the weights of a tile of keys are whole
-// numbers of 16 bits, in two bytes:
+// Attention over caches of int8 and int4 codes on AMX tiles of 8 bits or by vpdpbusd: codes are
+// multiplied as they lie, int4's after their zero points are subtracted. q and the weights of a
+// tile of keys are whole numbers of 16 bits, in two bytes:
 //   q k_scale = sq (256 h + l), |h|, |l| <= 128, sq = max |q k_scale| / 32639    of a row
 //   p v_scale = sp (256 h + l), 0 <= h, l <= 255, sp = max (p v_scale) / 65535   of a row and tile
-// The products are exact sums of int32, in any order, so that a row's bits depend on its q and keys
-// alone; the scales are multiplied behind them, in fp32.
+// The products are exact sums of int32, in any order and the same by either, so that a row's bits
+// depend on its q and keys alone; the scales are multiplied behind them, in fp32.
 
 #include "kernels/cpu/attention_worker.h"
 
-#if defined(WEFT_AMX)
+#if defined(WEFT_AVX512_BF16)
 
 namespace weft::WEFT_ISA_NS {
 namespace {
+
+/// Rows of whole numbers of 16 bits: high bytes, and `half` rows behind them the low ones, as sums.
+struct ByteRows {
+  const uint8_t* bytes;
+  int num, half;
+  const int32_t* minus;  // of signed ones, by vpdpbusd: -128 times the sum of each row of bytes
+};
+
+#if defined(WEFT_AMX)
 
 // The intrinsics take the numbers of tiles as they are written.
 #define WEFT_TILE_MULTIPLY(sum, a, b) \
@@ -96,9 +105,10 @@ WEFT_INLINE void memory_fence() {
   asm volatile("" ::: "memory");
 }
 
-/// sums [row][kKeyTile] = q [row][D] . codes over `dims`, for 16 kRows rows.
+/// Of 16 kRows rows.
 template <int kRows>
-void int_scores(const uint8_t* q, Dims dims, const std::byte* const* k, int groups, int32_t* sums) {
+void tile_scores(const uint8_t* q, Dims dims, const std::byte* const* k, int groups,
+                 int32_t* sums) {
   constexpr int kColumns = 4 / kRows;
   using Micro = IntMicro<kRows, kColumns, true>;
   memory_fence();
@@ -114,9 +124,10 @@ void int_scores(const uint8_t* q, Dims dims, const std::byte* const* k, int grou
   memory_fence();
 }
 
-/// sums [row][D] = p [row][kKeyTile] . codes, the columns `dims`, over halves of 64 keys.
+/// Over halves of 64 keys.
 template <int kRows>
-void int_values(const uint8_t* p, Dims dims, const std::byte* const* v, int halves, int32_t* sums) {
+void tile_values(const uint8_t* p, Dims dims, const std::byte* const* v, int halves,
+                 int32_t* sums) {
   constexpr int kColumns = 4 / kRows;
   using Micro = IntMicro<kRows, kColumns, false>;
   memory_fence();
@@ -131,6 +142,98 @@ void int_values(const uint8_t* p, Dims dims, const std::byte* const* v, int halv
   }
   memory_fence();
 }
+
+/// sums [row][kKeyTile] = q [row][D] . codes over `dims`.
+void int_scores(const ByteRows& q, Dims dims, const std::byte* const* k, int groups,
+                int32_t* sums) {
+  switch (q.half / 8) {
+    case 1: return tile_scores<1>(q.bytes, dims, k, groups, sums);
+    case 2: return tile_scores<2>(q.bytes, dims, k, groups, sums);
+    default: return tile_scores<4>(q.bytes, dims, k, groups, sums);
+  }
+}
+
+/// sums [row][D] = p [row][kKeyTile] . codes, the columns `dims`, over halves of 64 keys.
+void int_values(const ByteRows& p, Dims dims, const std::byte* const* v, int halves,
+                int32_t* sums) {
+  switch (p.half / 8) {
+    case 1: return tile_values<1>(p.bytes, dims, v, halves, sums);
+    case 2: return tile_values<2>(p.bytes, dims, v, halves, sums);
+    default: return tile_values<4>(p.bytes, dims, v, halves, sums);
+  }
+}
+
+#else
+
+/// Sums of kRows rows of bytes `stride` apart from `row` on with four vectors of 16 numbers; at(i,
+/// c) is where the codes of one for the bytes [i, i + 4) lie. vpdpbusd takes one factor without a
+/// sign: of codes and signed bytes that is the code + 128, what is too much stands in a.minus.
+template <int kRows, bool kSigned, class At>
+WEFT_INLINE void dot_rows(const ByteRows& a, int row, int64_t stride, Dims bytes, const At& at,
+                          int32_t* sums) {
+  __m512i sum[2 * kRows][4];
+  const auto index = [&](int r) { return row + r % kRows + r / kRows * a.half; };
+#pragma GCC unroll 4
+  for (int r = 0; r < 2 * kRows; ++r) {
+    const __m512i first = kSigned ? _mm512_set1_epi32(a.minus[index(r)]) : _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) sum[r][c] = first;
+  }
+  for (int64_t i = bytes.begin; i < bytes.end; i += 4) {
+    __m512i x[4];
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      x[c] = _mm512_loadu_si512(at(i, c));
+      if (kSigned) x[c] = _mm512_xor_si512(x[c], _mm512_set1_epi8(-128));  // + 128
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 2 * kRows; ++r) {
+      int32_t four;
+      memcpy(&four, a.bytes + index(r) * stride + i, sizeof(four));
+      const __m512i y = _mm512_set1_epi32(four);
+#pragma GCC unroll 4
+      for (int c = 0; c < 4; ++c) {
+        sum[r][c] = kSigned ? _mm512_dpbusd_epi32(sum[r][c], x[c], y)
+                            : _mm512_dpbusd_epi32(sum[r][c], y, x[c]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < 2 * kRows; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) _mm512_store_si512(sums + index(r) * bytes.d + 16 * c, sum[r][c]);
+  }
+}
+
+/// sums [row][kKeyTile] = q [row][D] . codes over `dims`.
+void int_scores(const ByteRows& q, Dims dims, const std::byte* const* k, int groups,
+                int32_t* sums) {
+  const Dims bytes{dims.begin, dims.end, kKeyTile};
+  for (int n = 0; n < groups; n += 4) {
+    const std::byte* of[4];
+    for (int c = 0; c < 4; ++c) of[c] = k[n + c < groups ? n + c : n];
+    const auto at = [&](int64_t i, int c) { return of[c] + i * kGroup; };
+    int r = 0;
+    for (; r + 1 < q.num; r += 2) dot_rows<2, true>(q, r, dims.d, bytes, at, sums + n * kGroup);
+    if (r < q.num) dot_rows<1, true>(q, r, dims.d, bytes, at, sums + n * kGroup);
+  }
+}
+
+/// sums [row][D] = p [row][kKeyTile] . codes, the columns `dims`, over halves of 64 keys.
+void int_values(const ByteRows& p, Dims dims, const std::byte* const* v, int halves,
+                int32_t* sums) {
+  const Dims bytes{0, 64 * halves, dims.d};
+  for (int64_t n = dims.begin; n < dims.end; n += 64) {
+    const auto at = [&](int64_t i, int c) {
+      return v[i / 64] + i % 64 * dims.d + (n + 16 * c) * 4;
+    };
+    int r = 0;
+    for (; r + 1 < p.num; r += 2) dot_rows<2, false>(p, r, kKeyTile, bytes, at, sums + n);
+    if (r < p.num) dot_rows<1, false>(p, r, kKeyTile, bytes, at, sums + n);
+  }
+}
+
+#endif
 
 /// The largest bit pattern of magnitudes: a NaN is above all numbers.
 WEFT_INLINE __m512i larger_bits(__m512i top, Vec x) {
@@ -175,10 +278,16 @@ class IntWorker {
         layout_(call.args.kv.shape),
         int4_(call.args.kv.shape.format == KvFormat::kInt4),
         num_scales_(layout_.scales_per_row) {
+#if defined(WEFT_AMX)
     const AmxConfig config;
     _tile_loadconfig(&config);
+#endif
   }
-  ~IntWorker() { _tile_release(); }
+  ~IntWorker() {
+#if defined(WEFT_AMX)
+    _tile_release();
+#endif
+  }
   IntWorker(const IntWorker&) = delete;
   IntWorker& operator=(const IntWorker&) = delete;
 
@@ -204,6 +313,11 @@ class IntWorker {
         store_low_bytes(q_ + r * d + i, high);
         store_low_bytes(q_ + (r + half_) * d + i, x);
       }
+#if !defined(WEFT_AMX)
+      for (int part = 0; part < num_parts(); ++part) {
+        for (const int row : {r, r + half_}) minus_[part][row] = minus_128(row, dims_of(part));
+      }
+#endif
     }
   }
 
@@ -295,8 +409,18 @@ class IntWorker {
     return wide_ + first * bytes;
   }
 
-  int row_tiles() const { return half_ / 8; }
-  int num_parts() const { return num_scales_ > 1 ? num_scales_ : 1; }
+  /// -128 times the sum of a row of bytes of q.
+  int32_t minus_128(int row, Dims dims) const {
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t i = dims.begin; i < dims.end; i += 64) {
+      const __m512i x = _mm512_load_si512(q_ + row * dims.d + i);
+      sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(-128), x);
+    }
+    return -_mm512_reduce_add_epi32(sum);
+  }
+  int num_parts() const {
+    return num_scales_ > 1 ? num_scales_ : 1;
+  }
   Dims dims_of(int part) const {
     if (num_scales_ <= 1) return {0, call_.d, call_.d};
     const int64_t begin = int64_t{part} * kKvInt4Group, end = begin + kKvInt4Group;
@@ -306,12 +430,7 @@ class IntWorker {
   /// s = q k with all scales but the softmax's.
   void scores(int rows, const Tile& tile) {
     for (int part = 0; part < num_parts(); ++part) {
-      const Dims dims = dims_of(part);
-      switch (row_tiles()) {
-        case 1: int_scores<1>(q_, dims, tile.k, tile.groups, sums_); break;
-        case 2: int_scores<2>(q_, dims, tile.k, tile.groups, sums_); break;
-        default: int_scores<4>(q_, dims, tile.k, tile.groups, sums_); break;
-      }
+      int_scores({q_, rows, half_, minus_[part]}, dims_of(part), tile.k, tile.groups, sums_);
       for (int r = 0; r < rows; ++r) {
         const int32_t* high = sums_ + r * kKeyTile;
         const int32_t* low = sums_ + (r + half_) * kKeyTile;
@@ -364,11 +483,7 @@ class IntWorker {
     for (int part = 0; part < num_parts(); ++part) {
       const Dims dims = dims_of(part);
       for (int r = 0; r < piece.rows; ++r) take_weights(piece, r, key, part, halves, tile.groups);
-      switch (row_tiles()) {
-        case 1: int_values<1>(p_, dims, v, halves, sums_); break;
-        case 2: int_values<2>(p_, dims, v, halves, sums_); break;
-        default: int_values<4>(p_, dims, v, halves, sums_); break;
-      }
+      int_values({p_, piece.rows, half_, nullptr}, dims, v, halves, sums_);
       for (int r = 0; r < piece.rows; ++r) {
         const int32_t* high = sums_ + r * call_.d;
         const int32_t* low = sums_ + (r + half_) * call_.d;
@@ -415,6 +530,7 @@ class IntWorker {
   static constexpr int kRows = 2 * kTileRows;
   alignas(64) uint8_t q_[kRows * kMaxHeadDim];
   alignas(64) uint8_t p_[kRows * kKeyTile];
+  int32_t minus_[kMaxScales][kRows];
   alignas(64) int32_t sums_[kRows * kMaxHeadDim];  // of scores (a row: kKeyTile), or of values (D)
   alignas(64) float s_[kTileRows * kKeyTile];
   alignas(64) float o_[kTileRows * kMaxHeadDim];
@@ -427,4 +543,4 @@ class IntWorker {
 }  // namespace
 }  // namespace weft::WEFT_ISA_NS
 
-#endif  // WEFT_AMX
+#endif  // WEFT_AVX512_BF16

@@ -178,7 +178,7 @@ void widen_group(CodeKind kind, const KvGroup& group, bf16* out) {
   }
 }
 
-#if defined(WEFT_AMX)
+#if defined(WEFT_AVX512_BF16)
 
 void widen_int4_bytes(const KvGroup& group, std::byte* out) {
   const auto& [codes, scales, stride, d, is_v] = group;
@@ -244,7 +244,7 @@ void load_whole_k_group(const PagedKv& kv, std::byte* head, int64_t token, float
 #endif
 
 void KvCodes::load_k_group(const PagedKv& kv, std::byte* head, int64_t token, float* out) {
-#if defined(WEFT_AMX)
+#if defined(WEFT_AVX512_BF16)
   if (kv_whole_numbers(kv.shape)) return load_whole_k_group(kv, head, token, out);
 #endif
   const KvCodeLayout layout(kv.shape);

@@ -154,10 +154,10 @@ WEFT_INLINE CodeKind code_kind(KvFormat format) {
                                                                    : CodeKind::kInt8;
 }
 
-/// Whether attention multiplies the codes as whole numbers, on AMX tiles of 8 bits
+/// Whether attention multiplies the codes as whole numbers, on AMX tiles of 8 bits or by vpdpbusd
 /// (attention_int8.h), and they lie for that.
 WEFT_INLINE bool kv_whole_numbers(const KvShape& s) {
-#if defined(WEFT_AMX)
+#if defined(WEFT_AVX512_BF16)
   return code_kind(s.format) != CodeKind::kFp8 && s.head_dim % 64 == 0;
 #else
   return s.head_dim < 0;
@@ -174,7 +174,7 @@ struct KvGroup {
 };
 /// The group as bf16 pairs, in the layout of KvBf16.
 void widen_group(CodeKind kind, const KvGroup& group, bf16* out);
-#if defined(WEFT_AMX)
+#if defined(WEFT_AVX512_BF16)
 /// A group of int4 for kv_whole_numbers() as differences to the zero points, in the layout of int8.
 void widen_int4_bytes(const KvGroup& group, std::byte* out);
 #endif
