@@ -144,8 +144,8 @@ void tile_values(const uint8_t* p, Dims dims, const std::byte* const* v, int hal
 }
 
 /// sums [row][kKeyTile] = q [row][D] . codes over `dims`.
-void int_scores(const ByteRows& q, Dims dims, const std::byte* const* k, int groups,
-                int32_t* sums) {
+inline void int_scores(const ByteRows& q, Dims dims, const std::byte* const* k, int groups,
+                       int32_t* sums) {
   switch (q.half / 8) {
     case 1: return tile_scores<1>(q.bytes, dims, k, groups, sums);
     case 2: return tile_scores<2>(q.bytes, dims, k, groups, sums);
@@ -154,8 +154,8 @@ void int_scores(const ByteRows& q, Dims dims, const std::byte* const* k, int gro
 }
 
 /// sums [row][D] = p [row][kKeyTile] . codes, the columns `dims`, over halves of 64 keys.
-void int_values(const ByteRows& p, Dims dims, const std::byte* const* v, int halves,
-                int32_t* sums) {
+inline void int_values(const ByteRows& p, Dims dims, const std::byte* const* v, int halves,
+                       int32_t* sums) {
   switch (p.half / 8) {
     case 1: return tile_values<1>(p.bytes, dims, v, halves, sums);
     case 2: return tile_values<2>(p.bytes, dims, v, halves, sums);
@@ -206,8 +206,8 @@ WEFT_INLINE void dot_rows(const ByteRows& a, int row, int64_t stride, Dims bytes
 }
 
 /// sums [row][kKeyTile] = q [row][D] . codes over `dims`.
-void int_scores(const ByteRows& q, Dims dims, const std::byte* const* k, int groups,
-                int32_t* sums) {
+inline void int_scores(const ByteRows& q, Dims dims, const std::byte* const* k, int groups,
+                       int32_t* sums) {
   const Dims bytes{dims.begin, dims.end, kKeyTile};
   for (int n = 0; n < groups; n += 4) {
     const std::byte* of[4];
@@ -220,8 +220,8 @@ void int_scores(const ByteRows& q, Dims dims, const std::byte* const* k, int gro
 }
 
 /// sums [row][D] = p [row][kKeyTile] . codes, the columns `dims`, over halves of 64 keys.
-void int_values(const ByteRows& p, Dims dims, const std::byte* const* v, int halves,
-                int32_t* sums) {
+inline void int_values(const ByteRows& p, Dims dims, const std::byte* const* v, int halves,
+                       int32_t* sums) {
   const Dims bytes{0, 64 * halves, dims.d};
   for (int64_t n = dims.begin; n < dims.end; n += 64) {
     const auto at = [&](int64_t i, int c) {
@@ -296,7 +296,7 @@ class IntWorker {
     half_ = piece.rows <= 8 ? 8 : piece.rows <= 16 ? 16 : 32;
     // Rows of a tile beyond the piece's are multiplied too.
     memset(q_, 0, static_cast<size_t>(2 * half_ * d));
-    memset(p_, 0, static_cast<size_t>(2 * half_ * kKeyTile));
+    memset(p_, 0, static_cast<size_t>(2 * half_) * kKeyTile);
     const float* channels = call_.k_scale(call_.kv_head(piece));
     for (int r = 0; r < piece.rows; ++r) {
       const float* q = call_.q(piece, r);
