@@ -12,6 +12,8 @@ namespace {
 
 constexpr KvFormat kFormats[] = {KvFormat::kInt8Dynamic, KvFormat::kFp8Block, KvFormat::kInt8,
                                  KvFormat::kFp8, KvFormat::kInt4};
+constexpr KvFormat kAllFormats[] = {KvFormat::kBf16, KvFormat::kInt8Dynamic, KvFormat::kFp8Block,
+                                    KvFormat::kInt8, KvFormat::kFp8,         KvFormat::kInt4};
 // Relative L2 of a call or a piece. Rounding outputs to bf16 gives 1.7e-3 (1.9e-3 in a small
 // piece). Attention over codes adds little; weights of a bf16 cache are bf16 too
 // (docs/kernels/attention_decode.md).
@@ -76,8 +78,7 @@ TEST(KvAttentionTest, EveryFormatAndShapeMatchesFloat64) {
 // Tiles of which rows see all, some or nothing, wherever the tile's border lies.
 TEST(KvAttentionTest, EveryNumberOfKeysBeforeTheRows) {
   Worst worst;
-  for (const KvFormat format : {KvFormat::kBf16, KvFormat::kInt8Dynamic, KvFormat::kInt8,
-                                KvFormat::kFp8, KvFormat::kInt4}) {
+  for (const KvFormat format : kAllFormats) {
     for (const int dim : {64, 128, 256}) {
       const KvCase of{format, {4, 1, dim}, 64, 1.7f};
       std::vector<Piece> pieces;
@@ -108,14 +109,33 @@ TEST(KvAttentionTest, EveryNumberOfKeysBeforeTheRows) {
   worst.print();
 }
 
+// Decode rows in front of position 0, beside rows of their tile that see keys. (Rows of prompts
+// see themselves, so position 0, always.)
+TEST(KvAttentionTest, DecodedRowsWithoutKeysAreZero) {
+  for (const KvFormat format : kAllFormats) {
+    for (const int dim : {64, 128, 256}) {
+      SCOPED_TRACE(testing::Message() << kv_format_name(format) << " D " << dim);
+      KvWorld world({format, {4, 1, dim}, 64, 1.7f}, {{1, -3, 5}, {2, 70, 3}, {3, -1, 2}}, 5);
+      const std::vector<float> got = world.decoded();
+      EXPECT_LE(error_of(got, world.oracle()), tolerance(format));
+      const auto row = static_cast<size_t>(4 * dim);
+      for (const size_t empty : {0, 1, 2, 8}) {
+        for (size_t i = empty * row; i < (empty + 1) * row; ++i) ASSERT_EQ(got[i], 0.0f) << i;
+      }
+    }
+  }
+}
+
 // So much work that shares are cut at nodes of 64 chunks: the bits of each sequence alone.
 TEST(KvAttentionTest, LongSequencesBesideEachOther) {
   constexpr int64_t kHeads = 8, kDim = 128, kBlock = 64, kBlocks = 16, kSequences = 8;
-  for (const KvFormat format : {KvFormat::kBf16, KvFormat::kInt8Dynamic, KvFormat::kInt4}) {
+  const DeviceTensor scales(DType::kF32, {kHeads, kDim}, std::vector<float>(kHeads * kDim, 0.008f));
+  for (const KvFormat format : kAllFormats) {
     const KvShape shape{format, kHeads, kDim, kBlock};
     const DeviceTensor pool(DType::kU8, {kBlocks, cuda::kv_block_bytes(shape)});
     AttnArgs args;
     args.kv = {shape, static_cast<std::byte*>(pool.view.data), pool.view.dim(1), kBlocks};
+    if (kv_has_static_scales(format)) args.kv.k_scale = args.kv.v_scale = scales.view.ptr<float>();
     std::vector<int64_t> slots(kBlocks * kBlock);
     std::iota(slots.begin(), slots.end(), 0);
     write_rows(args.kv, kHeads, kDim, random_bf16(kBlocks * kBlock * kHeads * kDim, 1),
