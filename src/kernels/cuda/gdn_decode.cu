@@ -105,6 +105,7 @@ class Block : GdnBlock<K, V, Rows, State, false> {
         Token<K, Rows>& token = shared_.tokens[turn];
         convolve(token);
         if (!arrived) {
+          __syncwarp();
           cluster_arrive_relaxed();  // this block has used the windows
           arrived = true;
         }

@@ -153,6 +153,7 @@ class Block : GdnBlock<K, V, Rows, State, Kept, kVerifyThreads<K, Rows>, kStride
       let_successor_begin();  // its states don't hold up what this kernel waits for
       convolve(count);
       if (!arrived && slots.count <= v + count) {
+        __syncwarp();
         cluster_arrive_relaxed();  // this block has used windows and kept rows
         arrived = true;
       }
