@@ -69,7 +69,7 @@ struct OpTable {
   const VisionOps* vision = nullptr;     ///< null: no images
   const SparseOps* sparse = nullptr;     ///< null: every head sees all keys
   bool fp8_blocks = false;               ///< has WeightFormat::kFp8Block
-  /// Of a head for draft_tokens alone.
+  /// Of a head for drafts alone; `linear` takes it, too.
   WeightFormat draft_format = WeightFormat::kInt4;
   /// Which kernels a model gets (choose.h). Null: every op has one that can do everything.
   std::vector<KernelChoice> (*choices)(const KernelNeeds&) = nullptr;

@@ -1,6 +1,7 @@
 // draft_tokens: the tokens that sampling makes of the same logits, whether those are written or
 // not.
 
+#include <algorithm>
 #include <cmath>
 
 #include "tests/ops_cuda/product_support.h"
@@ -97,6 +98,59 @@ TEST_F(DraftsTest, LargeVocabularies) {
   check(WeightFormat::kDraft4, {64, 151937, 128});
   check(WeightFormat::kDraft4, {200, 52001, 64});
   check(WeightFormat::kDraft4, {17, 4000, 4096});
+}
+
+std::vector<float> random_normal(int64_t count, uint64_t seed) {
+  std::vector<float> out = random_bf16(count, seed), angle = random_bf16(count, seed + 1);
+  for (size_t i = 0; i < out.size(); ++i) {
+    const float u = std::max(0.5f + 0.5f * out[i], 1e-3f);
+    out[i] = std::sqrt(-2.0f * std::log(u)) * std::cos(3.14159265f * angle[i]);
+  }
+  return out;
+}
+
+std::vector<float> product(const std::vector<float>& x, const std::vector<float>& w, int64_t k) {
+  std::vector<float> out;
+  for (auto row = x.begin(); row != x.end(); row += k) {
+    for (auto column = w.begin(); column != w.end(); column += k) {
+      double sum = 0;
+      for (int64_t i = 0; i < k; ++i) sum += double{row[i]} * column[i];
+      out.push_back(static_cast<float>(sum));
+    }
+  }
+  return out;
+}
+
+/// Of normal weights and rows: half-integers times powers of two lose 0.113 (int4 in groups of 32
+/// would 0.097), e4m3 codes of x 0.026.
+TEST_F(DraftsTest, AccuracyOfFourBits) {
+  constexpr int64_t kRows = 33, kVocabulary = 1000, kK = 1000;
+  const WeightShape shape{WeightFormat::kDraft4, kVocabulary, kK, 1};
+  const DeviceTensor dw(DType::kBF16, {kVocabulary, kK}, random_normal(kVocabulary * kK, 3)),
+      dx(DType::kBF16, {kRows, kK}, random_normal(kRows * kK, 5)),
+      packed(DType::kU8, {cuda::weight_bytes(shape)}), logits(DType::kF32, {kRows, kVocabulary}),
+      again(DType::kF32, {kRows, kVocabulary});
+  const Weight weight{shape, static_cast<std::byte*>(packed.view.data), packed.view.bytes()};
+  cuda::pack_weight(stream_, weight, 0, std::vector<TensorView>{dw.view});
+  LinearArgs args;
+  args.x = dx.view;
+  args.weight = &weight;
+  args.out = logits.view;
+  cuda::draft_logits(stream_, args);
+  args.out = again.view;
+  cuda_ops()->linear(stream_, args);
+  stream_.sync();
+  EXPECT_TRUE(logits.bytes() == again.bytes()) << "the op is not the kernel";
+  const std::vector<float> w = dw.floats(), x = dx.floats(), got = logits.floats();
+  std::vector<float> four_bits(w.size());
+  cuda::unpack_weight(weight, 0, {four_bits.data(), DType::kF32, {kVocabulary, kK}});
+  const double format = relative_l2(four_bits, w);
+  const double of_x = relative_l2(got, product(x, four_bits, kK));
+  const double whole = relative_l2(got, product(x, w, kK));
+  std::printf("4 bits: weights %.4f, logits %.4f, both %.4f\n", format, of_x, whole);
+  EXPECT_LT(format, 0.118);
+  EXPECT_LT(of_x, 0.029);
+  EXPECT_LT(whole, 0.122);
 }
 
 // Greedy rows of 128, 192 and 256 a block, several blocks, the last columns of a tile missing.

@@ -42,6 +42,8 @@ QkvPrepareArgs part(const QkvPrepareArgs& args, int64_t border, bool prompt) {
 }
 
 void linear(Stream& stream, const LinearArgs& args) {
+  // Drafts decide no bit of an answer: their head has one arithmetic.
+  if (args.weight->shape.format == WeightFormat::kDraft4) return cuda::draft_logits(stream, args);
   LinearArgs prompt = part(args, true), decode = part(args, false);
   if (args.norm.weight.defined()) {
     // A product that norms its rows itself saves a kernel; the bits are the same.
