@@ -24,7 +24,11 @@ int32_t* ints(const Buffer& buffer) {
 class Bench {
  public:
   Bench(Gpu& gpu, int min_size, int max_size) : gpu_(gpu) {
-    index_ = {.slots = kTexts, .capacity = kCapacity, .min_size = min_size, .max_size = max_size};
+    index_ = {.slots = kTexts,
+              .capacity = kCapacity,
+              .min_size = min_size,
+              .max_size = max_size,
+              .keys = GramKeys(1)};
     memory_ = take(index_.bytes());
     flushed_ = take(static_cast<int64_t>(kFlushed));
     index_.memory = memory_.data();

@@ -13,6 +13,7 @@ namespace weft {
 struct GramKeys {
   uint64_t key[64] = {};
 
+  constexpr GramKeys() = default;
   constexpr explicit GramKeys(uint64_t seed) {
     for (uint64_t i = 0; i < 64; ++i) {
       const auto bits = philox4x32(seed, i, 0);

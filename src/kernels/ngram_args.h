@@ -5,13 +5,15 @@
 
 #include <cstdint>
 
+#include "base/gram_hash.h"
 #include "tensor/view.h"
 
 namespace weft {
 
 inline constexpr int kMaxNgram = 64;      ///< the longest n-gram, and the longest match counted
 inline constexpr int kMaxNgramTail = 32;  ///< new tokens of a step, and as many of another source
-inline constexpr int64_t kMaxNgramText = (int64_t{1} << 25) - 1;
+/// A text and a tail are 2^25 tokens.
+inline constexpr int64_t kMaxNgramText = (int64_t{1} << 25) - kMaxNgramTail;
 
 /// Memory for the texts of `slots` sequences.
 struct NgramIndex {
@@ -19,6 +21,9 @@ struct NgramIndex {
   int64_t slots = 0;
   int64_t capacity = 0;  ///< tokens of a text at most
   int min_size = 1, max_size = 1;
+  /// Of the hash, random: a text made for it would cost a walk through its whole table. The same
+  /// from first to last; no proposal depends on them.
+  GramKeys keys;
 
   /// Per slot: a head, the text, and 12 bytes a token and size for the ends of its n-grams.
   static constexpr int64_t kHeadBytes = 288;

@@ -4,6 +4,7 @@
 
 #include "base/align.h"
 #include "base/check.h"
+#include "base/random_key.h"
 #include "device/gpu.h"
 
 namespace weft {
@@ -18,7 +19,8 @@ NgramIndex index_of(const StepLimits& limits, const SpeculationConfig& config) {
   NgramIndex out{.slots = 1,
                  .capacity = std::min(limits.max_model_len, kMaxNgramText),
                  .min_size = config.min_ngram_size,
-                 .max_size = config.max_ngram_size};
+                 .max_size = config.max_ngram_size,
+                 .keys = {}};
   out.slots = std::min(limits.max_seqs, kMostBytes / out.bytes());
   return out;
 }
@@ -63,6 +65,7 @@ Result<std::unique_ptr<GpuNgrams>> GpuNgrams::create(Stream& stream, const OpTab
   const int64_t found = std::max<int64_t>(1, out->index_.slots * (2 + kMaxDrafts) * 4);
   out->found_ = TRY(Buffer::allocate(DeviceKind::kPinned, found));
   out->index_.memory = out->device_.data();
+  out->index_.keys = GramKeys(random_key());
   std::byte *host = out->up_.data(), *device = out->device_.data() + aligned(out->index_.bytes());
   out->texts_ = reinterpret_cast<NgramText*>(host);
   out->texts_device_ = reinterpret_cast<NgramText*>(device);

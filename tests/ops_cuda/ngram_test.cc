@@ -15,17 +15,31 @@ struct Shape {
   int min_size, max_size, num_drafts, most_new;
 };
 
+/// Which keys the hash has. Of kUpperHalves every gram has tag 0, so that each question but the
+/// luckiest is asked again with its gram; of kLowerHalves most have the same few buckets.
+enum class Keys { kRandom, kUpperHalves, kLowerHalves };
+
+GramKeys keys_of(Keys kind, uint64_t seed) {
+  GramKeys keys(seed);
+  for (uint64_t& key : keys.key) {
+    if (kind == Keys::kUpperHalves) key &= ~uint64_t{0xffffffff};
+    if (kind == Keys::kLowerHalves) key &= 0xffffffff;
+  }
+  return keys;
+}
+
 /// Texts on both sides, which change in the same steps. Tokens repeat in several ways.
 class Twins {
  public:
   static constexpr int kSlots = 96;
   static constexpr int64_t kCapacity = 700;
 
-  Twins(const Shape& shape, uint32_t seed) : shape_(shape), rng_(seed) {
+  Twins(const Shape& shape, uint32_t seed, Keys keys) : shape_(shape), rng_(seed) {
     index_ = {.slots = kSlots,
               .capacity = kCapacity,
               .min_size = shape.min_size,
-              .max_size = shape.max_size};
+              .max_size = shape.max_size,
+              .keys = keys_of(keys, seed)};
     memory_ = DeviceTensor(DType::kI32, {index_.bytes() / 4});
     memory_.poison();
     index_.memory = memory_.view.data;
@@ -178,7 +192,7 @@ class Twins {
   std::vector<Own> texts_;
 };
 
-void expect_equal(int64_t min_cases, int steps) {
+void expect_equal(int64_t min_cases, int steps, Keys keys = Keys::kRandom) {
   int64_t cases = 0, matches = 0;
   const Shape shapes[] = {{1, 1, 1, 2},   {2, 5, 1, 2},  {1, 3, 4, 5},    {2, 5, 8, 9},
                           {2, 4, 15, 16}, {3, 8, 5, 6},  {1, 16, 15, 16}, {1, 64, 7, 16},
@@ -186,7 +200,7 @@ void expect_equal(int64_t min_cases, int steps) {
   for (size_t i = 0; i < std::size(shapes); ++i) {
     SCOPED_TRACE("sizes from " + std::to_string(shapes[i].min_size) + " to " +
                  std::to_string(shapes[i].max_size));
-    Twins twins(shapes[i], static_cast<uint32_t>(i));
+    Twins twins(shapes[i], static_cast<uint32_t>(i), keys);
     std::vector<int> all(Twins::kSlots);
     std::iota(all.begin(), all.end(), 0);
     twins.begin(all);
@@ -212,6 +226,98 @@ TEST(NgramTest, Small) {
 
 TEST(NgramTest, LikeTheMatcher) {
   expect_equal(100'000, 140);
+}
+
+TEST(NgramTest, SmallKeysDecideNothing) {
+  expect_equal(10 * 9 * 70, 20, Keys::kUpperHalves);
+  expect_equal(10 * 9 * 70, 20, Keys::kLowerHalves);
+}
+
+/// The whole of `text` into slot 0.
+void extend(Stream& stream, const NgramIndex& index, const std::vector<int32_t>& text) {
+  const auto limit = static_cast<int32_t>(index.capacity),
+             count = static_cast<int32_t>(text.size());
+  const DeviceTensor texts = upload_structs(std::vector<NgramText>{{0, 0, count, 0, limit}}),
+                     tokens(text);
+  cuda::extend_ngrams(stream, {.index = index,
+                               .texts = static_cast<const NgramText*>(texts.view.data),
+                               .num_texts = 1,
+                               .any_new = true,
+                               .most_tokens = count,
+                               .tokens = tokens.view.ptr<int32_t>()});
+}
+
+// Of a text made for the hash that had no keys, whose pairs were all looked for from the first 16
+// buckets of 1,537 on: full buckets side by side, which bound what a question reads.
+TEST(NgramTest, SmallTextMadeForAHash) {
+  std::mt19937 rng(1);
+  std::vector<int32_t> text = {1};
+  while (text.size() < 4096) {
+    const auto token = static_cast<int32_t>(rng() % 1'000'000);
+    uint32_t x = static_cast<uint32_t>(token) * 0x9e3779b1u + static_cast<uint32_t>(text.back());
+    x = (x ^ x >> 16) * 0x7feb352du;
+    x = (x ^ x >> 15) * 0x846ca68bu;
+    if ((x ^ x >> 16) < 0xffffffffu / 1537 * 16) text.push_back(token);
+  }
+  CudaTestStream stream(int64_t{1} << 20);
+  for (uint64_t seed = 1; seed < 11; ++seed) {
+    NgramIndex index{
+        .slots = 1, .capacity = 4096, .min_size = 2, .max_size = 2, .keys = GramKeys(seed)};
+    const DeviceTensor memory(DType::kI32, {index.bytes() / 4});
+    index.memory = memory.view.data;
+    extend(stream, index, text);
+    stream.sync();
+    const auto words = download<int64_t>(memory);
+    const auto* slot = words.data() + (NgramIndex::kHeadBytes + index.text_bytes()) / 8;
+    int64_t longest = 0, run = 0;
+    for (int64_t i = 0; i < NgramIndex::buckets(4096); ++i, slot += 4) {
+      run = std::count(slot, slot + 4, 0) == 0 ? run + 1 : 0;
+      longest = std::max(longest, run);
+    }
+    EXPECT_LT(longest, 40);  // 1,023 before
+    EXPECT_GT(longest, 1);
+  }
+}
+
+/// A text as long as one may be, and as many tokens behind it.
+TEST(NgramTest, TheLongestText) {
+  NgramIndex index{.slots = 1, .capacity = kMaxNgramText, .keys = GramKeys(1)};
+  if (!has_free_memory(index.bytes() + 4 * kMaxNgramText)) GTEST_SKIP() << "needs memory";
+  const DeviceTensor memory(DType::kI32, {(index.bytes() + 3) / 4});
+  index.memory = memory.view.data;
+  const auto limit = static_cast<int32_t>(kMaxNgramText);
+  std::vector<int32_t> text(kMaxNgramText - 1);
+  std::iota(text.begin(), text.end(), 0);
+  CudaTestStream stream(int64_t{1} << 20);
+  extend(stream, index, text);
+  const auto one = [](int32_t value) { return DeviceTensor(std::vector<int32_t>{value}); };
+  const DeviceTensor slots = one(0), next(std::vector<int32_t>{limit - 1, -5}), counts = one(2),
+                     cu_q(std::vector<int32_t>{0, 2}), behind_counts = one(kMaxNgramTail),
+                     drafts = one(0), matched = one(0), lengths = one(0);
+  std::vector<int32_t> others(kMaxNgramTail, -7);
+  others.back() = limit - 2;  // behind which stands the step's token, the last that fits
+  for (const int32_t draft : {limit - 1, -7}) {
+    DeviceTensor behind(others);
+    const auto matrix = [](const DeviceTensor& tensor, int64_t columns) {
+      return TensorView(tensor.view.data, DType::kI32, {1, columns});
+    };
+    cuda::propose_ngrams(stream, {.index = index,
+                                  .slots = slots.view,
+                                  .cu_q = cu_q.view,
+                                  .next_ids = next.view,
+                                  .counts = counts.view,
+                                  .most_tokens = 2,
+                                  .behind = matrix(behind, kMaxNgramTail),
+                                  .behind_counts = behind_counts.view,
+                                  .drafts = matrix(drafts, 1),
+                                  .matched = matched.view,
+                                  .lengths = lengths.view});
+    stream.sync();
+    EXPECT_EQ(download<int32_t>(drafts)[0], draft);
+    EXPECT_EQ(download<int32_t>(matched)[0], draft == -7 ? kMaxNgramTail - 1 : 1);
+    EXPECT_EQ(download<int32_t>(lengths)[0], limit);
+    others.back() = -7;
+  }
 }
 
 }  // namespace

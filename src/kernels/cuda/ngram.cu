@@ -4,6 +4,7 @@
 // segment, its head, the buckets, the match. docs/kernels/sampler_cuda.md
 
 #include <algorithm>
+#include <iterator>
 
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/common/ptx.h"
@@ -16,7 +17,8 @@ constexpr int kSlotsInBucket = 4;
 constexpr int kMostWarps = 8;
 constexpr int kSizeShift = 25;  // of what stands above an end where longer matches win
 
-static_assert(kMaxNgramText < int64_t{1} << kSizeShift && kMaxNgram < 1 << (32 - kSizeShift));
+static_assert(kMaxNgramText + kMaxNgramTail <= int64_t{1} << kSizeShift &&
+              kMaxNgram < 1 << (32 - kSizeShift) && kMaxNgram == std::size(GramKeys().key));
 
 /// What a step needs of a text at once.
 struct Head {
@@ -45,7 +47,7 @@ struct Index {
 
 Index index_of(const NgramIndex& index) {
   CHECK(1 <= index.min_size && index.min_size <= index.max_size && index.max_size <= kMaxNgram &&
-            0 < index.capacity && index.capacity <= kMaxNgramText,
+            0 < index.capacity && index.capacity <= kMaxNgramText && index.keys.key[0] != 0,
         "an index of n-grams");
   auto* const memory = static_cast<std::byte*>(index.memory);
   return {.heads = memory,
@@ -79,27 +81,28 @@ __device__ bool grams_equal(const Text& text, int32_t a, int32_t b, int size) {
 
 /// A gram's hash: where it is looked for, and what its slot shows of it.
 struct Hash {
-  uint32_t place = 0, tag = 0;
-  __device__ void add(int32_t token) {
-    place = place * 0x9e3779b1u + static_cast<uint32_t>(token);
-    tag = tag * 0x85ebca6bu + static_cast<uint32_t>(token);
-  }
-  /// The `size` <= `most` tokens before `back`, in shared memory; those before them can be read.
-  __device__ static Hash before(const int32_t* back, int size, int most) {
+  uint64_t sum = 0;
+  __device__ void add(uint64_t key, int32_t token) { sum = add_to_gram(sum, key, token); }
+  /// The `size` <= `most` tokens before `back`, in shared memory as the keys are; those before them
+  /// can be read.
+  __device__ static Hash before(const int32_t* back, const uint64_t* keys, int size, int most) {
     Hash hash;
+#pragma unroll 1
     for (int i = 0; i < most; i += 4) {
 #pragma unroll
       for (int j = i; j < i + 4; ++j) {
         const int32_t token = back[-1 - j];
-        if (j < size) hash.add(token);
+        const uint64_t key = keys[j];
+        if (j < size) hash.add(key, token);
       }
     }
     return hash;
   }
   __device__ uint32_t bucket(uint32_t buckets) const {
-    uint32_t x = (place ^ place >> 16) * 0x7feb352du;
-    x = (x ^ x >> 15) * 0x846ca68bu;
-    return __umulhi(x ^ x >> 16, buckets);
+    return __umulhi(gram_place(sum), buckets);
+  }
+  __device__ uint32_t tag() const {
+    return static_cast<uint32_t>(sum);
   }
 };
 
@@ -137,7 +140,7 @@ struct Table {
 #pragma unroll
       for (const unsigned long long slot : question.there) {
         if (slot == 0) return 0;
-        if (tag(slot) == question.hash.tag && is_gram(end(slot))) return end(slot);
+        if (tag(slot) == question.hash.tag() && is_gram(end(slot))) return end(slot);
       }
       question.bucket = question.bucket + 1 == buckets ? 0 : question.bucket + 1;
       load(question.bucket, question.there);
@@ -146,7 +149,7 @@ struct Table {
 
   /// The gram of `size` tokens ends at `at`, too.
   __device__ void put(const Hash& hash, const Text& text, int32_t at, int size) const {
-    const auto mine = static_cast<unsigned long long>(hash.tag) << 32 | static_cast<uint32_t>(at);
+    const auto mine = static_cast<unsigned long long>(hash.tag()) << 32 | static_cast<uint32_t>(at);
     for (uint32_t bucket = hash.bucket(buckets);;) {
       unsigned long long there[kSlotsInBucket];
       load(bucket, there);
@@ -157,7 +160,7 @@ struct Table {
           there[i] = atomicCAS(slot, 0ull, mine);
           if (there[i] == 0) return;
         }
-        if (tag(there[i]) != hash.tag || !grams_equal(text, end(there[i]), at, size)) continue;
+        if (tag(there[i]) != hash.tag() || !grams_equal(text, end(there[i]), at, size)) continue;
         if (end(there[i]) < at) atomicMax(slot, mine);
         return;
       }
@@ -178,7 +181,8 @@ __global__ void clear_kernel(Index index, const NgramText* texts) {
 
 /// A thread an end and size. The last ends come first: where a text repeats itself, the others find
 /// a later one there and leave it.
-__global__ void extend_kernel(Index index, const NgramText* texts, const int32_t* tokens) {
+__global__ void extend_kernel(Index index, const __grid_constant__ GramKeys keys,
+                              const NgramText* texts, const int32_t* tokens) {
   const NgramText job = texts[blockIdx.z];
   const int32_t back = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
   const int32_t length = job.known + job.count, end = length - 1 - back;
@@ -193,7 +197,7 @@ __global__ void extend_kernel(Index index, const NgramText* texts, const int32_t
   const int size = index.min_size + static_cast<int>(blockIdx.y);
   if (end < job.known || end < size) return;
   Hash hash;
-  for (int i = 1; i <= size; ++i) hash.add(text.at(end - i));
+  for (int i = 1; i <= size; ++i) hash.add(keys.key[i - 1], text.at(end - i));
   const uint32_t buckets = num_buckets(job.limit);
   const Table table{index.tables(job.slot) + int64_t{blockIdx.y} * buckets * kSlotsInBucket,
                     buckets};
@@ -207,12 +211,14 @@ struct Params {
   int64_t behind_stride;
   int32_t *drafts, *matched, *lengths;
   int num_drafts;
+  GramKeys keys;
 };
 
 /// A segment's text, what is new and what another source put behind it.
 struct Segment {
   int32_t slot;
   const int32_t* recent;  // shared memory, from kMaxNgram tokens before the known text's end on
+  const uint64_t* keys;   // there, too
   Text text;
   unsigned long long* tables;
   uint32_t buckets;
@@ -223,6 +229,9 @@ struct Segment {
   }
   __device__ const int32_t* before(int32_t end) const {
     return recent + kMaxNgram + (end - text.num_known);
+  }
+  __device__ Hash hash(int32_t end, int size, int most) const {
+    return Hash::before(before(end), keys, size, most);
   }
   /// The greatest size whose last tokens also end at `end`, one of the new ends.
   __device__ int run(int32_t end, int most) const {
@@ -247,7 +256,7 @@ __device__ uint32_t best_in_tables(const Params& p, const Segment& segment, int 
     const int size = p.index.min_size + i;
     if (size >= segment.length) break;
     const Table table = segment.table(i);
-    Table::Question question = table.ask(Hash::before(segment.before(segment.length), size, size));
+    Table::Question question = table.ask(segment.hash(segment.length, size, size));
     best = max(best,
                rank(size, table.answer(question, [&](int32_t end) { return is_gram(end, size); })));
   }
@@ -266,7 +275,7 @@ __device__ void propose(const Params& p, const Segment& segment) {
   const Table table = segment.table(lane);
   const bool asks = own <= most && own < length;
   Table::Question question;
-  if (asks) question = table.ask(Hash::before(back, own, most));
+  if (asks) question = table.ask(segment.hash(length, own, most));
   uint32_t recent = 0;
   for (int32_t end = segment.text.num_known + lane; end < length; end += 32) {
     const int size = segment.run(end, most);
@@ -311,9 +320,11 @@ __device__ void propose(const Params& p, const Segment& segment) {
 __global__ void __launch_bounds__(32 * kMostWarps)
     propose_kernel(const __grid_constant__ Params p) {
   __shared__ int32_t recent[kMaxNgram + 2 * kMaxNgramTail];
+  __shared__ uint64_t keys[kMaxNgram];
   let_successor_begin();
-  wait_for_predecessor();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  if (thread < kMaxNgram) keys[thread] = p.keys.key[thread];
+  wait_for_predecessor();
   const int64_t n = blockIdx.x;
   const int32_t slot = p.slots[n], first = p.cu_q[n];
   int32_t count = p.counts[n];
@@ -336,6 +347,7 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   int32_t* const kept = p.index.text(slot);
   const Segment segment{.slot = slot,
                         .recent = recent,
+                        .keys = keys,
                         .text = {kept, recent + kMaxNgram, known},
                         .tables = p.index.tables(slot),
                         .buckets = num_buckets(limit),
@@ -347,8 +359,7 @@ __global__ void __launch_bounds__(32 * kMostWarps)
     const int which = i % p.index.num_sizes, size = p.index.min_size + which;
     const int32_t end = known + i / p.index.num_sizes;
     if (end < size) continue;
-    const Hash hash = Hash::before(segment.before(end), size, most);
-    segment.table(which).put(hash, segment.text, end, size);
+    segment.table(which).put(segment.hash(end, size, most), segment.text, end, size);
   }
   if (thread < 64 && lane < count) kept[known + lane] = token;
   if (thread == 32) p.lengths[slot] = known + count;
@@ -372,7 +383,8 @@ void extend_ngrams(Stream& stream, const ExtendNgramsArgs& args) {
   const int64_t threads = std::max<int64_t>(args.most_tokens, kMaxNgram);
   const dim3 grid(static_cast<unsigned>((threads + 255) / 256),
                   static_cast<unsigned>(index.num_sizes), texts);
-  launch(stream, {.grid = grid, .block = 256}, extend_kernel, index, args.texts, args.tokens);
+  launch(stream, {.grid = grid, .block = 256}, extend_kernel, index, args.index.keys, args.texts,
+         args.tokens);
 }
 
 void propose_ngrams(Stream& stream, const ProposeNgramsArgs& args) {
@@ -394,7 +406,8 @@ void propose_ngrams(Stream& stream, const ProposeNgramsArgs& args) {
                 .drafts = args.drafts.ptr<int32_t>(),
                 .matched = args.matched.ptr<int32_t>(),
                 .lengths = args.lengths.ptr<int32_t>(),
-                .num_drafts = static_cast<int>(num_drafts)};
+                .num_drafts = static_cast<int>(num_drafts),
+                .keys = args.index.keys};
   if (args.behind.defined()) {
     CHECK(args.behind.dim(0) == segments && args.behind.dim(1) <= kMaxNgramTail &&
               args.behind_counts.dim(0) == segments,
