@@ -253,7 +253,8 @@ int main(int argc, char** argv) {
   for (const int rows : {64, 512, 768, 1024, 2048}) behind_prefix(32, 8, 128, rows);
   behind_prefix(16, 2, 256, 512);
   behind_prefix(32, 8, 64, 512);
-  for (const KvFormat format : {KvFormat::kInt8Dynamic, KvFormat::kFp8Block, KvFormat::kInt4}) {
+  for (const KvFormat format : {KvFormat::kInt8Dynamic, KvFormat::kInt8, KvFormat::kFp8,
+                                KvFormat::kFp8Block, KvFormat::kInt4}) {
     one(32, 8, 128, 64, 4096, 1, format);
     one(32, 8, 128, 8, 32768, 1, format);
     one(32, 8, 128, 1, 32768, 1, format);

@@ -76,33 +76,39 @@ TEST(KvAttentionTest, EveryFormatAndShapeMatchesFloat64) {
 }
 
 // Tiles of which rows see all, some or nothing, wherever the tile's border lies.
+void check_keys_before_the_rows(const KvCase& of, Worst& worst) {
+  std::vector<Piece> pieces;
+  for (int before = 0; before <= 256; ++before) {  // k_len - q_len
+    pieces.push_back({static_cast<uint64_t>(before + 1), before, 1 + before % 5});
+  }
+  KvWorld world(of, pieces, 5);
+  const std::vector<float> want = world.oracle(), decoded = world.decoded(),
+                           prompts = world.prompts();
+  size_t at = 0;
+  for (const Piece& piece : pieces) {
+    const size_t end = at + static_cast<size_t>(piece.rows * of.heads.q * of.heads.dim);
+    const auto of_piece = [&](const std::vector<float>& x) {
+      return std::vector<float>(x.begin() + static_cast<std::ptrdiff_t>(at),
+                                x.begin() + static_cast<std::ptrdiff_t>(end));
+    };
+    for (const auto* got : {&decoded, &prompts}) {
+      const double error = error_of(of_piece(*got), of_piece(want));
+      worst.add(of.format, got == &decoded, error);
+      EXPECT_LE(error, tolerance(of.format)) << piece.start << " keys before " << piece.rows
+                                             << (got == &decoded ? " decoded" : " of a prompt");
+    }
+    at = end;
+  }
+}
+
 TEST(KvAttentionTest, EveryNumberOfKeysBeforeTheRows) {
   Worst worst;
   for (const KvFormat format : kAllFormats) {
     for (const int dim : {64, 128, 256}) {
-      const KvCase of{format, {4, 1, dim}, 64, 1.7f};
-      std::vector<Piece> pieces;
-      for (int before = 0; before <= 256; ++before) {  // k_len - q_len
-        pieces.push_back({static_cast<uint64_t>(before + 1), before, 1 + before % 5});
-      }
-      KvWorld world(of, pieces, 5);
-      const std::vector<float> want = world.oracle(), decoded = world.decoded(),
-                               prompts = world.prompts();
-      size_t at = 0;
-      for (const Piece& piece : pieces) {
-        const size_t end = at + static_cast<size_t>(piece.rows * 4 * dim);
-        const auto of_piece = [&](const std::vector<float>& x) {
-          return std::vector<float>(x.begin() + static_cast<std::ptrdiff_t>(at),
-                                    x.begin() + static_cast<std::ptrdiff_t>(end));
-        };
-        for (const auto* got : {&decoded, &prompts}) {
-          const double error = error_of(of_piece(*got), of_piece(want));
-          worst.add(format, got == &decoded, error);
-          EXPECT_LE(error, tolerance(format))
-              << kv_format_name(format) << " D " << dim << ", " << piece.start << " keys before "
-              << piece.rows << (got == &decoded ? " decoded" : " of a prompt");
-        }
-        at = end;
+      for (const int group : {1, 4, 8, 16}) {
+        SCOPED_TRACE(testing::Message()
+                     << kv_format_name(format) << " D " << dim << " group " << group);
+        check_keys_before_the_rows({format, {group, 1, dim}, 64, 1.7f}, worst);
       }
     }
   }
