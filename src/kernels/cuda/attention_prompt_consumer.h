@@ -27,9 +27,11 @@ struct RunningSoftmax {
   static constexpr float kSlack = 8;
   // Weights are up to 2^(kSlack + kRaise): in f16 small ones are then no subnormal numbers.
   static constexpr float kRaise = F16 ? 7 : 0;
+  // Finite, so that a tile of which a row sees nothing leaves factor 1 and weights of 0.
+  static constexpr float kNothingSeen = -1e30f;
 
   __device__ __forceinline__ void reset() {
-    high[0] = high[1] = -INFINITY;
+    high[0] = high[1] = kNothingSeen;
     sum[0] = sum[1] = 0;
   }
 
@@ -471,7 +473,7 @@ struct PrefillConsumer {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float sum = sum_of_quad(softmax.sum[half]);
-      const float inverse = 1.0f / sum;
+      const float inverse = sum > 0 ? 1.0f / sum : 0.0f;  // no key: 0, lse -inf
       const int at = first + 8 * half;
       const int token = at >> shift;
       const int head = item.head + (at & ((1 << shift) - 1));

@@ -16,7 +16,8 @@ void attend(const AttnArgs& args, int64_t segment, int64_t row, int head) {
   const int kv_head = head / (args.shape.q_heads / args.shape.kv_heads);
   const int32_t* table = args.seqs.block_table.row<int32_t>(segment);
   const int64_t start = args.seqs.kv_start.ptr<int32_t>()[segment];
-  const int64_t num_keys = start + row - args.seqs.cu_q.ptr<int32_t>()[segment] + 1;
+  const int64_t position = start + row - args.seqs.cu_q.ptr<int32_t>()[segment];
+  const int64_t num_keys = std::max<int64_t>(position + 1, 0);  // a row before position 0 has none
   const float* q = row3(args.q, row, head);
   float* out = row3(args.out, row, head);
   const bool planned = args.heads != nullptr && segment < args.num_prompt_segments;
@@ -26,7 +27,7 @@ void attend(const AttnArgs& args, int64_t segment, int64_t row, int head) {
   for (int64_t p = 0; p < num_keys; ++p) {
     double& score = scores[static_cast<size_t>(p)];
     score = -std::numeric_limits<double>::infinity();
-    if (planned && !sees(*args.heads, segment, head, start, num_keys - 1, p)) continue;
+    if (planned && !sees(*args.heads, segment, head, start, position, p)) continue;
     kv_load(args.kv, 0, table[p / block_size], p % block_size, kv_head, values.data());
     double dot = 0;
     for (size_t i = 0; i < head_dim; ++i) dot += static_cast<double>(q[i]) * values[i];
