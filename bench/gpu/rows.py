@@ -5,7 +5,7 @@ table RUN            the rows for reading
 check RUN BASELINE   exit code 1 if a row is slower than accepted, misses its bar, or is missing (--partial: may miss)
 accept RUN BASELINE  the rows of RUN become the accepted ones; bars stay
 
-A baseline's "machine" is that of all its rows, its "date" that of the rows that have none of their own.
+A baseline's "machine" is that of all its rows. They are arrays, null where a row has no such field, named by its "columns".
 
 A row is slower than accepted beyond the baseline's "tolerance" (a fraction) of its `us`. On another machine than the
 baseline's, `us` means nothing: then `ratio` and `share` are compared. A bar ("bars" of the baseline: a kernel, a
@@ -126,8 +126,9 @@ def load_baseline(path):
     try:
         with open(path, encoding="utf-8") as file:
             baseline = json.load(file)
-        date = {"date": baseline.pop("date")} if "date" in baseline else {}
-        return {**baseline, "rows": [row if "date" in row else {**row, **date} for row in baseline["rows"]]}
+        columns = baseline.pop("columns")
+        rows = [dict(zip(columns, row, strict=True)) for row in baseline["rows"]]
+        return {**baseline, "rows": [{name: value for name, value in row.items() if value is not None} for row in rows]}
     except FileNotFoundError:
         return {"tolerance": 0.1, "bars": [], "rows": []}
 
@@ -143,16 +144,13 @@ def accept(rows, baseline):
 
 
 def dump_baseline(baseline):
-    """Readable diffs: a row a line; the commonest date once."""
+    """Readable diffs: a row a line."""
+    columns = [name for name in FIELDS if any(name in row for row in baseline["rows"])]
     head = {name: value for name, value in baseline.items() if name not in ("rows", "bars")}
-    dates = [row["date"] for row in baseline["rows"] if "date" in row]
-    if dates and len(dates) == len(baseline["rows"]):
-        head["date"] = max(sorted(set(dates)), key=dates.count)
-        rest = [{name: row[name] for name in row if (name, row[name]) != ("date", head["date"])} for row in baseline["rows"]]
-        baseline = {**baseline, "rows": rest}
-    lines = [f'  "{name}": {json.dumps(value)},' for name, value in head.items()]
-    for name in ("bars", "rows"):
-        items = ",\n".join("    " + json.dumps(item, separators=(",", ":")) for item in baseline.get(name, []))
+    lines = [f'  "{name}": {json.dumps(value)},' for name, value in {**head, "columns": columns}.items()]
+    rows = [[row.get(name) for name in columns] for row in baseline["rows"]]
+    for name, listed in (("bars", baseline.get("bars", [])), ("rows", rows)):
+        items = ",\n".join("    " + json.dumps(item, separators=(",", ":")) for item in listed)
         lines.append(f'  "{name}": [\n{items}\n  ]' + ("," if name == "bars" else ""))
     return "{\n" + "\n".join(lines) + "\n}\n"
 
