@@ -17,6 +17,12 @@ struct PlanCounters {
     computed_blocks += other.computed_blocks;
     causal_blocks += other.causal_blocks;
   }
+  /// What came since `before`.
+  PlanCounters since(const PlanCounters& before) const {
+    return {full_heads - before.full_heads, streaming_heads - before.streaming_heads,
+            block_heads - before.block_heads, computed_blocks - before.computed_blocks,
+            causal_blocks - before.causal_blocks};
+  }
   bool operator==(const PlanCounters&) const = default;
 };
 

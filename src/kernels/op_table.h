@@ -50,6 +50,8 @@ struct VisionOps {
   Op<void(Stream&, const SegmentAttnArgs&)> segment_attention;
 };
 
+struct CountArgs;  // count_args.h
+
 /// What plans of heads in prompts need besides (sparse_args.h).
 struct SparseOps {
   Op<void(Stream&, const RouterArgs&)> route;
@@ -58,6 +60,8 @@ struct SparseOps {
   /// most `num_keys`.
   Op<int64_t(const AttnShape&, int stride, int64_t rows, int64_t num_keys, int num_threads)>
       select_scratch;
+  /// Null where plans lie in host memory.
+  void (*count)(Stream&, const CountArgs&) = nullptr;
 };
 
 /// A backend: every op, typed. The whole contract is in args.h.

@@ -5,6 +5,7 @@
 
 #include "base/align.h"
 #include "device/gpu.h"
+#include "kernels/count_args.h"
 #include "nn/plan_record.h"
 
 namespace weft {
@@ -201,7 +202,13 @@ HeadPlan HeadPlanner::plan(StepContext& context, LayerId layer, const AttnArgs& 
                                                 .none = context.batch.sees_all,
                                                 .mass = mass});
   }
-  if (context.plans != nullptr) record(context, layer, attention, plan, mass);
+  if (context.plans == nullptr) return plan;
+  if (context.ops.device == DeviceKind::kCpu) {
+    record(context, layer, attention, plan, mass);
+  } else if (context.plans->device != nullptr) {
+    context.ops.sparse->count(
+        context.stream, {.attention = &attention, .plan = &plan, .sums = context.plans->device});
+  }
   return plan;
 }
 

@@ -21,10 +21,11 @@ struct PlanRecord {
   std::vector<Layer> layers;  ///< of attention, in order
 };
 
-/// Where layers tell what they did. Only where plans lie in host memory.
+/// Where layers tell what they did. `counters` and `record`: only where plans lie in host memory.
 struct PlanSink {
   PlanCounters counters;
-  PlanRecord* record = nullptr;  ///< of the first prompt segment of each step
+  PlanCounters* device = nullptr;  ///< where plans lie on a GPU, in its memory: sums for ever
+  PlanRecord* record = nullptr;    ///< of the first prompt segment of each step
 };
 
 }  // namespace weft

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "device/gpu.h"
+#include "models/prefill.h"
 #include "runtime/row_sampler.h"
 #include "runtime/swap.h"
 
@@ -108,6 +109,11 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
     out->residual_ = all.rows(0, limits.layered_rows);
     out->residual_rows_ = all.rows(limits.layered_rows, residual_rows(limits));
   }
+  if (has_sparse_prefill(model.spec())) {
+    out->plan_buffer_ = TRY(Buffer::allocate(ops.device, sizeof(PlanCounters)));
+    fill_bytes(stream, out->plan_buffer_.data(), 0, sizeof(PlanCounters));
+    out->plans_.device = reinterpret_cast<PlanCounters*>(out->plan_buffer_.data());
+  }
   if (drafts.uses_mtp()) {
     out->mtp_ = TRY(GpuMtpDrafter::create(
         out->parts_, limits, drafts, {out->logits_, out->sampler_.counts(), out->sampler_.drafts()},
@@ -124,7 +130,8 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
                .sampling = TRY(GpuSampler::make_flight(sampler_limits(limits))),
                .uploaded = TRY(GpuEvent::create()),
                .done = TRY(GpuEvent::create()),
-               .result = {}});
+               .result = {},
+               .plans = TRY(Buffer::allocate(DeviceKind::kPinned, sizeof(PlanCounters)))});
     PackedStep& step = out->flights_[i]->step;
     step.set_kept_rows(out->kept_rows_.get());
     if (out->vision_) step.set_image_features(out->vision_->features());
@@ -262,6 +269,10 @@ void GpuExecutor::launch(const StepPlan& given) {
   num_old_graphs_ = num_new_graphs();
   times(flight.number).end.record(parts_.stream);
   sampler_.fetch(parts_.stream, flight.sampling);
+  flight.has_plans = plans_.device != nullptr && flight.step.batch().num_prompt_segments > 0;
+  if (flight.has_plans) {
+    copy_bytes(parts_.stream, flight.plans.data(), plans_.device, sizeof(PlanCounters));
+  }
   flight.done.record(parts_.stream);
   if (mtp_ && flight.aside < 0 && flight.shape.rows > 0 && flight.step.next_tokens().empty()) {
     follow_ahead(flight);
@@ -338,6 +349,7 @@ void GpuExecutor::run_mixed(Flight& flight) {
   sampler_.feed(parts_.stream, step);
   const AskedRows& asked = step.asked();
   if (!mtp_) context.asked = &asked;  // the module goes over all rows
+  context.plans = &plans_;
   const TensorView hidden = parts_.model.hidden(context);
   keep(hidden);
   const std::span<const LogitRow> rows = step.logit_rows();
@@ -363,6 +375,8 @@ void GpuExecutor::run_layers(Flight& flight) {
   const ArenaScope scope(arena_);
   StepContext context{parts_.stream, parts_.ops, arena_, step.batch(), parts_.kv};
   const TensorView residual = residual_.rows(0, step.batch().num_rows());
+  if (!mtp_) context.asked = &step.asked();
+  context.plans = &plans_;
   parts_.model.run_prompt_layers(context, {.pieces = step.pieces(),
                                            .ends = &step.ends(),
                                            .num_ends = step.ends().num_rows(),
@@ -399,6 +413,12 @@ void GpuExecutor::finish(Flight& flight) {
   flight.done.wait();
   flight.pending = false;
   sampler_.finish(flight.step, flight.sampling, flight.result);
+  flight.result.plans = {};
+  if (flight.has_plans) {
+    const PlanCounters now = *reinterpret_cast<const PlanCounters*>(flight.plans.data());
+    flight.result.plans = now.since(counted_);
+    counted_ = now;
+  }
   if (flight.aside >= 0) {
     mtp_->note(flight.step, flight.result, flight.aside);
   } else if (flight.followed > 0) {

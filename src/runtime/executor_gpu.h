@@ -74,7 +74,9 @@ class GpuExecutor : public Executor {
     bool pending = false;                    // its tokens are not known yet
     bool ngrams = false;                     // somebody may draft: texts on the device go on
     bool settles = false;                    // where the next step begins is known when they are
-    int32_t aside = -1;     // where its hidden states wait for the MTP module; -1: nowhere
+    int32_t aside = -1;  // where its hidden states wait for the MTP module; -1: nowhere
+    Buffer plans;        // pinned: PlanCounters of all steps up to this one
+    bool has_plans = false;
     uint64_t followed = 0;  // the module's pass, enqueued right behind the step; 0: none
   };
   /// When the kernels of a step began and ended; kept until the step after next is collected.
@@ -125,6 +127,9 @@ class GpuExecutor : public Executor {
   Buffer residual_buffer_;
   TensorView residual_;       // [layered rows, hidden] f32 of the prompt computed layer by layer
   TensorView residual_rows_;  // [logit rows, hidden] f32
+  PlanSink plans_;            // of models with sparse prompts
+  Buffer plan_buffer_;        // its PlanCounters on the device
+  PlanCounters counted_;      // of the steps that are finished
   std::vector<LogitRow> padded_;  // the rows of a decode step by their place in the batch
   GpuGraphs graphs_;              // of each flight: their batches lie in different memory
   std::unique_ptr<GpuMtpDrafter> mtp_;

@@ -127,7 +127,7 @@ struct StepResult {
   double device_idle_us = 0, device_us = 0;
   int device_graphs = 0;          ///< captured graphs that it launched: its forward, its drafts
   bool device_new_shape = false;  ///< one of them was captured, or will be: it took longer for that
-  PlanCounters plans;  ///< what plans of heads did in its prompts, where they lie on the host
+  PlanCounters plans;             ///< what plans of heads did in its prompts
   std::vector<SampledRow> rows;
 };
 

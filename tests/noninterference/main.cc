@@ -189,7 +189,7 @@ std::string vacuous(const Totals& totals, const Options& options) {
   if (c.swap_ins == 0 || c.copies_in == 0) return "nothing tested: no swaps";
   if (options.family.empty() || options.family.starts_with("paw")) {
     if (c.layer_steps == 0) return "nothing tested: no prompt was computed layer by layer";
-    if (!options.cuda && c.plans.computed_blocks == c.plans.causal_blocks) {  // a host's count
+    if (c.plans.computed_blocks == c.plans.causal_blocks) {
       return "nothing tested: all heads dense";
     }
     if (c.plans.full_heads == 0) return "nothing tested: no full heads";

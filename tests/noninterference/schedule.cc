@@ -34,31 +34,6 @@ void poison(Stream& stream, const KvStore& kv, const Model& model) {
   }
 }
 
-/// What heads were in prompts of a GPU, whose steps are not counted.
-void count_kinds(Stream& stream, const KvStore& kv, const Model& model, PlanCounters& counters) {
-  const auto count = [&](int32_t kind) {
-    counters.full_heads += kind == static_cast<int32_t>(HeadKind::kFull);
-    counters.streaming_heads += kind == static_cast<int32_t>(HeadKind::kStreaming);
-    counters.block_heads += kind == static_cast<int32_t>(HeadKind::kBlocks);
-  };
-  for (size_t i = 0; i < model.spec().layers.size(); ++i) {
-    const auto* attention = std::get_if<AttentionSpec>(&model.spec().layers[i].mixer);
-    if (attention == nullptr || !attention->sparse) continue;
-    const SparsePrefillSpec& sparse = *attention->sparse;
-    for (const HeadKind kind : sparse.heads) count(static_cast<int32_t>(kind));
-    if (!sparse.heads.empty()) continue;
-    if (!sparse.routed) {
-      count(static_cast<int32_t>(sparse.sparse));
-      continue;
-    }
-    const auto& paged = std::get<PagedKv>(kv.layer(LayerId{static_cast<int32_t>(i)}));
-    std::vector<int32_t> kinds(static_cast<size_t>(paged.kinds.size()));
-    copy_bytes(stream, kinds.data(), paged.kinds.data, paged.kinds.bytes());
-    synchronize(stream);
-    for (const int32_t kind : kinds) count(kind);  // or of no kind there is
-  }
-}
-
 class Driver {
  public:
   Driver(const ScheduleOptions& options, const std::vector<std::shared_ptr<Request>>& requests,
@@ -377,11 +352,7 @@ Outcome run_schedule(const Model& model, const OpTable& ops, const ScheduleOptio
     take(LocalExecutor::create(model, kv, stream.get(), ops, limits, options.speculation).value());
   }
   if (wrap) executor = wrap(std::move(executor));
-  Outcome outcome = Driver(options, requests, *executor, counters).run();
-  if (ops.device == DeviceKind::kCuda && c.sparse_from == 0) {
-    count_kinds(stream.get(), kv, model, counters.plans);
-  }
-  return outcome;
+  return Driver(options, requests, *executor, counters).run();
 }
 
 }  // namespace weft

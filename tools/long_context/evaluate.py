@@ -146,6 +146,12 @@ def recall(args, directory):
              ("control: retrieval heads stream, others full", variant(args.model, f"{directory}/swap", None, "swap"), (), False),
              ("control: all heads stream", variant(args.model, f"{directory}/stream", None, "stream"), (), False),
              ("near questions, dense", args.model, dense, True), ("near questions, routed: full/streaming", args.model, (), True)]
+    for one in args.routed:
+        threshold, stride = one.split(":")
+        fields = {"retrieval_mode": "xattn", "xattn_threshold": float(threshold), "xattn_stride": int(stride)}
+        plans.append((f"routed: xattn/streaming, threshold {threshold}, stride {stride}",
+                      variant(args.model, f"{directory}/xs{threshold}-{stride}", fields), (), False))
+    plans = [plan for plan in plans if re.search(args.plans, plan[0])]
     out = []
     for name, model, flags, near in plans:
         with Server(args.weft, model, args.device, max(args.lengths), flags) as server:
@@ -207,6 +213,8 @@ def main():
     p.add_argument("--plot")
     p.add_argument("--lengths", type=lambda s: [int(x) for x in s.split(",") if x], default=[4096, 8192, 16384, 32768])
     p.add_argument("--thresholds", type=lambda s: [float(x) for x in s.split(",")], default=[0.5, 0.7, 0.8, 0.9, 0.95])
+    p.add_argument("--routed", type=lambda s: s.split(","), default=[], help="THRESHOLD:STRIDE,..: more of xattn/streaming")
+    p.add_argument("--plans", default="", help="only those whose name holds this expression")
     p.add_argument("--answers", type=int, default=256, help="of each length and plan")
     p.add_argument("--sweep", type=int, default=8192, help="length of the second part; 0: leave it out")
     args = p.parse_args()

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "kernels/count_args.h"
 #include "kernels/cuda/attention_prepared.h"
 #include "kernels/cuda/cuda_ops.h"
 
@@ -142,6 +143,7 @@ const OpTable* cuda_ops() {
       .select = cuda::select_blocks,
       .select_scratch = [](const AttnShape& shape, int stride, int64_t rows, int64_t num_keys, int)
           -> int64_t { return cuda::select_blocks_scratch(shape, rows, num_keys, stride); },
+      .count = cuda::count_plan,
   };
   static constexpr OpTable kOps{
       .name = "cuda-sm90a",
