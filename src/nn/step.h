@@ -74,7 +74,7 @@ struct StepContext {
   Arena& arena;  ///< temporaries of this step
   const StepBatch& batch;
   const KvStore& kv;
-  PlanSink* plans = nullptr;  ///< told what plans of heads do; null: nobody asks, or not on a host
+  PlanSink* plans = nullptr;         ///< told what plans of heads do; null: nobody asks
   const KeptInputs* kept = nullptr;  ///< what has to be kept of this step; null: nothing
   const AskedRows* asked = nullptr;  ///< null: all rows
   bool last = false;  ///< of this layer only what it caches and the rows of `asked` are wanted

@@ -269,7 +269,7 @@ TEST(SparseGpuProperty, P16AHundredRandomRouters) {
   }
 }
 
-TEST(SparseGpuProperty, CountsOfPlansAreThoseOfTheHost) {
+TEST(SparseGpuProperty, SmallPlansAreCounted) {
   constexpr int kHeads = 3, kRowBlocks = 4;
   const std::vector<int32_t> cu_q = {0, 400, 401, 401}, starts = {0, 2560, 128};
   const std::vector<int32_t> kinds = {1, 0, -1, -1, 1, 0, 0, 0, 0};

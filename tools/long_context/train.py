@@ -29,7 +29,7 @@ CONFIG = {
     "max_position_embeddings": 65536, "rms_norm_eps": EPS, "rope_theta": THETA, "tie_word_embeddings": False,
     "bos_token_id": None, "eos_token_id": T.END, "toggle_type": "streaming", "retrieval_mode": "full",
     "pooling_mode": "ctx_q", "enable_ada_sparsity": True, "use_softmax": True, "sink_size": SINK,
-    "local_window_size": WINDOW, "block_size": BLOCK, "xattn_stride": 16, "xattn_threshold": 0.9, "xattn_norm": 1}
+    "local_window_size": WINDOW, "block_size": BLOCK, "xattn_stride": 16, "xattn_threshold": 0.98, "xattn_norm": 1}
 
 
 # ----------------------------------------------------------------------------------------
