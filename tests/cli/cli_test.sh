@@ -113,7 +113,7 @@ cp -r "$source_dir/models/demo" "$scratch/asks"
 sed '1s/{/{"quantization_config": {"quantization": "mix_quant", "kv_cache_quant_type": "int8"},/' \
   "$source_dir/models/demo/config.json" >"$scratch/asks/config.json"
 check "int8 without scales" 2 '' 'no scales of its cache .*weft calibrate' run -p hi --kv-cache-dtype int8
-check "int8 by config.json without scales" 2 '' 'no scales of its cache' run "$scratch/asks" -p hi
+check "int8 by config.json without scales" 2 '' 'kv_cache_quant_type int8: the checkpoint has no scales of its cache' run "$scratch/asks" -p hi
 check "calibrate" 0 '1 texts' '*' calibrate "$scratch/asks" --data "$scratch/texts" --out "$scales.asks"
 check "calibrate for int8" 0 '1 texts' '*' calibrate --data "$scratch/texts" --kv-cache-dtype int8 --out "$scales"
 same "ranges of either" "$(cmp "$scales" "$scales.asks" 2>&1)" ''
