@@ -92,11 +92,10 @@ bool widen_range(SequenceRunner& runner, KvLayers& range) {
 
 /// What hours of work would end in.
 Result<void> check_out(const std::string& out) {
-  namespace fs = std::filesystem;
   std::error_code ignored;
-  if (fs::is_directory(out, ignored)) return invalid_argument("--out: " + out + " is a directory");
-  const fs::path parent = fs::path(out).parent_path();
-  if (parent.empty() || fs::is_directory(parent, ignored)) return {};
+  const auto parent = std::filesystem::absolute(out, ignored).parent_path();
+  if (std::filesystem::is_directory(out, ignored)) return invalid_argument("--out: is a directory");
+  if (std::filesystem::is_directory(parent, ignored)) return {};
   return not_found("--out: " + parent.string() + ": no such directory");
 }
 
