@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -16,28 +17,38 @@ namespace {
 
 using Json = nlohmann::json;
 
+/// Whether a message has parts other than text.
+bool has_pictures(const Json& messages) {
+  return std::any_of(messages.begin(), messages.end(), [](const Json& message) {
+    const Json content = message.is_object() ? message.value("content", Json()) : Json();
+    return content.is_array() && std::any_of(content.begin(), content.end(), [](const Json& part) {
+             return part.is_object() && part.value("type", Json("text")) != "text";
+           });
+  });
+}
+
 /// The texts of a file: lines of JSON with messages, prompt or text, or of plain text.
 Result<std::vector<std::vector<int32_t>>> read_texts(const CalibrateOptions& options,
                                                      const ChatFrontend& chat, int64_t max_len) {
   std::ifstream file(options.data);
   if (!file) return not_found("--data: " + options.data + " can't be opened");
   std::vector<std::vector<int32_t>> out;
-  int number = 0;
+  int number = 0, left_out = 0;
   for (std::string line; std::getline(file, line) && std::ssize(out) < options.limit;) {
     ++number;
-    if (line.empty()) continue;
+    const size_t first = line.find_first_not_of(" \t\r");
+    if (first == std::string::npos) continue;
     const std::string where = options.data + ":" + std::to_string(number);
     std::vector<int32_t> ids;
-    const Json row = line[0] == '{' ? Json::parse(line, nullptr, false) : Json(line);
+    const Json row = line[first] == '{' ? Json::parse(line, nullptr, false) : Json(line);
     if (row.is_discarded()) return data_loss(where + ": not valid JSON");
     if (row.is_object() && row.contains("messages")) {
       const Json& messages = row["messages"];
       // Pictures need more than text; their ranges are those of texts nearly.
-      const bool plain = std::all_of(messages.begin(), messages.end(), [](const Json& message) {
-        return message.is_object() &&
-               (!message.contains("content") || !message["content"].is_array());
-      });
-      if (!plain) continue;
+      if (has_pictures(messages)) {
+        ++left_out;
+        continue;
+      }
       auto encoded = chat.encode(
           {.messages = messages.dump(), .tools = row.contains("tools") ? row["tools"].dump() : ""});
       if (!encoded) return with_context(std::move(encoded).error(), where);
@@ -54,7 +65,12 @@ Result<std::vector<std::vector<int32_t>>> read_texts(const CalibrateOptions& opt
     if (std::ssize(ids) > max_len) ids.resize(static_cast<size_t>(max_len));
     if (!ids.empty()) out.push_back(std::move(ids));
   }
-  if (out.empty()) return invalid_argument("--data: " + options.data + " has no texts");
+  const std::string pictures = std::to_string(left_out) + " lines with pictures left out";
+  if (out.empty()) {
+    return invalid_argument("--data: " + options.data + " has no texts" +
+                            (left_out > 0 ? " (" + pictures + ")" : ""));
+  }
+  if (left_out > 0) std::fprintf(stderr, "weft: %s: %s\n", options.data.c_str(), pictures.c_str());
   return out;
 }
 
@@ -74,7 +90,17 @@ bool widen_range(SequenceRunner& runner, KvLayers& range) {
   return finite;
 }
 
+/// What hours of work would end in.
+Result<void> check_out(const std::string& out) {
+  std::error_code ignored;
+  const auto parent = std::filesystem::absolute(out, ignored).parent_path();
+  if (std::filesystem::is_directory(out, ignored)) return invalid_argument("--out: is a directory");
+  if (std::filesystem::is_directory(parent, ignored)) return {};
+  return not_found("--out: " + parent.string() + ": no such directory");
+}
+
 Result<void> calibrate(const CalibrateOptions& options) {
+  TRY(check_out(options.out));
   EngineOptions engine = options.engine;
   engine.load_mtp = true;  // a file serves with and without drafts
   // The format that the scales are for has none yet.

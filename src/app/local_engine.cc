@@ -141,7 +141,8 @@ Result<void> choose_kv_format(const EngineOptions& options, const Checkpoint* ch
     format = plan.load.format == WeightFormat::kF32 ? KvFormat::kF32 : KvFormat::kBf16;
     if (plan.spec.kv_format) {
       format = *plan.spec.kv_format;
-      asked = "config.json: quantization_config.kv_cache_quant_type";
+      asked = "config.json: quantization_config.kv_cache_quant_type " +
+              std::string(kv_format_name(format));
     }
   } else {
     for (const KvFormat f : {KvFormat::kBf16, KvFormat::kFp8, KvFormat::kFp8Block, KvFormat::kInt8,
@@ -162,13 +163,18 @@ Result<void> choose_kv_format(const EngineOptions& options, const Checkpoint* ch
                             " without static scales; give "
                             "--kv-cache-dtype int8 or fp8 with it");
   }
-  if (!options.kv_scales.empty()) {
-    plan.load.kv_scales = TRY(read_kv_scales(plan.spec, options.kv_scales, format));
+  // Without weights (dummy ones, or `weft info` where there are none) any scales do.
+  const bool from_file = !options.kv_scales.empty();
+  if (!from_file && checkpoint == nullptr) {
+    plan.load.kv_scales = unit_kv_scales(plan.spec, format);
     return {};
   }
-  const bool dummy = options.load_format == "dummy";
-  plan.load.kv_scales =
-      dummy ? unit_kv_scales(plan.spec, format) : TRY(kv_scales_of(plan.spec, checkpoint, format));
+  auto scales = from_file ? read_kv_scales(plan.spec, options.kv_scales, format)
+                          : kv_scales_of(plan.spec, checkpoint, format);
+  if (!scales) {
+    return with_context(std::move(scales).error(), from_file ? "--kv-scales" : asked);
+  }
+  plan.load.kv_scales = std::move(*scales);
   return {};
 }
 

@@ -1,7 +1,8 @@
 #include "models/kv_scales.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <optional>
 #include <set>
@@ -58,8 +59,9 @@ Result<std::vector<float>> to_floats(const std::string& name, const TensorInfo& 
         return unsupported(name + ": scales are F32, BF16 or F16, not " +
                            std::string(dtype_name(info.dtype)));
     }
-    if (!(value > 0) || !std::isfinite(value)) {
-      return data_loss(name + ": a scale must be above 0, got " + std::to_string(value));
+    // With less or more, 1 / scale or the largest code's value might be no finite number.
+    if (!(value >= 1e-30f && value <= 1e30f)) {
+      return data_loss(fmt::format("{}: scales must be from 1e-30 to 1e30, got {:g}", name, value));
     }
     out.push_back(value);
   }
@@ -106,7 +108,7 @@ Result<std::vector<float>> find_scales(const Checkpoint& checkpoint, const Cache
     // Checkpoints for other engines have such scales for e4m3 alone, whose codes go up to 448.
     const bool of_channels = info->num_elements() == layer.heads() * layer.dim();
     if (format == KvFormat::kInt8 && made_for != format && (made_for || !of_channels)) {
-      return invalid_argument("--kv-cache-dtype int8: " + name +
+      return invalid_argument(name +
                               " is of e4m3 codes (up to 448), and int8 would clip with it; fp8 "
                               "takes it" +
                               kDynamicHint);
@@ -123,6 +125,10 @@ Result<std::vector<float>> find_scales(const Checkpoint& checkpoint, const Cache
 /// In a file of ranges: [heads, dims of a head].
 std::string range_name(size_t layer, const char* plane) {
   return "layers." + std::to_string(layer) + "." + plane + "_range";
+}
+/// In its metadata, as "model".
+std::string model_of(const ModelSpec& spec) {
+  return spec.architecture + " of hidden size " + std::to_string(spec.hidden);
 }
 
 }  // namespace
@@ -142,14 +148,13 @@ Result<KvLayers> kv_scales_of(const ModelSpec& spec, const Checkpoint* checkpoin
       if (format == KvFormat::kFp8 && !any) {
         values->assign(static_cast<size_t>(layer.heads() * layer.dim()), 1.0f);
       }
-      const std::string asked = "--kv-cache-dtype " + std::string(kv_format_name(format)) + ": ";
       const std::string name = layer.prefix + plane + "_scale";
       if (values->empty() && any) {
-        return data_loss(asked + name + " is not in the checkpoint, which has the other plane's" +
+        return data_loss(name + " is not in the checkpoint, which has the other plane's" +
                          kDynamicHint);
       }
       if (values->empty()) {
-        return invalid_argument(asked + "the checkpoint has no scales of its cache (" + name +
+        return invalid_argument("the checkpoint has no scales of its cache (" + name +
                                 "); fp8 does with 1.0" + kDynamicHint);
       }
       if (format == KvFormat::kFp8) take_largest_of_heads(*values, layer.dim());
@@ -160,6 +165,10 @@ Result<KvLayers> kv_scales_of(const ModelSpec& spec, const Checkpoint* checkpoin
 
 Result<KvLayers> read_kv_scales(const ModelSpec& spec, const std::string& path, KvFormat format) {
   const SafetensorsFile file = TRY(SafetensorsFile::open(path));
+  const auto made_for = file.metadata().find("model");  // early files don't say
+  if (made_for != file.metadata().end() && made_for->second != model_of(spec)) {
+    return data_loss(path + ": is of " + made_for->second + ", and this is " + model_of(spec));
+  }
   const std::vector<CacheLayer> layers = cache_layers(spec);
   std::set<std::string> names, left_out;
   for (size_t i = 0; i < layers.size(); ++i) {
@@ -226,7 +235,7 @@ Result<> write_kv_range(const std::string& path, const ModelSpec& spec, const Kv
                          .data = std::as_bytes(std::span(*values))});
     }
   }
-  return write_safetensors(path, tensors, {{"format", "weft kv range"}});
+  return write_safetensors(path, tensors, {{"format", "weft kv range"}, {"model", model_of(spec)}});
 }
 
 KvLayers unit_kv_scales(const ModelSpec& spec, KvFormat format) {

@@ -23,11 +23,12 @@ using KvLayers = std::vector<KvChannels>;
 /// and likewise for V; of one number, one a head, or one a channel. A layer without any has 1 with
 /// fp8 (what e4m3 holds is enough for most models); with int8 that is an Error that points to the
 /// dynamic formats, as is a k_scale of less than channels: such are made for e4m3, unless
-/// spec.kv_format says int8. One of K or V alone is an Error too.
+/// spec.kv_format says int8. One of K or V alone is an Error too. Who asked for the format is the
+/// caller's to say.
 Result<KvLayers> kv_scales_of(const ModelSpec& spec, const Checkpoint* checkpoint, KvFormat format);
 
-/// The same from a file that write_kv_range() wrote. A file of more, fewer or other layers than the
-/// model's is an Error that names it, the tensor, and what the model has.
+/// The same from a file that write_kv_range() wrote. A file of another architecture or hidden size,
+/// or of other layers than the model's, is an Error that names it and what the model has.
 Result<KvLayers> read_kv_scales(const ModelSpec& spec, const std::string& path, KvFormat format);
 
 /// Writes a safetensors file with layers.N.k_range and layers.N.v_range [G, D] f32.

@@ -109,13 +109,19 @@ check "truncated weights" 1 '' 'model-00001-of-00002.safetensors' run "$scratch/
 # Static scales of the KV cache: made, and taken by either format, asked for here or by config.json.
 scales=$scratch/scales.safetensors
 echo 'The cat sat on the mat.' >"$scratch/texts"
+item='{"messages": [{"role": "user", "content": [%s]}]}\n'
+printf "$item$item" '{"type": "text", "text": "The cat"}' '{"type": "image", "image": "x"}' >"$scratch/parts"
+mkdir "$scratch/config" && cp "$source_dir/models/demo/config.json" "$scratch/config"
 cp -r "$source_dir/models/demo" "$scratch/asks"
 sed '1s/{/{"quantization_config": {"quantization": "mix_quant", "kv_cache_quant_type": "int8"},/' \
   "$source_dir/models/demo/config.json" >"$scratch/asks/config.json"
 check "int8 without scales" 2 '' 'no scales of its cache .*weft calibrate' run -p hi --kv-cache-dtype int8
-check "int8 by config.json without scales" 2 '' 'no scales of its cache' run "$scratch/asks" -p hi
+check "int8 by config.json without scales" 2 '' 'kv_cache_quant_type int8: the checkpoint has no scales of its cache' run "$scratch/asks" -p hi
 check "calibrate" 0 '1 texts' '*' calibrate "$scratch/asks" --data "$scratch/texts" --out "$scales.asks"
 check "calibrate for int8" 0 '1 texts' '*' calibrate --data "$scratch/texts" --kv-cache-dtype int8 --out "$scales"
+check "calibrate with parts" 0 '1 texts' '1 lines with pictures left out' calibrate --data "$scratch/parts" --out "$scales.parts"
+check "calibrate to nowhere" 1 '' '--out: .*/gone: no such directory' calibrate --data "$scratch/texts" --out "$scratch/gone/s"
+check "int8 of a config.json alone" 0 '1.02 kB a token as int8' '*' info "$scratch/config" --kv-cache-dtype int8
 same "ranges of either" "$(cmp "$scales" "$scales.asks" 2>&1)" ''
 for format in int8 fp8; do
   check "scales for $format" 0 '.' '*' run -p hi --max-tokens 4 --kv-cache-dtype $format --kv-scales "$scales"

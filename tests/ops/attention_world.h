@@ -77,7 +77,9 @@ class Cache {
     fill(stream, seed);
   }
 
-  Floats attend(Stream& stream, const Floats& q_all, const std::vector<Slice>& slices) {
+  /// With `lse` the slices are prompts.
+  Floats attend(Stream& stream, const Floats& q_all, const std::vector<Slice>& slices,
+                Floats* lse = nullptr) {
     std::vector<int32_t> cu = {0}, start, table;
     for (const Slice& s : slices) {
       cu.push_back(cu.back() + s.rows);
@@ -96,7 +98,17 @@ class Cache {
     Ints cu_q(cu), kv_start(start), blocks_of(table);
     SeqMap seqs{cu_q.view, kv_start.view, blocks_of.view, num};
     seqs.block_table = TensorView(blocks_of.data.data(), DType::kI32, {num, width_});
-    ops_.attention(stream, {world_.shape, q.view, out.view, kv_, seqs});
+    AttnArgs args{world_.shape, q.view, out.view, kv_, seqs};
+    if (lse != nullptr) {
+      *lse = Floats({cu.back(), heads}, kNaN);
+      args.lse = lse->view;
+      args.num_prompt_segments = num;
+      args.prompt_rows = cu.back();
+      args.seqs.host_cu_q = cu_q.data.data();
+      args.seqs.host_kv_start = kv_start.data.data();
+    }
+    ops_.attention(stream, args);
+    if (lse != nullptr) lse->data.pop_back();
     out.data.pop_back();
     return out;
   }

@@ -150,6 +150,14 @@ TEST_P(KvAttention, RowsWithoutKeysAndTilesWithoutKeys) {
         EXPECT_EQ(some.data[i], 0.0f);
       }
       for (float x : some.data) EXPECT_FALSE(std::isnan(x));
+      Floats lse({1});
+      EXPECT_TRUE(ours.attend(stream_, q, {{0, -3, 5}}, &lse).same_bits(some));
+      for (size_t i = 0; i < lse.data.size(); ++i) {
+        const bool empty = i < static_cast<size_t>(3 * group);
+        EXPECT_TRUE(empty ? lse.data[i] == -std::numeric_limits<float>::infinity()
+                          : std::isfinite(lse.data[i]))
+            << kv_format_name(format) << " D " << dim << ": " << lse.data[i];
+      }
     }
   }
   std::printf("largest relative L2: %.2e\n", worst);

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "kernels/kv_codes.h"
 #include "kernels/ref/ref.h"
 #include "kernels/sparse_args.h"
 #include "support.h"
@@ -79,6 +80,11 @@ class SparseWorld {
     q_ = rotated(random_floats({n, shape.attn.q_heads, d}, seed, 2), group);
     k_ = rotated(random_floats({n, heads, d}, seed + 1), 1);
     v_ = rotated(random_floats({n, heads, d}, seed + 2), 1);
+    for (int64_t c = 0; c < 2 * heads * d; ++c) {  // of static formats; few values are clipped
+      scales_.push_back((0.5f + static_cast<float>(c % d % 7) / 8) / kv_largest_code(shape.format));
+    }
+    kv_.k_scale = scales_.data();
+    kv_.v_scale = scales_.data() + heads * d;
     fill();
   }
 
@@ -331,6 +337,7 @@ class SparseWorld {
   SparseShape shape_;
   PagedKv kv_;
   Buffer memory_;
+  std::vector<float> scales_;  // [K, V][G, D]
   std::unique_ptr<Expanse> far_;
   Ints table_;
   Floats q_, k_, v_;

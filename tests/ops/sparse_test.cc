@@ -16,6 +16,10 @@ using Plan = SparseWorld::Plan;
 constexpr auto kFull = HeadKind::kFull, kBlocks = HeadKind::kBlocks,
                kStreaming = HeadKind::kStreaming;
 
+constexpr KvFormat kFormats[] = {KvFormat::kF32,      KvFormat::kBf16, KvFormat::kInt8Dynamic,
+                                 KvFormat::kFp8Block, KvFormat::kInt8, KvFormat::kFp8,
+                                 KvFormat::kInt4};
+
 SparseShape shape_of(int length, KvFormat format = KvFormat::kF32, int block_size = 64) {
   return {.attn = {4, 2, 64, 0.125f}, .format = format, .block_size = block_size, .length = length};
 }
@@ -41,8 +45,7 @@ WEFT_FOR_EACH_ISA(SparsePrefill);
 
 TEST_P(SparsePrefill, MatchesTheOracle) {
   const std::vector<HeadKind> mixed = {kFull, kBlocks, kStreaming, kBlocks};
-  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBf16, KvFormat::kInt8Dynamic,
-                                KvFormat::kFp8Block, KvFormat::kInt4}) {
+  for (const KvFormat format : kFormats) {
     for (const int length : {1, 127, 128, 129, 255, 700}) {
       const SparseShape shape = shape_of(length, format, length == 255 ? 16 : 64);
       SparseWorld ours(ops_, stream_, shape, 5), oracle(ref_ops(), stream_, shape, 5);
@@ -69,7 +72,7 @@ TEST_P(SparsePrefill, DecodeRowsSeeEverything) {
 // ---- Which blocks are chosen
 
 TEST_P(SparsePrefill, SelectionMatchesTheOracle) {
-  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBf16}) {
+  for (const KvFormat format : kFormats) {
     for (const int stride : {4, 8, 16}) {
       for (const int length : {1, 100, 129, 515, 1100}) {
         const SparseShape shape = shape_of(length, format, stride == 8 ? 16 : 64);
