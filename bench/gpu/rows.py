@@ -5,18 +5,22 @@ table RUN            the rows for reading
 check RUN BASELINE   exit code 1 if a row is slower than accepted, misses its bar, or is missing (--partial: may miss)
 accept RUN BASELINE  the rows of RUN become the accepted ones; bars stay
 
-A baseline's "machine" is that of all its rows. They are arrays, null where a row has no such field, named by its "columns".
+A baseline's "machine" is that of all its rows, its "date" that of the rows without one. They are lines of comma-separated
+values under the names of "columns", with nothing between the commas where a row has no such field.
 
 A row is slower than accepted beyond the baseline's "tolerance" (a fraction) of its `us`. On another machine than the
 baseline's, `us` means nothing: then `ratio` and `share` are compared. A bar ("bars" of the baseline: a kernel, a
 pattern of shapes, and the least `ratio`, `share`, `tflops` or `gbps`) is what the issue asks, whatever was accepted.
 """
 import argparse
+import csv
 import fnmatch
+import io
 import json
 import sys
 
 FIELDS = ["kernel", "shape", "dtype", "us", "gbps", "tflops", "share", "peer", "peer_us", "ratio", "machine", "date"]
+TEXTS = {"kernel", "shape", "dtype", "peer", "machine", "date"}
 
 
 def key(row):
@@ -126,11 +130,15 @@ def load_baseline(path):
     try:
         with open(path, encoding="utf-8") as file:
             baseline = json.load(file)
-        columns = baseline.pop("columns")
-        rows = [dict(zip(columns, row, strict=True)) for row in baseline["rows"]]
-        return {**baseline, "rows": [{name: value for name, value in row.items() if value is not None} for row in rows]}
     except FileNotFoundError:
         return {"tolerance": 0.1, "bars": [], "rows": []}
+    columns, date = baseline.pop("columns"), baseline.pop("date", "")
+    rows = []
+    for values in csv.reader(baseline["rows"]):
+        row = dict(zip(columns, values, strict=True))
+        row["date"] = row.get("date") or date
+        rows.append({name: value if name in TEXTS else float(value) for name, value in row.items() if value})
+    return {**baseline, "rows": rows}
 
 
 def accept(rows, baseline):
@@ -144,12 +152,17 @@ def accept(rows, baseline):
 
 
 def dump_baseline(baseline):
-    """Readable diffs: a row a line."""
+    """Readable diffs: a row a line; the commonest date once, if all have one."""
+    dates = [row["date"] for row in baseline["rows"] if "date" in row]
+    common = max(sorted(set(dates)), key=dates.count) if dates and len(dates) == len(baseline["rows"]) else ""
     columns = [name for name in FIELDS if any(name in row for row in baseline["rows"])]
     head = {name: value for name, value in baseline.items() if name not in ("rows", "bars")}
-    lines = [f'  "{name}": {json.dumps(value)},' for name, value in {**head, "columns": columns}.items()]
-    rows = [[row.get(name) for name in columns] for row in baseline["rows"]]
-    for name, listed in (("bars", baseline.get("bars", [])), ("rows", rows)):
+    head = {**head, **({"date": common} if common else {}), "columns": columns}
+    lines = [f'  "{name}": {json.dumps(value)},' for name, value in head.items()]
+    text = io.StringIO()
+    values = [[row.get(name, "") for name in columns] for row in baseline["rows"]]
+    csv.writer(text, lineterminator="\n").writerows([["" if value == common else value for value in row] for row in values])
+    for name, listed in (("bars", baseline.get("bars", [])), ("rows", text.getvalue().splitlines())):
         items = ",\n".join("    " + json.dumps(item, separators=(",", ":")) for item in listed)
         lines.append(f'  "{name}": [\n{items}\n  ]' + ("," if name == "bars" else ""))
     return "{\n" + "\n".join(lines) + "\n}\n"

@@ -80,10 +80,10 @@ class Rows(unittest.TestCase):
             self.assertNotEqual(subprocess.run([*tool, "table", run], capture_output=True).returncode, 0)
 
     def test_rows_come_back_as_they_were(self):
-        written = [row(1.0, shape=str(i), share=0.5, date=f"2026-11-2{i}") for i in range(3)]
+        written = [row(1.0, shape=str(i), share=0.5, date=f"2026-11-2{int(i == 1)}") for i in range(3)]
         del written[1]["share"]
         text = rows.dump_baseline(self.baseline(rows=written))
-        self.assertEqual((text.count("share"), text.count("null")), (1, 1))
+        self.assertEqual((text.count("share"), text.count("2026-11-20")), (1, 1))
         with tempfile.TemporaryDirectory() as directory:
             path = os.path.join(directory, "base.json")
             with open(path, "w", encoding="utf-8") as file:
