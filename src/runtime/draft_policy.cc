@@ -15,6 +15,8 @@ constexpr double kPaysWell = 1.25, kPaysWellAtOnce = 1.5;
 constexpr int64_t kPauseOfWell = 1024;    // steps
 constexpr double kTrialShare = 0.01;      // of the time that trials may lose
 constexpr int64_t kLongestMakeUp = 4096;  // steps
+constexpr int64_t kAccount = 128;         // steps
+constexpr double kMostLost = 0.01;        // of the time
 constexpr double kMemory = 1.0 / 32, kOwnMemory = 1.0 / 8;
 constexpr double kTrusted = 0.9;  // a rate, of at least so many drafts:
 constexpr int64_t kTrustedCount = 8;
@@ -70,6 +72,64 @@ bool DraftPolicy::wants_drafts(int64_t sequences) {
   return b.trial_left > 0 ? b.trial_drafts() : b.drafting;
 }
 
+bool DraftPolicy::follows(int64_t sequences) {
+  few_ = 4 * sequences > rests_at_ ? 0 : few_ + 1;
+  rests_ |= owes_ && debt_ > 0 && few_ == 0;
+  if (!rests_) return true;
+  if (debt_ > 0 && few_ < kAccount / 2) return false;
+  owes_ = debt_ > 0;
+  rests_ = false;
+  account_ = {.behind_rest = true};
+  // The module knows nothing of the texts yet.
+  for (Batch& b : batches_) {
+    b.trial_left = 0;
+    b.until_trial = std::min(b.until_trial, kAccount / 2);
+  }
+  return true;
+}
+
+/// Of a plain step, or of one of the nearest size that is known; 0 where none is.
+double DraftPolicy::plain_seconds(int64_t sequences) {
+  const auto size = std::ssize(batches_), at = &batch(sequences) - batches_.data();
+  for (ptrdiff_t away = 0; away < size; ++away) {
+    for (const ptrdiff_t i : {at - away, at + away}) {
+      if (i < 0 || i >= size) continue;
+      if (const double seconds = batches_[static_cast<size_t>(i)].plain_seconds; seconds > 0) {
+        return seconds;
+      }
+    }
+  }
+  return 0;
+}
+
+/// Seconds that a right draft saves, less what verifying it and its like took.
+double DraftPolicy::value_of_draft(int64_t sequences) {
+  const Batch& b = batch(sequences);
+  const double token = plain_seconds(sequences) / static_cast<double>(sequences);
+  if (b.drafted_costs.count == 0 || b.gains.count == 0 || b.gains.mean() <= 1) return token;
+  return token * (b.gains.mean() - b.drafted_costs.median()) / (b.gains.mean() - 1);
+}
+
+void DraftPolicy::account(int64_t sequences, const Spent& step) {
+  double lost = step.module;
+  if (step.drafts > 0) lost -= static_cast<double>(step.drafts) * value_of_draft(sequences);
+  debt_ = std::max(debt_ + lost - kMostLost * step.seconds, 0.0);
+  if (rests_) return;
+  Account& a = account_;
+  a.sequences += sequences;
+  if (++a.steps > kAccount / 2 || !a.behind_rest) {
+    a.seconds += step.seconds;
+    a.lost += lost;
+  }
+  const int64_t least = a.sequences > 2 * kFewSequences * a.steps ? kAccount / 4 : kAccount / 2;
+  const double steps = static_cast<double>(a.steps) / kAccount;
+  const bool clear = !a.behind_rest && a.steps >= least && a.lost * steps > kMostLost * a.seconds;
+  if (a.steps < kAccount && !clear) return;
+  rests_ = a.lost > kMostLost * a.seconds;
+  if (rests_) rests_at_ = a.sequences / a.steps;
+  a = {};
+}
+
 void DraftPolicy::measured(int64_t sequences, const Measured& step) {
   Batch& b = batch(sequences);
   const double gain = static_cast<double>(step.tokens) / static_cast<double>(sequences);
@@ -81,6 +141,7 @@ void DraftPolicy::measured(int64_t sequences, const Measured& step) {
         .add(step.seconds);
   }
   if (step.kind == StepKind::kDrafted) b.gains.add(gain);
+  if (!drafting && step.typical) b.plain_seconds = b.plain.median();
   if (drafting) b.found.add(step.kind == StepKind::kDrafted ? 1 : 0);
   if (b.trial_left == 0) {
     // Where nothing is found to draft there is nothing to try.

@@ -27,6 +27,17 @@ class DraftPolicy {
   bool wants_drafts(int64_t sequences);
   /// The same for a step with prompts too, which nobody measures.
   bool drafts_pay(int64_t sequences) { return batch(sequences).drafting; }
+  /// First, for every step: whether the module is to follow the texts. Not where that took more
+  /// than its drafts saved, until what was lost is a hundredth of the time, or only a fourth of
+  /// the sequences is left.
+  bool follows(int64_t sequences);
+  /// What such a step, of any kind, took.
+  struct Spent {
+    double seconds = 0;
+    double module = 0;   ///< of them, to follow the texts, but for rows of steps with drafts
+    int64_t drafts = 0;  ///< tokens that the module's drafts gave
+  };
+  void account(int64_t sequences, const Spent& step);
   /// What that step gave.
   struct Measured {
     StepKind kind = StepKind::kPlain;  ///< kPlain also where drafts wanted in vain cost nothing
@@ -59,6 +70,7 @@ class DraftPolicy {
     int64_t since_trial = 0;
     int64_t trial_left = 0, most_left = 0;       // steps: typical ones, all
     double trial_seconds = 0, trial_tokens = 0;  // a sequence
+    double plain_seconds = 0;                    // the last known median
     bool trial_drafts() const { return !drafting; }
     double gain() const;
     bool pays() const { return gain() >= 1; }
@@ -67,6 +79,20 @@ class DraftPolicy {
   void end_trial(Batch& b);
   Batch& batch(int64_t sequences);
   std::array<Batch, 16> batches_;
+  double plain_seconds(int64_t sequences);
+  double value_of_draft(int64_t sequences);
+  /// Of the last steps that the module followed, or the second half of those behind a rest.
+  struct Account {
+    bool behind_rest = false;
+    int64_t steps = 0, sequences = 0;
+    double seconds = 0, lost = 0;
+  };
+  Account account_;
+  bool rests_ = false;
+  int64_t rests_at_ = 0;  // sequences
+  int64_t few_ = 0;       // last steps of a fourth of those
+  bool owes_ = false;     // it goes on for the sake of these
+  double debt_ = 0;       // seconds lost, less a hundredth of the time
 };
 
 /// How often drafts are right, learned from what became of them, and how many are worth a row.

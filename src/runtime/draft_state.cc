@@ -1,12 +1,63 @@
 #include "runtime/draft_state.h"
 
+#include <time.h>
+
 #include <algorithm>
 
 namespace weft {
 
+double thread_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
 DraftState& draft_state(ExecutorSequence& sequence) {
   if (!sequence.drafts) sequence.drafts = std::make_unique<DraftState>(*sequence.request);
   return *sequence.drafts;
+}
+
+void SeenBlocks::begin(const StepPlan& plan, PackedStep::Sequences& sequences, bool follows) {
+  const auto at = [](BlockId block) { return static_cast<size_t>(block.value); };
+  for (const BlockCopy& copy : plan.copies) seen_[at(copy.to)] = seen_[at(copy.from)];
+  for (const BlockSwap& swap : plan.block_swaps) {
+    const auto host = static_cast<size_t>(swap.host);
+    if (host >= swapped_.size()) swapped_.resize(host + 1);
+    if (swap.out) {
+      swapped_[host] = seen_[at(swap.block)];
+    } else {
+      seen_[at(swap.block)] = swapped_[host];
+    }
+  }
+  for (const SeqId id : plan.preempted) {
+    const auto it = sequences.find(id);
+    if (it != sequences.end() && it->second->drafts) it->second->drafts->seen_to = -1;
+  }
+  for (const Slice& slice : plan.slices) {
+    if (!slice.tokens.empty()) see(slice, draft_state(*sequences.at(slice.seq)), follows);
+  }
+}
+
+void SeenBlocks::see(const Slice& slice, DraftState& state, bool follows) {
+  const int64_t size = limits_.block_size, first = slice.first;
+  const int64_t end = first + std::ssize(slice.tokens);
+  const auto seen = [&](int64_t block) {
+    return seen_[static_cast<size_t>(slice.blocks[static_cast<size_t>(block)].value)];
+  };
+  if (!follows || slice.layers.partial()) {
+    const int64_t from = state.late_tokens.empty() ? first : std::min(first, state.late_first);
+    for (int64_t block = from / size; block * size < end; ++block) seen(block) = false;
+    state.forget_late();
+    state.seen_to = -1;
+    return;
+  }
+  if (first > state.seen_to) {
+    int64_t block = (first + size - 1) / size;
+    while (block > 0 && seen(block - 1)) --block;
+    state.seen_from = block * size;
+  }
+  for (int64_t block = (first + size - 1) / size; block * size < end; ++block) seen(block) = true;
+  state.seen_to = end;
 }
 
 std::span<const ImageRun> NextTokens::shift(PackedStep& step, const StepResult& result,

@@ -30,6 +30,10 @@ struct DraftState {
   int64_t hidden_row = -1;
   uint64_t hidden_step = 0;
   int64_t draft_row = -1;  ///< on a GPU, of those that the module drafts for
+  /// The module has seen the text from here on, a multiple of a block, up to `seen_to` (-1: it has
+  /// not seen the last step). On the CPU it looks no further back, on a GPU the module has seen
+  /// half of it before it drafts.
+  int64_t seen_from = 0, seen_to = -1;
   /// Rows that the module has not seen yet: hidden states of the tokens from position `late_first`
   /// on, one behind the other, and the tokens after them.
   std::vector<float> late_hidden;
@@ -62,8 +66,29 @@ struct DraftState {
   DraftEstimates::Sequence estimates;
 };
 
+/// What this thread has computed. It works all through a step or waits for its pool busily, so that
+/// this is the step's time, but for what other processes took of it: those hit long steps more
+/// often than short ones.
+double thread_seconds();
+
 /// The sequence's, which begins where it is first asked for.
 DraftState& draft_state(ExecutorSequence& sequence);
+
+/// Which blocks the MTP module has written: where it does not follow a step, what is written then
+/// is remembered, so that no drafts look at keys that it has not made, also not of prefixes that a
+/// sequence takes over from others.
+class SeenBlocks {
+ public:
+  explicit SeenBlocks(const StepLimits& limits)
+      : limits_(limits), seen_(static_cast<size_t>(limits.num_blocks)) {}
+  /// For every step.
+  void begin(const StepPlan& plan, PackedStep::Sequences& sequences, bool follows);
+
+ private:
+  void see(const Slice& slice, DraftState& state, bool follows);
+  StepLimits limits_;
+  std::vector<bool> seen_, swapped_;  // blocks, and entries of the swap space
+};
 
 /// A sequence with rows that the MTP module has not seen.
 struct LateRows {

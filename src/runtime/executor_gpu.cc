@@ -71,6 +71,7 @@ GpuExecutor::GpuExecutor(const Parts& parts, const StepLimits& limits,
       graphs_(options.graphs) {
   if (options.speculation.on()) {
     speculator_.emplace(options.speculation, limits, /*on_gpu=*/true);
+    speculator_->set_num_layers(parts.model.spec().layers.size());
     if (limits.recurrent) kept_rows_ = std::make_unique<KeptRows>(limits);
   }
   padded_.reserve(static_cast<size_t>(limits.max_seqs + limits.max_draft_rows));
@@ -138,7 +139,9 @@ Result<std::unique_ptr<GpuExecutor>> GpuExecutor::create(const Model& model, KvS
   }
   for (size_t i = 0; i < 2 * kStepsInFlight; ++i) {
     GpuEvent begin = TRY(GpuEvent::create(/*timed=*/true));
-    out->times_.push_back({std::move(begin), TRY(GpuEvent::create(/*timed=*/true))});
+    GpuEvent forward = TRY(GpuEvent::create(/*timed=*/true));
+    out->times_.push_back(
+        {std::move(begin), std::move(forward), TRY(GpuEvent::create(/*timed=*/true))});
   }
   return out;
 }
@@ -159,9 +162,10 @@ const StepPlan& GpuExecutor::resolved(const StepPlan& plan, Flight& flight) {
   if (!speculator_) return plan;
   Flight& before = *flights_[1 - flight.index];
   if (before.settles) finish_for_drafts(before, flight);
-  const bool drafts = speculator_->wants_drafts(plan);
+  const bool drafts = speculator_->wants_drafts(plan, sequences_);
   flight.ngrams = ngrams_ && drafts;
-  if (drafts || (mtp_ && mtp_->must_catch_up(true))) finish_for_drafts(before, flight);
+  flight.follows = mtp_ && speculator_->module_follows(plan.step);
+  if (drafts || (flight.follows && mtp_->must_catch_up(true))) finish_for_drafts(before, flight);
   plan_.copy(plan);
   if (before.pending) {
     if (mtp_) mtp_->put_off(true);
@@ -202,14 +206,15 @@ int64_t GpuExecutor::num_new_graphs() const {
 GpuGraphs::Key GpuExecutor::key(const Flight& flight) const {
   const StepBatch& batch = flight.step.batch();
   return {flight.shape.rows, flight.shape.segments, batch.max_decode_len,
-          static_cast<int64_t>(flight.index), batch.kept_rows ? 1 : 0};
+          static_cast<int64_t>(flight.index), (batch.kept_rows ? 1 : 0) | (flight.follows ? 4 : 0)};
 }
 
 /// The step and, where it decodes, what its rows are sampled with. They go up beside the step
 /// before, and the device's memory is free: the last step of this flight is done. Only the MTP
-/// module still goes over that one's rows then, so there everything stays in one order.
+/// module may still go over that one's rows then, so there everything stays in one order.
 void GpuExecutor::upload(Flight& flight) {
-  flight.step.upload(uploads());
+  Stream& uploads = this->uploads(flight);
+  flight.step.upload(uploads);
   flight.piece.reset();
   if (flight.shape.rows > 0) {
     padded_.assign(static_cast<size_t>(flight.shape.rows), LogitRow{});
@@ -217,15 +222,15 @@ void GpuExecutor::upload(Flight& flight) {
       padded_[static_cast<size_t>(row.row)] = row;
     }
     if (!constrained(padded_)) {
-      flight.piece = sampler_.prepare({parts_.stream, uploads()}, flight.sampling, padded_,
+      flight.piece = sampler_.prepare({parts_.stream, uploads}, flight.sampling, padded_,
                                       logits_.rows(0, flight.shape.rows), /*alone=*/true);
     }
   }
   // Where every segment samples.
   flight.ngrams = flight.ngrams && flight.shape.rows > 0 && flight.step.next_tokens().empty();
-  if (flight.ngrams) ngrams_->upload(uploads(), flight.step, flight.shape.segments);
-  flight.uploaded.record(uploads());
-  if (!mtp_) flight.uploaded.hold(parts_.stream);
+  if (flight.ngrams) ngrams_->upload(uploads, flight.step, flight.shape.segments);
+  flight.uploaded.record(uploads);
+  if (!flight.module_reads) flight.uploaded.hold(parts_.stream);
 }
 
 void GpuExecutor::launch(const StepPlan& given) {
@@ -234,13 +239,17 @@ void GpuExecutor::launch(const StepPlan& given) {
   flight.number = num_launched_++;
   const Flight& before = *flights_[1 - flight.index];
   flight.begun = before.pending && before.followed > 0;
+  flight.continues = before.pending;
   flight.aside = -1;
   flight.followed = 0;
   flight.result.device_graphs = 0;
+  flight.module_reads = flight.follows;
   const StepPlan& plan = resolved(given, flight);
+  flight.module_reads |= flight.follows;
   flight.shape = decode_shape(plan);
   sampler_.release(plan, sequences_);
   flight.step.pack(plan, sequences_, flight.shape);
+  if (mtp_) mtp_->begin(plan, sequences_, flight.follows);
   flight.pending = true;
   const std::span<const ResultRow> results = flight.step.results();
   const bool drafts = std::any_of(results.begin(), results.end(),
@@ -256,12 +265,15 @@ void GpuExecutor::launch(const StepPlan& given) {
   const bool any_rows = flight.step.batch().num_rows() > 0;
   if (any_rows) upload(flight);
   if (!flight.begun) times(flight.number).begin.record(parts_.stream);
+  if (mtp_) times(flight.number).forward.record(parts_.stream);
   if (vision_) vision_->encode(flight.step.encodings());
   if (flight.step.layers().partial()) {
     run_layers(flight);
   } else if (flight.shape.rows > 0) {
     run_decode(flight);
-    if (mtp_ && !drafts && mtp_->can_put_aside()) flight.aside = mtp_->put_aside(flight.shape.rows);
+    if (flight.follows && !drafts && mtp_->can_put_aside()) {
+      flight.aside = mtp_->put_aside(flight.shape.rows);
+    }
   } else if (any_rows) {
     run_mixed(flight);
   }
@@ -274,11 +286,13 @@ void GpuExecutor::launch(const StepPlan& given) {
     copy_bytes(parts_.stream, flight.plans.data(), plans_.device, sizeof(PlanCounters));
   }
   flight.done.record(parts_.stream);
-  if (mtp_ && flight.aside < 0 && flight.shape.rows > 0 && flight.step.next_tokens().empty()) {
+  if (flight.follows && flight.aside < 0 && flight.shape.rows > 0 &&
+      flight.step.next_tokens().empty()) {
     follow_ahead(flight);
   }
-  flight.settles = drafts || (mtp_ && flight.aside < 0 && flight.followed == 0);
+  flight.settles = drafts || (flight.follows && flight.aside < 0 && flight.followed == 0);
   if (open) settle(flight);
+  if (ngrams_ && flight.follows) speculator_->read_ahead(plan, sequences_);
 }
 
 /// The module's pass behind a step that only decodes, while the host waits for its tokens: it
@@ -305,7 +319,7 @@ void GpuExecutor::forward_decode(const Flight& flight, const GpuSampler::Piece* 
   StepContext context{parts_.stream, parts_.ops, arena_, step.batch(), parts_.kv};
   sampler_.feed(parts_.stream, step);
   const TensorView hidden = parts_.model.hidden(context);
-  keep(hidden);
+  keep(flight, hidden);
   if (!sampled) return parts_.model.logits(context, hidden, 0, logits_.rows(0, hidden.dim(0)));
   parts_.model.tokens(context, hidden, sampled->args);
   accept(flight);
@@ -320,8 +334,8 @@ void GpuExecutor::accept(const Flight& flight) {
 }
 
 /// For the MTP module, which goes on from there when the tokens are known.
-void GpuExecutor::keep(const TensorView& hidden) {
-  if (mtp_) copy_bytes(parts_.stream, mtp_->hidden(0).data, hidden.data, hidden.bytes());
+void GpuExecutor::keep(const Flight& flight, const TensorView& hidden) {
+  if (flight.follows) copy_bytes(parts_.stream, mtp_->hidden(0).data, hidden.data, hidden.bytes());
 }
 
 void GpuExecutor::run_decode(Flight& flight) {
@@ -348,16 +362,16 @@ void GpuExecutor::run_mixed(Flight& flight) {
   StepContext context{parts_.stream, parts_.ops, arena_, step.batch(), parts_.kv};
   sampler_.feed(parts_.stream, step);
   const AskedRows& asked = step.asked();
-  if (!mtp_) context.asked = &asked;  // the module goes over all rows
+  if (!flight.follows) context.asked = &asked;  // the module goes over all rows
   context.plans = &plans_;
   const TensorView hidden = parts_.model.hidden(context);
-  keep(hidden);
+  keep(flight, hidden);
   const std::span<const LogitRow> rows = step.logit_rows();
   const int64_t num_prompt = step.num_prompt_logit_rows(), count = std::ssize(rows);
   for (int64_t begin = 0; begin < count; begin += logits_.dim(0)) {
     const int64_t end = std::min(count, begin + logits_.dim(0));
     TensorView wanted = gathered_.rows(0, end - begin);
-    if (mtp_) {
+    if (flight.follows) {
       parts_.ops.embed(parts_.stream,
                        {.ids = asked.rows.rows(begin, end), .table = hidden, .out = wanted});
     } else {
@@ -423,7 +437,7 @@ void GpuExecutor::finish(Flight& flight) {
     mtp_->note(flight.step, flight.result, flight.aside);
   } else if (flight.followed > 0) {
     mtp_->followed(flight.step, flight.result, flight.followed);
-  } else if (mtp_ && !flight.step.layers().partial()) {
+  } else if (flight.follows && !flight.step.layers().partial()) {
     mtp_->follow(arena_, flight.step, flight.result);
   }
   // All else while the module goes over the rows: the device would wait for it.
@@ -432,7 +446,19 @@ void GpuExecutor::finish(Flight& flight) {
   flight.result.device_idle_us =
       flight.number == 0 ? 0 : now.begin.microseconds_since(times(flight.number - 1).end);
   if (kept_rows_) kept_rows_->accept(flight.step.results(), flight.result);
-  if (speculator_) speculator_->learn(flight.step, flight.result);
+  if (speculator_) speculator_->learn(flight.step, flight.result, module_seconds(flight));
+}
+
+/// What the device waited before the step, or the module took, more than where it does not follow.
+double GpuExecutor::module_seconds(const Flight& flight) {
+  if (!mtp_ || !flight.continues || flight.result.device_new_shape) return 0;
+  const Times& now = times(flight.number);
+  const double most = now.end.microseconds_since(now.forward);
+  const double wait = std::min(now.forward.microseconds_since(times(flight.number - 1).end), most);
+  double& plain = plain_waits_[flight.shape.rows > 0 ? 1 : 0];
+  if (flight.follows) return std::max(wait - plain, 0.0) * 1e-6;
+  if (!flight.settles) plain += (wait - plain) / 8;
+  return 0;
 }
 
 StepResult GpuExecutor::collect() {

@@ -74,14 +74,17 @@ class GpuExecutor : public Executor {
     bool pending = false;                    // its tokens are not known yet
     bool ngrams = false;                     // somebody may draft: texts on the device go on
     bool settles = false;                    // where the next step begins is known when they are
-    int32_t aside = -1;  // where its hidden states wait for the MTP module; -1: nowhere
-    Buffer plans;        // pinned: PlanCounters of all steps up to this one
+    Buffer plans;                            // pinned: PlanCounters of all steps up to this one
     bool has_plans = false;
-    uint64_t followed = 0;  // the module's pass, enqueued right behind the step; 0: none
+    bool continues = false;     // the step before was not done when it was launched
+    bool follows = false;       // the MTP module goes over it
+    bool module_reads = false;  // or did so with the last step of this flight
+    int32_t aside = -1;         // where its hidden states wait for the MTP module; -1: nowhere
+    uint64_t followed = 0;      // the module's pass, enqueued right behind the step; 0: none
   };
   /// When the kernels of a step began and ended; kept until the step after next is collected.
   struct Times {
-    GpuEvent begin, end;
+    GpuEvent begin, forward, end;
   };
   GpuExecutor(const Parts& parts, const StepLimits& limits, const GpuExecutorOptions& options,
               GpuSampler sampler, GpuStream uploads);
@@ -90,19 +93,20 @@ class GpuExecutor : public Executor {
   void finish_for_drafts(Flight& before, Flight& flight);
   PaddedShape decode_shape(const StepPlan& plan) const;
   GpuGraphs::Key key(const Flight& flight) const;
-  Stream& uploads() { return mtp_ ? parts_.stream : uploads_; }
+  Stream& uploads(const Flight& flight) { return flight.module_reads ? parts_.stream : uploads_; }
   void upload(Flight& flight);
   int64_t num_new_graphs() const;
   void run_decode(Flight& flight);
   void run_mixed(Flight& flight);
   void run_layers(Flight& flight);
   void forward_decode(const Flight& flight, const GpuSampler::Piece* sampled);
-  void keep(const TensorView& hidden);
+  void keep(const Flight& flight, const TensorView& hidden);
   void accept(const Flight& flight);
   void sample(Flight& flight, std::span<const LogitRow> rows);
   void follow_ahead(Flight& flight);
   void settle(Flight& flight);
   void finish(Flight& flight);
+  double module_seconds(const Flight& flight);
   Times& times(uint64_t step) { return times_[step % times_.size()]; }
 
   Parts parts_;
@@ -133,6 +137,8 @@ class GpuExecutor : public Executor {
   std::vector<LogitRow> padded_;  // the rows of a decode step by their place in the batch
   GpuGraphs graphs_;              // of each flight: their batches lie in different memory
   std::unique_ptr<GpuMtpDrafter> mtp_;
+  // What the device waits before steps that the module does not follow: prompts too, decodes.
+  std::array<double, 2> plain_waits_{};
   std::unique_ptr<GpuNgrams> ngrams_;
 };
 

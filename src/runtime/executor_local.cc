@@ -20,7 +20,10 @@ Result<std::unique_ptr<LocalExecutor>> LocalExecutor::create(const Model& model,
     step.set_state_slots(runner.state_slots());
   }
   std::optional<Speculator> speculator;
-  if (speculation.on()) speculator.emplace(speculation, limits);
+  if (speculation.on()) {
+    speculator.emplace(speculation, limits);
+    speculator->set_num_layers(model.spec().layers.size());
+  }
   std::unique_ptr<LocalExecutor> executor(
       new LocalExecutor(std::move(runner), std::move(steps), std::move(speculator)));
   const auto num_layers = static_cast<int>(model.cache_specs().size());
@@ -83,12 +86,15 @@ void LocalExecutor::run(size_t index, StepResult& result) {
   PackedStep& step = steps_[index];
   if (speculator_) {
     StepPlan& plan = plans_[index].plan;
-    speculator_->wants_drafts(plan);
+    speculator_->wants_drafts(plan, sequences_);
     speculator_->resolve(plan, sequences_, runner_.mtp(), runner_.arena());
     step.pack(plan, sequences_);
+    if (runner_.mtp())
+      runner_.mtp()->begin(plan, sequences_, speculator_->module_follows(plan.step));
   }
   runner_.run(step, result);
-  if (speculator_) speculator_->learn(step, result);
+  if (speculator_)
+    speculator_->learn(step, result, runner_.mtp() ? runner_.mtp()->take_seconds() : 0);
   step.forget_retired();
 }
 

@@ -47,6 +47,7 @@ GpuMtpDrafter::GpuMtpDrafter(const Parts& parts, const StepLimits& limits,
       graphs_(graphs),
       follow_graphs_(graphs),
       done_(GpuEvent::create().value()),
+      seen_(limits),
       late_(std::move(late)),
       lists_{.vocab = limits.vocab_size} {}
 
@@ -204,7 +205,8 @@ void GpuMtpDrafter::catch_up(Arena& arena, std::span<const LateRows> rows) {
 
 bool GpuMtpDrafter::knows(const DraftRow& row) const {
   const DraftState& state = *row.sequence->drafts;
-  return state.hidden_at == row.first && state.hidden_step == num_followed_;
+  return state.hidden_at == row.first && state.hidden_step == num_followed_ && state.seen_to >= 0 &&
+         2 * state.seen_from <= row.first;
 }
 
 /// False: its lists are too long.

@@ -37,6 +37,10 @@ class GpuMtpDrafter final : public DraftModule {
   static int64_t device_bytes(const StepLimits& limits, const SpeculationConfig& config,
                               int64_t hidden_size);
 
+  /// First, for every step: whether one of the following goes over it.
+  void begin(const StepPlan& plan, PackedStep::Sequences& sequences, bool follows) {
+    seen_.begin(plan, sequences, follows);
+  }
   /// Where the hidden states of a step's rows have to be when it is followed.
   TensorView hidden(int64_t rows) const { return hidden_.rows(0, rows); }
 
@@ -111,6 +115,7 @@ class GpuMtpDrafter final : public DraftModule {
   SampleResult* results_ = nullptr;  // [steps, rows] on the device
   int64_t num_kept_ = 0;             // of kept_
   uint64_t num_followed_ = 0;
+  SeenBlocks seen_;
   GpuLateRows late_;
   bool put_off_ = false;
   int64_t num_graph_launches_ = 0;

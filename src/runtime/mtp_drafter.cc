@@ -12,6 +12,19 @@ namespace {
 /// Rows of prompts of a step from which on the module leaves out what nobody reads.
 constexpr int64_t kManyRows = 32;
 
+/// Adds the time of this thread.
+class Watch {
+ public:
+  explicit Watch(double& to) : to_(to), begin_(thread_seconds()) {}
+  ~Watch() { to_ += thread_seconds() - begin_; }
+  Watch(const Watch&) = delete;
+  Watch& operator=(const Watch&) = delete;
+
+ private:
+  double& to_;
+  double begin_;
+};
+
 /// Of a pass: a row a sequence, or late rows of some.
 int64_t most_rows(const StepLimits& limits) {
   return std::max(limits.max_draft_seqs(), DraftState::kMostLate);
@@ -22,6 +35,7 @@ int64_t most_rows(const StepLimits& limits) {
 MtpDrafter::MtpDrafter(const Parts& parts, const StepLimits& limits)
     : parts_(parts),
       limits_(limits),
+      seen_(limits),
       sampler_(limits.vocab_size, parts.stream.pool().num_threads()),
       sampled_(static_cast<size_t>(limits.max_draft_seqs())) {}
 
@@ -64,6 +78,7 @@ Result<MtpDrafter> MtpDrafter::create(const Model& model, KvStore& kv, Stream& s
 
 void MtpDrafter::follow(StepContext& context, PackedStep& step, TensorView hidden,
                         const StepResult& result) {
+  const Watch watch(seconds_);
   if (put_off_ && take_note(step, hidden, result)) return;
   const int64_t rows = step.batch().num_rows();
   const std::span<const ResultRow> results = step.results();
@@ -88,6 +103,10 @@ void MtpDrafter::follow(StepContext& context, PackedStep& step, TensorView hidde
     const auto count = std::ssize(result.rows[i].tokens);
     if (row.row < 0 || count == 0) continue;
     DraftState& state = draft_state(*row.sequence);
+    if (state.seen_from > 0) {  // this pass looked further back
+      take_last_row(row, hidden, result.rows[i].tokens);
+      continue;
+    }
     const float* from = out.row<float>(row.row + count - 1);
     state.hidden.assign(from, from + out.dim(1));
     state.hidden_at = row.sequence->last_index();
@@ -111,20 +130,25 @@ void MtpDrafter::take_last_rows(const PackedStep& step, TensorView hidden,
                                 const StepResult& result) {
   const std::span<const ResultRow> results = step.results();
   for (size_t i = 0; i < results.size(); ++i) {
-    const auto count = std::ssize(result.rows[i].tokens);
-    if (results[i].row < 0 || count == 0) continue;
-    ExecutorSequence& sequence = *results[i].sequence;
-    DraftState& state = draft_state(sequence);
-    const int64_t at = sequence.last_index() - 1;
-    if (state.late_first + std::ssize(state.late_tokens) != at) state.forget_late();
-    if (state.late_tokens.empty()) state.late_first = at;
-    state.late_tokens.push_back(result.rows[i].tokens.back());
-    const float* from = hidden.row<float>(results[i].row + count - 1);
-    state.late_hidden.insert(state.late_hidden.end(), from, from + hidden.dim(1));
+    take_last_row(results[i], hidden, result.rows[i].tokens);
   }
 }
 
+void MtpDrafter::take_last_row(const ResultRow& row, TensorView hidden,
+                               const std::vector<int32_t>& tokens) {
+  if (row.row < 0 || tokens.empty()) return;
+  DraftState& state = draft_state(*row.sequence);
+  const int64_t at = row.sequence->last_index() - 1;
+  if (at < state.seen_from) return;
+  if (state.late_first + std::ssize(state.late_tokens) != at) state.forget_late();
+  if (state.late_tokens.empty()) state.late_first = at;
+  state.late_tokens.push_back(tokens.back());
+  const float* from = hidden.row<float>(row.row + std::ssize(tokens) - 1);
+  state.late_hidden.insert(state.late_hidden.end(), from, from + hidden.dim(1));
+}
+
 void MtpDrafter::catch_up(Arena& arena, std::span<const LateRows> rows) {
+  const Watch watch(seconds_);
   while (!rows.empty()) {
     int64_t count = 0;
     size_t taken = 0;
@@ -146,8 +170,8 @@ void MtpDrafter::catch_up_at_once(Arena& arena, std::span<const LateRows> rows) 
     const DraftState& state = *rows[s].sequence->drafts;
     const auto segment = static_cast<int64_t>(s), tokens = std::ssize(state.late_tokens);
     CHECK(count + tokens <= previous_.dim(0), "too many rows were put off");
-    set_block_table(segment, rows[s].blocks);
-    at_.kv_start[s] = static_cast<int32_t>(state.late_first);
+    const int64_t skipped = set_block_table(segment, state, rows[s].blocks);
+    at_.kv_start[s] = static_cast<int32_t>(state.late_first - skipped);
     std::copy(state.late_hidden.begin(), state.late_hidden.end(), previous_.row<float>(count));
     for (int64_t i = 0; i < tokens; ++i, ++count) {
       const int64_t at = state.late_first + i, block = at / limits_.block_size;
@@ -163,7 +187,6 @@ void MtpDrafter::catch_up_at_once(Arena& arena, std::span<const LateRows> rows) 
   }
   const auto segments = std::ssize(rows);
   set_batch(count, segments);
-  batch_.seqs.kv_start = TensorView(at_.kv_start, DType::kI32, {segments});
   batch_.max_decode_len = static_cast<int>(longest);
   const ArenaScope scope(arena);
   StepContext context{parts_.stream, parts_.ops, arena, batch_, parts_.kv};
@@ -177,11 +200,15 @@ void MtpDrafter::catch_up_at_once(Arena& arena, std::span<const LateRows> rows) 
   }
 }
 
-void MtpDrafter::set_block_table(int64_t segment, std::span<const BlockId> blocks) {
+/// Of what the module has seen; says how many tokens are left out before that.
+int64_t MtpDrafter::set_block_table(int64_t segment, const DraftState& state,
+                                    std::span<const BlockId> blocks) {
+  blocks = blocks.subspan(static_cast<size_t>(state.seen_from / limits_.block_size));
   const int64_t width = limits_.max_table_width();
   int32_t* table = at_.block_table + segment * width;
   for (size_t b = 0; b < blocks.size(); ++b) table[b] = blocks[b].value;
   std::fill(table + blocks.size(), table + width, -1);
+  return state.seen_from;
 }
 
 /// The batch over the arrays; a segment is one row unless the caller says more.
@@ -192,7 +219,7 @@ void MtpDrafter::set_batch(int64_t rows, int64_t segments) {
                       .delta = TensorView(at_.delta, DType::kI32, {rows})};
   batch_.kv_slot = TensorView(at_.kv_slot, DType::kI64, {rows});
   batch_.seqs.cu_q = TensorView(at_.cu_q, DType::kI32, {segments + 1});
-  batch_.seqs.kv_start = batch_.positions.index;
+  batch_.seqs.kv_start = TensorView(at_.kv_start, DType::kI32, {segments});
   batch_.seqs.block_table =
       TensorView(at_.block_table, DType::kI32, {segments, limits_.max_table_width()});
   batch_.seqs.num_segments = static_cast<int>(segments);
@@ -253,7 +280,8 @@ void MtpDrafter::make_batch(std::span<DraftRow* const> rows, int step) {
     at_.ids[i] = step > 0 && row.count >= step ? row.drafts[static_cast<size_t>(step) - 1] : 0;
     at_.index[i] = static_cast<int32_t>(std::max<int64_t>(at, 0));
     at_.delta[i] = row.sequence->request->rope_delta;
-    set_block_table(i, row.blocks);
+    const int64_t skipped = set_block_table(i, *row.sequence->drafts, row.blocks);
+    at_.kv_start[i] = static_cast<int32_t>(std::max<int64_t>(at_.index[i] - skipped, 0));
     const auto block = static_cast<size_t>(at_.index[i] / limits_.block_size);
     at_.kv_slot[i] =
         int64_t{row.blocks[block].value} * limits_.block_size + at_.index[i] % limits_.block_size;

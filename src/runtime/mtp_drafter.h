@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "device/buffer.h"
@@ -22,6 +23,15 @@ class MtpDrafter final : public DraftModule {
   static Result<MtpDrafter> create(const Model& model, KvStore& kv, Stream& stream,
                                    const OpTable& ops, const StepLimits& limits);
   static int64_t bytes(const StepLimits& limits, int64_t hidden_size, int num_threads);
+
+  /// First, for every step: whether follow() goes over it.
+  void begin(const StepPlan& plan, PackedStep::Sequences& sequences, bool follows) {
+    follows_ = follows;
+    seen_.begin(plan, sequences, follows);
+  }
+  bool follows() const { return follows_; }
+  /// Of this thread, that follow() and catch_up() took since the last call.
+  double take_seconds() { return std::exchange(seconds_, 0.0); }
 
   /// `hidden` [T, hidden] are the rows of the step that `context` runs, `result` its tokens. Of
   /// prompts the module's keys and values are computed alone.
@@ -53,9 +63,11 @@ class MtpDrafter final : public DraftModule {
   static Layout layout(std::byte* base, const StepLimits& limits, int64_t hidden_size);
   MtpDrafter(const Parts& parts, const StepLimits& limits);
   bool take_note(const PackedStep& step, TensorView hidden, const StepResult& result);
+  void take_last_row(const ResultRow& row, TensorView hidden, const std::vector<int32_t>& tokens);
   void take_last_rows(const PackedStep& step, TensorView hidden, const StepResult& result);
   void catch_up_at_once(Arena& arena, std::span<const LateRows> rows);
-  void set_block_table(int64_t segment, std::span<const BlockId> blocks);
+  int64_t set_block_table(int64_t segment, const DraftState& state,
+                          std::span<const BlockId> blocks);
   void set_batch(int64_t rows, int64_t segments);
   void make_batch(std::span<DraftRow* const> rows, int step);
   void sample(std::span<DraftRow* const> rows, int step);
@@ -67,7 +79,9 @@ class MtpDrafter final : public DraftModule {
   TensorView previous_;  // [R or late rows, hidden]
   TensorView logits_;    // [R, V]
   Layout at_{};          // in buffer_
-  bool put_off_ = false;
+  bool put_off_ = false, follows_ = true;
+  double seconds_ = 0;
+  SeenBlocks seen_;
   StepBatch batch_;
   Sampler sampler_;
   NextTokens next_tokens_;

@@ -109,10 +109,16 @@ class MtpDrafterTest : public testing::Test {
   }
 
   /// Runs the module over the planned step; its slices that sample get token 33.
-  std::vector<int32_t> follow() {
+  std::vector<int32_t> follow(bool follows = true) {
     plan_.step = next_step_++;
     for (size_t i = 0; i < tables_.size(); ++i) plan_.slices[i].blocks = tables_[i];
     step_->pack(plan_, sequences_);
+    drafter_->begin(plan_, sequences_, follows);
+    if (!follows) {
+      plan_ = {};
+      tables_.clear();
+      return {};
+    }
     StepResult result;
     for (const ResultRow& row : step_->results()) {
       result.rows.push_back({.seq = row.sequence->request->id, .tokens = {33}});
@@ -205,6 +211,39 @@ TEST_F(MtpDrafterTest, OfAPromptOnlyTheLastRowGoesThroughTheWholeModule) {
   EXPECT_EQ(state.hidden_at, 100);
   EXPECT_EQ(state.hidden.front(), 99 * ToyModel::kHidden);  // the spy gives rows as they came
   EXPECT_FALSE(state.is_late(true));
+}
+
+TEST_F(MtpDrafterTest, LooksNoFurtherBackThanItHasSeen) {
+  const auto a = make_request(200, {}), b = make_request(200, {}), c = make_request(200, {});
+  const auto from = [&](const auto& request) {
+    return sequences_.at(request->id)->drafts->seen_from;
+  };
+  const int64_t block = limits_.block_size;
+  plan_.admitted = {a};
+  slice(*a, 0, 64, false);
+  follow();
+  EXPECT_EQ(from(a), 0);
+  slice(*a, 64, 128, false);
+  follow(false);
+  slice(*a, 128, 200, true);
+  follow();
+  EXPECT_EQ(from(a), 128);
+  // Prefixes of it: what the module saw, and more than that.
+  const std::vector<BlockId> table = [&] {
+    std::vector<BlockId> out;
+    for (int32_t i = 0; i < 16; ++i) out.push_back({16 * a->id.value + i});
+    return out;
+  }();
+  const auto share = [&](const Request& request, int64_t tokens) {
+    plan_.admitted = {request.id == b->id ? b : c};
+    slice(request, tokens, 200, true);
+    std::copy_n(table.begin(), tokens / block, tables_.back().begin());
+    follow();
+  };
+  share(*b, 64);
+  EXPECT_EQ(from(b), 0);
+  share(*c, 128);
+  EXPECT_EQ(from(c), 128);
 }
 
 TEST_F(MtpDrafterTest, AnImageMayBeCutByStepsAndBySlices) {

@@ -82,7 +82,8 @@ void Runner::run(PackedStep& step, StepResult& result) {
                       &plans,
                       kept_.rows.empty() ? nullptr : &kept_};
   // The module goes over all rows, and a record is of whole layers.
-  if (!mtp_ && record_ == nullptr && !step.layers().partial()) context.asked = &step.asked();
+  const bool followed = mtp_ && mtp_->follows();
+  if (!followed && record_ == nullptr && !step.layers().partial()) context.asked = &step.asked();
   const TensorView hidden =
       step.layers().partial() ? run_layers(step, context) : parts_.model.hidden(context);
   sample(step, context, hidden, result);
@@ -127,7 +128,8 @@ void Runner::sample(PackedStep& step, StepContext& context, const TensorView& hi
     sampler_.sample(parts_.stream.pool(), step, piece, logits_, result);
   }
   if (state_slots_) keep_states(step, context, result);
-  if (mtp_ && !step.layers().partial()) mtp_->follow(context, step, hidden, result);
+  if (mtp_ && mtp_->follows() && !step.layers().partial())
+    mtp_->follow(context, step, hidden, result);
 }
 
 Result<void> Runner::allocate_kept(const StepLimits& limits) {

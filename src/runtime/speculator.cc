@@ -1,24 +1,10 @@
 #include "runtime/speculator.h"
 
-#include <time.h>
-
 #include <algorithm>
 
 #include "base/check.h"
 
 namespace weft {
-namespace {
-
-/// What this thread has computed. It works all through a step or waits for its pool busily, so that
-/// this is the step's time, but for what other processes took of it: those hit long steps more
-/// often than short ones.
-double cpu_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-}  // namespace
 
 void OwnedPlan::copy(const StepPlan& from) {
   plan = from;
@@ -46,21 +32,50 @@ void OwnedPlan::copy(const StepPlan& from) {
   for (ImageUse& use : plan.image_uses) keep(use.pages, ints_);
 }
 
-bool Speculator::wants_drafts(const StepPlan& plan) {
+namespace {
+
+/// On a CPU the module sees steps with these last tokens of a prompt alone.
+constexpr int64_t kSeenOfPrompts = 256;
+
+bool far_from_ends(const StepPlan& plan, const PackedStep::Sequences& sequences) {
+  return std::none_of(plan.slices.begin(), plan.slices.end(), [&](const Slice& slice) {
+    const auto known = sequences.find(slice.seq);
+    const auto is_it = [&](const auto& request) { return request->id == slice.seq; };
+    const Request& request = known != sequences.end() ? *known->second->request
+                                                      : **std::find_if(plan.admitted.begin(),
+                                                                       plan.admitted.end(), is_it);
+    return slice.first + std::ssize(slice.tokens) + kSeenOfPrompts > std::ssize(request.prompt);
+  });
+}
+
+}  // namespace
+
+bool Speculator::wants_drafts(const StepPlan& plan, const PackedStep::Sequences& sequences) {
   const auto decodes = [](const Slice& slice) {
     return slice.arithmetic == Arithmetic::kDecode && slice.tokens.size() == 1;
   };
   const int64_t decoding = std::count_if(plan.slices.begin(), plan.slices.end(), decodes);
   Note& now = note(plan.step);
-  now = {.begin = cpu_seconds()};
+  now = {.begin = thread_seconds()};
   now.sequences = std::ssize(plan.slices);
   now.only_decodes = decoding > 0 && decoding == now.sequences && plan.encodings.empty();
   now.drafting = std::any_of(plan.slices.begin(), plan.slices.end(),
                              [](const Slice& slice) { return slice.max_drafts > 0; });
   const int64_t most = config_.disable_by_batch_size;
   now.drafting &= most == 0 || decoding <= most;
+  if (config_.uses_mtp() && config_.adaptive && now.sequences > 0) {
+    if (!whim_) {
+      module_follows_ = policy_.follows(now.sequences);
+    } else if (plan.step % 16 == 0) {
+      module_follows_ = whim_();
+    }
+  }
+  now.follows =
+      module_follows_ && (on_gpu_ || !config_.adaptive || !far_from_ends(plan, sequences));
   if (!now.drafting || !config_.adaptive) return now.drafting;
-  if (whim_) {
+  if (!module_follows_ && !config_.uses_ngram()) {
+    now.drafting = false;
+  } else if (whim_) {
     now.drafting = whim_();
   } else if (now.only_decodes) {
     now.drafting = policy_.wants_drafts(now.sequences);
@@ -223,11 +238,23 @@ const NgramMatcher& Speculator::ngram_of(ExecutorSequence& sequence) const {
   return *ngram;
 }
 
+void Speculator::read_ahead(const StepPlan& plan, const PackedStep::Sequences& sequences) {
+  if (config_.adaptive && !policy_.drafts_pay(std::ssize(plan.slices))) return;
+  for (const Slice& slice : plan.slices) {
+    if (slice.sample && slice.arithmetic == Arithmetic::kPrompt) {
+      draft_state(*sequences.at(slice.seq));
+      ngram_of(*sequences.at(slice.seq));
+    }
+  }
+}
+
 /// What follows the text and the drafts that the row has.
 NgramDraft Speculator::continue_text(const DraftRow& row, std::span<int32_t> to) const {
   const auto found = ngrams_ != nullptr && row.count == 0 ? ngrams_->find(*row.sequence)
                                                           : std::optional<NgramSource::Found>();
   if (!found) {
+    const bool waits = ngrams_ != nullptr && row.count > 0 && !row.sequence->drafts->ngram;
+    if (waits && config_.adaptive) return {};
     const auto drafts = std::span(row.drafts).first(static_cast<size_t>(row.count));
     return ngram_of(*row.sequence).propose(drafts, to);
   }
@@ -256,9 +283,9 @@ void Speculator::propose_ngrams(DraftRow& row) {
                                 : found.num_tokens;
 }
 
-void Speculator::learn(const PackedStep& step, StepResult& result) {
+void Speculator::learn(const PackedStep& step, StepResult& result, double module_seconds) {
   const std::span<const ResultRow> rows = step.results();
-  int64_t tokens = 0;
+  int64_t tokens = 0, of_module = 0;
   bool drafted = false;  // not so where the text never repeats itself
   for (size_t i = 0; i < rows.size(); ++i) {
     drafted |= rows[i].num_drafts > 0;
@@ -278,13 +305,25 @@ void Speculator::learn(const PackedStep& step, StepResult& result) {
     for (size_t source = 0; source < kNumDraftSources; ++source) {
       const int n = std::min(accepted, state.proposed[source]);
       out.speculation.accepted[source] = n;
+      if (source == static_cast<size_t>(DraftSource::kMtp)) of_module += n;
       accepted -= n;
     }
   }
   const Note& then = note(step.step());
+  const bool idle_counts = then.only_decodes || result.device_idle_us < result.device_us;
+  const double seconds = result.device_us > 0
+                             ? ((idle_counts ? result.device_idle_us : 0) + result.device_us) * 1e-6
+                             : thread_seconds() - then.begin;
+  if (then.sequences > 0 && config_.uses_mtp()) {
+    // What a step with drafts costs has the module's rows in it.
+    const StepBatch& batch = step.batch();
+    const double prompts = static_cast<double>(batch.prompt_rows) /
+                           static_cast<double>(std::max<int64_t>(batch.num_rows(), 1));
+    const double module = module_seconds * (drafted ? prompts : 1.0) +
+                          (then.follows ? seconds * prompts * last_layer_ : 0);
+    policy_.account(then.sequences, {.seconds = seconds, .module = module, .drafts = of_module});
+  }
   if (!then.only_decodes) return;
-  const double seconds = result.device_us > 0 ? (result.device_idle_us + result.device_us) * 1e-6
-                                              : cpu_seconds() - then.begin;
   const bool in_vain = on_gpu_ && then.drafting;
   policy_.measured(then.sequences, {.kind = drafted   ? StepKind::kDrafted
                                             : in_vain ? StepKind::kNone

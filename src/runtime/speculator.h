@@ -32,7 +32,9 @@ class Speculator {
 
   /// First, for every step: whether somebody is to draft in it. If so, all steps before have to be
   /// done before it is resolved.
-  bool wants_drafts(const StepPlan& plan);
+  bool wants_drafts(const StepPlan& plan, const PackedStep::Sequences& sequences);
+  /// Behind it: whether the module is to go over the step.
+  bool module_follows(uint64_t step) const { return notes_[step % notes_.size()].follows; }
   /// When all steps before are done: puts slices where their sequences are by now and gives them
   /// their last known token and drafts. `mtp` may be null.
   /// With `later` drafts that nothing depends on but the ids of their rows may be unknown behind
@@ -47,6 +49,9 @@ class Speculator {
   /// When nobody is to draft and the step before, which is not done, has no drafts: where the
   /// sequences are is known, and their tokens come from the device.
   static void resolve_ahead(StepPlan& plan);
+  /// With both methods on a GPU, while the step runs: prompts whose continuations behind drafts of
+  /// the module are wanted soon. Others have none: their index would be waited for.
+  void read_ahead(const StepPlan& plan, const PackedStep::Sequences& sequences);
   /// For tests: proposes in the place of the n-gram matcher; gets the request, how many tokens it
   /// has generated (the drafts so far among them) and room for drafts, and says how many it wrote.
   using Guess = std::function<int(const Request&, int64_t, std::span<int32_t>)>;
@@ -56,14 +61,17 @@ class Speculator {
   void set_whim(Whim whim) { whim_ = std::move(whim); }
 
   /// When the step is done: completes SampledRow::speculation. What a step costs is what a GPU told
-  /// of it, or else the time of this thread.
-  void learn(const PackedStep& step, StepResult& result);
+  /// of it, or else the time of this thread; the module took so much of that. Of prompts, which
+  /// the last layer computes all rows of for its sake, so much more a second.
+  void learn(const PackedStep& step, StepResult& result, double module_seconds = 0);
+  void set_num_layers(size_t layers) { last_layer_ = 0.8 / static_cast<double>(layers); }
 
  private:
   /// What learn() has to know of a step; up to two are between their resolving and that.
   struct Note {
     bool drafting = true;
     bool only_decodes = false;  // its time says what drafts cost
+    bool follows = true;        // the module goes over it
     int64_t sequences = 0;
     double begin = 0;  // in seconds of this thread
   };
@@ -85,6 +93,8 @@ class Speculator {
   std::vector<int32_t> tokens_;
   bool open_ = false;  // drafts of rows_ are not known yet
   size_t turn_ = 0;
+  bool module_follows_ = true;
+  double last_layer_ = 0;
   DraftPolicy policy_;
   DraftEstimates estimates_;
   std::array<Note, 2> notes_;

@@ -140,6 +140,41 @@ TEST(DraftPolicy, ManySequencesBeginWithoutDrafts) {
   EXPECT_FALSE(policy.drafts_pay(256));
 }
 
+TEST(DraftPolicy, TheModuleRestsWhereItTakesMoreThanItSaves) {
+  DraftPolicy policy;
+  double seconds = 0;
+  // Steps that it follows of those of some sequences, in which following takes a tenth of the time.
+  const auto followed = [&](int64_t steps, int64_t sequences, int64_t right) {
+    int64_t out = 0;
+    for (int64_t i = 0; i < steps; ++i) {
+      const bool follows = policy.follows(sequences);
+      const bool drafts = follows && policy.wants_drafts(sequences);
+      const double module = follows && !drafts ? 1e-4 : 0;
+      const double took = drafts ? 1.3e-3 : 1e-3 + module;
+      out += follows ? 1 : 0;
+      seconds += took;
+      policy.measured(sequences, {.kind = drafts ? StepKind::kDrafted : StepKind::kPlain,
+                                  .tokens = sequences + (drafts ? right : 0),
+                                  .seconds = took});
+      policy.account(sequences, {.seconds = took, .module = module, .drafts = drafts ? right : 0});
+    }
+    return out;
+  };
+  EXPECT_LE(followed(1000, 16, 1), 200);
+  seconds = 0;
+  EXPECT_GE(followed(100000, 16, 1), 2000) << "it is tried again";
+  EXPECT_LE(seconds, 100 * 1.02) << "and costs hardly more than a hundredth";
+  // Alone it pays, and there it soon goes on.
+  EXPECT_GE(followed(80, 1, 0), 10);
+  EXPECT_LE(followed(100, 16, 1), 20);
+  EXPECT_GE(followed(1000, 1, 2), 900);
+  followed(1000, 16, 1);
+  EXPECT_LE(followed(1000, 16, 1), 200);
+  // Now it pays for 16, too.
+  followed(2500, 16, 32);
+  EXPECT_EQ(followed(1000, 16, 32), 1000);
+}
+
 TEST(Speculator, AStepAheadHasNoDrafts) {
   const int32_t device[] = {kDeviceToken};
   StepPlan plan;
@@ -211,7 +246,7 @@ struct LateDrafts {
                              .max_drafts = 3,
                              .limit = 50});
     }
-    speculator.wants_drafts(plan);
+    speculator.wants_drafts(plan, {});
     Arena arena;
     speculator.resolve(plan, sequences, &module, arena, /*later=*/true);
   }
@@ -244,6 +279,28 @@ TEST(Speculator, LargeBatchesMayBeLeftAlone) {
   EXPECT_EQ(LateDrafts(config).tokens(0).size(), 4U);
   config.disable_by_batch_size = 1;
   EXPECT_EQ(LateDrafts(config).tokens(0).size(), 1U);
+}
+
+TEST(Speculator, OfALongPromptTheModuleSeesTheEnd) {
+  SpeculationConfig config = three_drafts(SpeculationMethod::kMtp);
+  config.adaptive = true;
+  Request request;
+  request.prompt.resize(1000);
+  StepPlan plan;
+  plan.admitted = {std::make_shared<const Request>(request)};
+  const std::vector<int32_t> tokens(640);
+  const auto follows = [&](size_t count, bool on_gpu) {
+    plan.slices = {{.seq = request.id, .tokens = std::span(tokens).first(count)}};
+    Speculator speculator(config, {.max_draft_rows = 16}, on_gpu);
+    speculator.wants_drafts(plan, {});
+    return speculator.module_follows(plan.step);
+  };
+  EXPECT_FALSE(follows(64, false));
+  EXPECT_FALSE(follows(640, false));
+  EXPECT_TRUE(follows(640, true));
+  request.prompt.resize(800);
+  plan.admitted = {std::make_shared<const Request>(request)};
+  EXPECT_TRUE(follows(640, false));
 }
 
 TEST(Speculator, DraftsMayBeKnownBehindThePlan) {
