@@ -2,6 +2,7 @@
 
 #include <immintrin.h>
 #include <sched.h>
+#include <time.h>
 
 #include <algorithm>
 #include <cmath>
@@ -25,7 +26,31 @@ void relax(int spin, bool oversubscribed) {
   }
 }
 
+thread_local double long_waits = 0;  // seconds
+
+double thread_clock() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+template <class Done>
+void wait_for_workers(int num_threads, Done done) {
+  static const int kCpus = usable_cpus();
+  double since = 0;
+  int spin = 0;
+  for (; !done(); ++spin) {
+    if (spin == kSpinsAlone) since = thread_clock();
+    relax(spin, num_threads > kCpus);
+  }
+  if (spin > kSpinsAlone) long_waits += thread_clock() - since;
+}
+
 }  // namespace
+
+double busy_seconds() {
+  return thread_clock() - long_waits;
+}
 
 int usable_cpus() {
   cpu_set_t set;
@@ -64,10 +89,7 @@ void ThreadPool::run(Entry entry, void* context) {
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   entry(context, 0);
-  static const int kCpus = usable_cpus();
-  for (int spin = 0; pending_.load(std::memory_order_acquire) != 0; ++spin) {
-    relax(spin, num_threads_ > kCpus);
-  }
+  wait_for_workers(num_threads_, [&] { return pending_.load(std::memory_order_acquire) == 0; });
 }
 
 void ThreadPool::worker_main(int worker) {
@@ -94,10 +116,9 @@ void ThreadPool::barrier() {
     barrier_generation_.fetch_add(1, std::memory_order_release);
     return;
   }
-  static const int kCpus = usable_cpus();
-  for (int spin = 0; barrier_generation_.load(std::memory_order_acquire) == generation; ++spin) {
-    relax(spin, num_threads_ > kCpus);
-  }
+  wait_for_workers(num_threads_, [&] {
+    return barrier_generation_.load(std::memory_order_acquire) != generation;
+  });
 }
 
 }  // namespace weft

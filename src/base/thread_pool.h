@@ -13,6 +13,10 @@ namespace weft {
 /// (v2 cpu.max, v1 cpu.cfs_quota_us), at least 1.
 int usable_cpus();
 
+/// What the calling thread has computed, with its waits for a pool's workers but for those so long
+/// that another process has one's CPU.
+double busy_seconds();
+
 /// A fork-join pool for the step path: the caller is worker 0, the others spin for a while after
 /// each job (cheap hand-over between the many short ops of a step) and then sleep.
 /// One caller at a time. A job must not throw and must not call parallel() again.

@@ -51,5 +51,14 @@ TEST(ThreadPool, WakesAfterSleeping) {
   EXPECT_EQ(calls.load(), 4);
 }
 
+TEST(ThreadPool, LongWaitsForWorkersAreNotBusy) {
+  ThreadPool pool(2);
+  const double begin = busy_seconds();
+  pool.parallel([&](int worker) {
+    if (worker == 1) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  });
+  EXPECT_LT(busy_seconds() - begin, 0.01);
+}
+
 }  // namespace
 }  // namespace weft

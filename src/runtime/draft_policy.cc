@@ -17,6 +17,9 @@ constexpr double kTrialShare = 0.01;      // of the time that trials may lose
 constexpr int64_t kLongestMakeUp = 4096;  // steps
 constexpr int64_t kAccount = 128;         // steps
 constexpr double kMostLost = 0.01;        // of the time
+constexpr double kGuessedSaving = 0.3;    // of a token's time
+constexpr double kUnknownSaving = 1;      // seconds
+constexpr double kGuessedAnswer = 64;     // tokens
 constexpr double kMemory = 1.0 / 32, kOwnMemory = 1.0 / 8;
 constexpr double kTrusted = 0.9;  // a rate, of at least so many drafts:
 constexpr int64_t kTrustedCount = 8;
@@ -76,7 +79,7 @@ bool DraftPolicy::follows(int64_t sequences) {
   few_ = 4 * sequences > rests_at_ ? 0 : few_ + 1;
   rests_ |= owes_ && debt_ > 0 && few_ == 0;
   if (!rests_) return true;
-  if (debt_ > 0 && few_ < kAccount / 2) return false;
+  if (debt_ > -credit_ && few_ < kAccount / 2) return false;
   owes_ = debt_ > 0;
   rests_ = false;
   account_ = {.behind_rest = true};
@@ -110,10 +113,17 @@ double DraftPolicy::value_of_draft(int64_t sequences) {
   return token * (b.gains.mean() - b.drafted_costs.median()) / (b.gains.mean() - 1);
 }
 
+double DraftPolicy::saved_a_token(int64_t sequences) {
+  const double token = plain_seconds(sequences) / static_cast<double>(sequences);
+  if (token == 0) return kUnknownSaving;
+  const double gain = batch(sequences).gain();
+  return gain == 0 ? kGuessedSaving * token : token * std::max(1 - 1 / gain, 0.0);
+}
+
 void DraftPolicy::account(int64_t sequences, const Spent& step) {
   double lost = step.module;
   if (step.drafts > 0) lost -= static_cast<double>(step.drafts) * value_of_draft(sequences);
-  debt_ = std::max(debt_ + lost - kMostLost * step.seconds, 0.0);
+  debt_ = std::max(debt_ + lost - kMostLost * step.seconds, -credit_);
   if (rests_) return;
   Account& a = account_;
   a.sequences += sequences;
@@ -123,10 +133,12 @@ void DraftPolicy::account(int64_t sequences, const Spent& step) {
   }
   const int64_t least = a.sequences > 2 * kFewSequences * a.steps ? kAccount / 4 : kAccount / 2;
   const double steps = static_cast<double>(a.steps) / kAccount;
-  const bool clear = !a.behind_rest && a.steps >= least && a.lost * steps > kMostLost * a.seconds;
+  const bool clear = a.behind_rest ? !owes_ && debt_ > 0
+                                   : a.steps >= least && a.lost * steps > kMostLost * a.seconds;
   if (a.steps < kAccount && !clear) return;
-  rests_ = a.lost > kMostLost * a.seconds;
+  rests_ = clear || a.lost > kMostLost * a.seconds;
   if (rests_) rests_at_ = a.sequences / a.steps;
+  credit_ = !rests_ ? 0 : a.behind_rest ? credit_ : 2 * a.lost;
   a = {};
 }
 
@@ -202,6 +214,29 @@ void DraftPolicy::end_trial(Batch& b) {
   b.since_trial = 0;
   b.drafting = pays;
   b.until_trial = std::max(b.pause, lost ? b.steps_to_make_up() : 0);
+}
+
+PromptPolicy::Follow PromptPolicy::begin(int64_t rows, int64_t max_tokens, double saved_a_token) {
+  const double mean = answers_ > 0 ? tokens_ / answers_ : kGuessedAnswer;
+  answers_ = (1 - kMemory) * answers_ + 1;
+  tokens_ *= 1 - kMemory;
+  if (rows_ == 0) return Follow::kTrial;
+  const double lost = row_seconds_ / rows_ * static_cast<double>(rows) -
+                      std::min(mean, static_cast<double>(max_tokens)) * saved_a_token;
+  if (lost <= 0) return Follow::kYes;
+  if (lost > kMostLost * since_trial_) return Follow::kNo;
+  since_trial_ = 0;
+  return Follow::kTrial;
+}
+
+void PromptPolicy::followed(int64_t rows, double seconds) {
+  rows_ += static_cast<double>(rows) - kMemory * rows_;
+  row_seconds_ += seconds - kMemory * row_seconds_;
+}
+
+void PromptPolicy::account(int64_t tokens, double seconds) {
+  tokens_ += static_cast<double>(tokens);
+  since_trial_ += seconds;
 }
 
 void DraftEstimates::Rate::add(bool right) {

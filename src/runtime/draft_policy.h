@@ -38,6 +38,8 @@ class DraftPolicy {
     int64_t drafts = 0;  ///< tokens that the module's drafts gave
   };
   void account(int64_t sequences, const Spent& step);
+  /// Seconds that drafts save a token, as far as it is known.
+  double saved_a_token(int64_t sequences);
   /// What that step gave.
   struct Measured {
     StepKind kind = StepKind::kPlain;  ///< kPlain also where drafts wanted in vain cost nothing
@@ -93,6 +95,26 @@ class DraftPolicy {
   int64_t few_ = 0;       // last steps of a fourth of those
   bool owes_ = false;     // it goes on for the sake of these
   double debt_ = 0;       // seconds lost, less a hundredth of the time
+  double credit_ = 0;     // of such seconds, that a rest saves for what is tried behind it
+};
+
+/// Which prompts are worth the module's rows: those that take less than its drafts save in an
+/// answer of the mean length. A few others, so seldom that what they lose is below a hundredth of
+/// the time, and the first of all, from which it learns what rows take.
+class PromptPolicy {
+ public:
+  enum class Follow : uint8_t { kUnknown, kYes, kTrial, kNo };
+  /// A sequence with so many rows of its prompt to come, whose tokens take so much less each.
+  Follow begin(int64_t rows, int64_t max_tokens, double saved_a_token);
+  /// Rows of prompts that it followed.
+  void followed(int64_t rows, double seconds);
+  /// Every step.
+  void account(int64_t tokens, double seconds);
+
+ private:
+  double rows_ = 0, row_seconds_ = 0;  // of late
+  double answers_ = 0, tokens_ = 0;    // of late
+  double since_trial_ = 0;             // seconds
 };
 
 /// How often drafts are right, learned from what became of them, and how many are worth a row.

@@ -1,16 +1,8 @@
 #include "runtime/draft_state.h"
 
-#include <time.h>
-
 #include <algorithm>
 
 namespace weft {
-
-double thread_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
 
 DraftState& draft_state(ExecutorSequence& sequence) {
   if (!sequence.drafts) sequence.drafts = std::make_unique<DraftState>(*sequence.request);

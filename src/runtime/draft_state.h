@@ -34,6 +34,8 @@ struct DraftState {
   /// not seen the last step). On the CPU it looks no further back, on a GPU the module has seen
   /// half of it before it drafts.
   int64_t seen_from = 0, seen_to = -1;
+  /// Whether the module is to follow the text: decided before its first step.
+  PromptPolicy::Follow follow = PromptPolicy::Follow::kUnknown;
   /// Rows that the module has not seen yet: hidden states of the tokens from position `late_first`
   /// on, one behind the other, and the tokens after them.
   std::vector<float> late_hidden;
@@ -65,11 +67,6 @@ struct DraftState {
   int matched = 0;  ///< tokens before those from the text that matched, less those of the module
   DraftEstimates::Sequence estimates;
 };
-
-/// What this thread has computed. It works all through a step or waits for its pool busily, so that
-/// this is the step's time, but for what other processes took of it: those hit long steps more
-/// often than short ones.
-double thread_seconds();
 
 /// The sequence's, which begins where it is first asked for.
 DraftState& draft_state(ExecutorSequence& sequence);

@@ -162,7 +162,7 @@ const StepPlan& GpuExecutor::resolved(const StepPlan& plan, Flight& flight) {
   if (!speculator_) return plan;
   Flight& before = *flights_[1 - flight.index];
   if (before.settles) finish_for_drafts(before, flight);
-  const bool drafts = speculator_->wants_drafts(plan, sequences_);
+  const bool drafts = speculator_->wants_drafts(plan);
   flight.ngrams = ngrams_ && drafts;
   flight.follows = mtp_ && speculator_->module_follows(plan.step);
   if (drafts || (flight.follows && mtp_->must_catch_up(true))) finish_for_drafts(before, flight);

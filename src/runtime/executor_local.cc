@@ -1,5 +1,7 @@
 #include "runtime/executor_local.h"
 
+#include <sched.h>
+
 #include <utility>
 
 #include "base/check.h"
@@ -27,8 +29,11 @@ Result<std::unique_ptr<LocalExecutor>> LocalExecutor::create(const Model& model,
   std::unique_ptr<LocalExecutor> executor(
       new LocalExecutor(std::move(runner), std::move(steps), std::move(speculator)));
   const auto num_layers = static_cast<int>(model.cache_specs().size());
-  executor->prefault_ = std::jthread(
-      [&kv, num_layers](const std::stop_token& stop) { prefault_caches(kv, num_layers, stop); });
+  executor->prefault_ = std::jthread([&kv, num_layers](const std::stop_token& stop) {
+    const sched_param none{};
+    sched_setscheduler(0, SCHED_IDLE, &none);  // the steps' threads go first
+    prefault_caches(kv, num_layers, stop);
+  });
   return executor;
 }
 
@@ -86,11 +91,11 @@ void LocalExecutor::run(size_t index, StepResult& result) {
   PackedStep& step = steps_[index];
   if (speculator_) {
     StepPlan& plan = plans_[index].plan;
-    speculator_->wants_drafts(plan, sequences_);
+    speculator_->wants_drafts(plan);
     speculator_->resolve(plan, sequences_, runner_.mtp(), runner_.arena());
     step.pack(plan, sequences_);
     if (runner_.mtp())
-      runner_.mtp()->begin(plan, sequences_, speculator_->module_follows(plan.step));
+      runner_.mtp()->begin(plan, sequences_, speculator_->follows_texts(plan, sequences_));
   }
   runner_.run(step, result);
   if (speculator_)

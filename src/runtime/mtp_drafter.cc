@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "base/thread_pool.h"
 #include "runtime/carver.h"
 
 namespace weft {
@@ -11,12 +12,14 @@ namespace {
 
 /// Rows of prompts of a step from which on the module leaves out what nobody reads.
 constexpr int64_t kManyRows = 32;
+/// Of a text of which the module has not seen all, behind what it has not.
+constexpr int64_t kSeenAtLeast = 128;
 
 /// Adds the time of this thread.
 class Watch {
  public:
-  explicit Watch(double& to) : to_(to), begin_(thread_seconds()) {}
-  ~Watch() { to_ += thread_seconds() - begin_; }
+  explicit Watch(double& to) : to_(to), begin_(busy_seconds()) {}
+  ~Watch() { to_ += busy_seconds() - begin_; }
   Watch(const Watch&) = delete;
   Watch& operator=(const Watch&) = delete;
 
@@ -229,7 +232,8 @@ void MtpDrafter::propose(Arena& arena, std::span<DraftRow> rows) {
   order_.clear();
   for (DraftRow& row : rows) {
     const DraftState& state = *row.sequence->drafts;
-    if (row.wanted > 0 && state.hidden_at == row.first) order_.push_back(&row);
+    const bool seen = state.seen_from == 0 || row.first - state.seen_from >= kSeenAtLeast;
+    if (row.wanted > 0 && seen && state.hidden_at == row.first) order_.push_back(&row);
   }
   if (order_.empty()) return;
   CHECK(std::ssize(order_) <= previous_.dim(0));

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/thread_pool.h"
 
 namespace weft {
 
@@ -34,29 +35,18 @@ void OwnedPlan::copy(const StepPlan& from) {
 
 namespace {
 
-/// On a CPU the module sees steps with these last tokens of a prompt alone.
-constexpr int64_t kSeenOfPrompts = 256;
-
-bool far_from_ends(const StepPlan& plan, const PackedStep::Sequences& sequences) {
-  return std::none_of(plan.slices.begin(), plan.slices.end(), [&](const Slice& slice) {
-    const auto known = sequences.find(slice.seq);
-    const auto is_it = [&](const auto& request) { return request->id == slice.seq; };
-    const Request& request = known != sequences.end() ? *known->second->request
-                                                      : **std::find_if(plan.admitted.begin(),
-                                                                       plan.admitted.end(), is_it);
-    return slice.first + std::ssize(slice.tokens) + kSeenOfPrompts > std::ssize(request.prompt);
-  });
-}
+constexpr uint64_t kColdSteps = 4;   // take longer than others like them
+constexpr int64_t kLongAnswer = 64;  // tokens, behind which the module follows in any case
 
 }  // namespace
 
-bool Speculator::wants_drafts(const StepPlan& plan, const PackedStep::Sequences& sequences) {
+bool Speculator::wants_drafts(const StepPlan& plan) {
   const auto decodes = [](const Slice& slice) {
     return slice.arithmetic == Arithmetic::kDecode && slice.tokens.size() == 1;
   };
   const int64_t decoding = std::count_if(plan.slices.begin(), plan.slices.end(), decodes);
   Note& now = note(plan.step);
-  now = {.begin = thread_seconds()};
+  now = {.begin = busy_seconds()};
   now.sequences = std::ssize(plan.slices);
   now.only_decodes = decoding > 0 && decoding == now.sequences && plan.encodings.empty();
   now.drafting = std::any_of(plan.slices.begin(), plan.slices.end(),
@@ -70,8 +60,7 @@ bool Speculator::wants_drafts(const StepPlan& plan, const PackedStep::Sequences&
       module_follows_ = whim_();
     }
   }
-  now.follows =
-      module_follows_ && (on_gpu_ || !config_.adaptive || !far_from_ends(plan, sequences));
+  now.follows = module_follows_;
   if (!now.drafting || !config_.adaptive) return now.drafting;
   if (!module_follows_ && !config_.uses_ngram()) {
     now.drafting = false;
@@ -83,6 +72,27 @@ bool Speculator::wants_drafts(const StepPlan& plan, const PackedStep::Sequences&
     now.drafting = policy_.drafts_pay(decoding);
   }
   return now.drafting;
+}
+
+bool Speculator::follows_texts(const StepPlan& plan, PackedStep::Sequences& sequences) {
+  using Follow = PromptPolicy::Follow;
+  Note& now = note(plan.step);
+  if (!now.follows || !config_.adaptive || whim_ || plan.slices.empty()) return now.follows;
+  now.follows = false;
+  now.trial = true;
+  for (const Slice& slice : plan.slices) {
+    ExecutorSequence& sequence = *sequences.at(slice.seq);
+    const int64_t prompt = std::ssize(sequence.request->prompt);
+    Follow& follow = draft_state(sequence).follow;
+    if (follow == Follow::kUnknown) {
+      follow = prompts_.begin(std::max<int64_t>(prompt - slice.first, 0),
+                              sequence.request->sampling.max_tokens,
+                              policy_.saved_a_token(now.sequences));
+    }
+    now.follows |= follow != Follow::kNo || slice.first >= prompt + kLongAnswer;
+    now.trial &= follow == Follow::kTrial;
+  }
+  return now.follows;
 }
 
 void Speculator::resolve_ahead(StepPlan& plan) {
@@ -313,15 +323,20 @@ void Speculator::learn(const PackedStep& step, StepResult& result, double module
   const bool idle_counts = then.only_decodes || result.device_idle_us < result.device_us;
   const double seconds = result.device_us > 0
                              ? ((idle_counts ? result.device_idle_us : 0) + result.device_us) * 1e-6
-                             : thread_seconds() - then.begin;
-  if (then.sequences > 0 && config_.uses_mtp()) {
+                             : busy_seconds() - then.begin;
+  if (then.sequences > 0 && config_.uses_mtp() && step.step() > kColdSteps) {
     // What a step with drafts costs has the module's rows in it.
     const StepBatch& batch = step.batch();
     const double prompts = static_cast<double>(batch.prompt_rows) /
                            static_cast<double>(std::max<int64_t>(batch.num_rows(), 1));
-    const double module = module_seconds * (drafted ? prompts : 1.0) +
-                          (then.follows ? seconds * prompts * last_layer_ : 0);
-    policy_.account(then.sequences, {.seconds = seconds, .module = module, .drafts = of_module});
+    const double of_prompts = then.follows ? seconds * prompts * last_layer_ : 0;
+    const double module = module_seconds * (drafted ? prompts : 1.0) + of_prompts;
+    if (then.follows && batch.prompt_rows > 0) {
+      prompts_.followed(batch.prompt_rows, module_seconds * prompts + of_prompts);
+    }
+    prompts_.account(tokens, seconds);
+    policy_.account(then.sequences,
+                    {.seconds = seconds, .module = then.trial ? 0 : module, .drafts = of_module});
   }
   if (!then.only_decodes) return;
   const bool in_vain = on_gpu_ && then.drafting;

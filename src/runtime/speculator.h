@@ -32,9 +32,12 @@ class Speculator {
 
   /// First, for every step: whether somebody is to draft in it. If so, all steps before have to be
   /// done before it is resolved.
-  bool wants_drafts(const StepPlan& plan, const PackedStep::Sequences& sequences);
+  bool wants_drafts(const StepPlan& plan);
   /// Behind it: whether the module is to go over the step.
   bool module_follows(uint64_t step) const { return notes_[step % notes_.size()].follows; }
+  /// On the CPU, of a resolved plan: prompts that the module's drafts would not make up for are
+  /// left out, and the first tokens behind them, where nothing else is in the step.
+  bool follows_texts(const StepPlan& plan, PackedStep::Sequences& sequences);
   /// When all steps before are done: puts slices where their sequences are by now and gives them
   /// their last known token and drafts. `mtp` may be null.
   /// With `later` drafts that nothing depends on but the ids of their rows may be unknown behind
@@ -72,6 +75,7 @@ class Speculator {
     bool drafting = true;
     bool only_decodes = false;  // its time says what drafts cost
     bool follows = true;        // the module goes over it
+    bool trial = false;         // which it would not for what that saves
     int64_t sequences = 0;
     double begin = 0;  // in seconds of this thread
   };
@@ -96,6 +100,7 @@ class Speculator {
   bool module_follows_ = true;
   double last_layer_ = 0;
   DraftPolicy policy_;
+  PromptPolicy prompts_;
   DraftEstimates estimates_;
   std::array<Note, 2> notes_;
   int64_t num_sequences_ = 0;  // of the step that is resolved
