@@ -134,6 +134,18 @@ class Leavers {
   std::array<int64_t, kNumPhases> by_phase_{};
 };
 
+/// Waits until no more of an idle server is resident: processors with nothing else to do touch the
+/// pages of its caches.
+void settle(Loop& loop, WeftServer& server) {
+  const Clock::time_point deadline = Clock::now() + milliseconds(20'000);
+  int64_t before = -1;
+  for (int64_t now = 0; now != before && Clock::now() < deadline;) {
+    before = now;
+    loop.run_for(milliseconds(300));
+    now = server.process().resident_bytes();
+  }
+}
+
 void disconnect_from(WeftServer& server, const Settings& settings, Report& report,
                      const std::string& name, int64_t n) {
   const bool demo = name == "demo model";
@@ -143,6 +155,7 @@ void disconnect_from(WeftServer& server, const Settings& settings, Report& repor
                    R"({"prompt": "The victim counts: one, two,", "stream": true, "max_tokens": 40,
                        "ignore_eos": true, "temperature": 0.8, "seed": 7, "logprobs": 2})");
   Victim victim(loop, victim_request);
+  settle(loop, server);
   victim.start();
   loop.run_for(milliseconds(300));
   {  // What the first of them grow is not a leak: the index of the prefix cache, until it is full.

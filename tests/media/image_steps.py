@@ -21,7 +21,7 @@ import urllib.request
 from PIL import Image
 
 PICTURES = 12
-TOKENS = 250
+TOKENS = 3000
 
 
 def body_of(content, **options):
@@ -56,6 +56,7 @@ def start(command, log):
 def run(url):
     """A stream and pictures beside it; the times of the stream's tokens."""
     times = []
+    pictures = [picture(i) for i in range(PICTURES)]
 
     def stream():
         body = body_of("Write a story.", stream=True, max_tokens=TOKENS, ignore_eos=True)
@@ -68,8 +69,8 @@ def run(url):
     talker.start()
     while len(times) < 5 and talker.is_alive():
         time.sleep(0.01)
-    for i in range(PICTURES):
-        parts = [{"type": "image_url", "image_url": {"url": picture(i)}}, {"type": "text", "text": "What is this?"}]
+    for image in pictures:
+        parts = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": "What is this?"}]
         with post(url, body_of(parts, max_tokens=1)) as answer:
             answer.read()
         if not talker.is_alive():
