@@ -94,6 +94,10 @@ class Input {
     args.out = TensorView(out_.data(), DType::kBF16, {rows, s.q_heads, s.dim});
     args.kv = {kv, cache_.data(), block_bytes, num_blocks};
     args.seqs.block_table = TensorView(table_.data(), DType::kI32, {s.segments, blocks});
+    device_cu_q_ = upload(cu_q_);
+    device_starts_ = upload(starts_);
+    args.seqs.cu_q = TensorView(device_cu_q_.data(), DType::kI32, {s.segments + 1});
+    args.seqs.kv_start = TensorView(device_starts_.data(), DType::kI32, {s.segments});
     args.seqs.num_segments = args.num_prompt_segments = s.segments;
     args.seqs.host_cu_q = cu_q_.data();
     args.seqs.host_kv_start = starts_.data();
@@ -113,7 +117,7 @@ class Input {
 
   Shape s_;
   HeadPlan plan_;
-  Buffer q_, out_, cache_, table_, kinds_, blocks_, counts_;
+  Buffer q_, out_, cache_, table_, device_cu_q_, device_starts_, kinds_, blocks_, counts_;
   std::vector<int32_t> cu_q_, starts_, host_table_;
 };
 
@@ -141,6 +145,7 @@ void Input::make_plan() {
   plan_.kinds = TensorView(kinds_.data(), DType::kI32, {1, heads});
   plan_.blocks = TensorView(blocks_.data(), DType::kI32, {1, heads, rows, words});
   plan_.counts = TensorView(counts_.data(), DType::kI32, {1, heads, rows});
+  plan_.long_lists = s_.density > 0.75;
   args.heads = &plan_;
 }
 
@@ -236,6 +241,7 @@ int run(bool quick) {
                                  {.tokens = 8192, .plan = 'f'},
                                  {.tokens = 16384},
                                  {.tokens = 16384, .plan = 'b', .density = 0.3},
+                                 {.tokens = 16384, .plan = 'b', .density = 0.92},
                                  {.tokens = 16384, .plan = 's'},
                                  {.tokens = 65536},
                                  {.tokens = 65536, .plan = 'b', .density = 0.1},

@@ -28,6 +28,7 @@ struct HeadPlan {
   TensorView blocks;
   TensorView
       counts;  ///< [S, H, row blocks] i32: the bits set, of which the longest-first order is made
+  bool long_lists = false;  ///< a hint: most blocks may be in a list; changes no result
 };
 
 /// The kind of a head of a segment, where plans are host memory.

@@ -13,6 +13,9 @@ namespace {
 
 constexpr int64_t kBlock = HeadPlan::kBlock;
 
+/// Of a threshold: lists are expected to hold most blocks of some heads (HeadPlan::long_lists).
+constexpr float kLongListMass = 0.95f;
+
 /// Column 0 of the block table: the block of each segment that holds its plan.
 TensorView first_blocks(const SeqMap& seqs) {
   TensorView rows(seqs.block_table.data, DType::kI32, {seqs.block_table.dim(0)});
@@ -65,6 +68,7 @@ Result<> HeadPlanner::prepare(Stream& stream, DeviceKind device) {
     if (kinds[h] == static_cast<int32_t>(HeadKind::kBlocks) && thresholds[h] >= 1) {
       kinds[h] = static_cast<int32_t>(HeadKind::kFull);
     }
+    long_lists_ |= lists() && thresholds[h] >= kLongListMass && thresholds[h] < 1;
   }
   const auto bytes = static_cast<int64_t>(heads * 4);
   constants_ = TRY(Buffer::allocate(device, aligned(bytes) + 2 * bytes));
@@ -154,12 +158,14 @@ TensorView HeadPlanner::fixed_rows(StepContext& context, int64_t segments) const
 /// [S, H] of the prompt segments, from where they are kept.
 TensorView HeadPlanner::gather_kinds(StepContext& context, const AttnArgs& attention) const {
   const int64_t segments = attention.num_prompt_segments, heads = attention_.q_heads;
+  const auto kept = [&](int64_t s) {
+    return spec_.routed ? attention.kv.kinds.row<int32_t>(first_block(attention.seqs, s))
+                        : fixed_kinds_.row<int32_t>(sees_all(context.batch, s));
+  };
+  if (segments == 1) return {kept(0), DType::kI32, {1, heads}};
   TensorView kinds(context.arena.take(segments * heads * 4), DType::kI32, {segments, heads});
   for (int64_t s = 0; s < segments; ++s) {
-    const int32_t* from = spec_.routed
-                              ? attention.kv.kinds.row<int32_t>(first_block(attention.seqs, s))
-                              : fixed_kinds_.row<int32_t>(sees_all(context.batch, s));
-    copy_bytes(context.stream, kinds.row<int32_t>(s), from, heads * 4);
+    copy_bytes(context.stream, kinds.row<int32_t>(s), kept(s), heads * 4);
   }
   return kinds;
 }
@@ -168,7 +174,8 @@ HeadPlan HeadPlanner::plan(StepContext& context, LayerId layer, const AttnArgs& 
   const int64_t segments = attention.num_prompt_segments, heads = attention_.q_heads;
   HeadPlan plan{.kinds = fixed_kinds_,
                 .sink_blocks = spec_.sink_blocks,
-                .window_blocks = spec_.window_blocks};
+                .window_blocks = spec_.window_blocks,
+                .long_lists = long_lists_};
   if (context.ops.device != DeviceKind::kCpu) {
     plan.kinds = gather_kinds(context, attention);
   } else if (spec_.routed) {

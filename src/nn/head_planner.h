@@ -56,6 +56,7 @@ class HeadPlanner {
   Buffer constants_;
   TensorView thresholds_;   // [H]
   TensorView fixed_kinds_;  // [2, H]: of prompts, and of those too short for it (all full)
+  bool long_lists_ = false;
 };
 
 }  // namespace weft

@@ -48,9 +48,9 @@ TEST_P(AttentionPlan, StreamingAgainstOracle) {
 }
 
 TEST_P(AttentionPlan, SparseListsAgainstOracle) {
-  for (const uint64_t density : {0, 5, 90}) {
+  for (const uint64_t density : {0, 5, 90, 91}) {
     expect_oracle(GetParam(), {}, {{1, 0, 700}, {2, 2048, 129}},
-                  {.kinds = {kBlocks}, .density = density});
+                  {.kinds = {kBlocks}, .density = density, .long_lists = density > 90});
   }
 }
 
@@ -84,18 +84,26 @@ TEST_P(AttentionPlan, TheOwnBlockIsAlwaysSeen) {
 
 TEST_P(AttentionPlan, SameBitsInAnyChunks) {
   constexpr int kRows = 900;
-  const auto whole = bits(GetParam(), {{9, 0, kRows}}, kMixed);
-  for (const std::vector<int>& chunks : std::vector<std::vector<int>>{
-           {128, 128, 256, 128, 260}, {64, 192, 320, 324}, {512, 388}, {896, 4}}) {
-    std::vector<std::byte> joined;
-    int start = 0;
-    for (const int rows : chunks) {
-      const auto chunk = bits(GetParam(), {{9, start, rows}}, kMixed, {.seed = 7});
-      joined.insert(joined.end(), chunk.begin(), chunk.end());
-      start += rows;
+  // With the hint, lists of most blocks have another launch, by what their heads hold of a chunk.
+  const Plan dense{.kinds = {kBlocks}, .density = 80};
+  Plan hinted = dense;
+  hinted.long_lists = true;
+  EXPECT_TRUE(bits(GetParam(), {{9, 0, kRows}}, dense) ==
+              bits(GetParam(), {{9, 0, kRows}}, hinted));
+  for (const Plan& plan : {kMixed, hinted}) {
+    const auto whole = bits(GetParam(), {{9, 0, kRows}}, plan);
+    for (const std::vector<int>& chunks : std::vector<std::vector<int>>{
+             {128, 128, 256, 128, 260}, {64, 192, 320, 324}, {512, 388}, {896, 4}}) {
+      std::vector<std::byte> joined;
+      int start = 0;
+      for (const int rows : chunks) {
+        const auto chunk = bits(GetParam(), {{9, start, rows}}, plan, {.seed = 7});
+        joined.insert(joined.end(), chunk.begin(), chunk.end());
+        start += rows;
+      }
+      ASSERT_EQ(start, kRows);
+      EXPECT_TRUE(joined == whole) << "first chunk " << chunks[0];
     }
-    ASSERT_EQ(start, kRows);
-    EXPECT_TRUE(joined == whole) << "first chunk " << chunks[0];
   }
 }
 
@@ -168,7 +176,8 @@ TEST(AttentionPlanProperty, P16AHundredRandomShapes) {
               .window_blocks = 1 + draw(11, 3),
               .seed = seed,
               .density = static_cast<uint64_t>(draw(12, 11) * 10),
-              .with_diagonal = draw(13, 2) == 0};
+              .with_diagonal = draw(13, 2) == 0,
+              .long_lists = seed % 2 == 0};
     for (int i = 0; i <= draw(14, 5); ++i) {
       plan.kinds.push_back(static_cast<HeadKind>(draw(20 + static_cast<uint64_t>(i), 3) - 1));
     }

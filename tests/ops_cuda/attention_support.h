@@ -37,6 +37,7 @@ struct Plan {
   uint64_t seed = 1;
   uint64_t density = 40;      ///< percent of the blocks of a list
   bool with_diagonal = true;  ///< false: the bit of the own block is left out
+  bool long_lists = false;    ///< HeadPlan's hint
 
   HeadKind kind(uint64_t sequence, int head) const {
     return kinds[(static_cast<size_t>(head) + sequence) % kinds.size()];
@@ -244,6 +245,7 @@ class Step {
     plan.counts = of(counts_, {num, heads_.q, row_blocks});
     plan.sink_blocks = plan_.sink_blocks;
     plan.window_blocks = plan_.window_blocks;
+    plan.long_lists = plan_.long_lists;
     if (plan_.kinds.empty()) return plan;
     for (int64_t s = 0; s < num; ++s) {
       const Piece& piece = pieces_[static_cast<size_t>(s)];

@@ -10,8 +10,8 @@ int& prompt_tile_rows() {
 }
 
 int64_t attention_prompt_scratch(const AttnShape& shape, int64_t, int64_t) {
-  // The items of a HeadPlan's two launches.
-  return 2 * (int64_t{PrefillPlan::kMaxTiles} * shape.q_heads * 4 + 512);
+  // The items of a HeadPlan's three launches.
+  return 3 * (int64_t{PrefillPlan::kMaxTiles} * shape.q_heads * 4 + 512);
 }
 
 bool attention_prompt_quantizes(const AttnShape& shape) {

@@ -407,11 +407,15 @@ struct PrefillConsumer {
     return next;
   }
   __device__ __forceinline__ int note_at(RingAt<C> at) const {
-    return C::kPlanned ? __shfl_sync(0xffffffffu, shared.notes[at.slot], 0) : 0;
+    return C::kNarrow ? of_first_lane(shared.notes + at.slot) : 0;
   }
   /// Of the K at `at`.
   __device__ __forceinline__ int odd_at(RingAt<C> at) const {
-    return C::kF16 ? __shfl_sync(0xffffffffu, shared.odd[at.slot], 0) : 0;
+    return C::kF16 ? of_first_lane(shared.odd + at.slot) : 0;
+  }
+  /// The lane that reads it is the one that says so later.
+  __device__ __forceinline__ int of_first_lane(const int* at) const {
+    return __shfl_sync(0xffffffffu, threadIdx.x % 32 == 0 ? *at : 0, 0);
   }
 
   template <bool Turns>
@@ -427,6 +431,24 @@ struct PrefillConsumer {
         end_turn();
       }
       pass();
+    }
+  }
+
+  /// Of the tiles that come those that this warpgroup's rows see. ptxas makes good code of this
+  /// form of the loop.
+  __device__ __forceinline__ void wide_tiles(const PrefillItem& item) {
+    const PrefillTile& rows = item.tile;
+    const int own = PrefillSpan<C>(rows, warpgroup).tiles - 1;  // -1 without rows
+    const int block = rows.block + max(own, 0) - rows.position / C::kKeys;
+    const int32_t* list =
+        params.blocks + params.row_block(rows.segment, item.head, block) * params.words;
+    const int tiles = (rows.position + rows.tokens - 1) / C::kKeys + 1;
+    for (int j = 0; j < tiles; ++j) {
+      if (j == own || (j < own && (list[j / 32] >> (j % 32) & 1) != 0)) {
+        tile(rows, j, j == own, j == own);
+      } else {
+        pass();
+      }
     }
   }
 
@@ -446,7 +468,7 @@ struct PrefillConsumer {
     }
     if constexpr (C::kOverlap) {
       overlapped(item.tile);
-    } else if constexpr (C::kPlanned) {
+    } else if constexpr (C::kNarrow) {
       await(ring);
       int note = note_at(ring);
       // A warpgroup needs a prefix of the tiles of its item.
@@ -455,6 +477,8 @@ struct PrefillConsumer {
                     (note & (kLastOfGroup << warpgroup)) != 0);
       }
       while (note != 0) note = pass();
+    } else if constexpr (C::kPart == PlanPart::kWide) {
+      wide_tiles(item);
     } else {
       const int rows = item.tile.tokens << item.tile.pack_shift;
       if (C::kGathers && warpgroup < 2 && rows > 64 && rows <= 128) {

@@ -17,9 +17,11 @@ void attention_prompt_f16(Stream& stream, const AttnArgs& args, const QuantizedR
   }
   constexpr KvOperands kBeside = KvOperands::kF16Beside;
   if (args.shape.head_dim <= 64) {
-    launch_dense<PrefillShape<64, 192, 3, false, false, kBeside>>(stream, args, codes, gather);
+    launch_dense<PrefillShape<64, 192, 3, PlanPart::kFull, false, kBeside>>(stream, args, codes,
+                                                                            gather);
   } else {
-    launch_dense<PrefillShape<128, 128, 3, false, false, kBeside>>(stream, args, codes, gather);
+    launch_dense<PrefillShape<128, 128, 3, PlanPart::kFull, false, kBeside>>(stream, args, codes,
+                                                                             gather);
   }
 }
 

@@ -25,6 +25,7 @@
 
 #include <cuda_bf16.h>
 
+#include <optional>
 #include <type_traits>
 
 #include "kernels/cuda/attention_prompt_consumer.h"
@@ -122,7 +123,7 @@ struct KvProducer {
     for (int u = 0; u < C::kUnits; ++u) {
       const int slot = ring.slot;
       wait(shared.empty + slot, ring.phase ^ 1);
-      if (C::kPlanned && u == 0 && lane == 0) shared.notes[slot] = note;
+      if (C::kNarrow && u == 0 && lane == 0) shared.notes[slot] = note;
       if constexpr (C::kF16 && Plane == 0) {
         if (u == 0 && lane == 0) shared.odd[slot] = odd;
         if (u == 0 && odd) copy_powers(j, slot);
@@ -156,7 +157,7 @@ struct KvProducer {
       table = table_of(item);
       kv_end = item.tile.kv_end;
       first_row = (Plane * params.kv_heads + item.head / params.group) * params.block_size;
-      KeyTiles<C, C::kPlanned> tiles;
+      KeyTiles<C, C::kPart> tiles;
       tiles.begin(params, item, lane);
       int j = tiles.from(0), note = tiles.note(j);
       if (j != 0) box = box_of(table, kv_end, j);
@@ -233,7 +234,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     fence_barrier_init();
   }
   __syncthreads();
-  if (C::kPlanned && params.beside) {
+  if (C::kPart != PlanPart::kFull && params.beside) {
     // The launch ahead waited for all that was before it, but what this processor's L1 cache holds
     // may be older than that.
     __threadfence();
@@ -255,7 +256,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     } else if (threadIdx.x == 64) {
       produce_q<C>(shared, maps.q);
       // Who waits for this launch waits for the one ahead too.
-      if (C::kPlanned && params.beside) wait_for_predecessor();
+      if (C::kPart != PlanPart::kFull && params.beside) wait_for_predecessor();
     } else if (C::kGathers && warp == 3) {
       if constexpr (C::kGathers) gather_beside(source, shared.aside, lane);
     }
@@ -306,19 +307,33 @@ void launch_dense(Stream& stream, const AttnArgs& args, const QuantizedRows& cod
   launcher.flush();
 }
 
-/// The full heads of a HeadPlan, and the others on the processors that these leave.
-template <class Full, class Others>
+/// The full heads of a HeadPlan, and the others on the processors that these leave: narrow tiles,
+/// and then wide ones, where there is a shape for them (else void).
+template <class Full, class Narrow, class Wide = void>
 void launch_planned(Stream& stream, const AttnArgs& args, const QuantizedRows& codes,
                     const PrefillSource<Full>& source = {}) {
+  constexpr bool kHasWide = !std::is_void_v<Wide>;
   PrefillLauncher<Full> full(stream, args, codes, source);
-  PrefillLauncher<Others> others(stream, args, codes, source);
+  PrefillLauncher<Narrow> narrow(stream, args, codes, source);
+  // Full's stands in where there is none.
+  using Third = PrefillLauncher<std::conditional_t<kHasWide, Wide, Full>>;
+  std::optional<Third> wide;
   full.add_segments();
-  others.add_segments();
+  if constexpr (kHasWide) {
+    if (narrow.set_wide()) {
+      wide.emplace(stream, args, codes, source);
+      wide->set_wide();
+      wide->add_segments();
+    }
+  }
+  narrow.add_segments();
   const ArenaScope scope(stream.scratch());
-  full.order();
-  others.order();
+  full.order(/*beside=*/false);
+  narrow.order(/*beside=*/true);
+  if (wide) wide->order(/*beside=*/true);
   full.run(/*beside=*/false);
-  others.run(/*beside=*/true);
+  narrow.run(/*beside=*/true);
+  if (wide) wide->run(/*beside=*/false);
 }
 
 /// By the size of heads, with a plan or without.
@@ -326,20 +341,21 @@ template <KvOperands Operands>
 void launch_prompt(Stream& stream, const AttnArgs& args, const QuantizedRows& codes,
                    const PrefillSourceOf<Operands>& source) {
   if (args.shape.head_dim <= 64) {
-    using Full = PrefillShape<64, 192, 3, false, false, Operands>;
+    using Full = PrefillShape<64, 192, 3, PlanPart::kFull, false, Operands>;
     if (args.heads == nullptr) return launch_dense<Full>(stream, args, codes, source);
-    launch_planned<Full, PrefillShape<64, 128, 2, true, true, Operands>>(stream, args, codes,
-                                                                         source);
+    using Narrow = PrefillShape<64, 128, 2, PlanPart::kNarrow, true, Operands>;
+    launch_planned<Full, Narrow>(stream, args, codes, source);
   } else if (args.shape.head_dim <= 128) {
-    using Full = PrefillShape<128, 128, 3, false, false, Operands>;
+    using Full = PrefillShape<128, 128, 3, PlanPart::kFull, false, Operands>;
     if (args.heads == nullptr) return launch_dense<Full>(stream, args, codes, source);
-    launch_planned<Full, PrefillShape<128, 128, 2, true, true, Operands>>(stream, args, codes,
-                                                                          source);
+    using Narrow = PrefillShape<128, 128, 2, PlanPart::kNarrow, true, Operands>;
+    using Wide = PrefillShape<128, 128, 3, PlanPart::kWide, false, Operands>;
+    launch_planned<Full, Narrow, Wide>(stream, args, codes, source);
   } else {
-    using Full = PrefillShape<256, 128, 2, false, false, Operands>;
+    using Full = PrefillShape<256, 128, 2, PlanPart::kFull, false, Operands>;
     if (args.heads == nullptr) return launch_dense<Full>(stream, args, codes, source);
-    launch_planned<Full, PrefillShape<256, 128, 2, true, false, Operands>>(stream, args, codes,
-                                                                           source);
+    using Narrow = PrefillShape<256, 128, 2, PlanPart::kNarrow, false, Operands>;
+    launch_planned<Full, Narrow>(stream, args, codes, source);
   }
 }
 

@@ -101,14 +101,31 @@ class PrefillLauncher {
 
   void flush() {
     const ArenaScope scope(stream_.scratch());
-    order();
+    order(/*beside=*/false);
     run(/*beside=*/false);
   }
 
-  /// The order of the tiles and, with a plan of heads, that of the items.
-  void order() {
+  /// Whether a launch of PlanPart::kWide, whose tiles begin where segments do, follows or is this.
+  bool set_wide() {
+    const int64_t segments = args_.num_prompt_segments;
+    if (params_.counts == nullptr || !args_.heads->long_lists) return false;
+    if (segments * args_.shape.q_heads > PrefillParams::kMaxWidePairs) return false;
+    for (int64_t s = 0; s < segments; ++s) {
+      if (args_.seqs.host_kv_start[s] % HeadPlan::kBlock != 0) return false;
+    }
+    params_.cu_q = args_.seqs.cu_q.template ptr<int32_t>();
+    params_.kv_start = args_.seqs.kv_start.template ptr<int32_t>();
+    params_.segments = static_cast<int32_t>(segments);
+    params_.has_wide = true;
+    return true;
+  }
+
+  /// The order of the tiles and, with a plan of heads, that of the items. `beside`: the launch
+  /// ahead orders other items of the plan.
+  void order(bool beside) {
     if (plan_.num_tiles == 0) return;
     arrange();
+    params_.beside = beside;
     params_.counter = nullptr;
     if (args_.heads != nullptr) {
       auto* order = static_cast<int32_t*>(stream_.scratch().take(int64_t{plan_.num_items} * 4 + 8));
@@ -123,7 +140,7 @@ class PrefillLauncher {
   }
 
   /// Launches what order() has ordered, while the scratch memory of that is held. `beside`: the
-  /// launch ahead is that of the plan's full heads.
+  /// launch ahead is that of other items of the plan.
   void run(bool beside) {
     if (plan_.num_tiles == 0) return;
     params_.beside = beside;
@@ -138,7 +155,7 @@ class PrefillLauncher {
   }
 
   void add_segments() {
-    if (!C::kPlanned && args_.heads == nullptr) rows_ = best_rows();
+    if (args_.heads == nullptr) rows_ = best_rows();
     add_all();
   }
 
@@ -245,7 +262,7 @@ class PrefillLauncher {
       PrefillTile& tile = plan_.tiles[plan_.num_tiles++];
       const int position = rows.position + at;
       int tokens = std::min(step, rows.tokens - at);
-      if (C::kPlanned) {
+      if (C::kNarrow) {
         tokens = std::min(tokens, HeadPlan::kBlock - position % HeadPlan::kBlock);
       }
       tile.row = rows.row + at;

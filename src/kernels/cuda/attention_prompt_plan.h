@@ -61,10 +61,13 @@ struct PrefillParams {
 
   // Of a HeadPlan.
   bool beside = false;             ///< this launch and the one ahead of it don't know of each other
+  bool has_wide = false;           ///< PlanPart::kWide is a launch of its own
   const int32_t* order = nullptr;  ///< how many items; the items, longest first; null: no plan
   HeadKinds kinds;
   const int32_t* blocks = nullptr;  ///< contiguous
   const int32_t* counts = nullptr;
+  const int32_t *cu_q = nullptr, *kv_start = nullptr;  ///< of segments, with has_wide
+  int32_t segments = 0;
   int32_t heads = 0, row_blocks = 0, words = 0;  ///< H, QB, words of HeadPlan
   int32_t sink_blocks = 0, window_blocks = 0;
 
@@ -75,6 +78,20 @@ struct PrefillParams {
   __device__ __forceinline__ int64_t row_block(int segment, int head, int block) const {
     return (int64_t{segment} * heads + head) * row_blocks + block;
   }
+  /// Called by a warp: whether a listed head sees so much that few of the wide tiles' parts would
+  /// be idle. Three row blocks together see more than one of them does.
+  __device__ __forceinline__ bool is_wide_list(int segment, int head, int lane) const {
+    const int rows = cu_q[segment + 1] - cu_q[segment];
+    const int n = (rows + HeadPlan::kBlock - 1) / HeadPlan::kBlock;
+    const int before = kv_start[segment] / HeadPlan::kBlock;
+    const int32_t* of_head = counts + row_block(segment, head, 0);
+    int64_t seen = 0;
+    for (int block = lane; block < n; block += 32) seen += of_head[block];
+    for (int step = 16; step > 0; step /= 2) seen += __shfl_xor_sync(0xffffffffu, seen, step);
+    return 16 * seen >= kWideSixteenths * (int64_t{n} * before + int64_t{n} * (n + 1) / 2);
+  }
+  static constexpr int kWideSixteenths = 13;
+  static constexpr int kMaxWidePairs = 4096;  ///< segments x heads of a plan with it
 };
 
 /// What K and V are: the cache's bf16; f16 that kv_gather.h made of a quantised cache; the same,
@@ -90,15 +107,20 @@ using PrefillSourceOf = std::conditional_t<Operands == KvOperands::kBf16, NoGath
 template <class C>
 using PrefillSource = PrefillSourceOf<C::kOperands>;
 
-/// Planned: for the streaming and the listed heads of a HeadPlan; the rows of a tile lie in one
-/// block of 128, so that all warpgroups see the same blocks. Overlap: the scores of a tile of keys
-/// are computed beside the values of the one before.
-template <int HeadDim, int Keys, int Warpgroups, bool Planned, bool Overlap, KvOperands Operands>
+/// What a launch is for: full heads, which all are without a HeadPlan; or the others. The rows of a
+/// narrow tile lie in one block of 128, so that all warpgroups see the same blocks, and others are
+/// not copied; the warpgroups of a wide one, for lists of most blocks, pass over what is not
+/// theirs.
+enum class PlanPart { kFull, kNarrow, kWide };
+
+/// Overlap: the scores of a tile of keys are computed beside the values of the one before.
+template <int HeadDim, int Keys, int Warpgroups, PlanPart Part, bool Overlap, KvOperands Operands>
 struct PrefillShape {
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kKeys = Keys;
   static constexpr int kWarpgroups = Warpgroups;
-  static constexpr bool kPlanned = Planned;
+  static constexpr PlanPart kPart = Part;
+  static constexpr bool kNarrow = Part == PlanPart::kNarrow;
   static constexpr bool kOverlap = Overlap;
   static constexpr KvOperands kOperands = Operands;
   static constexpr bool kF16 = Operands != KvOperands::kBf16;
@@ -152,7 +174,8 @@ struct PrefillShape {
   static constexpr int kHelpers = kRingGathers < 4 * Warpgroups ? kRingGathers : 4 * Warpgroups;
   static constexpr int kSharedBytes = shared_bytes(kStages);
   static_assert(kStages >= 2 * kUnits && Warpgroups <= 4);
-  static_assert(Planned ? kRows <= HeadPlan::kBlock && !kGathers : !Overlap);
+  static_assert(kNarrow ? kRows <= HeadPlan::kBlock && !kGathers : !Overlap);
+  static_assert(Part != PlanPart::kWide || (kKeys == HeadPlan::kBlock && !kGathers));
   static_assert(kStages / (2 * kUnits) + 2 < kClaims);
 };
 
@@ -299,7 +322,7 @@ struct PrefillSpan {
 // ---- Which tiles of keys an item needs
 
 /// All of them up to the last row's own; the warpgroups know which are theirs.
-template <class C, bool Planned>
+template <class C, PlanPart Part>
 class KeyTiles {
  public:
   __device__ __forceinline__ void begin(const PrefillParams&, const PrefillItem& item, int) {
@@ -315,7 +338,7 @@ class KeyTiles {
 
 /// What a HeadPlan lets a streaming or listed head see. Called by a whole warp.
 template <class C>
-class KeyTiles<C, true> {
+class KeyTiles<C, PlanPart::kNarrow> {
  public:
   static_assert(C::kKeys == HeadPlan::kBlock);
 
@@ -383,10 +406,29 @@ __global__ void __launch_bounds__(1024)
                 const __grid_constant__ PrefillPlan plan, int32_t* order) {
   constexpr int kClasses = 1024;
   __shared__ int places[kClasses], sums[32];
+  // Of (segment, head), with has_wide.
+  __shared__ uint32_t wide_lists[PrefillParams::kMaxWidePairs / 32];
   const int thread = static_cast<int>(threadIdx.x);
   places[thread] = 0;
   __syncthreads();
-  wait_for_predecessor();
+  if (params.beside) {
+    __threadfence();  // as in attention_prefill()
+  } else {
+    wait_for_predecessor();
+  }
+  let_successor_begin();
+  const int warp = thread / 32, lane = thread % 32;
+  if (C::kPart != PlanPart::kFull && params.has_wide) {
+    if (thread < PrefillParams::kMaxWidePairs / 32) wide_lists[thread] = 0;
+    __syncthreads();
+    for (int pair = warp; pair < params.segments * params.heads; pair += 32) {
+      const int segment = pair / params.heads, head = pair % params.heads;
+      if (params.kind(segment, head) != static_cast<int>(HeadKind::kBlocks)) continue;
+      const bool wide = params.is_wide_list(segment, head, lane);
+      if (wide && lane == 0) atomicOr(&wide_lists[pair / 32], 1u << pair % 32);
+    }
+    __syncthreads();
+  }
   const int longest = ((plan.longest - 1) / C::kKeys + 1) * C::kWarpgroups;
   const int sections = plan.num_items / plan.section_items;
   const int classes = kClasses / (2 * sections);  // of a section
@@ -395,13 +437,19 @@ __global__ void __launch_bounds__(1024)
     const PrefillTile& tile = item.tile;
     const int kind = params.kind(tile.segment, item.head);
     const bool full = kind == static_cast<int>(HeadKind::kFull);
-    if (full == C::kPlanned) return -1;
+    if (full != (C::kPart == PlanPart::kFull)) return -1;
+    const bool streaming = kind == static_cast<int>(HeadKind::kStreaming);
+    if (!full && params.has_wide) {
+      const int pair = tile.segment * params.heads + item.head;
+      const bool wide = (wide_lists[pair / 32] >> pair % 32 & 1) != 0;
+      if (wide == C::kNarrow) return -1;
+    }
     int cost = (tile.position + tile.tokens - 1) / C::kKeys + 1;
     int section = index / plan.section_items;
-    if (kind == static_cast<int>(HeadKind::kStreaming)) {
+    if (streaming) {
       section += sections;
       cost = min(cost, params.sink_blocks + params.window_blocks);
-    } else if (!full) {
+    } else if (C::kNarrow) {
       cost = params.counts[params.row_block(tile.segment, item.head, tile.block)];
     }
     cost *= (tile.tokens + 63) / 64;
@@ -412,7 +460,6 @@ __global__ void __launch_bounds__(1024)
     if (place >= 0) atomicAdd(&places[place], 1);
   }
   __syncthreads();
-  const int warp = thread / 32, lane = thread % 32;
   const auto scan_of_warp = [&](int x) {
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
@@ -437,6 +484,7 @@ __global__ void __launch_bounds__(1024)
     const int place = class_of(i);
     if (place >= 0) order[atomicAdd(&places[place], 1)] = i;
   }
+  if (params.beside) wait_for_predecessor();
 }
 
 /// For a launch without order_items().
